@@ -1,0 +1,35 @@
+"""The exception that an abort becomes."""
+
+from __future__ import annotations
+
+__all__ = ["RunAborted"]
+
+
+class RunAborted(BaseException):
+    """Raised in the code that works on a run, once that run was aborted.
+
+    Raised by ``abortable_run`` (on entering and on leaving its block) and by
+    ``AbortSignal.raise_if_aborted()`` and ``AbortSignal.sleep()``.
+
+    It derives from ``BaseException``, as ``asyncio.CancelledError`` does, so that a job's own
+    ``except Exception`` cannot swallow an abort and a task queue does not retry it as a failure.
+    It pickles.
+
+    :ivar run_id: the ID of the block that was aborted; empty for a bare ``AbortController()``.
+    :ivar reason: why, in the words of whoever aborted; may be empty.
+    :ivar actor: who, as text; may be empty.
+    """
+
+    def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
+        super().__init__(run_id, reason, actor)
+        self.run_id = run_id
+        self.reason = reason
+        self.actor = actor
+
+    def __str__(self) -> str:
+        text = f"run {self.run_id!r} was aborted"
+        if self.actor:
+            text += f" by {self.actor}"
+        if self.reason:
+            text += f": {self.reason}"
+        return text
