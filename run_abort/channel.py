@@ -1,0 +1,216 @@
+"""The pub/sub channel: which Redis it is on, this process's ID there, publishing, subscribing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from django.conf import settings as django_settings
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from . import conf, messages
+from .messages import AbortMessage
+
+if TYPE_CHECKING:
+    from redis import ConnectionPool
+
+    from .links import Publisher, Subscription
+
+__all__ = [
+    "Endpoint",
+    "endpoint",
+    "may_be_configured",
+    "origin",
+    "publish",
+    "publish_run_abort",
+    "subscription",
+]
+
+logger = logging.getLogger("run_abort")
+
+
+class Endpoint(NamedTuple):
+    """The Redis of this installation.
+
+    :ivar source: which setting named it.
+    :ivar pool: says how to connect. It is ours and never hands out a connection, but Sentinel's
+        connections ask it for the master's address.
+    :ivar publisher: this process's.
+    """
+
+    source: str
+    pool: ConnectionPool
+    publisher: Publisher
+
+
+def may_be_configured() -> bool:
+    """Whether :func:`endpoint` may find a Redis. Cheap, for ``ready()``: imports nothing."""
+    options = conf.settings()
+    if options.REDIS_URL or _environment_url():
+        return True
+    configured: Mapping[str, Any] = django_settings.CACHES.get(options.CACHE_ALIAS, {})
+    backend: str = configured.get("BACKEND", "")
+    # Any backend but Django's own may turn out to be made on django-redis.
+    is_djangos = backend.startswith("django.core.cache.") and not backend.endswith(".RedisCache")
+    return bool(backend) and not is_djangos
+
+
+# What was found for which process and environment; forgotten when the settings change. Two
+# threads may look it up at once: they find the same, and one of the two is kept.
+_found: tuple[tuple[int, str | None], Endpoint | None] | None = None
+
+
+def endpoint() -> Endpoint | None:
+    """The Redis of this installation; None if none is configured. No network.
+
+    :raises Exception: if the settings name one, but not in a way that can be used.
+    """
+    global _found
+    key = (os.getpid(), _environment_url())
+    if _found is None or _found[0] != key:
+        _found = (key, _find())
+    return _found[1]
+
+
+def subscription() -> Subscription | None:
+    """A new link to the channel, not yet open; None if no Redis is configured.
+
+    :raises Exception: as :func:`endpoint`.
+    """
+    found = endpoint()
+    if found is None:
+        return None
+
+    from .links import Subscription
+
+    options = conf.settings()
+    return Subscription(found.pool, options.CHANNEL, heartbeat=options.HEARTBEAT)
+
+
+_origin: tuple[int, str] = (0, "")
+
+
+def origin() -> str:
+    """This process's ID on the wire: ``inst_`` and 32 hex digits, new after every fork."""
+    global _origin
+    pid = os.getpid()
+    if _origin[0] != pid:
+        _origin = (pid, messages.new_origin())
+    return _origin[1]
+
+
+def publish_run_abort(run_id: str) -> bool:
+    """Tell every other process that listens to abort ``run_id``: the bare channel.
+
+    Nothing is recorded and nothing is aborted in this process: that is ``abort_run``.
+    Blocks for at most ``PUBLISH_TIMEOUT`` seconds.
+
+    :return: True when Redis took the message. False, and nothing is raised, when the ID is empty
+        or not a string, when Redis is not configured or not reachable, or when publishing failed;
+        a failure is logged as a warning.
+    """
+    if not isinstance(run_id, str) or not run_id:  # type: ignore[redundant-expr]  # untyped callers
+        return False
+    return publish(AbortMessage(run_id, origin())) is not None
+
+
+def publish(message: AbortMessage) -> int | None:
+    """Publish ``message``; blocks for at most ``PUBLISH_TIMEOUT`` seconds and raises nothing.
+
+    :return: how many subscribers the server that took it had, a hint only (in a cluster it counts
+        one node); None if no Redis is configured or, with a warning in the log, if it failed.
+    """
+    try:
+        found = endpoint()
+        if found is None:
+            return None
+        options = conf.settings()
+        data = messages.encode(message)
+        return found.publisher.publish(options.CHANNEL, data, timeout=options.PUBLISH_TIMEOUT)
+    except Exception as error:
+        logger.warning("The abort of run %r was not published: %s", message.run_id, error)
+        return None
+
+
+def _environment_url() -> str | None:
+    return os.environ.get("REDIS_URL")
+
+
+def _find() -> Endpoint | None:
+    options = conf.settings()
+    if options.REDIS_URL:
+        source, pool = "RUN_ABORT['REDIS_URL']", _url_pool(options.REDIS_URL)
+    elif (alias_pool := _alias_pool(options.CACHE_ALIAS)) is not None:
+        source, pool = f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool
+    elif url := _environment_url():
+        source, pool = "the environment's REDIS_URL", _url_pool(url)
+    else:
+        return None
+
+    from .links import Publisher
+
+    return Endpoint(source, pool, Publisher(pool))
+
+
+def _url_pool(url: str) -> ConnectionPool:
+    from redis import ConnectionPool
+
+    try:
+        return ConnectionPool.from_url(url)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The Redis URL is not valid: {error}") from error
+
+
+def _alias_pool(alias: str) -> ConnectionPool | None:
+    """A pool with all options of the alias; None if the alias is not Redis-backed."""
+    configured = django_settings.CACHES.get(alias)
+    if configured is None:
+        return None
+    cache: Any = caches[alias]
+    if hasattr(cache, "client"):
+        return _django_redis_pool(alias, configured)
+    if hasattr(getattr(cache, "_cache", None), "get_client"):  # Django's own RedisCache
+        pool: ConnectionPool = cache._cache.get_client(None, write=True).connection_pool
+        return pool
+    return None
+
+
+def _django_redis_pool(alias: str, configured: Mapping[str, Any]) -> ConnectionPool | None:
+    from django_redis import get_redis_connection
+
+    try:
+        shared: ConnectionPool = get_redis_connection(alias, write=True).connection_pool
+    except NotImplementedError:  # a sharded client, or a backend that only looks alike
+        return None
+    cache: Any = caches[alias]
+    if not hasattr(cache.client, "connection_factory"):
+        return shared
+    factory = cache.client.connection_factory
+    # A pool of our own, because django-redis shares its pools by URL alone: of two aliases with
+    # one URL, the options of whichever was used first would win.
+    location = configured.get("LOCATION", "")
+    first = location.split(",")[0] if isinstance(location, str) else location[0]
+    pool: ConnectionPool = factory.get_connection_pool(factory.make_connection_params(first))
+    return pool
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    global _found
+    if setting in {"RUN_ABORT", "CACHES"}:
+        _close_kept()
+        _found = None
+
+
+def _close_kept() -> None:
+    """Before a fork: a child shall inherit no idle socket of ours."""
+    if _found is not None and _found[1] is not None:
+        _found[1].publisher.close()
+
+
+setting_changed.connect(_forget, dispatch_uid="run_abort.channel")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_close_kept)

@@ -1,0 +1,173 @@
+"""The settings: one dict ``RUN_ABORT`` in the project's settings, every key optional."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+__all__ = ["Problem", "Settings", "problems", "settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``RUN_ABORT`` with its defaults. Durations are in seconds.
+
+    :ivar REDIS_URL: where Redis is. Else the alias below if it is Redis-backed, else the
+        environment's ``REDIS_URL``, else no Redis.
+    :ivar CACHE_ALIAS: the alias in ``CACHES``, of django-redis or Django's own ``RedisCache``.
+    :ivar CHANNEL: the pub/sub channel. Channels ignore Redis's database number: two installations
+        on one server need two names.
+    :ivar INTENTS: whether aborts are recorded in the database.
+    :ivar INTENT_TTL: how long a recorded abort stops a late starter.
+    :ivar RECONCILE_INTERVAL: how often the intents of held runs are re-read while Redis is up.
+    :ivar POLL_INTERVAL: the same while Redis is down or absent.
+    :ivar PUBLISH_TIMEOUT: bound on the push, whatever the alias's own time-outs and retries say.
+    :ivar HEARTBEAT: silence on the link after which it is pinged.
+    :ivar LISTEN: ``"auto"``: long-lived processes from ``ready()``, any other at its first
+        ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process from ``ready()``;
+        False: none.
+    """
+
+    REDIS_URL: str | None = None
+    CACHE_ALIAS: str = "default"
+    CHANNEL: str = "sentri:run-abort"
+    INTENTS: bool = True
+    INTENT_TTL: float = timedelta(days=7).total_seconds()
+    RECONCILE_INTERVAL: float = 15.0
+    POLL_INTERVAL: float = 1.0
+    PUBLISH_TIMEOUT: float = 1.0
+    HEARTBEAT: float = 10.0
+    LISTEN: Literal["auto"] | bool = "auto"
+
+
+class Problem(NamedTuple):
+    """What is wrong with one setting.
+
+    :ivar kind: ``"dict"``, ``"key"``, ``"type"`` or ``"range"``.
+    :ivar message: the problem.
+    :ivar hint: the remedy.
+    """
+
+    kind: Literal["dict", "key", "type", "range"]
+    message: str
+    hint: str
+
+
+KEYS: Final = tuple(field.name for field in fields(Settings))
+
+# Seconds. The lower bounds keep a typo from becoming a busy loop, the upper ones from becoming
+# "never"; a listener's deadlines have to fit into what a caller is willing to wait.
+_DURATIONS: Final[Mapping[str, tuple[float, float]]] = {
+    "INTENT_TTL": (1, timedelta(days=36_500).total_seconds()),
+    "RECONCILE_INTERVAL": (0.1, 3600),
+    "POLL_INTERVAL": (0.05, 3600),
+    "PUBLISH_TIMEOUT": (0.05, 60),
+    "HEARTBEAT": (0.1, 3600),
+}
+_URL_SCHEMES: Final = ("redis", "rediss", "unix")
+
+_cached: Settings | None = None
+
+
+def settings() -> Settings:
+    """The settings as they are now.
+
+    :raises ImproperlyConfigured: if one of them is invalid; the message says which, and what it
+        has to be. The system checks report the same, all at once.
+    """
+    global _cached
+    if _cached is None:
+        _cached = _load(getattr(django_settings, "RUN_ABORT", {}))
+    return _cached
+
+
+def _load(raw: object) -> Settings:
+    for problem in problems(raw):
+        raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
+    values: dict[str, Any] = dict(raw)  # type: ignore[call-overload]
+    for key in _DURATIONS.keys() & values.keys():
+        values[key] = _seconds(values[key])
+    return Settings(**values)
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    global _cached
+    if setting == "RUN_ABORT":
+        _cached = None
+
+
+setting_changed.connect(_forget, dispatch_uid="run_abort.conf")
+
+
+def problems(raw: object) -> Iterator[Problem]:
+    """Everything that is wrong with ``raw``, the value of the setting ``RUN_ABORT``."""
+    if not isinstance(raw, dict):
+        yield Problem(
+            "dict", f"RUN_ABORT is {_shown(raw)}.", "It has to be a dict; {} takes all defaults."
+        )
+        return
+    for key, value in raw.items():
+        if key not in KEYS:
+            yield _unknown(key)
+        elif key in _DURATIONS:
+            yield from _duration_problems(key, value)
+        else:
+            yield from _value_problems(key, value)
+
+
+def _unknown(key: object) -> Problem:
+    close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
+    return Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
+
+
+def _duration_problems(key: str, value: object) -> Iterator[Problem]:
+    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
+        yield _wrong("type", key, value, "a number of seconds or a timedelta")
+        return
+    low, high = _DURATIONS[key]
+    if not low <= _seconds(value) <= high:
+        yield _wrong("range", key, value, f"between {low:g} and {high:.10g} seconds")
+
+
+def _value_problems(key: str, value: object) -> Iterator[Problem]:
+    if key == "LISTEN":
+        if not isinstance(value, bool) and value != "auto":
+            yield _wrong("range", key, value, '"auto", True or False')
+    elif key == "INTENTS":
+        if not isinstance(value, bool):
+            yield _wrong("type", key, value, "True or False")
+    elif key == "REDIS_URL" and value is None:
+        pass
+    elif not isinstance(value, str):
+        yield _wrong("type", key, value, "a string")
+    elif not value:
+        yield _wrong("range", key, value, "a string that is not empty")
+    elif key == "REDIS_URL" and urlsplit(value).scheme not in _URL_SCHEMES:
+        # The URL may hold a password, so it is not shown.
+        yield Problem(
+            "range",
+            "RUN_ABORT['REDIS_URL'] is not a Redis URL.",
+            "It has to start with redis://, rediss:// or unix://.",
+        )
+
+
+def _wrong(kind: Literal["type", "range"], key: str, value: object, expected: str) -> Problem:
+    return Problem(kind, f"RUN_ABORT[{key!r}] is {_shown(value)}.", f"It has to be {expected}.")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _seconds(value: float | timedelta) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
