@@ -1,0 +1,340 @@
+"""The listener: this process's one subscriber thread.
+
+Who starts it: ``RunAbortConfig.ready()`` in a long-lived process, else the first ``abortable_run``
+or ``subscribe_to_run_aborts``. Who stops it: :func:`stop`, and the exit of the interpreter. A fork
+finds no such thread: it is stopped and joined before, and started again after, in the parent and
+in the child. (A thread that is alive at a fork can leave the child with half-imported modules and
+with locks that nobody will release.)
+
+While a Redis is configured, nothing else ends the thread. It reconnects for ever.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+from django.core.signals import setting_changed
+
+from . import channel, conf, dispatch, messages
+
+if TYPE_CHECKING:
+    from .links import Subscription
+
+__all__ = [
+    "ListenerStatus",
+    "ensure_started",
+    "start",
+    "start_soon",
+    "status",
+    "stop",
+    "subscribe_to_run_aborts",
+]
+
+logger = logging.getLogger("run_abort")
+
+# Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A
+# server that forks goes on forking at once, and some close inherited files a little later.
+REST: Final = 0.1
+JOIN_TIMEOUT: Final = 5.0  # seconds
+MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubles up to
+MAX_DELAY: Final = 2.0
+
+State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStatus:
+    """What the listener of this process is doing.
+
+    :ivar state: ``"starting"``: not yet connected; ``"listening"``: the server has confirmed the
+        subscription; ``"reconnecting"``: it has not, or no longer; ``"stopped"``; ``"off"``: not
+        started here, or no Redis is configured.
+    :ivar since: when it came into that state, in UTC.
+    :ivar reconnects: how often a lost subscription was had again.
+    :ivar messages: how many messages came, of any kind.
+    :ivar malformed: how many of them were not abort messages.
+    :ivar last_error: why the last connection was lost or refused; empty if none was.
+    :ivar origin: this process's ID on the wire.
+    """
+
+    state: State
+    since: datetime
+    reconnects: int
+    messages: int
+    malformed: int
+    last_error: str
+    origin: str
+
+
+class _Thread(threading.Thread):
+    """One life of the listener: from its start to its stop."""
+
+    def __init__(self, owner: Listener, *, rest: float) -> None:
+        super().__init__(name="run_abort-listener", daemon=True)
+        self.stopping = False
+        self._owner = owner
+        self._rest = rest
+        self._wake = threading.Event()
+        self._link: Subscription | None = None
+        self._failures = 0
+
+    def run(self) -> None:
+        self._pause(self._rest)
+        while not self.stopping:
+            try:
+                self._listen()
+            except BaseException as error:
+                if not self.stopping:
+                    self._owner.lost(self, error)
+                    self._pause(self._delay())
+
+    def _listen(self) -> None:
+        link = channel.subscription()
+        if link is None:
+            self.stopping = True
+            self._owner.enter(self, "off")
+            return
+        self._link = link
+        try:
+            if self.stopping:  # looked at after _link was set, as stop() does it the other way
+                return
+            link.open()
+            self._failures = 0
+            origin = channel.origin()
+            self._owner.confirmed(self, origin)
+            while not self.stopping:
+                self._owner.handle(link.receive(), origin)
+        finally:
+            self._link = None
+            link.close()
+
+    def hurry(self) -> None:
+        """End a rest before the first connection."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Make the thread end soon; any thread may call it."""
+        self.stopping = True
+        self._wake.set()
+        link = self._link
+        if link is not None:
+            link.interrupt()
+
+    def _pause(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _delay(self) -> float:
+        delay: float = min(MIN_DELAY * 2**self._failures, MAX_DELAY)
+        self._failures = min(self._failures + 1, 10)
+        return delay * random.uniform(0.5, 1)  # noqa: S311  spreads a herd, guards no secret
+
+
+class Listener:
+    """Starts, stops and watches over the thread."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        # Guards _thread, _forking and _resume, so that there is one thread, and none at a fork.
+        self._lock = threading.Lock()
+        self._thread: _Thread | None = None
+        self._forking = 0
+        self._resume = False
+        # Whether whoever needs the listener need not look after it any more.
+        self.settled = False
+        self._configured = False
+        self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
+        self._confirmations = 0
+        self._messages = 0
+        self._malformed = 0
+        self._last_error = ""
+        self._throttle = dispatch.Throttle()
+
+    def ensure_started(self) -> bool:
+        """Have the thread running, and connecting without delay.
+
+        :return: whether a Redis is configured, and this process may listen to it.
+        """
+        if not self.settled:
+            self._configured = conf.settings().LISTEN is not False and _has_endpoint()
+            if self._configured:
+                self.start()
+            self.settled = True
+        return self._configured
+
+    def start(self, *, rest: float = 0.0) -> None:
+        """Start the thread, or hurry the one that rests."""
+        with self._lock:
+            if self._forking:
+                self._resume = True
+            elif self._thread is None or not self._thread.is_alive():
+                self._thread = _Thread(self, rest=rest)
+                self._phase = ("starting", datetime.now(UTC))
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # a limit of the system, or its exit is near
+                    self._phase = ("stopped", datetime.now(UTC))
+                    self._last_error = str(error)
+                    logger.warning("The listener cannot be started: %s", error)
+            elif not rest:
+                self._thread.hurry()
+
+    def stop(self, timeout: float = JOIN_TIMEOUT) -> bool:
+        """Stop the thread and wait for its end."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._resume = False
+            self.settled = False
+            if self._phase[0] != "off":
+                self._phase = ("stopped", datetime.now(UTC))
+        return thread is None or _end(thread, timeout)
+
+    def status(self) -> ListenerStatus:
+        state, since = self._phase
+        thread = self._thread
+        if state not in {"off", "stopped"} and (thread is None or not thread.is_alive()):
+            state = "stopped"
+        return ListenerStatus(
+            state=state,
+            since=since,
+            reconnects=max(self._confirmations - 1, 0),
+            messages=self._messages,
+            malformed=self._malformed,
+            last_error=self._last_error,
+            origin=channel.origin(),
+        )
+
+    # Called by the thread.
+
+    def enter(self, thread: _Thread, state: State) -> None:
+        # A thread that did not end in time must not speak for its successor.
+        if thread is self._thread and self._phase[0] != state:
+            self._phase = (state, datetime.now(UTC))
+
+    def confirmed(self, thread: _Thread, origin: str) -> None:
+        self._confirmations += 1
+        self.enter(thread, "listening")
+        logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
+
+    def lost(self, thread: _Thread, error: BaseException) -> None:
+        self._last_error = f"{type(error).__name__}: {error}"
+        if self._phase[0] != "reconnecting":
+            logger.warning(
+                "Not listening for aborts on %s: %s; trying again",
+                conf.settings().CHANNEL,
+                self._last_error,
+            )
+            logger.debug("Where it happened", exc_info=error)
+        self.enter(thread, "reconnecting")
+
+    def handle(self, data: bytes, origin: str) -> None:
+        self._messages += 1
+        message = messages.decode(data)
+        if message is None:
+            self._malformed += 1
+            if (before := self._throttle.admit()) is not None:
+                logger.warning("Ignored a malformed message, and %d before: %.80r", before, data)
+        elif message.origin != origin:
+            try:
+                dispatch.receive(message)
+            except Exception:
+                logger.exception("Failed to deal with the abort of run %r", message.run_id)
+
+    # Around a fork.
+
+    def before_fork(self) -> None:
+        with self._lock:
+            self._forking += 1
+            thread = self._thread
+            alive = thread is not None and thread.is_alive() and not thread.stopping
+            if not alive or thread is threading.current_thread():
+                return
+            self._thread = None
+            self._resume = True
+        if thread is not None and not _end(thread, JOIN_TIMEOUT):
+            logger.warning("The listener is busy and lives on while this process forks")
+
+    def after_fork_in_parent(self) -> None:
+        with self._lock:
+            self._forking -= 1
+            if self._forking or not self._resume:
+                return
+            self._resume = False
+        self.start(rest=REST)
+
+    def after_fork_in_child(self) -> None:
+        resume = self._resume or self._thread is not None
+        if self._thread is not None:  # it forked, and shall not go on listening in the child
+            self._thread.stopping = True
+        self._reset()
+        if resume:
+            self.start(rest=REST)
+
+
+def _end(thread: _Thread, timeout: float) -> bool:
+    thread.stop()
+    if thread is not threading.current_thread():
+        thread.join(timeout)
+    return not thread.is_alive()
+
+
+def _has_endpoint() -> bool:
+    try:
+        return channel.endpoint() is not None
+    except Exception as error:
+        logger.warning("Not listening for aborts: Redis cannot be used: %s", error)
+        return False
+
+
+_listener = Listener()
+
+start = _listener.start
+stop = _listener.stop
+status = _listener.status
+ensure_started = _listener.ensure_started
+
+
+def start_soon() -> None:
+    """Start the thread if a Redis may be configured. For ``ready()``: no I/O, no heavy import."""
+    if channel.may_be_configured():
+        _listener.start(rest=REST)
+
+
+def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
+    """Call ``on_abort(run_id)`` for each abort that another process requests from now on.
+
+    It is called on a thread of its own, one abort after the other; what it raises is logged. Makes
+    sure that this process listens. Subscribing the same function again changes nothing.
+
+    :param on_abort: takes the run ID, a ``str``.
+    :return: False when no Redis is configured: then ``on_abort`` is not called, and the caller
+        keeps its local path. True when one is, also while it is away.
+    :raises TypeError: if ``on_abort`` is not callable.
+    """
+    dispatch.add_handler(on_abort)
+    return _listener.ensure_started()
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in {"RUN_ABORT", "CACHES"}:
+        _listener.stop()
+
+
+setting_changed.connect(_forget, dispatch_uid="run_abort.listener")
+atexit.register(stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_listener.before_fork,
+        after_in_parent=_listener.after_fork_in_parent,
+        after_in_child=_listener.after_fork_in_child,
+    )
