@@ -1,0 +1,59 @@
+"""Abort a long-running run in every process that works on it.
+
+The public names are loaded when they are first used, so importing this package costs nothing and
+needs neither settings nor Redis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .aborts import AbortOutcome, aabort_run, abort_run, clear_run_abort
+    from .channel import publish_run_abort
+    from .controllers import AbortController, AbortSignal
+    from .exceptions import RunAborted
+    from .listener import subscribe_to_run_aborts
+    from .runs import abortable_run
+
+__all__ = [
+    "AbortController",
+    "AbortOutcome",
+    "AbortSignal",
+    "RunAborted",
+    "aabort_run",
+    "abort_run",
+    "abortable_run",
+    "clear_run_abort",
+    "publish_run_abort",
+    "subscribe_to_run_aborts",
+]
+
+__version__ = "0.1.0"
+
+_ROOMS: Final = {
+    "AbortController": "controllers",
+    "AbortOutcome": "aborts",
+    "AbortSignal": "controllers",
+    "RunAborted": "exceptions",
+    "aabort_run": "aborts",
+    "abort_run": "aborts",
+    "abortable_run": "runs",
+    "clear_run_abort": "aborts",
+    "publish_run_abort": "channel",
+    "subscribe_to_run_aborts": "listener",
+}
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{room}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

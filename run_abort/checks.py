@@ -1,0 +1,119 @@
+"""System checks: what is wrong with the settings. They use no network and no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from django.apps import AppConfig
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as CheckWarning
+from django.utils.module_loading import import_string
+
+from . import channel, conf
+
+__all__ = ["check_settings"]
+
+_IDS: Final = {
+    "dict": "run_abort.E001",
+    "key": "run_abort.E002",
+    "type": "run_abort.E003",
+    "range": "run_abort.E004",
+}
+
+# Options of a django-redis alias that are dotted paths.
+_PATHS: Final = (
+    "CLIENT_CLASS",
+    "COMPRESSOR",
+    "CONNECTION_FACTORY",
+    "CONNECTION_POOL_CLASS",
+    "PARSER_CLASS",
+    "REDIS_CLIENT_CLASS",
+    "SERIALIZER",
+)
+
+
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Everything that is wrong with ``RUN_ABORT`` and with the cache alias it names."""
+    raw = getattr(django_settings, "RUN_ABORT", {})
+    found: list[CheckMessage] = [
+        Error(problem.message, hint=problem.hint, id=_IDS[problem.kind])
+        for problem in conf.problems(raw)
+    ]
+    if not found:
+        found.extend(_check_redis(explicit="CACHE_ALIAS" in raw))
+    return found
+
+
+def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
+    options = conf.settings()
+    alias = options.CACHE_ALIAS
+    if not options.REDIS_URL:
+        if alias not in django_settings.CACHES:
+            yield Error(
+                f"RUN_ABORT['CACHE_ALIAS'] is {alias!r}, but CACHES has no such alias.",
+                hint=f"The aliases are {', '.join(sorted(django_settings.CACHES)) or 'none'}.",
+                id="run_abort.E005",
+            )
+            return
+        unimportable = list(_unimportable_paths(alias))
+        yield from unimportable
+        if unimportable:
+            return
+    try:
+        endpoint = channel.endpoint()
+    except Exception as error:
+        yield Error(
+            f"The Redis that the settings name cannot be used: {error}",
+            hint="Mend RUN_ABORT['REDIS_URL'], CACHES, or the environment's REDIS_URL.",
+            id="run_abort.E007",
+        )
+        return
+    if endpoint is None:
+        yield from _check_without_redis(explicit=explicit)
+
+
+def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
+    options = conf.settings()
+    if explicit:
+        yield Error(
+            f"RUN_ABORT['CACHE_ALIAS'] is {options.CACHE_ALIAS!r}, which is not Redis-backed.",
+            hint="Name an alias of django-redis or of Django's RedisCache, or set "
+            "RUN_ABORT['REDIS_URL'].",
+            id="run_abort.E008",
+        )
+    elif not options.INTENTS:
+        yield CheckWarning(
+            "Neither Redis nor the database is used: aborts reach the calling process only.",
+            hint="Set RUN_ABORT['REDIS_URL'], or leave out RUN_ABORT['INTENTS'].",
+            id="run_abort.W002",
+        )
+    elif options.LISTEN is not False:
+        yield CheckWarning(
+            "No Redis is configured: running processes do not hear of aborts from others.",
+            hint="Set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, or make the cache "
+            f"alias {options.CACHE_ALIAS!r} a Redis one. If this is meant, set "
+            "RUN_ABORT['LISTEN'] to False.",
+            id="run_abort.W001",
+        )
+
+
+def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:
+    configured = django_settings.CACHES[alias]
+    options = configured.get("OPTIONS", {})
+    named = {f"CACHES[{alias!r}]['BACKEND']": configured.get("BACKEND", "")}
+    named |= {f"CACHES[{alias!r}]['OPTIONS'][{key!r}]": options.get(key) for key in _PATHS}
+    for setting, path in named.items():
+        if not isinstance(path, str):
+            continue
+        try:
+            import_string(path)
+        except ImportError as error:
+            yield Error(
+                f"{setting} is {path!r}, which cannot be imported: {error}",
+                hint="Correct the path, or install what it is part of.",
+                id="run_abort.E006",
+            )
