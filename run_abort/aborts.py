@@ -155,12 +155,12 @@ class _Abort(NamedTuple):
 
     def here(self) -> int:
         abort_id, run_id, reason, actor, _ = self.intent
-        return registry.abort(run_id, reason, actor, abort_id=abort_id)
+        return registry.abort(run_id, reason, actor, str(abort_id))
 
     def elsewhere(self, local: int) -> AbortOutcome:
         # The intent first, then the push: whoever registers in between reads the intent.
         abort_id, run_id, reason, actor, _ = self.intent
-        message = AbortMessage(run_id, channel.origin(), abort_id, reason, actor)
+        message = AbortMessage(run_id, channel.origin(), str(abort_id), reason, actor)
         recorded = intents.record(self.intent, origin=message.origin)
         listeners = channel.publish(message)
         if recorded and listeners is not None:

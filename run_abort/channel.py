@@ -59,9 +59,23 @@ def may_be_configured() -> bool:
     return bool(backend) and not is_djangos
 
 
-# What was found for which process and environment; forgotten when the settings change. Two
-# threads may look it up at once: they find the same, and one of the two is kept.
-_found: tuple[tuple[int, str | None], Endpoint | None] | None = None
+class _Found(NamedTuple):
+    """What was found, and for which process and environment that holds.
+
+    :ivar url: what the environment's ``REDIS_URL`` was; not looked at where the settings decide.
+    """
+
+    pid: int
+    url: str | None
+    endpoint: Endpoint | None
+    by_settings: bool
+
+    def holds(self) -> bool:
+        return self.pid == os.getpid() and (self.by_settings or self.url == _environment_url())
+
+
+# Forgotten when the settings change. Two threads may look it up at once: they find the same.
+_found: _Found | None = None
 
 
 def endpoint() -> Endpoint | None:
@@ -70,10 +84,9 @@ def endpoint() -> Endpoint | None:
     :raises Exception: if the settings name one, but not in a way that can be used.
     """
     global _found
-    key = (os.getpid(), _environment_url())
-    if _found is None or _found[0] != key:
-        _found = (key, _find())
-    return _found[1]
+    if _found is None or not _found.holds():
+        _found = _find()
+    return _found.endpoint
 
 
 def subscription() -> Subscription | None:
@@ -88,7 +101,12 @@ def subscription() -> Subscription | None:
     from .links import Subscription
 
     options = conf.settings()
-    return Subscription(found.pool, options.CHANNEL, heartbeat=options.HEARTBEAT)
+    return Subscription(
+        found.pool,
+        options.CHANNEL,
+        heartbeat=options.HEARTBEAT,
+        limit=messages.MAX_MESSAGE_BYTES,
+    )
 
 
 _origin: tuple[int, str] = (0, "")
@@ -128,9 +146,7 @@ def publish(message: AbortMessage) -> int | None:
         found = endpoint()
         if found is None:
             return None
-        options = conf.settings()
-        data = messages.encode(message)
-        return found.publisher.publish(options.CHANNEL, data, timeout=options.PUBLISH_TIMEOUT)
+        return found.publisher.publish(messages.encode(message))
     except Exception as error:
         logger.warning("The abort of run %r was not published: %s", message.run_id, error)
         return None
@@ -140,20 +156,26 @@ def _environment_url() -> str | None:
     return os.environ.get("REDIS_URL")
 
 
-def _find() -> Endpoint | None:
+def _find() -> _Found:
     options = conf.settings()
+    pid, url = os.getpid(), _environment_url()
     if options.REDIS_URL:
-        source, pool = "RUN_ABORT['REDIS_URL']", _url_pool(options.REDIS_URL)
-    elif (alias_pool := _alias_pool(options.CACHE_ALIAS)) is not None:
-        source, pool = f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool
-    elif url := _environment_url():
-        source, pool = "the environment's REDIS_URL", _url_pool(url)
-    else:
-        return None
+        pool = _url_pool(options.REDIS_URL)
+        return _Found(pid, None, _endpoint("RUN_ABORT['REDIS_URL']", pool), by_settings=True)
+    alias_pool = _alias_pool(options.CACHE_ALIAS)
+    if alias_pool is not None:
+        source = f"CACHES[{options.CACHE_ALIAS!r}]"
+        return _Found(pid, None, _endpoint(source, alias_pool), by_settings=True)
+    found = _endpoint("the environment's REDIS_URL", _url_pool(url)) if url else None
+    return _Found(pid, url, found, by_settings=False)
 
+
+def _endpoint(source: str, pool: ConnectionPool) -> Endpoint:
     from .links import Publisher
 
-    return Endpoint(source, pool, Publisher(pool))
+    options = conf.settings()
+    publisher = Publisher(pool, options.CHANNEL, timeout=options.PUBLISH_TIMEOUT)
+    return Endpoint(source, pool, publisher)
 
 
 def _url_pool(url: str) -> ConnectionPool:
@@ -207,8 +229,8 @@ def _forget(*, setting: str, **kwargs: object) -> None:
 
 def _close_kept() -> None:
     """Before a fork: a child shall inherit no idle socket of ours."""
-    if _found is not None and _found[1] is not None:
-        _found[1].publisher.close()
+    if _found is not None and _found.endpoint is not None:
+        _found.endpoint.publisher.close()
 
 
 setting_changed.connect(_forget, dispatch_uid="run_abort.channel")

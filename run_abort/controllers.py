@@ -63,8 +63,7 @@ class AbortSignal:
 
         :raises RunAborted: if the run was aborted.
         """
-        if self.aborted:
-            raise self.exception()
+        # Nothing to look at: an abort makes the signal an _AbortedSignal, which raises.
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the run is aborted.
@@ -147,16 +146,12 @@ class AbortSignal:
     def _forget(self, key: object) -> bool:
         return self._effects.pop(key, None) is not None
 
-    def _flip(self, reason: str, actor: str) -> None:
-        self.reason = reason
-        self.actor = actor
-        self.aborted = True
 
-    def _run_effects(self) -> None:
-        for key in list(self._effects):
-            effect = self._effects.pop(key, None)
-            if effect is not None:
-                effect()
+class _AbortedSignal(AbortSignal):
+    __slots__ = ()
+
+    def raise_if_aborted(self) -> None:
+        raise self.exception()
 
 
 class AbortController:
@@ -196,12 +191,16 @@ class AbortController:
         verdict = (reason, actor)
         if self._verdict.setdefault("verdict", verdict) is not verdict:
             return False
-        self.signal._flip(reason, actor)
+        _flip(self.signal, reason, actor)
         return True
 
     def take_effect(self) -> None:
         """The second half of :meth:`abort`: wake the waiters, start the callbacks."""
-        self.signal._run_effects()
+        effects = self.signal._effects
+        for key in list(effects):
+            effect = effects.pop(key, None)
+            if effect is not None:
+                effect()
 
     def close(self) -> bool:
         """End the work: from now on nothing aborts this controller.
@@ -214,8 +213,16 @@ class AbortController:
             self.signal._effects.clear()
             return True
         # The aborting thread may have been stopped between its verdict and the flag.
-        self.signal._flip(*verdict)
+        _flip(self.signal, *verdict)
         return False
+
+
+def _flip(signal: AbortSignal, reason: str, actor: str) -> None:
+    # The flag last: whoever sees it finds the rest.
+    signal.reason = reason
+    signal.actor = actor
+    signal.__class__ = _AbortedSignal
+    signal.aborted = True
 
 
 def _call_in_loop(

@@ -16,7 +16,8 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from django.db import close_old_connections
 from django.dispatch import Signal
@@ -30,16 +31,11 @@ __all__ = ["Throttle", "add_handler", "announce", "deliver_to", "receive", "wait
 
 logger = logging.getLogger("run_abort")
 
+# (run ID, reason, actor, abort ID) → whatever: aborts the controllers here that answer to the ID.
+AbortHere = Callable[[str, str, str, str], object]
+
 SLOW: Final = 1.0  # seconds that receivers may take before a warning names the one that runs
 REMEMBERED: Final = 10_000  # abort IDs that are recognised when they come again
-
-
-class AbortHere(Protocol):
-    """Aborts the controllers of this process that answer to an ID."""
-
-    def __call__(
-        self, run_id: str, reason: str, actor: str, *, abort_id: uuid.UUID | None
-    ) -> object: ...
 
 
 class Throttle:
@@ -65,14 +61,14 @@ class _Seen:
     """The last abort IDs that were heard."""
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[uuid.UUID, None] = OrderedDict()
+        self._ids: OrderedDict[str, None] = OrderedDict()
         self.renew_lock()
 
     def renew_lock(self) -> None:
         # Guards _ids.
         self._lock = threading.Lock()
 
-    def add(self, abort_id: uuid.UUID) -> bool:
+    def add(self, abort_id: str) -> bool:
         """Whether it is new."""
         with self._lock:
             if abort_id in self._ids:
@@ -185,19 +181,22 @@ def _to_controllers(
     **kwargs: object,
 ) -> None:
     if _abort_here is not None:
-        _abort_here(run_id, reason, actor, abort_id=abort_id)
+        _abort_here(run_id, reason, actor, str(abort_id or ""))
 
 
 def receive(message: AbortMessage) -> None:
     """Do with ``message`` what is to be done here. Raises nothing."""
     run_id, _, abort_id, reason, actor = message
-    is_new = abort_id is None or _seen.add(abort_id)
-    if not is_new or len(run_abort_received.receivers) <= 1:
-        _to_controllers(run_id, reason, actor, abort_id)
-    else:
-        call_logged(lambda: _call_receivers(message))
-    if not is_new:
-        return
+    is_new = not abort_id or _seen.add(abort_id)
+    if is_new and len(run_abort_received.receivers) > 1:
+        call_logged(partial(_call_receivers, message))
+    elif _abort_here is not None:
+        _abort_here(run_id, reason, actor, abort_id)
+    if is_new and _lanes:
+        _put_into_lanes(run_id)
+
+
+def _put_into_lanes(run_id: str) -> None:
     for lane in tuple(_lanes):
         if not lane.put(run_id) and (before := _overflow.admit()) is not None:
             logger.error(
@@ -208,13 +207,13 @@ def receive(message: AbortMessage) -> None:
             )
 
 
-def announce(controllers: Sequence[AbortController], abort_id: uuid.UUID | None) -> None:
+def announce(controllers: Sequence[AbortController], abort_id: str) -> None:
     """Have ``run_aborted`` sent for controllers that flipped; does not wait for its receivers."""
     if run_aborted.receivers:
         _announcements.put((controllers, abort_id))
 
 
-def _send_run_aborted(flipped: tuple[Sequence[AbortController], uuid.UUID | None]) -> None:
+def _send_run_aborted(flipped: tuple[Sequence[AbortController], str]) -> None:
     controllers, abort_id = flipped
     signal = controllers[0].signal
     # A group has many runs, a run many shards: one signal for each run.
@@ -225,7 +224,7 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], uuid.UUID | None
             run_id=run_id,
             reason=signal.reason,
             actor=signal.actor,
-            abort_id=abort_id,
+            abort_id=_as_uuid(abort_id),
             controllers=number,
         )
 
@@ -237,9 +236,17 @@ def _call_receivers(message: AbortMessage) -> None:
     close_old_connections()
     try:
         with _watch:
-            run_abort_received.send_robust(AbortMessage, **message._asdict())
+            facts = message._asdict() | {"abort_id": _as_uuid(message.abort_id)}
+            run_abort_received.send_robust(AbortMessage, **facts)
     finally:
         close_old_connections()
+
+
+def _as_uuid(abort_id: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(abort_id)
+    except ValueError:
+        return None
 
 
 def add_handler(on_abort: Callable[[str], object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple
 
 __all__ = [
@@ -23,9 +24,9 @@ __all__ = [
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_REASON_LENGTH = 1000  # characters
 MAX_ACTOR_LENGTH = 255  # characters
+MAX_ID_LENGTH = 64  # characters
 
-_load = json.JSONDecoder().decode
-_dump = json.JSONEncoder(separators=(",", ":")).encode
+_scan = json.JSONDecoder().raw_decode
 
 
 class AbortMessage(NamedTuple):
@@ -33,7 +34,7 @@ class AbortMessage(NamedTuple):
 
     :ivar run_id: the ID of the run or group; never empty.
     :ivar origin: which process sent it; empty if the sender did not say.
-    :ivar abort_id: which abort it is; None if the sender did not say. Only what has one can be
+    :ivar abort_id: which abort it is; empty if the sender did not say. Only what has one can be
         recognised when it arrives twice.
     :ivar reason: why; may be empty.
     :ivar actor: who, as text; may be empty.
@@ -41,7 +42,7 @@ class AbortMessage(NamedTuple):
 
     run_id: str
     origin: str
-    abort_id: uuid.UUID | None = None
+    abort_id: str = ""
     reason: str = ""
     actor: str = ""
 
@@ -56,15 +57,15 @@ def encode(message: AbortMessage) -> bytes:
 
     :raises ValueError: if it would be larger than a receiver accepts.
     """
-    fields = {"runId": message.run_id, "origin": message.origin}
-    if message.abort_id is not None:
-        fields["id"] = str(message.abort_id)
-    if message.reason:
-        fields["reason"] = message.reason
-    if message.actor:
-        fields["actor"] = message.actor
-
-    data = _dump(fields).encode()
+    run_id, origin, abort_id, reason, actor = message
+    text = f'{{"runId":{_quoted(run_id)},"origin":{_quoted(origin)}'
+    if abort_id:
+        text += f',"id":{_quoted(abort_id)}'
+    if reason:
+        text += f',"reason":{_quoted(reason)}'
+    if actor:
+        text += f',"actor":{_quoted(actor)}'
+    data = f"{text}}}".encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
     return data
@@ -79,31 +80,29 @@ def decode(data: bytes) -> AbortMessage | None:
     if len(data) > MAX_MESSAGE_BYTES:
         return None
     try:
-        fields = _load(data.decode())
+        text = data.decode().strip(" \t\n\r")
+        fields, end = _scan(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict):
+    if end != len(text) or type(fields) is not dict:
         return None
     run_id = fields.get("runId")
-    if not isinstance(run_id, str) or not run_id:
+    if type(run_id) is not str or not run_id:
         return None
+    origin = fields.get("origin")
+    if type(origin) is not str:
+        origin = ""
+    if len(fields) == 2:  # the bare message, and quickest
+        return AbortMessage(run_id, origin)
     return AbortMessage(
         run_id,
-        _text(fields.get("origin"), MAX_ACTOR_LENGTH),
-        _uuid(fields.get("id")),
-        _text(fields.get("reason"), MAX_REASON_LENGTH),
-        _text(fields.get("actor"), MAX_ACTOR_LENGTH),
+        origin,
+        _text(fields, "id", MAX_ID_LENGTH),
+        _text(fields, "reason", MAX_REASON_LENGTH),
+        _text(fields, "actor", MAX_ACTOR_LENGTH),
     )
 
 
-def _text(value: object, limit: int) -> str:
+def _text(fields: dict[str, object], key: str, limit: int) -> str:
+    value = fields.get(key)
     return value[:limit] if isinstance(value, str) else ""
-
-
-def _uuid(value: object) -> uuid.UUID | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        return uuid.UUID(value)
-    except ValueError:
-        return None

@@ -13,7 +13,7 @@ __all__ = ["MAX_ID_LENGTH", "Registry", "clean_id", "clean_ids", "registry"]
 
 MAX_ID_LENGTH = 255  # characters; what every database that Django supports can index
 
-OnAborted = Callable[[Sequence[AbortController], uuid.UUID | None], object]
+OnAborted = Callable[[Sequence[AbortController], str], object]
 
 
 def clean_id(run_id: object) -> str:
@@ -93,14 +93,7 @@ class Registry:
                     if not holders:
                         self._holders.pop(run_id, None)
 
-    def abort(
-        self,
-        run_id: str,
-        reason: str = "",
-        actor: str = "",
-        *,
-        abort_id: uuid.UUID | None = None,
-    ) -> int:
+    def abort(self, run_id: str, reason: str = "", actor: str = "", abort_id: str = "") -> int:
         """Abort every controller that answers to ``run_id``, in the calling thread.
 
         :return: how many this call aborted.
@@ -108,22 +101,24 @@ class Registry:
         if run_id not in self._holders:
             return 0
         with self._lock:
-            controllers = list(self._holders.get(run_id, ()))
-        return self.abort_controllers(controllers, reason, actor, abort_id=abort_id)
+            controllers = tuple(self._holders.get(run_id, ()))
+        return self.abort_controllers(controllers, reason, actor, abort_id)
 
     def abort_controllers(
         self,
         controllers: Iterable[AbortController],
         reason: str = "",
         actor: str = "",
-        *,
-        abort_id: uuid.UUID | None = None,
+        abort_id: str = "",
     ) -> int:
         """Abort just these: every flag first, then whatever waits for them.
 
         :return: how many this call aborted.
         """
-        flipped = [controller for controller in controllers if controller.flip(reason, actor)]
+        flipped = []
+        for controller in controllers:
+            if controller.flip(reason, actor):
+                flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
         for controller in flipped:
             controller.take_effect()
         if flipped and self.on_aborted is not None:

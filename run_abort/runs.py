@@ -157,7 +157,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
 
 
 def _abort_by(controller: AbortController, intent: Intent) -> None:
-    registry.abort_controllers([controller], intent.reason, intent.actor, abort_id=intent.abort_id)
+    registry.abort_controllers([controller], intent.reason, intent.actor, str(intent.abort_id))
 
 
 def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:

@@ -1,0 +1,107 @@
+"""Reading a subscribed connection: the part of RESP2 that occurs there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["MessageReader", "ReplyError"]
+
+_CRLF: Final = b"\r\n"
+_MAX_OTHER: Final = 256 * 1024  # bytes that a reply other than a message may have
+
+
+class ReplyError(Exception):
+    """The server answered with an error, or with something that is not RESP2."""
+
+
+class MessageReader:
+    """Takes the bytes of a link, gives the messages of one channel.
+
+    :param channel: the channel's name.
+    :param limit: bytes that a message may have; of a larger one the first ``limit + 1`` are given,
+        and the rest is thrown away as it comes, so that no message can fill the memory.
+    :ivar confirmed: whether the server's answer to ``SUBSCRIBE`` was read.
+    """
+
+    def __init__(self, channel: bytes, *, limit: int) -> None:
+        self._head = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$" % (len(channel), channel)
+        self._limit = limit
+        self._buffer = b""
+        self._at = 0
+        self._unwanted = 0  # bytes still to come of a message that is too large
+        self.confirmed = False
+
+    def feed(self, data: bytes) -> None:
+        """Add what was read from the link, after :meth:`next` has given all that was in before.
+
+        :raises ReplyError: if the server's answer to ``SUBSCRIBE`` is an error.
+        """
+        if self._unwanted:
+            dropped = min(self._unwanted, len(data))
+            self._unwanted -= dropped
+            data = data[dropped:]
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
+        if not self.confirmed:
+            self._skip_others()
+
+    def next(self) -> bytes | None:
+        """The next message; None if there is no whole one yet.
+
+        :raises ReplyError: if the server sent an error instead.
+        """
+        if not self._buffer.startswith(self._head, self._at) and not self._skip_others():
+            return None
+        buffer = self._buffer
+        start = buffer.find(_CRLF, self._at + len(self._head)) + 2
+        if start < 2:
+            return None
+        size = int(buffer[self._at + len(self._head) : start - 2])
+        end = start + size
+        if end + 2 <= len(buffer):
+            self._at = end + 2
+            return buffer[start : min(end, start + self._limit + 1)]
+        if len(buffer) - start > self._limit:
+            self._unwanted = end + 2 - len(buffer)
+            self._at = len(buffer)
+            return buffer[start : start + self._limit + 1]
+        return None
+
+    def _skip_others(self) -> bool:
+        """Step over whole replies that are no messages: the confirmation, the answers to PING.
+
+        :return: whether a message follows, at least the head of it.
+        """
+        while not self._buffer.startswith(self._head, self._at):
+            if self._head.startswith(self._buffer[self._at : self._at + len(self._head)]):
+                return False
+            end = self._end_of_reply(self._at)
+            if end < 0:
+                if len(self._buffer) - self._at > _MAX_OTHER:
+                    raise ReplyError("a reply without an end")
+                return False
+            if self._buffer.startswith(b"*3\r\n$9\r\nsubscribe\r\n", self._at):
+                self.confirmed = True
+            self._at = end
+        return True
+
+    def _end_of_reply(self, at: int) -> int:
+        """Where the reply that begins at ``at`` ends; negative if that is still to come."""
+        end = self._buffer.find(_CRLF, at) + 2
+        if end < 2:
+            return -1
+        kind, value = self._buffer[at : at + 1], self._buffer[at + 1 : end - 2]
+        if kind == b"-":
+            raise ReplyError(value.decode(errors="replace"))
+        if kind == b"*":
+            for _ in range(int(value)):
+                end = self._end_of_reply(end)
+                if end < 0:
+                    return -1
+        elif kind == b"$" and value != b"-1":
+            end += int(value) + 2
+            if end > len(self._buffer):
+                return -1
+        elif kind not in {b"$", b"+", b":"}:
+            raise ReplyError(f"this is not Redis: {self._buffer[at : at + 40]!r}")
+        return end
