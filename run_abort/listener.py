@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from django.core.signals import setting_changed
 
 from . import channel, conf, dispatch, messages
+from .threads import call_logged
 
 if TYPE_CHECKING:
     from .links import Subscription
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ListenerStatus",
     "ensure_started",
+    "on_subscribed",
     "start",
     "start_soon",
     "status",
@@ -142,6 +144,7 @@ class Listener:
     """Starts, stops and watches over the thread."""
 
     def __init__(self) -> None:
+        self.on_subscribed: list[Callable[[], object]] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -189,8 +192,15 @@ class Listener:
             elif not rest:
                 self._thread.hurry()
 
-    def stop(self, timeout: float = JOIN_TIMEOUT) -> bool:
-        """Stop the thread and wait for its end."""
+    def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
+        """Stop the thread, and wait for its end.
+
+        A message that is being dealt with is dealt with first. Idempotent; any thread may call it.
+        The next who needs the listener starts it again.
+
+        :param timeout: at most so many seconds; ``None`` waits for ever.
+        :return: whether the thread has ended.
+        """
         with self._lock:
             thread, self._thread = self._thread, None
             self._resume = False
@@ -200,6 +210,7 @@ class Listener:
         return thread is None or _end(thread, timeout)
 
     def status(self) -> ListenerStatus:
+        """What the listener is doing; any thread may ask."""
         state, since = self._phase
         thread = self._thread
         if state not in {"off", "stopped"} and (thread is None or not thread.is_alive()):
@@ -225,6 +236,8 @@ class Listener:
         self._confirmations += 1
         self.enter(thread, "listening")
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
+        for hook in tuple(self.on_subscribed):
+            call_logged(hook)
 
     def lost(self, thread: _Thread, error: BaseException) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
@@ -281,7 +294,7 @@ class Listener:
             self.start(rest=REST)
 
 
-def _end(thread: _Thread, timeout: float) -> bool:
+def _end(thread: _Thread, timeout: float | None) -> bool:
     thread.stop()
     if thread is not threading.current_thread():
         thread.join(timeout)
@@ -302,6 +315,15 @@ start = _listener.start
 stop = _listener.stop
 status = _listener.status
 ensure_started = _listener.ensure_started
+
+
+def on_subscribed(hook: Callable[[], object]) -> Callable[[], object]:
+    """Call ``hook()`` on the listener's thread at each confirmed subscription.
+
+    :return: a function that takes the hook out again.
+    """
+    _listener.on_subscribed.append(hook)
+    return lambda: _listener.on_subscribed.remove(hook)
 
 
 def start_soon() -> None:

@@ -1,0 +1,262 @@
+"""The admin: an action and a button for the project's own runs; the requests, to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
+from django.contrib.admin.utils import model_ngettext, quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import select_template
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from .aborts import AbortOutcome, abort_run
+from .forms import AbortForm
+from .models import AbortRequest
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = object
+
+__all__ = ["AbortRequestAdmin", "AbortRunsMixin"]
+
+
+class AbortRunsMixin(ModelAdmin):
+    """Gives the ``ModelAdmin`` of a project's run model an action and a button to abort runs::
+
+        @admin.register(Run)
+        class RunAdmin(AbortRunsMixin, admin.ModelAdmin): ...
+
+    Both ask for confirmation first. They are there for whoever may view the runs and has the
+    permission ``run_abort.abort_run``; the permission to change runs is not needed.
+
+    :cvar abort_confirmation_template: the confirmation page; None looks for
+        ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
+        and ``admin/run_abort/abort_confirmation.html``.
+    :cvar abort_confirmation_max_display: how many runs that page lists.
+    """
+
+    abort_confirmation_template: str | None = None
+    abort_confirmation_max_display = 100
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.actions is not None and "abort_selected_runs" not in self.actions:
+            self.actions = [*self.actions, "abort_selected_runs"]
+        # Ours extends whatever was to be used, so that several mixins can be combined.
+        self._wrapped_change_form_template: Any = self.change_form_template
+        self.change_form_template = "admin/run_abort/change_form.html"  # type: ignore[misc]
+
+    def get_run_id(self, obj: Any) -> Any:
+        """The run ID of a row; by default its primary key. To be overridden."""
+        return obj.pk
+
+    def is_abortable(self, obj: Any) -> bool:
+        """Whether there is anything to abort: False for a run that is over. To be overridden."""
+        return True
+
+    def has_abort_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whether the user may abort runs or, given one, this run. To be overridden."""
+        return request.user.has_perm("run_abort.abort_run")
+
+    @admin.action(
+        permissions=["abort"],
+        description=gettext_lazy("Abort selected %(verbose_name_plural)s"),
+    )
+    def abort_selected_runs(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
+        """First ask for confirmation, then abort, and return None to show the list again."""
+        if not self.has_abort_permission(request):
+            raise PermissionDenied
+        is_confirmed = "post" in request.POST
+        form = AbortForm(request.POST if is_confirmed else None)
+        if is_confirmed and form.is_valid():
+            self._abort(request, queryset, form.cleaned_data["reason"])
+            return None
+        return self._ask(request, queryset, form, echoed=_echoed(request, queryset))
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}_abort"
+        view = self.admin_site.admin_view(self.abort_view)
+        return [path("<path:object_id>/abort/", view, name=name), *super().get_urls()]
+
+    def abort_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Abort one run: ``GET`` asks for confirmation, ``POST`` acts."""
+        obj = self.get_object(request, unquote(object_id))
+        if not self.has_view_or_change_permission(request, obj):
+            raise PermissionDenied
+        if obj is None:
+            raise Http404
+        if not self.has_abort_permission(request, obj):
+            raise PermissionDenied
+        is_confirmed = request.method == "POST"
+        form = AbortForm(request.POST if is_confirmed else None)
+        if is_confirmed and form.is_valid():
+            self._abort(request, [obj], form.cleaned_data["reason"])
+            return HttpResponseRedirect(self._url(request, "change", obj))
+        return self._ask(request, [obj], form, back=self._url(request, "change", obj))
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        obj = context.get("original")
+        if obj is not None and self.has_abort_permission(request, obj) and self.is_abortable(obj):
+            context["abort_url"] = self._url(request, "abort", obj)
+        context["abort_wrapped_template"] = select_template(
+            [self._wrapped_change_form_template]
+            if self._wrapped_change_form_template
+            else self._templates("change_form.html", fallback="admin/change_form.html")
+        )
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def _url(self, request: HttpRequest, name: str, obj: Any = None) -> str:
+        url = reverse(
+            f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}",
+            args=[] if obj is None else [quote(obj.pk)],
+            current_app=self.admin_site.name,
+        )
+        filters: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
+        return add_preserved_filters(filters, url)
+
+    def _templates(self, name: str, *, fallback: str) -> list[str]:
+        app = f"admin/{self.opts.app_label}"
+        return [f"{app}/{self.opts.model_name}/{name}", f"{app}/{name}", fallback]
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        objs: Iterable[Any],
+        form: AbortForm,
+        *,
+        back: str = "",
+        echoed: Iterable[tuple[str, str]] = (),
+    ) -> HttpResponse:
+        runs = [(obj, self._why_not(request, obj)) for obj in objs]
+        asked = sum(not why_not for _obj, why_not in runs)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Abort %(items)s") % {"items": model_ngettext(self.opts, len(runs))},
+            "subtitle": None,
+            "opts": self.opts,
+            "form": form,
+            "runs": runs[: self.abort_confirmation_max_display],
+            "unlisted": max(len(runs) - self.abort_confirmation_max_display, 0),
+            "asked": asked,
+            "items": model_ngettext(self.opts, asked),
+            "echoed": echoed,
+            "back": back or request.get_full_path(),
+            "breadcrumbs_in_list": django.VERSION >= (6, 1),
+        }
+        request.current_app = self.admin_site.name
+        templates = (
+            [self.abort_confirmation_template]
+            if self.abort_confirmation_template
+            else self._templates(
+                "abort_confirmation.html", fallback="admin/run_abort/abort_confirmation.html"
+            )
+        )
+        return TemplateResponse(request, templates, context)
+
+    def _why_not(self, request: HttpRequest, obj: Any) -> str:
+        if not self.has_abort_permission(request, obj):
+            return _("you may not abort it")
+        if not self.is_abortable(obj):
+            return _("there is nothing to abort")
+        return ""
+
+    def _abort(self, request: HttpRequest, objs: Iterable[Any], reason: str) -> None:
+        outcomes: list[AbortOutcome] = []
+        denied = over = 0
+        for obj in objs:
+            if not self.has_abort_permission(request, obj):
+                denied += 1
+            elif not self.is_abortable(obj):
+                over += 1
+            else:
+                outcome = abort_run(self.get_run_id(obj), reason=reason, actor=request.user)
+                outcomes.append(outcome)
+                if outcome.asked:
+                    self.log_change(request, obj, _log_text(reason))
+        self._tell(request, outcomes, denied=denied, over=over)
+
+    def _tell(
+        self, request: HttpRequest, outcomes: list[AbortOutcome], *, denied: int, over: int
+    ) -> None:
+        sent = sum(outcome.published for outcome in outcomes)
+        unheard = sum(not outcome.asked for outcome in outcomes)
+        facts = [
+            (sent, messages.SUCCESS, _("Asked to abort: %(count)d %(items)s.")),
+            (
+                len(outcomes) - sent - unheard,
+                messages.WARNING,
+                _(
+                    "Asked to abort, but not through Redis, so that other processes hear of it "
+                    "later or not at all: %(count)d %(items)s."
+                ),
+            ),
+            (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
+            (denied, messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
+            (
+                unheard,
+                messages.ERROR,
+                _(
+                    "Nobody could be asked, because neither the database nor Redis took the "
+                    "request: %(count)d %(items)s."
+                ),
+            ),
+        ]
+        for count, level, text in facts:
+            if count:
+                items = model_ngettext(self.opts, count)
+                self.message_user(request, text % {"count": count, "items": items}, level)
+
+
+def _echoed(request: HttpRequest, queryset: QuerySet[Any]) -> list[tuple[str, str]]:
+    """The fields that make the confirmation page's answer the same action on the same rows."""
+    # On a change form, from Django 6.1 on, the fields have a prefix.
+    field = next((name for name in request.POST if name.endswith("-action")), "action")
+    fields = [(field, "abort_selected_runs"), ("post", "yes")]
+    if request.POST.get("select_across") == "1":
+        # Naming them all would exceed the number of fields that Django accepts.
+        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)[:1]
+        fields.append(("select_across", "1"))
+    else:
+        selected = [str(pk) for pk in queryset.values_list("pk", flat=True)]
+    return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]
+
+
+def _log_text(reason: str) -> str:
+    if reason:
+        return _("Asked to abort: %(reason)s") % {"reason": reason}
+    return _("Asked to abort.")
+
+
+@admin.register(AbortRequest)
+class AbortRequestAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The requests to abort, to be read: who asked for what, when, and how it went out."""
+
+    list_display = ("requested_at", "run_id", "actor", "reason", "published", "cleared_at")
+    list_filter = ("requested_at", "published")
+    search_fields = ("run_id", "actor", "reason")
+    list_select_related = ("user",)
+    date_hierarchy = "requested_at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
+        return False
