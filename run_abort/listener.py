@@ -181,11 +181,13 @@ class Listener:
             if self._forking:
                 self._resume = True
             elif self._thread is None or not self._thread.is_alive():
-                self._thread = _Thread(self, rest=rest)
+                thread = _Thread(self, rest=rest)
+                self._thread = thread
                 self._phase = ("starting", datetime.now(UTC))
                 try:
-                    self._thread.start()
+                    thread.start()
                 except RuntimeError as error:  # a limit of the system, or its exit is near
+                    self._thread = None
                     self._phase = ("stopped", datetime.now(UTC))
                     self._last_error = str(error)
                     logger.warning("The listener cannot be started: %s", error)

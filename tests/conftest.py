@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from example.redis_server import RedisServer
+from run_abort import dispatch, listener
+from run_abort.registry import registry
+from tests.support import Foreign, Proxy, wait_until
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A server for all tests of this process that leave it as they found it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server that the test may kill, freeze and fill."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(shared_redis: RedisServer) -> Iterator[Proxy]:
+    with Proxy(shared_redis.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def channel_name() -> str:
+    return f"tests:{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Configure:
+    """Sets ``RUN_ABORT``; by default Redis, a channel of the test's own, and no database."""
+
+    def configure(**run_abort: Any) -> None:
+        settings.RUN_ABORT = {
+            "REDIS_URL": shared_redis.url,
+            "CHANNEL": channel_name,
+            "INTENTS": False,
+            **run_abort,
+        }
+
+    configure()
+    return configure
+
+
+@pytest.fixture
+def foreign(shared_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    with shared_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+@pytest.fixture
+def listening(configure: Configure) -> None:
+    """This process is subscribed."""
+    assert listener.ensure_started()
+    wait_until(lambda: listener.status().state == "listening")
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    """After each test: no listener, no handler, no thread of ours, no run."""
+    yield
+    assert listener.stop()
+    listener._listener._reset()
+    dispatch._lanes.clear()
+    assert registry.ids() == []
+    dispatch._watch.stop()
+    wait_until(lambda: not threads_of_ours())
+
+
+def threads_of_ours() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("run_abort")]

@@ -1,0 +1,291 @@
+"""What several tests need: waiting with a deadline, other processes, a faulty network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
+TIMEOUT = 20.0  # seconds; only a failing test waits for as long
+
+
+def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> None:
+    """Wait until ``condition()`` is true; fail if that takes too long."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not become true within {timeout:g} s: {condition}")
+        time.sleep(0.005)
+
+
+class Child:
+    """Another process, read line by line.
+
+    :param args: what to run after ``python``.
+    :param settings: what it has differently from ``tests.settings``.
+    """
+
+    def __init__(
+        self,
+        *args: str,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-W", "error", "-X", "dev"),
+    ) -> None:
+        env = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "TESTS_SETTINGS": json.dumps(settings or {}),
+            **(environment or {}),
+        }
+        env.pop("REDIS_URL", None) if "REDIS_URL" not in (environment or {}) else None
+        self.process = subprocess.Popen(
+            [*program, *args],
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output: list[str] = []
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line.rstrip("\n"))
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def wait_for(self, text: str, *, timeout: float = TIMEOUT) -> str:
+        """The next line that contains ``text``; fail if none comes."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.001))
+            except queue.Empty:
+                raise AssertionError(f"no line with {text!r} in time:\n{self}") from None
+            if line is None:
+                raise AssertionError(f"ended without a line with {text!r}:\n{self}")
+            if text in line:
+                return line
+
+    def wait(self, *, timeout: float = TIMEOUT) -> int:
+        """Wait for its end; its exit code."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs:\n{self}") from None
+        self._reader.join(timeout)
+        return code
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        """Kill it with all its children, if it still runs."""
+        for number in (signal.SIGCONT, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+        self.process.wait()
+        self._reader.join(TIMEOUT)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __str__(self) -> str:
+        return "\n".join([f"exit code {self.process.poll()}, output:", *self.output])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Proxy:
+    """A TCP proxy whose links can be cut, frozen and refused.
+
+    :param port: where the real server listens, on the loopback interface.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()  # guards _links
+        self._links: list[tuple[socket.socket, socket.socket]] = []
+        self._open = threading.Event()
+        self._open.set()
+        self.refusing = False
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            if self.refusing:
+                near.close()
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self._links.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._open.wait()
+                sink.sendall(data)
+        except OSError:
+            pass
+        for each in (source, sink):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def cut(self) -> None:
+        """Close every link that there is."""
+        with self._lock:
+            links, self._links = self._links, []
+        for link in links:
+            for each in link:
+                try:
+                    each.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                each.close()
+
+    def freeze(self) -> None:
+        """Pass nothing on any more, but keep the links."""
+        self._open.clear()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.thaw()
+        self.cut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class TlsProxy:
+    """Speaks TLS on its port, and plainly with the server behind it."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(CERTIFICATE)
+        start = asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+        self._server = self._loop.run_until_complete(start)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    async def _serve(self, near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        far, to_far = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            await asyncio.gather(self._copy(near, to_far), self._copy(far, to_near))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for writer in (to_near, to_far):
+                writer.transport.abort()
+
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+        sink.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        self._thread.join(TIMEOUT)
+        self._loop.close()
+
+
+class Foreign:
+    """A program that is not ours and speaks the bare wire contract."""
+
+    def __init__(self, client: Any, channel: str) -> None:
+        self.client = client
+        self.channel = channel
+
+    def publish(self, run_id: object, **more: object) -> int:
+        message = {"runId": run_id, "origin": "inst_" + "0" * 32, **more}
+        return self.publish_raw(json.dumps(message))
+
+    def publish_raw(self, payload: str | bytes) -> int:
+        listeners: int = self.client.publish(self.channel, payload)
+        return listeners

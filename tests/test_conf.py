@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from run_abort import conf
+
+
+class TestSettings:
+    def test_defaults_are_those_of_the_design(self, settings: Any) -> None:
+        del settings.RUN_ABORT
+        assert conf.settings() == conf.Settings(
+            REDIS_URL=None,
+            CACHE_ALIAS="default",
+            CHANNEL="sentri:run-abort",
+            INTENTS=True,
+            INTENT_TTL=7 * 24 * 3600,
+            RECONCILE_INTERVAL=15,
+            POLL_INTERVAL=1,
+            PUBLISH_TIMEOUT=1,
+            HEARTBEAT=10,
+            LISTEN="auto",
+        )
+
+    def test_follow_override_settings(self) -> None:
+        with override_settings(RUN_ABORT={"CHANNEL": "one"}):
+            assert conf.settings().CHANNEL == "one"
+            with override_settings(RUN_ABORT={"CHANNEL": "two"}):
+                assert conf.settings().CHANNEL == "two"
+            assert conf.settings().CHANNEL == "one"
+
+    def test_durations_are_seconds_or_timedeltas(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"HEARTBEAT": timedelta(seconds=3), "POLL_INTERVAL": 2}
+        assert conf.settings().HEARTBEAT == 3.0
+        assert conf.settings().POLL_INTERVAL == 2.0
+
+    def test_are_read_once(self, settings: Any) -> None:
+        settings.RUN_ABORT = {}
+        assert conf.settings() is conf.settings()
+
+    def test_a_bad_one_is_named_with_what_it_has_to_be(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"HEARTBEAT": "10"}
+        with pytest.raises(ImproperlyConfigured, match=r"RUN_ABORT\['HEARTBEAT'\] is '10'.*number"):
+            conf.settings()
+
+
+BAD: list[tuple[object, str, str]] = [
+    (None, "dict", "has to be a dict"),
+    ([("CHANNEL", "x")], "dict", "has to be a dict"),
+    ({"CHANEL": "x"}, "key", "Did you mean 'CHANNEL'?"),
+    ({"channel": "x"}, "key", "Did you mean 'CHANNEL'?"),
+    ({"XYZ": 1}, "key", "The keys are REDIS_URL, CACHE_ALIAS"),
+    ({1: 1}, "key", "The keys are"),
+    ({"REDIS_URL": 1}, "type", "a string"),
+    ({"REDIS_URL": ""}, "range", "not empty"),
+    ({"REDIS_URL": "localhost:6379"}, "range", "redis://"),
+    ({"REDIS_URL": "http://localhost"}, "range", "redis://"),
+    ({"CACHE_ALIAS": None}, "type", "a string"),
+    ({"CHANNEL": b"x"}, "type", "a string"),
+    ({"CHANNEL": ""}, "range", "not empty"),
+    ({"INTENTS": 1}, "type", "True or False"),
+    ({"INTENT_TTL": 0}, "range", "between 1 and"),
+    ({"INTENT_TTL": "7 days"}, "type", "number of seconds or a timedelta"),
+    ({"RECONCILE_INTERVAL": float("nan")}, "range", "between 0.1 and"),
+    ({"POLL_INTERVAL": True}, "type", "number of seconds"),
+    ({"PUBLISH_TIMEOUT": float("inf")}, "range", "between 0.05 and 60"),
+    ({"PUBLISH_TIMEOUT": 0}, "range", "between 0.05 and 60"),
+    ({"HEARTBEAT": timedelta(days=-1)}, "range", "between 0.1 and 3600"),
+    ({"HEARTBEAT": None}, "type", "number of seconds"),
+    ({"LISTEN": "yes"}, "range", '"auto", True or False'),
+    ({"LISTEN": None}, "range", '"auto", True or False'),
+    ({"LISTEN": 1}, "range", '"auto", True or False'),
+]
+
+
+class TestProblems:
+    @pytest.mark.parametrize(("raw", "kind", "hint"), BAD)
+    def test_each_bad_value_is_one_problem(self, raw: object, kind: str, hint: str) -> None:
+        (problem,) = conf.problems(raw)
+        assert problem.kind == kind
+        assert hint in problem.hint
+
+    def test_several_are_told_at_once(self) -> None:
+        assert len(list(conf.problems({"A": 1, "CHANNEL": 1, "HEARTBEAT": 0}))) == 3
+
+    def test_a_url_is_not_shown_for_it_may_hold_a_password(self) -> None:
+        (problem,) = conf.problems({"REDIS_URL": "http://:secret@localhost"})
+        assert "secret" not in problem.message + problem.hint
+
+    def test_a_long_value_is_cut(self) -> None:
+        (problem,) = conf.problems({"LISTEN": "x" * 1000})
+        assert len(problem.message) < 100
+
+    @pytest.mark.parametrize("key", conf.KEYS)
+    def test_each_default_is_valid(self, key: str) -> None:
+        assert list(conf.problems({key: getattr(conf.Settings(), key)})) == []

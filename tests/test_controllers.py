@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import pytest
+
+from run_abort import AbortController, AbortSignal, RunAborted
+from tests.support import wait_until
+
+
+def in_thread(fn: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=fn, daemon=True)
+    thread.start()
+    return thread
+
+
+class TestAbort:
+    def test_flips_the_signal_once_and_the_first_reason_wins(self) -> None:
+        controller = AbortController("run-1")
+        assert not controller.signal.aborted
+
+        assert controller.abort("first", "ann") is True
+        assert controller.abort("second", "bob") is False
+
+        signal = controller.signal
+        assert signal.aborted
+        assert (signal.run_id, signal.reason, signal.actor) == ("run-1", "first", "ann")
+
+    def test_of_equal_aborts_one_wins(self) -> None:
+        controller = AbortController()
+        assert [controller.abort(), controller.abort()] == [True, False]
+
+    def test_among_many_threads_one_wins(self) -> None:
+        for _ in range(200):
+            controller = AbortController()
+            barrier = threading.Barrier(4)
+            won: list[str] = []
+
+            def abort(name: str, controller: AbortController = controller) -> None:
+                barrier.wait()  # noqa: B023  the loop joins its threads
+                if controller.abort(name):
+                    won.append(name)  # noqa: B023
+
+            threads = [threading.Thread(target=abort, args=(str(n),)) for n in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert won == [controller.signal.reason]
+
+    def test_reason_and_actor_are_there_when_the_flag_is(self) -> None:
+        controller = AbortController()
+        seen: list[str] = []
+
+        def look() -> None:
+            while not controller.signal.aborted:
+                pass
+            seen.append(controller.signal.reason)
+
+        thread = in_thread(look)
+        controller.abort("because")
+        thread.join()
+        assert seen == ["because"]
+
+    def test_from_a_signal_handler_wakes_the_thread_it_interrupted(self) -> None:
+        controller = AbortController()
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            controller.abort("alarm")
+
+        before = signal.signal(signal.SIGUSR1, handle)
+        try:
+            main = threading.get_ident()
+            in_thread(lambda: (time.sleep(0.1), signal.pthread_kill(main, signal.SIGUSR1)))
+            assert controller.signal.wait(20)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+class TestClose:
+    def test_after_the_end_nothing_aborts(self) -> None:
+        controller = AbortController()
+        assert controller.close() is True
+        assert controller.abort("late") is False
+        assert not controller.signal.aborted
+        assert controller.close() is True
+
+    def test_after_an_abort_it_says_so(self) -> None:
+        controller = AbortController()
+        controller.abort("early")
+        assert controller.close() is False
+        assert controller.close() is False
+
+    def test_a_lost_close_finds_the_flag_set_though_the_aborter_was_stopped_before(self) -> None:
+        controller = AbortController("run-1")
+        # What abort() does first; its thread may be stopped right after.
+        controller._verdict["verdict"] = ("because", "ann")
+        assert controller.close() is False
+        assert controller.signal.aborted
+        assert controller.signal.reason == "because"
+
+    def test_races_abort_and_exactly_one_wins(self) -> None:
+        for _ in range(2000):
+            controller = AbortController()
+            barrier = threading.Barrier(2)
+            aborted: list[bool] = []
+
+            def abort(controller: AbortController = controller) -> None:
+                barrier.wait()  # noqa: B023
+                aborted.append(controller.abort())  # noqa: B023
+
+            thread = in_thread(abort)
+            barrier.wait()
+            closed = controller.close()
+            thread.join()
+            assert [closed] != aborted
+            assert controller.signal.aborted is not closed
+
+
+class TestRaising:
+    def test_raise_if_aborted(self) -> None:
+        controller = AbortController("run-1")
+        controller.signal.raise_if_aborted()
+        controller.abort("because", "ann")
+        with pytest.raises(RunAborted) as raised:
+            controller.signal.raise_if_aborted()
+        error = raised.value
+        assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
+        assert isinstance(controller.signal, AbortSignal)
+
+    def test_run_aborted_is_not_an_exception_that_a_job_catches(self) -> None:
+        assert issubclass(RunAborted, BaseException)
+        assert not issubclass(RunAborted, Exception)
+
+    def test_run_aborted_pickles(self) -> None:
+        error = pickle.loads(pickle.dumps(RunAborted("run-1", "because", "ann")))
+        assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
+        assert str(error) == "run 'run-1' was aborted by ann: because"
+
+    def test_run_aborted_says_what_it_knows(self) -> None:
+        assert str(RunAborted("run-1")) == "run 'run-1' was aborted"
+
+
+class TestWaiting:
+    def test_wait_ends_with_the_abort(self) -> None:
+        controller = AbortController()
+        results: list[bool] = []
+        threads = [in_thread(lambda: results.append(controller.signal.wait(20))) for _ in range(5)]
+        wait_until(lambda: len(controller.signal._effects) == 5)
+        controller.abort()
+        for thread in threads:
+            thread.join(20)
+        assert results == [True] * 5
+        assert not controller.signal._effects
+
+    @pytest.mark.parametrize("timeout", [0, -1, 0.01])
+    def test_wait_ends_with_its_time(self, timeout: float) -> None:
+        signal = AbortController().signal
+        assert signal.wait(timeout) is False
+        assert not signal._effects
+
+    def test_wait_without_time_when_aborted(self) -> None:
+        controller = AbortController()
+        controller.abort()
+        assert controller.signal.wait() is True
+
+    def test_sleep_raises_when_aborted_meanwhile(self) -> None:
+        controller = AbortController("run-1")
+        in_thread(lambda: controller.abort("because"))
+        with pytest.raises(RunAborted, match="because"):
+            controller.signal.sleep(20)
+
+    def test_sleep_raises_when_aborted_before(self) -> None:
+        controller = AbortController()
+        controller.abort()
+        with pytest.raises(RunAborted):
+            controller.signal.sleep(0)
+
+    def test_sleep_sleeps(self) -> None:
+        started = time.monotonic()
+        AbortController().signal.sleep(0.05)
+        assert time.monotonic() - started >= 0.05
+
+    def test_sleep_takes_no_negative_time(self) -> None:
+        with pytest.raises(ValueError, match="negative"):
+            AbortController().signal.sleep(-1)
+
+
+class TestWaitAsync:
+    def test_ends_with_the_abort_from_another_thread(self) -> None:
+        controller = AbortController()
+
+        async def main() -> None:
+            waiters = [asyncio.create_task(controller.signal.wait_async()) for _ in range(3)]
+            await asyncio.sleep(0)
+            threading.Timer(0.02, controller.abort).start()
+            await asyncio.wait_for(asyncio.gather(*waiters), 20)
+
+        asyncio.run(main())
+        assert not controller.signal._effects
+
+    def test_ends_with_the_abort_from_the_same_loop(self) -> None:
+        controller = AbortController()
+
+        async def main() -> None:
+            waiter = asyncio.create_task(controller.signal.wait_async())
+            await asyncio.sleep(0)
+            controller.abort()
+            await asyncio.wait_for(waiter, 20)
+
+        asyncio.run(main())
+
+    def test_returns_at_once_when_aborted_before(self) -> None:
+        controller = AbortController()
+        controller.abort()
+        asyncio.run(controller.signal.wait_async())
+
+    def test_cancelled_it_leaves_nothing_behind(self) -> None:
+        signal = AbortController().signal
+
+        async def main() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(signal.wait_async(), 0.01)
+
+        asyncio.run(main())
+        assert not signal._effects
+
+    def test_an_abort_after_the_loop_was_closed_harms_nobody(self) -> None:
+        controller = AbortController()
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(controller.signal.wait_async())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        assert controller.abort() is True
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+class TestCallbacks:
+    def test_runs_once_on_a_thread_of_its_own(self) -> None:
+        controller = AbortController()
+        called: list[int] = []
+        controller.signal.add_callback(lambda: called.append(threading.get_ident()))
+        controller.abort()
+        controller.abort()
+        wait_until(lambda: called)
+        assert len(called) == 1
+        assert called != [threading.get_ident()]
+
+    def test_runs_at_once_when_aborted_before(self) -> None:
+        controller = AbortController()
+        controller.abort()
+        called: list[int] = []
+        remove = controller.signal.add_callback(lambda: called.append(threading.get_ident()))
+        assert called == [threading.get_ident()]
+        assert remove() is False
+
+    def test_removed_it_does_not_run(self) -> None:
+        controller = AbortController()
+        called: list[str] = []
+        remove = controller.signal.add_callback(lambda: called.append("removed"))
+        controller.signal.add_callback(lambda: called.append("kept"))
+        assert remove() is True
+        assert remove() is False
+        controller.abort()
+        wait_until(lambda: called)
+        assert called == ["kept"]
+
+    def test_does_not_run_when_the_work_ended_before(self) -> None:
+        controller = AbortController()
+        called: list[str] = []
+        controller.signal.add_callback(lambda: called.append("called"))
+        controller.close()
+        controller.signal.add_callback(lambda: called.append("called"))
+        controller.abort()
+        assert called == []
+
+    def test_a_slow_one_delays_neither_abort_nor_the_others(self) -> None:
+        controller = AbortController()
+        release = threading.Event()
+        called = threading.Event()
+        controller.signal.add_callback(lambda: release.wait(20))
+        controller.signal.add_callback(called.set)
+        controller.abort()
+        assert called.wait(20)
+        release.set()
+
+    def test_one_that_raises_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fails() -> None:
+            raise RunAborted("of another run")
+
+        controller = AbortController()
+        controller.signal.add_callback(fails)
+        with caplog.at_level(logging.ERROR, "run_abort"):
+            controller.abort()
+            wait_until(lambda: caplog.records)
+        assert "fails failed" in caplog.text
+        assert "of another run" in caplog.text
+
+    def test_one_that_raises_when_aborted_before_is_logged_too(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        controller = AbortController()
+        controller.abort()
+        controller.signal.add_callback(lambda: 1 / 0)
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_has_to_be_callable(self) -> None:
+        with pytest.raises(TypeError, match="callable"):
+            AbortController().signal.add_callback("not a function")  # type: ignore[arg-type]
+
+    def test_added_while_aborting_it_runs_exactly_once(self) -> None:
+        for _ in range(500):
+            controller = AbortController()
+            barrier = threading.Barrier(2)
+            called: list[int] = []
+
+            def abort(controller: AbortController = controller) -> None:
+                barrier.wait()  # noqa: B023
+                controller.abort()
+
+            thread = in_thread(abort)
+            barrier.wait()
+            controller.signal.add_callback(lambda called=called: called.append(1))
+            thread.join()
+            wait_until(lambda called=called: called)
+            assert called == [1]
+
+    def test_may_abort_another_run(self) -> None:
+        first, second = AbortController(), AbortController()
+        first.signal.add_callback(second.abort)
+        first.abort()
+        assert second.signal.wait(20)
+
+    def test_where_no_thread_can_be_had_it_runs_in_the_callers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        controller = AbortController()
+        called: list[int] = []
+        controller.signal.add_callback(lambda: called.append(1))
+        controller.abort()
+        assert called == [1]
+
+
+class TestObjects:
+    def test_a_signal_stays_in_its_process(self) -> None:
+        with pytest.raises(TypeError, match="open abortable_run"):
+            pickle.dumps(AbortController("run-1").signal)
+
+    def test_they_carry_no_dict(self) -> None:
+        controller = AbortController()
+        assert not hasattr(controller, "__dict__")
+        assert not hasattr(controller.signal, "__dict__")
+        controller.abort()
+        assert not hasattr(controller.signal, "__dict__")
+
+    def test_repr(self) -> None:
+        controller = AbortController("run-1")
+        assert repr(controller.signal) == "<AbortSignal 'run-1' not aborted>"
+        controller.abort()
+        assert repr(controller.signal) == "<AbortSignal 'run-1' aborted>"
+
+    def test_a_forked_child_can_abort_what_was_being_aborted_at_the_fork(self) -> None:
+        controller = AbortController()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if controller.abort() and controller.signal.wait(0) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert not controller.signal.aborted
