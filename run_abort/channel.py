@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from . import conf, messages
+from .forks import at_fork, catch_up
 from .messages import AbortMessage
 
 if TYPE_CHECKING:
@@ -60,18 +61,17 @@ def may_be_configured() -> bool:
 
 
 class _Found(NamedTuple):
-    """What was found, and for which process and environment that holds.
+    """What was found, and in which environment that holds.
 
     :ivar url: what the environment's ``REDIS_URL`` was; not looked at where the settings decide.
     """
 
-    pid: int
     url: str | None
     endpoint: Endpoint | None
     by_settings: bool
 
     def holds(self) -> bool:
-        return self.pid == os.getpid() and (self.by_settings or self.url == _environment_url())
+        return self.by_settings or self.url == _environment_url()
 
 
 # Forgotten when the settings change. Two threads may look it up at once: they find the same.
@@ -84,6 +84,7 @@ def endpoint() -> Endpoint | None:
     :raises Exception: if the settings name one, but not in a way that can be used.
     """
     global _found
+    catch_up()
     if _found is None or not _found.holds():
         _found = _find()
     return _found.endpoint
@@ -109,16 +110,16 @@ def subscription() -> Subscription | None:
     )
 
 
-_origin: tuple[int, str] = (0, "")
+_origin = ""
 
 
 def origin() -> str:
     """This process's ID on the wire: ``inst_`` and 32 hex digits, new after every fork."""
     global _origin
-    pid = os.getpid()
-    if _origin[0] != pid:
-        _origin = (pid, messages.new_origin())
-    return _origin[1]
+    catch_up()
+    if not _origin:
+        _origin = messages.new_origin()
+    return _origin
 
 
 def publish_run_abort(run_id: str) -> bool:
@@ -158,16 +159,16 @@ def _environment_url() -> str | None:
 
 def _find() -> _Found:
     options = conf.settings()
-    pid, url = os.getpid(), _environment_url()
+    url = _environment_url()
     if options.REDIS_URL:
         pool = _url_pool(options.REDIS_URL)
-        return _Found(pid, None, _endpoint("RUN_ABORT['REDIS_URL']", pool), by_settings=True)
+        return _Found(None, _endpoint("RUN_ABORT['REDIS_URL']", pool), by_settings=True)
     alias_pool = _alias_pool(options.CACHE_ALIAS)
     if alias_pool is not None:
         source = f"CACHES[{options.CACHE_ALIAS!r}]"
-        return _Found(pid, None, _endpoint(source, alias_pool), by_settings=True)
+        return _Found(None, _endpoint(source, alias_pool), by_settings=True)
     found = _endpoint("the environment's REDIS_URL", _url_pool(url)) if url else None
-    return _Found(pid, url, found, by_settings=False)
+    return _Found(url, found, by_settings=False)
 
 
 def _endpoint(source: str, pool: ConnectionPool) -> Endpoint:
@@ -233,6 +234,12 @@ def _close_kept() -> None:
         _found.endpoint.publisher.close()
 
 
+def _renew() -> None:
+    """In a child: another process has another origin, and connections of its own."""
+    global _found, _origin
+    _found = None
+    _origin = ""
+
+
 setting_changed.connect(_forget, dispatch_uid="run_abort.channel")
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_close_kept)
+at_fork(before=_close_kept, after_in_child=_renew)

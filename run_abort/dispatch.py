@@ -8,7 +8,6 @@ handlers get one abort ID once; the controllers may be told again, which has no 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from django.db import close_old_connections
 from django.dispatch import Signal
 
 from .controllers import AbortController
+from .forks import at_fork
 from .messages import AbortMessage
 from .signals import run_abort_received, run_aborted
 from .threads import Lane, call_logged
@@ -278,5 +278,4 @@ def _after_fork_in_child() -> None:
     _watch.reset()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_watch.stop, after_in_child=_after_fork_in_child)
+at_fork(before=_watch.stop, after_in_child=_after_fork_in_child)

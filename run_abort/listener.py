@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import random
 import threading
 from collections.abc import Callable
@@ -21,9 +20,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
-from django.core.signals import setting_changed
+from django.core.signals import request_started, setting_changed
 
 from . import channel, conf, dispatch, messages
+from .forks import at_fork, catch_up
 from .threads import call_logged
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ class Listener:
 
     def status(self) -> ListenerStatus:
         """What the listener is doing; any thread may ask."""
+        catch_up()
         state, since = self._phase
         thread = self._thread
         if state not in {"off", "stopped"} and (thread is None or not thread.is_alive()):
@@ -354,11 +355,15 @@ def _forget(*, setting: str, **kwargs: object) -> None:
         _listener.stop()
 
 
+def _catch_up(**kwargs: object) -> None:
+    catch_up()
+
+
 setting_changed.connect(_forget, dispatch_uid="run_abort.listener")
+request_started.connect(_catch_up, dispatch_uid="run_abort.listener")
 atexit.register(stop)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_listener.before_fork,
-        after_in_parent=_listener.after_fork_in_parent,
-        after_in_child=_listener.after_fork_in_child,
-    )
+at_fork(
+    before=_listener.before_fork,
+    after_in_parent=_listener.after_fork_in_parent,
+    after_in_child=_listener.after_fork_in_child,
+)

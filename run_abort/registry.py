@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from .controllers import AbortController
+from .forks import at_fork
 
 __all__ = ["MAX_ID_LENGTH", "Registry", "clean_id", "clean_ids", "registry"]
 
@@ -23,14 +23,16 @@ def clean_id(run_id: object) -> str:
     :raises TypeError: if it is anything else.
     :raises ValueError: if it is empty or longer than 255 characters.
     """
-    if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
-        raise TypeError(f"a run ID must be a str, an int or a UUID, not {type(run_id).__name__}")
-    text = str(run_id)
-    if not text:
+    if type(run_id) is not str:
+        if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
+            name = type(run_id).__name__
+            raise TypeError(f"a run ID must be a str, an int or a UUID, not {name}")
+        run_id = str(run_id)
+    if not run_id:
         raise ValueError("a run ID must not be empty")
-    if len(text) > MAX_ID_LENGTH:
+    if len(run_id) > MAX_ID_LENGTH:
         raise ValueError(f"a run ID must not be longer than {MAX_ID_LENGTH} characters")
-    return text
+    return run_id
 
 
 def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
@@ -140,6 +142,4 @@ class Registry:
 
 
 registry = Registry()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=registry.after_fork_in_child)
+at_fork(after_in_child=registry.after_fork_in_child)

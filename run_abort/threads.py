@@ -7,7 +7,6 @@ None is carried over a fork: a child starts with empty lanes.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -16,6 +15,8 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
+
+from .forks import at_fork
 
 __all__ = ["Lane", "TimeUpError", "call_bounded", "call_logged", "on_thread_end", "spawn"]
 
@@ -158,5 +159,4 @@ class Lane(Generic[T]):
                 lane._reset()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Lane._reset_all)
+at_fork(after_in_child=Lane._reset_all)

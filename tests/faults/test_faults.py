@@ -1,0 +1,269 @@
+"""Faults of the link and of the server. After each, what counts is that an abort arrives."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from example.redis_server import RedisServer
+from run_abort import RunAborted, abortable_run, listener, subscribe_to_run_aborts
+from run_abort.links import PONG_TIMEOUT
+from run_abort.signals import run_abort_received
+from tests.conftest import Configure
+from tests.support import Foreign, Proxy, wait_until
+
+
+def state() -> str:
+    return listener.status().state
+
+
+class Ear:
+    """A handler of this process, and a stranger who tells it things."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self.foreign = foreign
+        self.heard: list[str] = []
+        assert subscribe_to_run_aborts(self.heard.append)
+        self.hears("at first")
+
+    def hears(self, run_id: str) -> None:
+        """Whether an abort arrives, once the listener says that it listens."""
+        wait_until(lambda: state() == "listening")
+        assert self.foreign.publish(run_id) == 1
+        wait_until(lambda: run_id in self.heard)
+        with pytest.raises(RunAborted), abortable_run("held") as signal:
+            self.foreign.publish("held")
+            signal.wait(20)
+
+
+@pytest.fixture
+def stranger(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    with own_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+@pytest.fixture
+def ear(configure: Configure, own_redis: RedisServer, stranger: Foreign) -> Ear:
+    configure(REDIS_URL=own_redis.url)
+    return Ear(stranger)
+
+
+def test_the_server_is_killed_and_comes_back(
+    ear: Ear, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "run_abort"):
+        own_redis.kill()
+        wait_until(lambda: state() == "reconnecting")
+        time.sleep(0.5)  # several attempts
+        own_redis.start()
+        ear.hears("after it")
+    # One warning for the outage however long it lasted, one line for its end.
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    status = listener.status()
+    assert status.reconnects == 1
+    assert "Connection" in status.last_error or "closed" in status.last_error
+
+
+def test_the_server_is_stopped_in_order_and_comes_back(ear: Ear, own_redis: RedisServer) -> None:
+    own_redis.stop()
+    own_redis.start()
+    ear.hears("after it")
+
+
+def test_the_subscription_is_killed_again_and_again(ear: Ear, own_redis: RedisServer) -> None:
+    with own_redis.client() as client:
+        for number in range(20):
+            before = listener.status().reconnects
+            assert client.client_kill_filter(_type="pubsub") == 1
+            wait_until(lambda before=before: listener.status().reconnects > before)
+            ear.hears(f"after {number}")
+
+
+def test_it_is_killed_while_messages_pour_in(ear: Ear, own_redis: RedisServer) -> None:
+    stop = threading.Event()
+
+    def pour() -> None:
+        with own_redis.client() as client:
+            foreign = Foreign(client, ear.foreign.channel)
+            while not stop.is_set():
+                foreign.publish("noise")
+
+    thread = threading.Thread(target=pour)
+    thread.start()
+    try:
+        with own_redis.client() as client:
+            for _ in range(30):
+                client.client_kill_filter(_type="pubsub")
+                time.sleep(0.01)
+    finally:
+        stop.set()
+        thread.join()
+    ear.hears("after it")
+
+
+def test_a_link_is_cut_and_restored(configure: Configure, proxy: Proxy, foreign: Foreign) -> None:
+    configure(REDIS_URL=proxy.url)
+    ear = Ear(foreign)
+    for number in range(5):
+        proxy.refusing = True
+        proxy.cut()
+        wait_until(lambda: state() == "reconnecting")
+        proxy.refusing = False
+        ear.hears(f"after {number}")
+
+
+def test_a_frozen_server_is_noticed_by_our_own_ping(
+    configure: Configure, own_redis: RedisServer, stranger: Foreign
+) -> None:
+    heartbeat = 0.5
+    configure(REDIS_URL=own_redis.url, HEARTBEAT=heartbeat)
+    ear = Ear(stranger)
+    own_redis.freeze()
+    frozen = time.monotonic()
+    wait_until(lambda: state() == "reconnecting")
+    noticed = time.monotonic() - frozen
+    assert noticed < heartbeat + PONG_TIMEOUT + 1
+    assert "PING" in listener.status().last_error
+    own_redis.thaw()
+    ear.hears("after it")
+
+
+def test_a_half_open_link_is_noticed_and_replaced(
+    configure: Configure, proxy: Proxy, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("run_abort.links.PONG_TIMEOUT", 0.3)
+    configure(REDIS_URL=proxy.url, HEARTBEAT=0.2)
+    ear = Ear(foreign)
+    proxy.freeze()
+    wait_until(lambda: state() == "reconnecting")
+    proxy.thaw()
+    ear.hears("after it")
+
+
+def test_a_quiet_link_stays(configure: Configure, proxy: Proxy, foreign: Foreign) -> None:
+    configure(REDIS_URL=proxy.url, HEARTBEAT=0.1)
+    ear = Ear(foreign)
+    time.sleep(1)
+    assert listener.status().reconnects == 0
+    ear.hears("after it")
+
+
+def test_a_wrong_password_then_the_right_one(
+    configure: Configure,
+    own_redis: RedisServer,
+    stranger: Foreign,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with own_redis.client() as admin:
+        admin.config_set("requirepass", "right")
+        configure(REDIS_URL=f"redis://:wrong@127.0.0.1:{own_redis.port}/0")
+        listener.ensure_started()
+        wait_until(lambda: state() == "reconnecting")
+        assert "invalid" in listener.status().last_error.lower()
+        time.sleep(0.3)
+        admin.config_set("requirepass", "wrong")
+        wait_until(lambda: state() == "listening")
+        admin.config_set("requirepass", "")
+    Ear(stranger)
+    assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
+
+
+def test_a_channel_that_is_forbidden_then_allowed(
+    configure: Configure, own_redis: RedisServer, stranger: Foreign, channel_name: str
+) -> None:
+    with own_redis.client() as admin:
+        admin.execute_command("ACL SETUSER bob on >pw resetchannels +@all")
+        configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
+        listener.ensure_started()
+        wait_until(lambda: state() == "reconnecting")
+        assert "NOPERM" in listener.status().last_error
+        admin.execute_command(f"ACL SETUSER bob &{channel_name}")
+        ear = Ear(stranger)
+        # Taken away again, the server closes the link; given back, it is there again.
+        admin.execute_command("ACL SETUSER bob resetchannels")
+        wait_until(lambda: state() == "reconnecting")
+        admin.execute_command(f"ACL SETUSER bob &{channel_name}")
+        ear.hears("after it")
+
+
+def test_a_server_that_is_slow_to_start(configure: Configure, channel_name: str) -> None:
+    server = RedisServer()
+    try:
+        configure(REDIS_URL=server.url)
+        heard: list[str] = []
+        assert subscribe_to_run_aborts(heard.append)
+        wait_until(lambda: state() == "reconnecting")
+        time.sleep(1)
+        server.start()
+        with server.client() as client:
+            Ear(Foreign(client, channel_name))
+    finally:
+        server.close()
+
+
+def test_something_that_is_not_redis(
+    configure: Configure, own_redis: RedisServer, stranger: Foreign
+) -> None:
+    own_redis.stop()
+    with socket.create_server(("127.0.0.1", own_redis.port)) as imposter:
+
+        def greet() -> None:
+            try:
+                while True:
+                    link, _ = imposter.accept()
+                    link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    link.close()
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        configure(REDIS_URL=own_redis.url)
+        listener.ensure_started()
+        wait_until(lambda: state() == "reconnecting")
+        time.sleep(0.3)
+        imposter.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    own_redis.start()
+    Ear(stranger)
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_the_listener(
+    ear: Ear, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("run_abort.messages.decode", lambda data: 1 / 0)
+        ear.foreign.publish("oops")
+        wait_until(lambda: "ZeroDivisionError" in listener.status().last_error)
+    ear.hears("after it")
+
+
+def test_a_subscriber_that_redis_throws_out_for_slowness(ear: Ear, own_redis: RedisServer) -> None:
+    release = threading.Event()
+
+    def receiver(**kwargs: object) -> None:
+        release.wait(60)
+
+    with own_redis.client() as client:
+        client.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
+        run_abort_received.connect(receiver)
+        try:
+            ear.foreign.publish("slow")
+            with client.pipeline(transaction=False) as pipeline:
+
+                def pour() -> bool:
+                    for _ in range(2000):
+                        pipeline.publish(ear.foreign.channel, b"x" * 1000)
+                    return pipeline.execute()[-1] == 0
+
+                wait_until(pour)
+        finally:
+            run_abort_received.disconnect(receiver)
+            release.set()
+    wait_until(lambda: listener.status().reconnects >= 1)
+    ear.hears("after it")

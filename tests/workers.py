@@ -1,0 +1,52 @@
+"""Programs for the processes that the tests start: ``Child("-c", "...workers.subscribe()")``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import django
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+def subscribe() -> None:
+    """Say each run ID that comes in."""
+    django.setup()
+
+    from run_abort import listener, subscribe_to_run_aborts
+
+    say("subscribed", subscribe_to_run_aborts(lambda run_id: say("heard", run_id)))
+    wait_for(lambda: listener.status().state == "listening")
+    say("listening", listener.status().origin)
+    time.sleep(600)
+
+
+def hold(run_id: str, *, setup: bool = True) -> None:
+    """Work on a run until it is aborted."""
+    if setup:
+        django.setup()
+
+    from run_abort import RunAborted, abortable_run, listener
+
+    try:
+        with abortable_run(run_id) as signal:
+            wait_for(lambda: listener.status().state == "listening")
+            say("holding", run_id, listener.status().origin)
+            signal.wait()
+            signal.raise_if_aborted()
+    except RunAborted as error:
+        say("aborted", error.run_id, error.reason)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > deadline:
+            say("gave up waiting")
+            sys.exit(1)
+        time.sleep(0.01)
