@@ -11,7 +11,8 @@ import django
 
 
 def say(*words: object) -> None:
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(map(str, words)) + "\n")  # print would write twice
+    sys.stdout.flush()
 
 
 def subscribe() -> None:

@@ -1,0 +1,148 @@
+"""Child processes: multiprocessing in its three ways, a bare fork, Celery's pool."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from example.redis_server import RedisServer
+from tests.processes.conftest import Start, subscribed
+from tests.support import Foreign, wait_until
+
+MULTIPROCESSING = """
+import multiprocessing, sys
+from tests.workers import hold, say
+
+def main():
+    context = multiprocessing.get_context(sys.argv[1])
+    setup = sys.argv[2] == "parent set up"
+    if setup:
+        import django
+        django.setup()
+    children = [
+        context.Process(target=hold, args=("run-1",), kwargs={"setup": sys.argv[3] == "child set up"})
+        for _ in range(3)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    say("over", [child.exitcode for child in children])
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def foreign(shared_redis: RedisServer, channel_name: str) -> Any:
+    with shared_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+@pytest.mark.parametrize("child", ["child set up", "child not set up"])
+@pytest.mark.parametrize("parent", ["parent set up", "parent not set up"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(
+    start: Start, foreign: Foreign, tmp_path: Any, method: str, parent: str, child: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(MULTIPROCESSING)
+    # A fork of a process with threads is warned of; there is none of ours at a fork.
+    process = start(str(script), method, parent, child)
+    origins = {process.wait_for("holding").split()[2] for _ in range(3)}
+    assert len(origins) == 3
+    parents = 1 if parent == "parent set up" else 0
+    # A child that sets itself up, or is set up by its first block, listens once, as itself.
+    wait_until(lambda: foreign.publish("nobody") == 3 + parents)
+    foreign.publish("run-1", reason="because")
+    for _ in range(3):
+        assert process.wait_for("aborted") == "aborted run-1 because"
+    process.wait_for("over [0, 0, 0]")
+    assert process.wait() == 0
+
+
+FORK_IN_A_BLOCK = """
+import os, sys, django
+from tests.workers import say, wait_for
+django.setup()
+from run_abort import RunAborted, abortable_run, listener
+
+try:
+    with abortable_run("run-1") as signal:
+        wait_for(lambda: listener.status().state == "listening")
+        pid = os.fork()
+        wait_for(lambda: listener.status().state == "listening")
+        say("working", "parent" if pid else "child", listener.status().origin)
+        signal.sleep(60)
+except RunAborted as error:
+    say("aborted", "parent" if pid else "child", error.reason)
+    if pid:
+        os.waitpid(pid, 0)
+"""
+
+
+def test_a_fork_inside_a_block_leaves_two_that_are_reached(start: Start, foreign: Foreign) -> None:
+    process = start("-c", FORK_IN_A_BLOCK)
+    lines = [process.wait_for("working").split() for _ in range(2)]
+    assert {line[1] for line in lines} == {"parent", "child"}
+    assert len({line[2] for line in lines}) == 2
+    assert foreign.publish("run-1", reason="because") == 2
+    aborted = {process.wait_for("aborted") for _ in range(2)}
+    assert aborted == {"aborted parent because", "aborted child because"}
+    assert process.wait() == 0
+
+
+def test_celerys_pool(start: Start, shared_redis: RedisServer, foreign: Foreign) -> None:
+    from tests.celery_app import hold
+
+    broker = shared_redis.url.replace("/0", "/1")
+    worker = start(
+        "-m",
+        "celery",
+        "--app=tests.celery_app",
+        "worker",
+        "--pool=prefork",
+        "--concurrency=3",
+        "--loglevel=warning",
+        program=(sys.executable,),
+        environment={"BROKER": broker},
+    )
+    found: dict[str, str] = {}
+    while len(found) < 4:  # three children, and their parent before and after it forked them
+        found |= dict([subscribed(worker)])
+    assert len(set(found.values())) == 4
+    hold.app.conf.update(broker_url=broker, result_backend=broker)
+    results = [hold.delay("run-1") for _ in range(2)]
+    pids = {worker.wait_for("holding").split()[2] for _ in results}
+    assert len(pids) == 2
+    foreign.publish("run-1", reason="because")
+    assert [result.get(timeout=20) for result in results] == ["because"] * 2
+    hold.app.close()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
+    start: Start, foreign: Foreign
+) -> None:
+    code = """
+import os, subprocess, sys
+from tests.workers import *
+django.setup()
+from run_abort import listener, subscribe_to_run_aborts
+subscribe_to_run_aborts(lambda run_id: say("heard", run_id))
+wait_for(lambda: listener.status().state == "listening")
+for _ in range(5):
+    subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=True)
+wait_for(lambda: listener.status().state == "listening")
+say("listening")
+time.sleep(60)
+"""
+    process = start("-c", code)
+    process.wait_for("listening")
+    assert foreign.publish("run-1") == 1
+    process.wait_for("heard run-1")
