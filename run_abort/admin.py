@@ -42,7 +42,7 @@ class AbortRunsMixin(ModelAdmin):
 
     :cvar abort_confirmation_template: the confirmation page; None looks for
         ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
-        and ``admin/run_abort/abort_confirmation.html``.
+        and ``run_abort/admin/abort_confirmation.html``.
     :cvar abort_confirmation_max_display: how many runs that page lists.
     """
 
@@ -55,7 +55,7 @@ class AbortRunsMixin(ModelAdmin):
             self.actions = [*self.actions, "abort_selected_runs"]
         # Ours extends whatever was to be used, so that several mixins can be combined.
         self._wrapped_change_form_template: Any = self.change_form_template
-        self.change_form_template = "admin/run_abort/change_form.html"  # type: ignore[misc]
+        self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
         """The run ID of a row; by default its primary key. To be overridden."""
@@ -163,7 +163,7 @@ class AbortRunsMixin(ModelAdmin):
             [self.abort_confirmation_template]
             if self.abort_confirmation_template
             else self._templates(
-                "abort_confirmation.html", fallback="admin/run_abort/abort_confirmation.html"
+                "abort_confirmation.html", fallback="run_abort/admin/abort_confirmation.html"
             )
         )
         return TemplateResponse(request, templates, context)

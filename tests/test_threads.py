@@ -116,7 +116,7 @@ class TestLane:
         lane._lock.acquire()  # as if another thread had held it at the fork
         pid = os.fork()
         if pid == 0:
-            lane.handle = lambda item: os._exit(item)
+            lane.handle = os._exit
             lane.put(42)
             time.sleep(20)
             os._exit(1)

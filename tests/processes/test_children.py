@@ -22,8 +22,9 @@ def main():
     if setup:
         import django
         django.setup()
+    child = sys.argv[3] == "child set up"
     children = [
-        context.Process(target=hold, args=("run-1",), kwargs={"setup": sys.argv[3] == "child set up"})
+        context.Process(target=hold, args=("run-1",), kwargs={"setup": child})
         for _ in range(3)
     ]
     for child in children:

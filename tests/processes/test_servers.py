@@ -129,7 +129,7 @@ def test_uvicorn(start: Start) -> None:
         ["--enable-threads", "--lazy-apps"],
         ["--threads=2"],
     ],
-    ids=lambda options: " ".join(options),
+    ids=" ".join,
 )
 def test_uwsgi(
     start: Start, shared_redis: RedisServer, channel_name: str, options: list[str]

@@ -1,0 +1,268 @@
+"""Booting: who starts a thread, who does not, and what keeps nobody from booting."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from example.redis_server import RedisServer, free_port
+from tests.processes.conftest import Start
+from tests.support import ROOT, Child, Foreign
+
+# Runs a management command as manage.py does, then tells which threads of ours there were.
+COMMAND = """
+import sys, threading
+started = []
+start = threading.Thread.start
+def noting(self):
+    if self.name.startswith("run_abort"):
+        started.append(self.name)
+    start(self)
+threading.Thread.start = noting
+from django.core.management import execute_from_command_line
+try:
+    execute_from_command_line(["anything.py", *sys.argv[1:]])
+except SystemExit as error:
+    print("exit", error.code)
+print("started", started)
+"""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> dict[str, Any]:
+    name = str(tmp_path / "db.sqlite3")
+    return {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": name}}
+
+
+class TestCommands:
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["check"],
+            ["migrate", "--verbosity=0"],
+            ["collectstatic", "--noinput", "--dry-run", "--verbosity=0"],
+            ["makemigrations", "--check", "--dry-run", "run_abort"],
+            ["showmigrations"],
+            ["sqlmigrate", "run_abort", "0001"],
+            ["diffsettings"],
+            ["shell", "--command", "pass"],
+            ["help"],
+            ["version"],
+            ["--version"],
+            ["test", "--help"],
+            ["no_such_command"],
+            [],
+            ["abort_run"],
+        ],
+        ids=" ".join,
+    )
+    def test_one_shot_commands_start_no_thread(
+        self, start: Start, project: dict[str, Any], database: dict[str, Any], command: list[str]
+    ) -> None:
+        settings = project | {"DATABASES": database, "STATIC_ROOT": "static"}
+        process = start("-c", COMMAND, *command, settings=settings)
+        process.wait()
+        assert process.output[-1] == "started []", str(process)
+
+    @pytest.mark.parametrize(
+        ("listen", "command", "expected"),
+        [
+            ("auto", "work", True),
+            (True, "work", True),
+            (True, "check", True),
+            (False, "work", False),
+            ("auto", "check", False),
+        ],
+    )
+    def test_a_command_of_the_project_listens(
+        self, start: Start, project: dict[str, Any], listen: object, command: str, expected: bool
+    ) -> None:
+        settings = project | {"RUN_ABORT": project["RUN_ABORT"] | {"LISTEN": listen}}
+        process = start("-c", COMMAND, command, settings=settings)
+        process.wait()
+        started = process.output[-1]
+        assert started == f"started {['run_abort-listener'] if expected else []}", str(process)
+
+    def test_an_open_block_makes_a_one_shot_command_listen(
+        self, start: Start, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        code = "from tests.workers import hold; hold('run-1', setup=False)"
+        process = start("-c", COMMAND, "shell", "--command", code)
+        process.wait_for("holding")
+        with shared_redis.client() as client:
+            assert Foreign(client, channel_name).publish("run-1", reason="because") == 1
+        process.wait_for("aborted run-1 because")
+
+
+SCRIPT = """
+import time
+import django
+from tests.workers import say, wait_for
+started = time.perf_counter()
+django.setup()
+from run_abort import listener
+state = listener.status().state
+say("booted", state)
+"""
+
+
+class TestBoot:
+    def test_a_plain_script_listens(self, start: Start) -> None:
+        code = SCRIPT + "wait_for(lambda: listener.status().state == 'listening')\nsay('listens')"
+        process = start("-c", code)
+        process.wait_for("booted starting")
+        process.wait_for("listens")
+        assert process.wait() == 0
+
+    def test_without_redis(self, start: Start) -> None:
+        process = start("-c", SCRIPT, settings={"RUN_ABORT": {}})
+        process.wait_for("booted off")
+        assert process.wait() == 0
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://127.0.0.1:{port}/0",  # refused
+            "redis://10.255.255.1:6379/0",  # dropped
+            "redis://no.such.host.invalid/0",
+        ],
+    )
+    def test_with_redis_away(self, start: Start, url: str) -> None:
+        settings = {"RUN_ABORT": {"REDIS_URL": url.format(port=free_port())}}
+        process = start("-c", SCRIPT, settings=settings)
+        process.wait_for("booted starting")
+        assert process.wait() == 0
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"RUN_ABORT": {"HEARTBEAT": "soon"}},
+            {"RUN_ABORT": None},
+            {"RUN_ABORT": {"REDIS_URL": "nonsense"}},
+            {"RUN_ABORT": {"CACHE_ALIAS": "nowhere"}},
+            {"CACHES": {}},
+            {"CACHES": {"default": {"BACKEND": "no.such.Backend"}}},
+        ],
+        ids=str,
+    )
+    def test_with_bad_settings_it_boots_all_the_same(
+        self, start: Start, settings: dict[str, Any]
+    ) -> None:
+        process = start("-c", SCRIPT, settings=settings)
+        process.wait_for("booted")
+        assert process.wait() == 0
+
+    def test_with_an_unmigrated_database_it_boots_serves_and_aborts(
+        self, start: Start, project: dict[str, Any], database: dict[str, Any]
+    ) -> None:
+        run_abort = project["RUN_ABORT"] | {"INTENTS": True}
+        code = """
+import django
+from tests.workers import say
+django.setup()
+from django.test import Client
+from run_abort import RunAborted, abort_run, abortable_run
+say("served", Client().get("/status/").status_code)
+try:
+    with abortable_run("run-1"):
+        outcome = abort_run("run-1")
+except RunAborted:
+    say("aborted", outcome.local, outcome.recorded, outcome.published)
+"""
+        settings = project | {"DATABASES": database, "RUN_ABORT": run_abort}
+        process = start("-c", code, settings=settings)
+        process.wait_for("served 200")
+        process.wait_for("WARNING Intents to abort cannot be written or read")
+        process.wait_for("aborted 1 False True")
+        assert process.wait() == 0
+
+    def test_it_needs_no_more_than_itself_to_work(self, start: Start) -> None:
+        """Without auth there are no rows, which is told, but the rest works."""
+        process = start(
+            "-c",
+            "from tests.workers import *\ndjango.setup()\n"
+            "from run_abort import abort_run\nsay(abort_run('run-1').published)",
+            settings={"INSTALLED_APPS": ["run_abort"], "RUN_ABORT": {}},
+        )
+        process.wait_for("cannot be written or read")
+        process.wait_for("False")
+        assert process.wait() == 0
+
+
+class TestCost:
+    def test_ready_imports_no_redis_and_costs_a_few_milliseconds(self, start: Start) -> None:
+        code = """
+import sys, time, threading
+from django.apps import apps
+import django
+from run_abort.apps import RunAbortConfig
+ready = RunAbortConfig.ready
+def timed(self):
+    started = time.perf_counter()
+    ready(self)
+    print("took", time.perf_counter() - started, "redis" in sys.modules)
+RunAbortConfig.ready = timed
+django.setup()
+"""
+        settings = {"RUN_ABORT": {"REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}}
+        _, seconds, redis = start("-c", code, settings=settings).wait_for("took").split()
+        assert redis == "False"
+        assert float(seconds) < 0.5  # a bound against I/O, not a measurement
+
+    def test_the_root_is_imported_without_django_settings_or_redis(self) -> None:
+        code = """
+import sys
+for name in ("django", "redis", "django_redis", "asgiref"):
+    sys.modules[name] = None
+import run_abort
+import run_abort.exceptions, run_abort.controllers, run_abort.registry, run_abort.messages
+import run_abort.threads, run_abort.forks, run_abort.resp
+from run_abort import AbortController, RunAborted
+controller = AbortController("run-1")
+controller.abort()
+try:
+    controller.signal.raise_if_aborted()
+except RunAborted:
+    print("works")
+"""
+        with Child("-c", code) as process:
+            process.wait_for("works")
+            assert process.wait() == 0
+
+    def test_importing_the_root_loads_nothing(self) -> None:
+        code = """
+import json, sys
+before = set(sys.modules)
+import run_abort
+print("loaded", json.dumps(sorted(set(sys.modules) - before)))
+"""
+        with Child("-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}") as process:
+            loaded = json.loads(process.wait_for("loaded").removeprefix("loaded "))
+        ours = [name for name in loaded if name.startswith("run_abort")]
+        assert ours == ["run_abort"]
+        assert not {name.partition(".")[0] for name in loaded} & {"django", "redis", "asyncio"}
+
+
+class TestSignals:
+    def test_a_process_that_ends_while_messages_pour_in_ends_cleanly(
+        self, start: Start, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        code = """
+from tests.workers import *
+django.setup()
+from run_abort import listener, subscribe_to_run_aborts
+subscribe_to_run_aborts(lambda run_id: None)
+wait_for(lambda: listener.status().messages > 10)
+say("over")
+"""
+        process = start("-c", code, program=(sys.executable, "-X", "dev"))
+        with shared_redis.client() as client:
+            foreign = Foreign(client, channel_name)
+            while process.process.poll() is None:
+                foreign.publish("run-1")
+        assert process.wait() == 0
+        assert process.output[-1] == "over", str(process)
