@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from .aborts import AbortOutcome, aabort_run, abort_run, clear_run_abort
+    from .aborts import (
+        AbortOutcome,
+        aabort_run,
+        abort_run,
+        abort_run_on_commit,
+        abort_runs,
+        clear_run_abort,
+    )
     from .channel import publish_run_abort
     from .controllers import AbortController, AbortSignal
     from .exceptions import RunAborted
@@ -24,6 +31,8 @@ __all__ = [
     "RunAborted",
     "aabort_run",
     "abort_run",
+    "abort_run_on_commit",
+    "abort_runs",
     "abortable_run",
     "clear_run_abort",
     "publish_run_abort",
@@ -39,6 +48,8 @@ _ROOMS: Final = {
     "RunAborted": "exceptions",
     "aabort_run": "aborts",
     "abort_run": "aborts",
+    "abort_run_on_commit": "aborts",
+    "abort_runs": "aborts",
     "abortable_run": "runs",
     "clear_run_abort": "aborts",
     "publish_run_abort": "channel",

@@ -19,9 +19,10 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from .aborts import AbortOutcome, abort_run
+from .aborts import AbortOutcome, abort_runs
 from .forms import AbortForm
 from .models import AbortRequest
+from .registry import clean_id
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -176,7 +177,7 @@ class AbortRunsMixin(ModelAdmin):
         return ""
 
     def _abort(self, request: HttpRequest, objs: Iterable[Any], reason: str) -> None:
-        outcomes: list[AbortOutcome] = []
+        asked = []
         denied = over = 0
         for obj in objs:
             if not self.has_abort_permission(request, obj):
@@ -184,26 +185,35 @@ class AbortRunsMixin(ModelAdmin):
             elif not self.is_abortable(obj):
                 over += 1
             else:
-                outcome = abort_run(self.get_run_id(obj), reason=reason, actor=request.user)
-                outcomes.append(outcome)
-                if outcome.asked:
-                    self.log_change(request, obj, _log_text(reason))
+                asked.append((clean_id(self.get_run_id(obj)), obj))
+        run_ids = [run_id for run_id, _obj in asked]
+        outcomes = abort_runs(run_ids, reason=reason, actor=request.user)
+        was_asked = {outcome.run_id for outcome in outcomes if outcome.asked}
+        for run_id, obj in asked:
+            if run_id in was_asked:
+                self.log_change(request, obj, _log_text(reason))
         self._tell(request, outcomes, denied=denied, over=over)
 
     def _tell(
         self, request: HttpRequest, outcomes: list[AbortOutcome], *, denied: int, over: int
     ) -> None:
         sent = sum(outcome.published for outcome in outcomes)
+        recorded = sum(outcome.recorded and not outcome.published for outcome in outcomes)
         unheard = sum(not outcome.asked for outcome in outcomes)
         facts = [
             (sent, messages.SUCCESS, _("Asked to abort: %(count)d %(items)s.")),
             (
-                len(outcomes) - sent - unheard,
-                messages.WARNING,
+                recorded,
+                messages.INFO,
                 _(
-                    "Asked to abort, but not through Redis, so that other processes hear of it "
-                    "later or not at all: %(count)d %(items)s."
+                    "Asked to abort; other processes hear of it from the database, some seconds "
+                    "later: %(count)d %(items)s."
                 ),
+            ),
+            (
+                len(outcomes) - sent - recorded - unheard,
+                messages.WARNING,
+                _("Asked to abort in this process only: %(count)d %(items)s."),
             ),
             (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
             (denied, messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
@@ -250,7 +260,6 @@ class AbortRequestAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_filter = ("requested_at", "published")
     search_fields = ("run_id", "actor", "reason")
     list_select_related = ("user",)
-    date_hierarchy = "requested_at"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

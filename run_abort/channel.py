@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.conf import settings as django_settings
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Endpoint",
     "endpoint",
+    "is_configured",
     "may_be_configured",
     "origin",
     "publish",
+    "publish_all",
     "publish_run_abort",
     "subscription",
 ]
@@ -90,6 +92,14 @@ def endpoint() -> Endpoint | None:
     return _found.endpoint
 
 
+def is_configured() -> bool:
+    """Whether there is a Redis to publish to, well or not. Raises nothing."""
+    try:
+        return endpoint() is not None
+    except Exception:
+        return False
+
+
 def subscription() -> Subscription | None:
     """A new link to the channel, not yet open; None if no Redis is configured.
 
@@ -143,14 +153,25 @@ def publish(message: AbortMessage) -> int | None:
     :return: how many subscribers the server that took it had, a hint only (in a cluster it counts
         one node); None if no Redis is configured or, with a warning in the log, if it failed.
     """
+    return publish_all([message])[0]
+
+
+def publish_all(some: Sequence[AbortMessage], *, quiet: bool = False) -> list[int | None]:
+    """:func:`publish` for several messages, in one pipeline.
+
+    :param quiet: whether a failure is known already, and not worth another warning.
+    """
+    listeners: list[int | None] = [None] * len(some)
     try:
         found = endpoint()
-        if found is None:
-            return None
-        return found.publisher.publish(messages.encode(message))
+        if found is not None:
+            encoded = [messages.encode(message) for message in some]
+            listeners[:] = found.publisher.publish(encoded)
     except Exception as error:
-        logger.warning("The abort of run %r was not published: %s", message.run_id, error)
-        return None
+        runs = repr(some[0].run_id) if len(some) == 1 else f"{some[0].run_id!r} and others"
+        level = logging.DEBUG if quiet else logging.WARNING
+        logger.log(level, "The abort of run %s was not published: %s", runs, error)
+    return listeners
 
 
 def _environment_url() -> str | None:

@@ -93,7 +93,8 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
         )
     elif options.LISTEN is not False:
         yield CheckWarning(
-            "No Redis is configured: running processes do not hear of aborts from others.",
+            "No Redis is configured: running processes hear of aborts from others over the "
+            f"database only, within {options.POLL_INTERVAL:g} s.",
             hint="Set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, or make the cache "
             f"alias {options.CACHE_ALIAS!r} a Redis one. If this is meant, set "
             "RUN_ABORT['LISTEN'] to False.",

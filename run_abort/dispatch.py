@@ -13,8 +13,8 @@ import threading
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Final
 
@@ -27,7 +27,17 @@ from .messages import AbortMessage
 from .signals import run_abort_received, run_aborted
 from .threads import Lane, call_logged
 
-__all__ = ["Throttle", "add_handler", "announce", "deliver_to", "receive", "wait_for_handlers"]
+__all__ = [
+    "Throttle",
+    "add_handler",
+    "announce",
+    "deliver_to",
+    "has_audience",
+    "on_dispatched",
+    "receive",
+    "remember",
+    "wait_for_handlers",
+]
 
 logger = logging.getLogger("run_abort")
 
@@ -35,7 +45,7 @@ logger = logging.getLogger("run_abort")
 AbortHere = Callable[[str, str, str, str], object]
 
 SLOW: Final = 1.0  # seconds that receivers may take before a warning names the one that runs
-REMEMBERED: Final = 10_000  # abort IDs that are recognised when they come again
+REMEMBERED: Final = 50_000  # abort IDs that are recognised when they come again
 
 
 class Throttle:
@@ -153,6 +163,7 @@ def _receiver_run_by(ident: int) -> str:
 _seen = _Seen()
 _watch = _Watch()
 _abort_here: AbortHere | None = None
+_on_dispatched: list[Callable[[AbortMessage], object]] = []
 _lanes: list[Lane[str]] = []  # one for each handler; only ever appended to
 _adding = threading.Lock()  # guards _lanes against two lanes for one handler
 _overflow = Throttle()
@@ -184,16 +195,42 @@ def _to_controllers(
         _abort_here(run_id, reason, actor, str(abort_id or ""))
 
 
-def receive(message: AbortMessage) -> None:
-    """Do with ``message`` what is to be done here. Raises nothing."""
+def on_dispatched(hook: Callable[[AbortMessage], object]) -> Callable[[], object]:
+    """Call ``hook(message)`` once receivers have dealt with a message, and handlers have it.
+
+    :return: a function that takes the hook out again.
+    """
+    _on_dispatched.append(hook)
+    return lambda: _on_dispatched.remove(hook)
+
+
+def remember(abort_ids: Iterable[str]) -> None:
+    """Take these aborts for known: receivers and handlers are not told of them."""
+    for abort_id in abort_ids:
+        _seen.add(abort_id)
+
+
+def has_audience() -> bool:
+    """Whether anybody but the controllers wants to hear of aborts."""
+    return bool(_lanes) or len(run_abort_received.receivers) > 1
+
+
+def receive(message: AbortMessage, *, watched: bool = True) -> None:
+    """Do with ``message`` what is to be done here. Raises nothing.
+
+    :param watched: whether a receiver that takes long is to be named: it holds up the listener. At
+        most one thread at a time may say so.
+    """
     run_id, _, abort_id, reason, actor = message
     is_new = not abort_id or _seen.add(abort_id)
     if is_new and len(run_abort_received.receivers) > 1:
-        call_logged(partial(_call_receivers, message))
+        call_logged(partial(_call_receivers, message, _watch if watched else nullcontext()))
     elif _abort_here is not None:
         _abort_here(run_id, reason, actor, abort_id)
     if is_new and _lanes:
         _put_into_lanes(run_id)
+    for hook in tuple(_on_dispatched):
+        call_logged(partial(hook, message))
 
 
 def _put_into_lanes(run_id: str) -> None:
@@ -209,8 +246,17 @@ def _put_into_lanes(run_id: str) -> None:
 
 def announce(controllers: Sequence[AbortController], abort_id: str) -> None:
     """Have ``run_aborted`` sent for controllers that flipped; does not wait for its receivers."""
-    if run_aborted.receivers:
-        _announcements.put((controllers, abort_id))
+    if (
+        run_aborted.receivers
+        and not _announcements.put((controllers, abort_id))
+        and (before := _overflow.admit()) is not None
+    ):
+        logger.error(
+            "The receivers of run_aborted are so far behind that they miss the abort of run %r "
+            "and %d before",
+            controllers[0].signal.run_id,
+            before,
+        )
 
 
 def _send_run_aborted(flipped: tuple[Sequence[AbortController], str]) -> None:
@@ -232,10 +278,10 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], str]) -> None:
 _announcements = Lane(_send_run_aborted, name="run_abort-run_aborted")
 
 
-def _call_receivers(message: AbortMessage) -> None:
+def _call_receivers(message: AbortMessage, watch: AbstractContextManager[None]) -> None:
     close_old_connections()
     try:
-        with _watch:
+        with watch:
             facts = message._asdict() | {"abort_id": _as_uuid(message.abort_id)}
             run_abort_received.send_robust(AbortMessage, **facts)
     finally:
@@ -262,13 +308,17 @@ def add_handler(on_abort: Callable[[str], object]) -> None:
 
 
 def wait_for_handlers(timeout: float) -> bool:
-    """Wait until every handler has dealt with what it was given.
+    """Wait until every handler, and every receiver of ``run_aborted``, has dealt with what it got.
 
     :param timeout: at most so many seconds, for all of them.
     :return: whether they have.
     """
     deadline = time.monotonic() + timeout
-    return all(lane.wait_idle(max(deadline - time.monotonic(), 0)) for lane in tuple(_lanes))
+    waits = [lane.wait_idle for lane in tuple(_lanes)]
+    return all(
+        wait_idle(max(deadline - time.monotonic(), 0))
+        for wait_idle in (*waits, _announcements.wait_idle)
+    )
 
 
 def _after_fork_in_child() -> None:

@@ -8,8 +8,11 @@ use, because a process that neither listens nor publishes shall not pay for redi
 from __future__ import annotations
 
 import socket
+import ssl
+import struct
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -30,6 +33,7 @@ __all__ = ["PONG_TIMEOUT", "Publisher", "Subscription"]
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
 PONG_TIMEOUT: Final = 5.0  # seconds without a byte after our PING
 READ_SIZE: Final = 65_536  # bytes
+PIPELINE: Final = 500  # commands that are sent before their replies are read
 MAX_CONNECTING: Final = 8  # publishers that may be waiting for a new connection at once
 
 _LOST: Final = (LinkLostError, SilenceError, OSError)
@@ -83,6 +87,7 @@ class Subscription:
 
     Opened, read and closed by one thread; :meth:`interrupt` is for the others.
 
+    :ivar heard_at: when the server was last heard of, in seconds since the epoch.
     :param heartbeat: seconds of silence after which the link is pinged.
     :param limit: bytes that a message may have; of a larger one the beginning is returned.
     """
@@ -92,6 +97,7 @@ class Subscription:
         self._channel = channel
         self._heartbeat = heartbeat
         self._pinged = False
+        self.heard_at = 0.0
         self._reader = MessageReader(channel.encode(), limit=limit)
 
     def open(self) -> None:
@@ -127,9 +133,10 @@ class Subscription:
 
     def _read(self) -> bytes:
         sock = self._connection._sock
-        data = sock.recv(READ_SIZE) if sock is not None else b""
-        if not data:
+        if sock is None:
             raise LinkLostError("the link was closed")
+        data = _receive(sock)
+        self.heard_at = time.time()
         return data
 
     def _ping(self) -> None:
@@ -172,58 +179,56 @@ class Publisher:
         self._kept: list[Connection] = []
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
-    def publish(self, message: bytes) -> int:
-        """Publish ``message``.
+    def publish(self, messages: Sequence[bytes]) -> list[int]:
+        """Publish the messages, in one pipeline.
 
-        :return: how many subscribers the server had.
+        :return: how many subscribers the server had for each.
         :raises redis.RedisError: or ``OSError``, ``TimeoutError`` among them, if it failed.
         """
         deadline = time.monotonic() + self._timeout
-        command = b"%b%d\r\n%b\r\n" % (self._head, *_sized(message))
+        commands = [b"%b%d\r\n%b\r\n" % (self._head, *_sized(each)) for each in messages]
         try:
             # A link that was idle may be dead: its last bytes say so at once, or a quarter of the
             # time is up in vain and leaves enough for a new link.
-            return self._send(self._kept.pop(), command)
+            return self._send(self._kept.pop(), commands, deadline)
         except (IndexError, *_LOST):
             pass
         try:
             if not self._connecting.acquire(timeout=_remaining(deadline)):
                 raise TimeoutError
-            send = partial(self._send_anew, command, deadline)
+            send = partial(self._send_anew, commands, deadline)
             return call_bounded(send, _remaining(deadline), name="run_abort-publish")
         except TimeoutError as error:
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
 
-    def _send_anew(self, command: bytes, deadline: float) -> int:
+    def _send_anew(self, commands: list[bytes], deadline: float) -> list[int]:
         try:
             connection = new_connection(self._pool, timeout=_remaining(deadline))
             connection.connect()
-            return self._send(connection, command)
+            return self._send(connection, commands, deadline)
         finally:
             self._connecting.release()
 
-    def _send(self, connection: Connection, command: bytes) -> int:
+    def _send(self, connection: Connection, commands: list[bytes], deadline: float) -> list[int]:
         sock = connection._sock
-        reply = b""
+        listeners: list[int] = []
         try:
             if sock is None:
                 raise LinkLostError("the link was closed")
-            sock.sendall(command)
-            while not reply.endswith(b"\r\n"):
-                data = sock.recv(READ_SIZE)
-                if not data:
-                    raise LinkLostError("the link was closed")
-                reply += data
-            if not reply.startswith(b":"):
-                raise RedisError(reply[1:].decode(errors="replace").strip())
+            for start in range(0, len(commands), PIPELINE):
+                if start and time.monotonic() > deadline:
+                    raise TimeoutError
+                some = commands[start : start + PIPELINE]
+                sock.sendall(b"".join(some))
+                listeners += _read_integers(sock, len(some))
         except BaseException:
             connection.disconnect()
             raise
-        sock.settimeout(self._timeout / 4)
+        _set_timeout(connection, self._timeout / 4)
         self._kept.append(connection)
         if len(self._kept) > 1:
             self.close()
-        return int(reply[1:])
+        return listeners
 
     def close(self) -> None:
         """Close the kept connection."""
@@ -236,11 +241,48 @@ def _sized(data: bytes) -> tuple[int, bytes]:
     return len(data), data
 
 
+def _read_integers(sock: socket.socket, count: int) -> list[int]:
+    """The replies to ``count`` commands.
+
+    :raises redis.RedisError: if one of them is an error.
+    """
+    replies = b""
+    while replies.count(b"\r\n") < count:
+        replies += _receive(sock)
+    lines = replies.split(b"\r\n")[:-1]
+    for line in lines:
+        if not line.startswith(b":"):
+            raise RedisError(line[1:].decode(errors="replace"))
+    return [int(line[1:]) for line in lines]
+
+
+def _receive(sock: socket.socket) -> bytes:
+    """What has come.
+
+    :raises TimeoutError: if nothing came in time.
+    """
+    try:
+        data = sock.recv(READ_SIZE)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        raise TimeoutError from None
+    if not data:
+        raise LinkLostError("the link was closed")
+    return data
+
+
 def _set_timeout(connection: Connection, seconds: float) -> None:
+    """Bound each sending and receiving, from now on, by the kernel.
+
+    Python's own time-out waits for the socket first and reads from it then: where other threads
+    compute, it has to queue for the interpreter's lock twice.
+    """
     sock = connection._sock
     if sock is None:
         raise LinkLostError("the link was closed")
-    sock.settimeout(seconds)
+    sock.settimeout(None)
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
 def _remaining(deadline: float) -> float:

@@ -13,25 +13,26 @@ from __future__ import annotations
 
 import atexit
 import logging
-import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from functools import partial
+from typing import Final
 
 from django.core.signals import request_started, setting_changed
 
 from . import channel, conf, dispatch, messages
 from .forks import at_fork, catch_up
+from .subscriber import State, Subscriber
 from .threads import call_logged
-
-if TYPE_CHECKING:
-    from .links import Subscription
 
 __all__ = [
     "ListenerStatus",
     "ensure_started",
+    "is_listening",
+    "on_lost",
     "on_subscribed",
     "start",
     "start_soon",
@@ -46,10 +47,6 @@ logger = logging.getLogger("run_abort")
 # server that forks goes on forking at once, and some close inherited files a little later.
 REST: Final = 0.1
 JOIN_TIMEOUT: Final = 5.0  # seconds
-MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubles up to
-MAX_DELAY: Final = 2.0
-
-State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,85 +73,25 @@ class ListenerStatus:
     origin: str
 
 
-class _Thread(threading.Thread):
-    """One life of the listener: from its start to its stop."""
-
-    def __init__(self, owner: Listener, *, rest: float) -> None:
-        super().__init__(name="run_abort-listener", daemon=True)
-        self.stopping = False
-        self._owner = owner
-        self._rest = rest
-        self._wake = threading.Event()
-        self._link: Subscription | None = None
-        self._failures = 0
-
-    def run(self) -> None:
-        self._pause(self._rest)
-        while not self.stopping:
-            try:
-                self._listen()
-            except BaseException as error:
-                if not self.stopping:
-                    self._owner.lost(self, error)
-                    self._pause(self._delay())
-
-    def _listen(self) -> None:
-        link = channel.subscription()
-        if link is None:
-            self.stopping = True
-            self._owner.enter(self, "off")
-            return
-        self._link = link
-        try:
-            if self.stopping:  # looked at after _link was set, as stop() does it the other way
-                return
-            link.open()
-            self._failures = 0
-            origin = channel.origin()
-            self._owner.confirmed(self, origin)
-            while not self.stopping:
-                self._owner.handle(link.receive(), origin)
-        finally:
-            self._link = None
-            link.close()
-
-    def hurry(self) -> None:
-        """End a rest before the first connection."""
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Make the thread end soon; any thread may call it."""
-        self.stopping = True
-        self._wake.set()
-        link = self._link
-        if link is not None:
-            link.interrupt()
-
-    def _pause(self, seconds: float) -> None:
-        self._wake.wait(seconds)
-        self._wake.clear()
-
-    def _delay(self) -> float:
-        delay: float = min(MIN_DELAY * 2**self._failures, MAX_DELAY)
-        self._failures = min(self._failures + 1, 10)
-        return delay * random.uniform(0.5, 1)  # noqa: S311  spreads a herd, guards no secret
-
-
 class Listener:
     """Starts, stops and watches over the thread."""
 
     def __init__(self) -> None:
-        self.on_subscribed: list[Callable[[], object]] = []
+        self.on_subscribed: list[Callable[[float], object]] = []
+        self.on_lost: list[Callable[[], object]] = []
         self._reset()
 
     def _reset(self) -> None:
         # Guards _thread, _forking and _resume, so that there is one thread, and none at a fork.
         self._lock = threading.Lock()
-        self._thread: _Thread | None = None
+        self._thread: Subscriber | None = None
         self._forking = 0
         self._resume = False
         # Whether whoever needs the listener need not look after it any more.
         self.settled = False
+        # From when on messages may have been missed, in seconds since the epoch. Written by the
+        # thread, and where there is none.
+        self.missed_since: float | None = None
         self._configured = False
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmations = 0
@@ -170,19 +107,23 @@ class Listener:
         """
         if not self.settled:
             self._configured = conf.settings().LISTEN is not False and _has_endpoint()
-            if self._configured:
-                self.start()
-            self.settled = True
+            # One that could not be started is tried again by the next who needs it.
+            self.settled = not self._configured or self.start()
         return self._configured
 
-    def start(self, *, rest: float = 0.0) -> None:
-        """Start the thread, or hurry the one that rests."""
+    def start(self, *, rest: float = 0.0) -> bool:
+        """Start the thread, or hurry the one that rests.
+
+        :return: whether it runs, or will once the process has forked.
+        """
         with self._lock:
             if self._forking:
                 self._resume = True
             elif self._thread is None or not self._thread.is_alive():
-                thread = _Thread(self, rest=rest)
+                thread = Subscriber(self, rest=rest)
                 self._thread = thread
+                if self.missed_since is None:
+                    self.missed_since = time.time()
                 self._phase = ("starting", datetime.now(UTC))
                 try:
                     thread.start()
@@ -191,8 +132,10 @@ class Listener:
                     self._phase = ("stopped", datetime.now(UTC))
                     self._last_error = str(error)
                     logger.warning("The listener cannot be started: %s", error)
+                    return False
             elif not rest:
                 self._thread.hurry()
+            return True
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread, and wait for its end.
@@ -209,7 +152,9 @@ class Listener:
             self.settled = False
             if self._phase[0] != "off":
                 self._phase = ("stopped", datetime.now(UTC))
-        return thread is None or _end(thread, timeout)
+        ended = thread is None or _end(thread, timeout)
+        self.missed_since = None
+        return ended
 
     def status(self) -> ListenerStatus:
         """What the listener is doing; any thread may ask."""
@@ -230,19 +175,21 @@ class Listener:
 
     # Called by the thread.
 
-    def enter(self, thread: _Thread, state: State) -> None:
+    def enter(self, thread: Subscriber, state: State) -> None:
         # A thread that did not end in time must not speak for its successor.
         if thread is self._thread and self._phase[0] != state:
             self._phase = (state, datetime.now(UTC))
 
-    def confirmed(self, thread: _Thread, origin: str) -> None:
+    def confirmed(self, thread: Subscriber, origin: str) -> None:
         self._confirmations += 1
+        # First the hooks: who finds it listening finds them told of what was missed.
+        missed_since = self.missed_since or time.time()
+        for hook in tuple(self.on_subscribed):
+            call_logged(partial(hook, missed_since))
         self.enter(thread, "listening")
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
-        for hook in tuple(self.on_subscribed):
-            call_logged(hook)
 
-    def lost(self, thread: _Thread, error: BaseException) -> None:
+    def lost(self, thread: Subscriber, error: BaseException) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
         if self._phase[0] != "reconnecting":
             logger.warning(
@@ -251,7 +198,9 @@ class Listener:
                 self._last_error,
             )
             logger.debug("Where it happened", exc_info=error)
-        self.enter(thread, "reconnecting")
+            self.enter(thread, "reconnecting")
+            for hook in tuple(self.on_lost):
+                call_logged(hook)
 
     def handle(self, data: bytes, origin: str) -> None:
         self._messages += 1
@@ -297,7 +246,7 @@ class Listener:
             self.start(rest=REST)
 
 
-def _end(thread: _Thread, timeout: float | None) -> bool:
+def _end(thread: Subscriber, timeout: float | None) -> bool:
     thread.stop()
     if thread is not threading.current_thread():
         thread.join(timeout)
@@ -320,13 +269,27 @@ status = _listener.status
 ensure_started = _listener.ensure_started
 
 
-def on_subscribed(hook: Callable[[], object]) -> Callable[[], object]:
-    """Call ``hook()`` on the listener's thread at each confirmed subscription.
+def on_subscribed(hook: Callable[[float], object]) -> Callable[[], object]:
+    """Call ``hook(missed_since)`` on the listener's thread at each confirmed subscription.
 
+    :param hook: takes the time from which on messages may have been missed, in seconds since the
+        epoch. Adding it again changes nothing.
     :return: a function that takes the hook out again.
     """
-    _listener.on_subscribed.append(hook)
+    if hook not in _listener.on_subscribed:
+        _listener.on_subscribed.append(hook)
     return lambda: _listener.on_subscribed.remove(hook)
+
+
+def on_lost(hook: Callable[[], object]) -> None:
+    """Call ``hook()`` on the listener's thread whenever it ceases to listen unasked."""
+    if hook not in _listener.on_lost:
+        _listener.on_lost.append(hook)
+
+
+def is_listening() -> bool:
+    """Whether the subscription is confirmed, and not known to be lost."""
+    return _listener.status().state == "listening"
 
 
 def start_soon() -> None:
@@ -336,15 +299,18 @@ def start_soon() -> None:
 
 
 def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
-    """Call ``on_abort(run_id)`` for each abort that another process requests from now on.
+    """Call ``on_abort(run_id)`` for each abort that another process requests.
+
+    Also for one that was requested up to a minute ago, if this process was not yet listening.
 
     It is called on a thread of its own, one abort after the other; what it raises is logged. Makes
     sure that this process listens. Subscribing the same function again changes nothing.
 
     :param on_abort: takes the run ID, a ``str``.
-    :return: False when no Redis is configured: then ``on_abort`` is not called, and the caller
-        keeps its local path. True when one is, also while it is away.
+    :return: False when no Redis is configured, or ``LISTEN`` is False: then ``on_abort`` is not
+        called, and the caller keeps its local path. True when one is, also while it is away.
     :raises TypeError: if ``on_abort`` is not callable.
+    :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
     """
     dispatch.add_handler(on_abort)
     return _listener.ensure_started()

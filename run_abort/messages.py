@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from json.encoder import encode_basestring_ascii as _quoted
+from collections.abc import Callable
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import NamedTuple
 
 __all__ = [
@@ -57,18 +58,25 @@ def encode(message: AbortMessage) -> bytes:
 
     :raises ValueError: if it would be larger than a receiver accepts.
     """
-    run_id, origin, abort_id, reason, actor = message
-    text = f'{{"runId":{_quoted(run_id)},"origin":{_quoted(origin)}'
-    if abort_id:
-        text += f',"id":{_quoted(abort_id)}'
-    if reason:
-        text += f',"reason":{_quoted(reason)}'
-    if actor:
-        text += f',"actor":{_quoted(actor)}'
-    data = f"{text}}}".encode()
+    try:
+        data = _json(message, encode_basestring).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 has no bytes for
+        data = _json(message, encode_basestring_ascii).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
     return data
+
+
+def _json(message: AbortMessage, quoted: Callable[[str], str]) -> str:
+    run_id, origin, abort_id, reason, actor = message
+    text = f'{{"runId":{quoted(run_id)},"origin":{quoted(origin)}'
+    if abort_id:
+        text += f',"id":{quoted(abort_id)}'
+    if reason:
+        text += f',"reason":{quoted(reason)}'
+    if actor:
+        text += f',"actor":{quoted(actor)}'
+    return f"{text}}}"
 
 
 def decode(data: bytes) -> AbortMessage | None:

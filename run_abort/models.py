@@ -50,9 +50,30 @@ class AbortRequest(models.Model):
         verbose_name = _("abort request")
         verbose_name_plural = _("abort requests")
         ordering = ("-requested_at",)
-        indexes = (models.Index(fields=["run_id", "requested_at"], name="run_abort_run_id_idx"),)
+        indexes = (
+            models.Index(fields=["run_id", "requested_at"], name="run_abort_run_id_idx"),
+            models.Index(fields=["requested_at"], name="run_abort_requested_idx"),
+        )
         default_permissions = ("view",)
         permissions = (("abort_run", _("Can abort runs")),)
 
     def __str__(self) -> str:
         return self.run_id
+
+
+class ListenerCursor(models.Model):
+    """How far a named ``listen_run_aborts`` has come, so that it can go on from there."""
+
+    name = models.CharField(_("name"), primary_key=True, max_length=255)
+    began_at = models.DateTimeField(_("began at"), default=timezone.now)
+    heard_until = models.DateTimeField(_("heard until"))
+    # A JSONField would have the system checks ask the database whether it knows JSON.
+    heard = models.TextField(_("abort IDs heard lately, as JSON"), default="[]")
+
+    class Meta:
+        verbose_name = _("listener cursor")
+        verbose_name_plural = _("listener cursors")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

@@ -21,7 +21,8 @@ def clean_id(run_id: object) -> str:
 
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :raises TypeError: if it is anything else.
-    :raises ValueError: if it is empty or longer than 255 characters.
+    :raises ValueError: if it is empty, longer than 255 characters, or contains a null character,
+        which PostgreSQL cannot keep.
     """
     if type(run_id) is not str:
         if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
@@ -30,6 +31,8 @@ def clean_id(run_id: object) -> str:
         run_id = str(run_id)
     if not run_id:
         raise ValueError("a run ID must not be empty")
+    if "\0" in run_id:
+        raise ValueError("a run ID must not contain a null character")
     if len(run_id) > MAX_ID_LENGTH:
         raise ValueError(f"a run ID must not be longer than {MAX_ID_LENGTH} characters")
     return run_id

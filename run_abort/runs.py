@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
+from typing import Final
 from uuid import UUID
 
-from asgiref.sync import sync_to_async
-
-from . import dispatch, intents, listener
+from . import database, dispatch, intents, listener, reconciler
 from .controllers import AbortController, AbortSignal
 from .exceptions import RunAborted
 from .intents import Intent
@@ -19,11 +19,36 @@ from .registry import clean_ids, registry
 
 __all__ = ["abortable_run"]
 
+EXIT_TIMEOUT: Final = 1.0  # seconds for what handlers and receivers have begun
+
 
 def join() -> None:
-    """Let what the listener hears reach the registry, and what the registry aborts be announced."""
+    """Connect the rooms with each other; doing it again changes nothing.
+
+    What the listener hears reaches the registry, what the registry aborts is announced, and the
+    reconciler knows how the listener is.
+    """
     dispatch.deliver_to(registry.abort)
     registry.on_aborted = dispatch.announce
+    reconciler.follow(listener.is_listening)
+    listener.on_subscribed(reconciler.subscribed)
+    listener.on_lost(reconciler.hurry)
+    # One order at the exit, in the place of the two rooms' own.
+    for each in (listener.stop, reconciler.stop, _stop_last):
+        atexit.unregister(each)
+    atexit.register(_stop_last)
+
+
+def _stop_last() -> None:
+    """At the exit of the interpreter: stop what listens, unless a run is still held.
+
+    Whoever registered earlier is called later, and may wait for a thread that works on a run. A
+    thread that is not a daemon has ended by now.
+    """
+    if not len(registry):
+        reconciler.stop()
+        listener.stop()
+    dispatch.wait_for_handlers(EXIT_TIMEOUT)
 
 
 join()
@@ -55,6 +80,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
     :raises RunAborted: on entering, if the abort was requested before, so that the body never
         runs; on leaving, if it came while the body ran. Then an ``Exception`` of the body, such as
         that of a subprocess which was killed, becomes the ``__cause__``.
+    :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     :raises RuntimeError: on entering for a second time; make a new one for each block.
     """
 
@@ -74,7 +100,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
     def __enter__(self) -> AbortSignal:
         controller = self._begin()
         try:
-            if intents.enabled():
+            if database.enabled():
                 abort = partial(_abort_by, controller)
                 intent = intents.find(self._ids, late=abort)
                 if intent is not None:
@@ -99,9 +125,9 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         cancellation = _Cancellation()
         controller = self._begin()
         try:
-            if intents.enabled():
+            if database.enabled():
                 abort = partial(_abort_by, controller)
-                intent = await sync_to_async(intents.find)(self._ids, late=abort)
+                intent = await database.call_from_loop(partial(intents.find, self._ids, late=abort))
                 if intent is not None:
                     abort(intent)
             controller.signal.raise_if_aborted()
@@ -138,6 +164,8 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         registry.register(controller, self._ids)
         try:
             listener.ensure_started()
+            if database.enabled():
+                reconciler.ensure_started()
         except BaseException:
             self._end(controller)
             raise

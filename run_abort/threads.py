@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
 from .forks import at_fork
 
-__all__ = ["Lane", "TimeUpError", "call_bounded", "call_logged", "on_thread_end", "spawn"]
+__all__ = ["Lane", "TimeUpError", "call_bounded", "call_logged", "on_thread_end", "spawn", "submit"]
 
 logger = logging.getLogger("run_abort")
 
 T = TypeVar("T")
 
+JOIN_TIMEOUT: Final = 1.0  # seconds
+
 _thread_end_hooks: list[Callable[[], object]] = []
+# The threads of submit() that may still live; only ever changed by one operation at a time.
+_helpers: dict[threading.Thread, None] = {}
 
 
 def on_thread_end(hook: Callable[[], object]) -> None:
@@ -61,14 +66,32 @@ def spawn(fn: Callable[[], object], *, name: str, daemon: bool = False) -> None:
 
 def _body(fn: Callable[[], object]) -> None:
     call_logged(fn)
-    for hook in _thread_end_hooks:
-        call_logged(hook)
+    _end_thread()
 
 
 def _name_of(fn: Callable[..., object]) -> str:
     while isinstance(fn, partial):
         fn = fn.args[0] if fn.args and callable(fn.args[0]) else fn.func
     return getattr(fn, "__qualname__", None) or repr(fn)
+
+
+def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
+    """Call ``fn`` on a thread of its own; the future gets its result."""
+    future: Future[T] = Future()
+    for helper in tuple(_helpers):
+        if not helper.is_alive():
+            _helpers.pop(helper, None)
+    thread = threading.Thread(
+        target=_fulfil, args=(future, fn, _end_thread), name=name, daemon=True
+    )
+    try:
+        thread.start()
+    except RuntimeError:
+        logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
+        _fulfil(future, fn, at_end=bool)  # the connections are the caller's
+    else:
+        _helpers[thread] = None
+    return future
 
 
 class TimeUpError(TimeoutError):
@@ -85,19 +108,43 @@ def call_bounded(
     :raises TimeUpError: when the time is up. ``fn`` goes on: a thread cannot be cancelled.
     :raises Exception: whatever ``fn`` raised within the time.
     """
-    future: Future[T] = Future()
-    spawn(partial(_fulfil, future, fn), name=name, daemon=True)
+    future = submit(fn, name=name)
     if not wait([future], timeout).done:
         future.add_done_callback(late)
         raise TimeUpError
     return future.result()
 
 
-def _fulfil(future: Future[T], fn: Callable[[], T]) -> None:
+def _fulfil(future: Future[T], fn: Callable[[], T], at_end: Callable[[], object]) -> None:
+    # Whoever waits may fork as soon as there is a result: everything else is done before.
     try:
-        future.set_result(fn())
+        result = fn()
     except BaseException as error:
+        at_end()
         future.set_exception(error)
+    else:
+        at_end()
+        future.set_result(result)
+
+
+def _end_thread() -> None:
+    for hook in _thread_end_hooks:
+        call_logged(hook)
+
+
+def _join_helpers() -> None:
+    """Before a fork: a helper may hold a lock of a driver, which nobody would release in the child.
+
+    One that a database or a server keeps waiting is left alone after a while.
+    """
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    for helper in tuple(_helpers):
+        if helper is not threading.current_thread():
+            helper.join(max(deadline - time.monotonic(), 0))
+
+
+def _forget_helpers() -> None:
+    _helpers.clear()
 
 
 class Lane(Generic[T]):
@@ -159,4 +206,5 @@ class Lane(Generic[T]):
                 lane._reset()
 
 
+at_fork(before=_join_helpers, after_in_child=_forget_helpers)
 at_fork(after_in_child=Lane._reset_all)

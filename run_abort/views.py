@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
@@ -107,7 +108,8 @@ class AbortView(View):
         for url in (data.get("next"), self.request.headers.get("Referer")):
             if (
                 isinstance(url, str)
-                and url != self.request.build_absolute_uri()
+                # Not back to the question that was just answered.
+                and urlsplit(url).path != self.request.path
                 and url_has_allowed_host_and_scheme(
                     url, self.request.get_host(), require_https=self.request.is_secure()
                 )
@@ -141,16 +143,16 @@ class AbortView(View):
             level, text = messages.ERROR, _nobody_asked(outcome)
         elif outcome.published:
             level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.") % names
+        elif outcome.recorded:
+            level = messages.INFO
+            text = _(
+                "Run “%(run_id)s” was asked to abort. Other processes hear of it from the "
+                "database, some seconds later."
+            )
+            text %= names
         else:
             level = messages.WARNING
-            text = (
-                _(
-                    "The request to abort run “%(run_id)s” could not be sent through Redis: other "
-                    "processes hear of it later, from the database."
-                )
-                if outcome.recorded
-                else _("Run “%(run_id)s” was asked to abort in this process only.")
-            ) % names
+            text = _("Run “%(run_id)s” was asked to abort in this process only.") % names
         messages.add_message(self.request, level, text, fail_silently=True)
 
     def _deny(self) -> HttpResponseBase:

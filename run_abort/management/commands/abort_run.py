@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import getpass
 import socket
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort.aborts import AbortOutcome, abort_run
-from run_abort.registry import clean_id
+from run_abort.aborts import AbortOutcome, abort_runs
+from run_abort.management.arguments import add_run_ids
 
 
 class Command(BaseCommand):
@@ -22,16 +22,14 @@ class Command(BaseCommand):
     missing_args_message = "Name at least one run: manage.py abort_run RUN_ID [RUN_ID ...]"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "run_ids", nargs="+", type=_run_id, metavar="RUN_ID", help="ID of a run or a group"
-        )
+        add_run_ids(parser)
         parser.add_argument("--reason", default="", help="why, for those who ask later")
         parser.add_argument(
             "--actor", default=_me(), help="who aborts; default: the system's user (%(default)s)"
         )
 
     def handle(self, *, run_ids: list[str], reason: str, actor: str, **options: Any) -> None:
-        outcomes = [abort_run(run_id, reason=reason, actor=actor) for run_id in run_ids]
+        outcomes = abort_runs(run_ids, reason=reason, actor=actor)
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(f"{outcome.run_id}: {_facts(outcome)}"))
@@ -47,13 +45,6 @@ def _facts(outcome: AbortOutcome) -> str:
     if outcome.published:
         published = f"published to {outcome.listeners} listener(s)"
     return f"asked to abort, {recorded}, {published}"
-
-
-def _run_id(text: str) -> str:
-    try:
-        return clean_id(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error
 
 
 def _me() -> str:

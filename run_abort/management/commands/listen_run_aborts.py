@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import threading
+import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Final
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort import channel, conf, dispatch, listener
+from run_abort import channel, conf, database, dispatch, listener, reconciler
+from run_abort.cursors import MAX_NAME_LENGTH, Cursor
+from run_abort.messages import AbortMessage
 from run_abort.signals import run_abort_received
 
 logger = logging.getLogger("run_abort")
 
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+TOUCH_EVERY: Final = 86_400.0  # seconds
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -28,7 +34,9 @@ class Command(BaseCommand):
     help = (
         "Listens for aborts in the foreground and prints one line for each. The project's own code "
         "reacts through the signal run_abort_received and through subscribe_to_run_aborts. SIGTERM "
-        "and SIGINT end it once what is being handled is done; a second one ends it at once."
+        "and SIGINT end it once what is being handled is done; a second one ends it at once. "
+        "Started again, it goes on from where it stood: what was requested meanwhile is handled "
+        "first."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -53,10 +61,25 @@ class Command(BaseCommand):
             help="for --require-redis; default: %(default)g",
         )
 
+        parser.add_argument(
+            "--name",
+            type=_name,
+            default=socket.gethostname(),
+            help="of this listener, under which the database keeps how far it has come; give each "
+            "of several on one host its own; default: the host's name (%(default)s)",
+        )
+        parser.add_argument(
+            "--from-now",
+            action="store_true",
+            help="hear only of aborts that are requested from now on",
+        )
+
     def handle(
         self,
         *,
         verbosity: int,
+        name: str,
+        from_now: bool,
         line_format: str,
         require_redis: bool,
         timeout: float,
@@ -65,39 +88,60 @@ class Command(BaseCommand):
         _require_endpoint()
         self._log_to_stderr(verbosity)
         show = self._printer(line_format) if verbosity else _silent
-        events: SimpleQueue[str] = SimpleQueue()
+        bell = _Bell()
 
         def on_received(**facts: Any) -> None:
             show("received", **facts)
 
         run_abort_received.connect(on_received, weak=False, dispatch_uid="run_abort.command")
-        forget = listener.on_subscribed(lambda: events.put("subscribed"))
-        restore = _on_first_stop_signal(lambda: events.put("stop"))
+        place = _Place(name, from_now=from_now) if database.enabled() else None
+        if place is not None:
+            place.take()
+
+        def on_dispatched(message: AbortMessage) -> None:
+            if message.abort_id and place is not None:
+                place.cursor.note(message.abort_id)
+                bell.ring(HEARD)
+
+        forget_cursor = dispatch.on_dispatched(on_dispatched)
+        forget = listener.on_subscribed(lambda missed_since: bell.ring(SUBSCRIBED))
+        restore = bell.ring_on_stop_signals()
         try:
             listener.start()
             if listener.status().state == "listening":  # from before, so nobody will tell us
-                events.put("subscribed")
-            self._serve(events, show, timeout if require_redis else None)
+                bell.ring(SUBSCRIBED)
+            self._serve(bell, show, place, timeout if require_redis else None)
         finally:
+            is_current = place is not None and place.is_current()
             listener.stop(timeout=None)
+            reconciler.stop(timeout=None)
             while not dispatch.wait_for_handlers(timeout=1):
                 pass
+            if place is not None and is_current:
+                place.cursor.collect()
+                place.cursor.save()
             restore()
             forget()
+            forget_cursor()
+            bell.close()
             run_abort_received.disconnect(dispatch_uid="run_abort.command")
 
     def _serve(
-        self, events: SimpleQueue[str], show: Callable[..., None], timeout: float | None
+        self, bell: _Bell, show: Callable[..., None], place: _Place | None, timeout: float | None
     ) -> None:
-        try:
-            event = events.get(timeout=timeout)
-        except Empty:
+        # What was missed may be heard of before, from the database.
+        rung = bell.wait(timeout, but=HEARD)
+        if rung is None:
             reason = listener.status().last_error or "no answer"
-            raise CommandError(f"Not subscribed within {timeout:g} s: {reason}") from None
-        if event == "subscribed":
+            raise CommandError(f"Not subscribed within {timeout:g} s: {reason}")
+        if rung == SUBSCRIBED:
             show("listening", channel=conf.settings().CHANNEL, origin=channel.origin())
-        while event != "stop":
-            event = events.get()
+        while rung not in STOP_SIGNALS:
+            # While handlers are at work, and while the database fails, it is tried again.
+            is_behind = place is not None and not place.keep()
+            rung = bell.wait(1 if is_behind else TOUCH_EVERY)
+            if rung is None and place is not None:
+                place.cursor.touch()
 
     def _log_to_stderr(self, verbosity: int) -> None:
         is_configured = logger.hasHandlers()
@@ -141,6 +185,50 @@ def _json_line(event: str, facts: dict[str, Any]) -> str:
     return json.dumps(line)
 
 
+class _Place:
+    """Where this listener is in the order of requests: taken up once, then kept by its cursor."""
+
+    def __init__(self, name: str, *, from_now: bool) -> None:
+        self.cursor = Cursor(name)
+        self._is_to_forget = from_now
+        self._is_taken = False
+
+    def take(self) -> bool:
+        """Begin where the cursor stands; to be tried again while the database fails."""
+        if self._is_to_forget and self.cursor.forget():
+            self._is_to_forget = False
+        if not self._is_taken and not self._is_to_forget:
+            position = self.cursor.load()
+            if position is not None:
+                dispatch.remember(position.heard)
+                reconciler.resume(position.heard_until, began=position.began_at)
+                self.cursor.touch()
+                self._is_taken = True
+        return self._is_taken
+
+    def keep(self) -> bool:
+        """Move the cursor to now, if it is behind and nothing is still to be heard or handled.
+
+        :return: whether it stands where it has to.
+        """
+        if not self.take():
+            return False
+        is_current = self.is_current()
+        if not self.cursor.collect():
+            return True
+        return is_current and dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
+
+    def is_current(self) -> bool:
+        """Whether nothing that was requested before now is still to be heard of."""
+        return self._is_taken and listener.is_listening() and reconciler.is_caught_up()
+
+
+def _name(text: str) -> str:
+    if not 0 < len(text) <= MAX_NAME_LENGTH:
+        raise ArgumentTypeError(f"a name has 1 to {MAX_NAME_LENGTH} characters")
+    return text
+
+
 def _require_endpoint() -> None:
     try:
         endpoint = channel.endpoint()
@@ -153,28 +241,69 @@ def _require_endpoint() -> None:
         )
 
 
-def _on_first_stop_signal(stop: Callable[[], object]) -> Callable[[], None]:
-    """Call ``stop`` at the first SIGTERM or SIGINT; the second kills the process.
+SUBSCRIBED: Final = 0  # no signal has these numbers
+HEARD: Final = 255
 
-    :return: a function that restores the handlers that were there before.
+
+class _Bell:
+    """What the command waits for: the listener has subscribed or heard, or a signal has come.
+
+    Through a socket, because a signal that comes just before a thread waits for a lock does not
+    end that wait, whereas its byte in the socket does.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None  # Python delivers signals to the main thread alone
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    def __init__(self) -> None:
+        self._inside, self._outside = socket.socketpair()
+        self._outside.setblocking(False)
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        stop()
+    def ring(self, why: int) -> None:
+        """From any thread."""
+        with suppress(BlockingIOError):  # it has rung often enough
+            self._outside.send(bytes([why]))
 
-    before = {number: signal.signal(number, handle) for number in numbers}
+    def wait(self, timeout: float | None = None, *, but: int | None = None) -> int | None:
+        """Which signal rang, or ``SUBSCRIBED`` or ``HEARD``; None after ``timeout`` seconds.
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        :param but: what is waited through.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if deadline is not None:
+                self._inside.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                rung = self._inside.recv(1)[0]
+            except TimeoutError:
+                return None
+            finally:
+                self._inside.settimeout(None)
+            if rung in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and rung != but:
+                return rung
 
-    return restore
+    def ring_on_stop_signals(self) -> Callable[[], None]:
+        """Ring at the first SIGTERM or SIGINT; the second kills the process.
+
+        :return: a function that restores what was there before.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None  # Python delivers signals to the main thread alone
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            for each in STOP_SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+
+        wakes = signal.set_wakeup_fd(self._outside.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+
+        def restore() -> None:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakes)
+
+        return restore
+
+    def close(self) -> None:
+        self._inside.close()
+        self._outside.close()
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,89 @@
+"""``manage.py prune_run_aborts``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import Error
+
+from run_abort import retention
+
+
+class Command(BaseCommand):
+    help = (
+        "Deletes the requests to abort that are older than the given number of days, the oldest "
+        "first, in batches. One that still stops late starters is kept, however old it is: it was "
+        "not cleared, and is younger than INTENT_TTL. So do the cursors of listeners that have not "
+        "been used for as long."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--older-than",
+            type=_days,
+            required=True,
+            metavar="DAYS",
+            help="age from which on they go; may have a fraction",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=_rows,
+            default=retention.BATCH,
+            metavar="ROWS",
+            help="how many to delete in one transaction; default: %(default)d",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say how many would be deleted, and delete none"
+        )
+
+    def handle(
+        self, *, older_than: float, batch_size: int, dry_run: bool, verbosity: int, **options: Any
+    ) -> None:
+        deleted = 0
+
+        def on_batch(number: int) -> None:
+            nonlocal deleted
+            deleted += number
+            if verbosity > 1:
+                self.stdout.write(f"{deleted} deleted so far")
+                self.stdout.flush()
+
+        try:
+            if not dry_run:
+                retention.prune(older_than, batch=batch_size, on_batch=on_batch)
+                retention.prune_cursors(older_than)
+            old = retention.count(older_than)
+        except Error as error:
+            raise CommandError(
+                f"The database failed after {deleted} request(s) were deleted: {error}\n"
+                "If the table is missing, run 'manage.py migrate run_abort'. Then run this again: "
+                "it goes on where it stopped."
+            ) from error
+        if verbosity:
+            done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
+            line = f"Older than {older_than:g} day(s): {done} {old.standing} that still stand"
+            self.stdout.write(self.style.SUCCESS(line))
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0
+    if not 0 < days <= retention.MAX_DAYS:
+        raise ArgumentTypeError(
+            f"{text!r} is not a number of days greater than 0 and at most {retention.MAX_DAYS}"
+        )
+    return days
+
+
+def _rows(text: str) -> int:
+    try:
+        rows = int(text)
+    except ValueError:
+        rows = 0
+    if not 1 <= rows <= retention.MAX_BATCH:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 to {retention.MAX_BATCH}")
+    return rows
