@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import dispatch, listener
+from run_abort import dispatch, listener, reconciler
 from run_abort.registry import registry
 from tests.support import Foreign, Proxy, wait_until
 
@@ -74,6 +74,8 @@ def leave_nothing_behind() -> Iterator[None]:
     """After each test: no listener, no handler, no thread of ours, no run."""
     yield
     assert listener.stop()
+    assert reconciler.stop()
+    reconciler._reconciler._reset()
     listener._listener._reset()
     dispatch._lanes.clear()
     assert registry.ids() == []

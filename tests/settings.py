@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import tempfile
@@ -58,6 +59,18 @@ DATABASES: dict[str, Any] = {
         },
     }
 }
+if os.environ.get("TESTS_DATABASE") == "postgresql":
+    from tests.postgres import PostgresServer
+
+    _postgres = PostgresServer().start()
+    atexit.register(_postgres.close)
+    DATABASES = {"default": _postgres.database}
+elif os.environ.get("TESTS_DATABASE") == "mysql":
+    from tests.mariadb import MariadbServer
+
+    _mariadb = MariadbServer().start()
+    atexit.register(_mariadb.close)
+    DATABASES = {"default": _mariadb.database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The process of the tests listens where a test says so.

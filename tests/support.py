@@ -12,12 +12,16 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from django.db import connection
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
@@ -31,6 +35,21 @@ def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> 
         if time.monotonic() > deadline:
             raise AssertionError(f"did not become true within {timeout:g} s: {condition}")
         time.sleep(0.005)
+
+
+@contextmanager
+def unmigrated(table: str = "run_abort_abortrequest") -> Iterator[None]:
+    """As if a table of the app had not been made yet."""
+
+    def rename(old: str, new: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    rename(table, "run_abort_hidden")
+    try:
+        yield
+    finally:
+        rename("run_abort_hidden", table)
 
 
 class Child:
@@ -47,15 +66,19 @@ class Child:
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-W", "error", "-X", "dev"),
     ) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="run_abort-child-")
         env = {
             **os.environ,
+            "TMPDIR": self._directory.name,
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "TESTS_SETTINGS": json.dumps(settings or {}),
             **(environment or {}),
         }
-        env.pop("REDIS_URL", None) if "REDIS_URL" not in (environment or {}) else None
+        # What is meant for the tests is not meant for the programs under test.
+        for name in {"REDIS_URL", "TESTS_DATABASE"} - set(environment or {}):
+            env.pop(name, None)
         self.process = subprocess.Popen(
             [*program, *args],
             cwd=ROOT,
@@ -114,6 +137,7 @@ class Child:
         self._reader.join(TIMEOUT)
         if self.process.stdout is not None:
             self.process.stdout.close()
+        self._directory.cleanup()
 
     def __str__(self) -> str:
         return "\n".join([f"exit code {self.process.poll()}, output:", *self.output])

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import threading
 import time
+import uuid
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
@@ -18,9 +23,12 @@ from run_abort import (
     RunAborted,
     aabort_run,
     abort_run,
+    abort_run_on_commit,
+    abort_runs,
     abortable_run,
     channel,
     clear_run_abort,
+    database,
     intents,
     listener,
 )
@@ -28,7 +36,7 @@ from run_abort.messages import AbortMessage
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.conftest import Configure
-from tests.support import wait_until
+from tests.support import Foreign, wait_until
 
 
 @pytest.fixture
@@ -41,11 +49,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[AbortMessage]:
     """What goes out, and on which state of things."""
     messages: list[AbortMessage] = []
 
-    def publish(message: AbortMessage) -> int:
-        messages.append(message)
-        return 3
+    def publish_all(some: list[AbortMessage]) -> list[int]:
+        messages.extend(some)
+        return [3] * len(some)
 
-    monkeypatch.setattr(channel, "publish", publish)
+    monkeypatch.setattr(channel, "publish_all", publish_all)
     return messages
 
 
@@ -54,18 +62,18 @@ class TestAbortRun:
         self, with_all: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps: list[str] = []
-        record, publish = intents.record, channel.publish
+        record, publish_all = intents.record, channel.publish_all
 
         def recording(*args: Any, **kwargs: Any) -> bool:
             steps.append(f"intent, aborted here: {signal.aborted}")
             return record(*args, **kwargs)
 
-        def publishing(message: AbortMessage) -> int | None:
+        def publishing(some: list[AbortMessage]) -> list[int | None]:
             steps.append(f"push, rows: {AbortRequest.objects.count()}")
-            return publish(message)
+            return publish_all(some)
 
         monkeypatch.setattr(intents, "record", recording)
-        monkeypatch.setattr(channel, "publish", publishing)
+        monkeypatch.setattr(channel, "publish_all", publishing)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             outcome = abort_run("run-1", reason="because", actor="ann")
         assert steps == ["intent, aborted here: True", "push, rows: 1"]
@@ -112,6 +120,11 @@ class TestAbortRun:
         assert (len(sent[0].reason), len(sent[0].actor)) == (1000, 255)
         abort_run("run-1", reason=gettext_lazy("Yes"), actor=None)  # type: ignore[arg-type]
         assert (sent[1].reason, sent[1].actor) == ("Yes", "")
+
+    def test_null_characters_are_left_out(self, with_all: None, sent: list[AbortMessage]) -> None:
+        outcome = abort_run("run-1", reason="be\0cause", actor="a\0nn")
+        assert outcome.recorded
+        assert (sent[0].reason, sent[0].actor) == ("because", "ann")
 
     def test_who(self, with_all: None, sent: list[AbortMessage]) -> None:
         user = User.objects.create_user("ann")
@@ -229,7 +242,7 @@ class TestUnwell:
         self, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
         configure(INTENTS=True)
-        intents._outage.lasts = False
+        database._outage.lasts = False
         with pytest.raises(RunAborted), abortable_run("run-1"):
             outcome = abort_run("run-1")
         assert (outcome.local, outcome.recorded, outcome.published) == (1, False, True)
@@ -259,7 +272,7 @@ class TestUnwell:
         transactional_db: None,
     ) -> None:
         release = threading.Event()
-        monkeypatch.setattr(intents, "DATABASE_TIMEOUT", 0.2)
+        monkeypatch.setattr(database, "TIMEOUT", 0.2)
         monkeypatch.setattr(
             "run_abort.models.AbortRequest.save", lambda *args, **kwargs: release.wait(20)
         )
@@ -299,7 +312,7 @@ class TestAsync:
 
     def test_does_not_block_the_loop(self, with_all: None, monkeypatch: pytest.MonkeyPatch) -> None:
         release = threading.Event()
-        monkeypatch.setattr(channel, "publish", lambda message: release.wait(20) and None)
+        monkeypatch.setattr(channel, "publish_all", lambda some: release.wait(20) and [None])
 
         async def main() -> None:
             task = asyncio.ensure_future(aabort_run("run-1"))
@@ -345,3 +358,169 @@ class TestAsync:
 
         outcome = asyncio.run(main())
         assert (outcome.recorded, outcome.published) == (True, True)
+
+
+class TestNoGapInTheAbortersOwnProcess:
+    """A block that begins between the first look at the registry and the record."""
+
+    def enter_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> list[abortable_run]:
+        entered: list[abortable_run] = []
+        record = intents.record
+
+        def enter() -> None:
+            block = abortable_run("run-1")
+            block.__enter__()
+            entered.append(block)
+
+        def recording(*args: Any, **kwargs: Any) -> bool:
+            # On another thread, and so on another connection.
+            thread = threading.Thread(target=enter)
+            thread.start()
+            thread.join()
+            return record(*args, **kwargs)
+
+        monkeypatch.setattr(intents, "record", recording)
+        return entered
+
+    def test_it_is_aborted_by_the_second_look(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entered = self.enter_meanwhile(monkeypatch)
+        outcome = abort_run("run-1", reason="because")
+        (block,) = entered
+        with pytest.raises(RunAborted, match="because"):
+            block.__exit__(None, None, None)
+        assert outcome.local == 1
+
+    def test_one_that_begins_before_the_commit_is_aborted_by_the_third(
+        self, with_all: None
+    ) -> None:
+        with transaction.atomic():
+            abort_run("run-1")
+            block = abortable_run("run-1")
+            # As a thread would find it that cannot read the row yet.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(intents, "find", lambda *args, **kwargs: None)
+                signal = block.__enter__()
+            assert not signal.aborted
+        assert signal.aborted
+        with pytest.raises(RunAborted):
+            block.__exit__(None, None, None)
+
+
+class TestBesideBusyAsyncCode:
+    """Where other work keeps the one thread busy that Django's async code shares."""
+
+    def test_neither_asking_nor_entering_waits_for_it(self, with_all: None) -> None:
+        release = threading.Event()
+
+        async def main() -> AbortOutcome:
+            busy = asyncio.ensure_future(sync_to_async(release.wait)(20))
+            await asyncio.sleep(0)
+            try:
+                async with abortable_run("other"):
+                    return await aabort_run("run-1")
+            finally:
+                assert not busy.done()
+                release.set()
+                await busy
+
+        outcome = asyncio.run(main())
+        assert outcome.recorded
+        assert AbortRequest.objects.get().run_id == "run-1"
+
+
+class TestMany:
+    def test_all_here_first_then_one_query_then_one_pipeline(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch, sent: list[AbortMessage]
+    ) -> None:
+        ids = ["run-1", 2, uuid.UUID(int=3), "run-1"]
+        with ExitStack() as blocks:
+            for run_id in ids[:3]:
+                blocks.enter_context(pytest.raises(RunAborted, match="because"))
+                blocks.enter_context(abortable_run(run_id))
+            with CaptureQueriesContext(connection) as queries:
+                outcomes = abort_runs(ids, reason="because", actor="ann")
+        assert [outcome.run_id for outcome in outcomes] == ["run-1", "2", str(uuid.UUID(int=3))]
+        assert all(outcome.local == 1 and outcome.recorded for outcome in outcomes)
+        assert [outcome.listeners for outcome in outcomes] == [3, 3, 3]
+        rows = {str(row.pk): row.run_id for row in AbortRequest.objects.filter(listeners=3)}
+        assert rows == {message.abort_id: message.run_id for message in sent}
+        assert sum("INSERT" in query["sql"] for query in queries) <= 1
+
+    def test_ten_thousand(self, with_all: None, foreign: Foreign) -> None:
+        ids = [f"run-{number}" for number in range(10_000)]
+        with foreign.client.pubsub() as subscriber:
+            subscriber.subscribe(foreign.channel)
+            assert subscriber.get_message(timeout=20) is not None
+            outcomes = abort_runs(ids)
+            heard = [json.loads(subscriber.get_message(timeout=20)["data"]) for _ in ids]
+        assert [message["runId"] for message in heard] == ids
+        assert all(outcome.recorded and outcome.listeners == 1 for outcome in outcomes)
+        assert AbortRequest.objects.filter(published=True, listeners=1).count() == 10_000
+        assert list(AbortRequest.objects.order_by("requested_at").values_list("run_id")[:2]) == [
+            ("run-0",),
+            ("run-1",),
+        ]
+
+    def test_a_bad_one_among_them_changes_nothing(self, with_all: None) -> None:
+        with abortable_run("run-1") as signal:
+            for bad in ("", None):
+                with pytest.raises((TypeError, ValueError)):
+                    abort_runs(["run-1", bad])  # type: ignore[list-item]
+            assert not signal.aborted
+        assert not AbortRequest.objects.exists()
+
+    @pytest.mark.parametrize("single", ["run-1", b"run-1"])
+    def test_a_single_id_is_not_taken_apart(self, with_all: None, single: Any) -> None:
+        with pytest.raises(TypeError, match="use abort_run"):
+            abort_runs(single)
+
+    def test_none_is_none(self, with_all: None, sent: list[AbortMessage]) -> None:
+        assert abort_runs([]) == []
+        assert sent == []
+
+    def test_the_rows_are_written_all_or_none(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(intents, "BATCH", 2)
+        ids = ["1", "2", "3", "x" * 255]
+        refused = uuid.uuid4()
+        AbortRequest.objects.create(id=refused, run_id="taken", origin="inst_x")
+        others = uuid.uuid4
+        keys = iter([others(), others(), others(), refused])
+        with monkeypatch.context() as patch:
+            patch.setattr(uuid, "uuid4", lambda: next(keys, None) or others())
+            outcomes = abort_runs(ids)
+        assert not any(outcome.recorded for outcome in outcomes)
+        assert AbortRequest.objects.count() == 1
+
+
+class TestOnCommit:
+    def test_it_waits_for_the_commit(self, with_all: None, sent: list[AbortMessage]) -> None:
+        with pytest.raises(RunAborted, match="because"), abortable_run("run-1") as signal:
+            with transaction.atomic():
+                abort_run_on_commit("run-1", reason="because", actor="ann")
+                assert not signal.aborted
+                assert sent == []
+            assert signal.aborted
+        assert [message.actor for message in sent] == ["ann"]
+        assert AbortRequest.objects.get().reason == "because"
+
+    def test_a_rollback_takes_all_of_it_back(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        with abortable_run("run-1"):
+            with pytest.raises(LookupError), transaction.atomic():
+                abort_run_on_commit("run-1")
+                raise LookupError
+        assert sent == []
+        assert not AbortRequest.objects.exists()
+
+    def test_outside_a_transaction_it_acts_at_once(self, with_all: None) -> None:
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            abort_run_on_commit("run-1", using="default")
+
+    def test_a_bad_id_is_told_at_once(self, with_all: None) -> None:
+        with transaction.atomic(), pytest.raises(ValueError, match="empty"):
+            abort_run_on_commit("")

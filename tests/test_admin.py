@@ -143,7 +143,7 @@ class TestAction:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "not through Redis" in told) == ("warning", True)
+        assert (level, "hear of it from the database" in told) == ("info", True)
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "Nobody could be asked" in told) == ("error", True)

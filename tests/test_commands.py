@@ -5,17 +5,20 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.utils import timezone
 
 from example.redis_server import RedisServer, free_port
+from run_abort import RunAborted, abort_run, abortable_run, database
 from run_abort.models import AbortRequest
 from tests.conftest import Configure
-from tests.support import Child, Foreign, wait_until
+from tests.support import Child, Foreign, unmigrated, wait_until
 
 
 def call(*args: str, **options: Any) -> str:
@@ -72,6 +75,150 @@ class TestAbortRun:
         with Child("manage.py", "abort_run", program=(sys.executable,)) as process:
             assert process.wait() == 2
             assert "manage.py abort_run RUN_ID" in str(process)
+
+
+@pytest.fixture
+def recording(configure: Configure, transactional_db: None) -> None:
+    """Requests are kept in the database."""
+    configure(INTENTS=True)
+    database._outage.lasts = False
+
+
+class TestClearRunAbort:
+    def test_prints_what_happened_to_each(self, recording: None) -> None:
+        for run_id in ("run-1", "run-1", "run-2", "run-3"):
+            abort_run(run_id)
+        out = call("clear_run_abort", "run-1", "run-2", "run-4")
+        assert out.splitlines() == [
+            "run-1: 2 request(s) cleared",
+            "run-2: 1 request(s) cleared",
+            "run-4: none stood",
+        ]
+        standing = AbortRequest.objects.filter(cleared_at=None)
+        assert list(standing.values_list("run_id", flat=True)) == ["run-3"]
+        assert AbortRequest.objects.count() == 4
+        assert call("clear_run_abort", "run-1") == "run-1: none stood\n"
+
+    def test_the_id_runs_again_and_can_be_aborted_again(self, recording: None) -> None:
+        for _ in range(2):
+            abort_run("run-1")
+            with pytest.raises(RunAborted):
+                with abortable_run("run-1"):
+                    raise AssertionError("it ran")
+            call("clear_run_abort", "run-1")
+            with abortable_run("run-1") as signal:
+                assert not signal.aborted
+
+    def test_a_block_that_runs_is_not_touched(self, recording: None) -> None:
+        with pytest.raises(RunAborted):
+            with abortable_run("run-1") as signal:
+                abort_run("run-1")
+                call("clear_run_abort", "run-1")
+                assert signal.aborted
+
+    def test_if_the_database_fails_it_says_so(
+        self, recording: None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        out = io.StringIO()
+        with unmigrated(), pytest.raises(CommandError, match="could not be asked") as raised:
+            call_command("clear_run_abort", "run-1", "run-2", stdout=out, no_color=True)
+        assert raised.value.returncode == 1
+        assert out.getvalue().splitlines() == [
+            "run-1: NOT known to be cleared",
+            "run-2: NOT known to be cleared",
+        ]
+        (warning,) = caplog.records
+        assert "cannot be written or read" in warning.message
+
+    def test_where_no_requests_are_kept_it_says_so(self, configure: Configure) -> None:
+        with pytest.raises(CommandError, match="INTENTS'] is False"):
+            call("clear_run_abort", "run-1")
+
+    @pytest.mark.parametrize("run_ids", [["run-1", ""], ["run-1", "x" * 256]])
+    def test_bad_ids_clear_nothing(self, recording: None, run_ids: list[str]) -> None:
+        abort_run("run-1")
+        with pytest.raises(CommandError, match="run ID"):
+            call("clear_run_abort", *run_ids)
+        assert AbortRequest.objects.get().cleared_at is None
+
+    def test_without_ids_it_says_how_it_is_called(self) -> None:
+        with Child("manage.py", "clear_run_abort", program=(sys.executable,)) as process:
+            assert process.wait() == 2
+            assert "manage.py clear_run_abort RUN_ID" in str(process)
+
+
+class TestPruneRunAborts:
+    def request(self, run_id: str, *, days: float) -> None:
+        abort_run(run_id)
+        at = timezone.now() - timedelta(days=days)
+        AbortRequest.objects.filter(run_id=run_id).update(requested_at=at)
+
+    def test_prints_how_many_were_deleted_and_kept(self, recording: None) -> None:
+        for days in (100, 9, 6, 1):
+            self.request(f"run-{days}", days=days)
+        out = call("prune_run_aborts", "--older-than", "2.5")
+        assert out == "Older than 2.5 day(s): deleted 2, kept 1 that still stand\n"
+        assert set(AbortRequest.objects.values_list("run_id", flat=True)) == {"run-6", "run-1"}
+        out = call("prune_run_aborts", "--older-than", "90")
+        assert out == "Older than 90 day(s): deleted 0, kept 0 that still stand\n"
+
+    def test_a_dry_run_deletes_nothing(self, recording: None) -> None:
+        for days in (100, 6):
+            self.request(f"run-{days}", days=days)
+        out = call("prune_run_aborts", "--older-than", "1", "--dry-run")
+        assert out == "Older than 1 day(s): would delete 1, keep 1 that still stand\n"
+        assert AbortRequest.objects.count() == 2
+
+    @pytest.mark.parametrize(
+        ("verbosity", "expected"),
+        [
+            (0, []),
+            (1, ["Older than"]),
+            (2, ["2 deleted so far", "4 deleted so far", "5 deleted so far", "Older than"]),
+        ],
+    )
+    def test_obeys_verbosity_and_batch_size(
+        self, recording: None, verbosity: int, expected: list[str]
+    ) -> None:
+        for number in range(5):
+            self.request(f"run-{number}", days=100)
+        arguments = ["--older-than", "90", "--batch-size", "2"]
+        lines = call("prune_run_aborts", *arguments, verbosity=verbosity).splitlines()
+        assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+        assert not AbortRequest.objects.exists()
+
+    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    def test_if_the_database_fails_it_says_what_to_do(
+        self, recording: None, more: list[str]
+    ) -> None:
+        with unmigrated(), pytest.raises(CommandError, match="migrate run_abort") as raised:
+            call("prune_run_aborts", "--older-than", "1", *more)
+        assert raised.value.returncode == 1
+        assert "after 0 request(s) were deleted" in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("args", "told"),
+        [
+            ([], "--older-than"),
+            (["--older-than"], "expected one argument"),
+            (["--older-than", "soon"], "'soon' is not a number of days"),
+            (["--older-than", "0"], "greater than 0"),
+            (["--older-than=-1"], "greater than 0"),
+            (["--older-than", "nan"], "greater than 0"),
+            (["--older-than", "inf"], "at most 36500"),
+            (["--older-than", "1", "--batch-size", "0"], "from 1 to 10000"),
+            (["--older-than", "1", "--batch-size", "many"], "'many' is not a number"),
+            (["--older-then", "1"], "--older-than"),
+        ],
+    )
+    def test_a_typo_is_told_and_deletes_nothing(
+        self, recording: None, args: list[str], told: str
+    ) -> None:
+        self.request("run-1", days=40_000)
+        with pytest.raises(CommandError) as raised:
+            call("prune_run_aborts", *args)
+        assert told in str(raised.value)
+        assert AbortRequest.objects.exists()
 
 
 @pytest.fixture

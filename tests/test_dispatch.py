@@ -229,6 +229,21 @@ class TestHandlers:
 
 
 class TestAnnounce:
+    def test_what_its_receivers_miss_is_told(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dispatch, "_overflow", dispatch.Throttle())
+        monkeypatch.setattr(dispatch._announcements, "put", lambda item: False)
+
+        def receiver(**kwargs: Any) -> None: ...
+
+        run_aborted.connect(receiver, weak=False)
+        try:
+            dispatch.announce([AbortController("run-1")], "")
+        finally:
+            run_aborted.disconnect(receiver)
+        assert "miss the abort of run 'run-1'" in caplog.text
+
     def test_one_signal_for_each_run_however_many_its_shards(self) -> None:
         seen: list[tuple[str, int, str]] = []
 

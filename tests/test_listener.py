@@ -146,6 +146,8 @@ class TestLife:
             listener.ensure_started()
         assert state() == "stopped"
         assert "can't start new thread" in caplog.text
+        listener.ensure_started()
+        wait_until(is_listening)
 
     def test_ready_lets_it_rest_until_it_is_needed(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch

@@ -131,3 +131,14 @@ class TestDecode:
     @given(st.characters(codec=None, categories=["Cs"]))
     def test_half_a_character_travels_too(self, half: str) -> None:
         assert decode(encode(AbortMessage(half, ORIGIN))) == AbortMessage(half, ORIGIN)
+
+
+def test_an_abort_of_every_legal_length_is_small_enough() -> None:
+    message = AbortMessage("🏃" * 255, new_origin(), str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255)
+    assert decode(encode(message)) == message
+
+
+def test_half_a_surrogate_pair_is_escaped() -> None:
+    message = AbortMessage("run-\ud83c", new_origin())
+    assert encode(message).isascii()
+    assert decode(encode(message)) == message

@@ -32,7 +32,7 @@ class TestIds:
         with pytest.raises(TypeError, match="run ID must be"):
             clean_id(given)
 
-    @pytest.mark.parametrize("given", ["", "x" * 256])
+    @pytest.mark.parametrize("given", ["", "x" * 256, "a\0b"])
     def test_too_short_or_too_long(self, given: str) -> None:
         with pytest.raises(ValueError, match="run ID must not"):
             clean_id(given)

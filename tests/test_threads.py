@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from run_abort import threads
 from run_abort.threads import Lane, TimeUpError, call_bounded, call_logged
 from tests.support import wait_until
 
@@ -124,3 +125,46 @@ class TestLane:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
         release.set()
         assert lane.wait_idle(20)
+
+
+class TestFork:
+    def test_no_helper_is_alive_at_a_fork(self) -> None:
+        release = threading.Event()
+        future = threads.submit(lambda: release.wait(20), name="run_abort-test")
+        threading.Timer(0.1, release.set).start()
+        threads._join_helpers()
+        assert future.done()
+        assert not any(thread.is_alive() for thread in threads._helpers)
+
+    def test_one_that_is_kept_waiting_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads, "JOIN_TIMEOUT", 0.05)
+        release = threading.Event()
+        future = threads.submit(lambda: release.wait(20), name="run_abort-test")
+        threads._join_helpers()
+        assert not future.done()
+        release.set()
+        future.result(20)
+
+    def test_run_in_the_callers_thread_nothing_of_the_callers_is_closed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        steps: list[str] = []
+        monkeypatch.setattr(threads, "_thread_end_hooks", [lambda: steps.append("closed")])
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert threads.submit(lambda: 7, name="run_abort-test").result() == 7
+        assert steps == []
+
+    def test_everything_is_done_before_there_is_a_result(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps: list[str] = []
+        monkeypatch.setattr(threads, "_thread_end_hooks", [lambda: steps.append("closed")])
+        for fn in (lambda: None, lambda: 1 / 0):
+            future = threads.submit(fn, name="run_abort-test")
+            future.add_done_callback(lambda future: steps.append("result"))
+            wait_until(lambda future=future: future.done())
+        wait_until(lambda: len(steps) == 4)
+        assert steps == ["closed", "result"] * 2

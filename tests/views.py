@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 
@@ -22,6 +23,18 @@ def hold(request: HttpRequest, run_id: str) -> JsonResponse:
             sys.stdout.write(f"holding {run_id} {os.getpid()}\n")  # print would write twice
             sys.stdout.flush()
             signal.wait(60)
+    except RunAborted as error:
+        return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
+    return JsonResponse({"pid": os.getpid(), "aborted": None})
+
+
+async def hold_async(request: HttpRequest, run_id: str) -> JsonResponse:
+    """The same in the event loop."""
+    try:
+        async with abortable_run(run_id):
+            sys.stdout.write(f"holding {run_id} {os.getpid()}\n")
+            sys.stdout.flush()
+            await asyncio.sleep(60)
     except RunAborted as error:
         return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
     return JsonResponse({"pid": os.getpid(), "aborted": None})

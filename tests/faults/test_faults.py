@@ -32,9 +32,9 @@ class Ear:
         self.hears("at first")
 
     def hears(self, run_id: str) -> None:
-        """Whether an abort arrives, once the listener says that it listens."""
+        """Whether an abort arrives, once the server knows the listener again."""
         wait_until(lambda: state() == "listening")
-        assert self.foreign.publish(run_id) == 1
+        wait_until(lambda: self.foreign.publish(run_id) == 1)
         wait_until(lambda: run_id in self.heard)
         with pytest.raises(RunAborted), abortable_run("held") as signal:
             self.foreign.publish("held")

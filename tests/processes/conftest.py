@@ -58,7 +58,19 @@ def program(name: str) -> str:
     pytest.skip(message)
 
 
-def subscribed(child: Child, *, exclude: tuple[str, ...] = ()) -> tuple[str, str]:
+def subscribed(child: Child) -> tuple[str, str]:
     """The PID and the origin of the next process that says that it is subscribed."""
     words = child.wait_for("Listening for aborts").split()
     return words[0], words[-1]
+
+
+def all_subscribed(child: Child, count: int) -> dict[str, str]:
+    """The origins of ``count`` processes, by PID.
+
+    One that forks now and then, as a preloaded master does, may say so more than once.
+    """
+    found: dict[str, str] = {}
+    while len(found) < count:
+        pid, origin = subscribed(child)
+        assert found.setdefault(pid, origin) == origin
+    return found

@@ -65,8 +65,7 @@ class TestCommands:
     ) -> None:
         settings = project | {"DATABASES": database, "STATIC_ROOT": "static"}
         process = start("-c", COMMAND, *command, settings=settings)
-        process.wait()
-        assert process.output[-1] == "started []", str(process)
+        assert process.wait_for("started") == "started []", str(process)
 
     @pytest.mark.parametrize(
         ("listen", "command", "expected"),
@@ -83,8 +82,7 @@ class TestCommands:
     ) -> None:
         settings = project | {"RUN_ABORT": project["RUN_ABORT"] | {"LISTEN": listen}}
         process = start("-c", COMMAND, command, settings=settings)
-        process.wait()
-        started = process.output[-1]
+        started = process.wait_for("started")
         assert started == f"started {['run_abort-listener'] if expected else []}", str(process)
 
     def test_an_open_block_makes_a_one_shot_command_listen(

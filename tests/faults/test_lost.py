@@ -1,0 +1,206 @@
+"""How aborts get lost elsewhere, each as a story with real processes."""
+
+from __future__ import annotations
+
+import mmap
+import signal
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from example.redis_server import RedisServer
+from run_abort import abort_run
+from run_abort.models import AbortRequest
+from tests.conftest import Configure
+from tests.support import Child, Foreign
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+
+
+@pytest.fixture
+def project(configure: Configure, own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
+    """The settings of the workers; this process, which aborts, has the same."""
+    run_abort = {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "RECONCILE_INTERVAL": 3600}
+    configure(**run_abort, INTENTS=True, LISTEN=False)
+    names = ("ENGINE", "NAME", "USER", "HOST", "OPTIONS")
+    database = {name: connection.settings_dict[name] for name in names}
+    return {"RUN_ABORT": run_abort, "DATABASES": {"default": database}}
+
+
+@pytest.fixture
+def stranger(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    with own_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+def worker(project: dict[str, Any]) -> Child:
+    return Child("-c", "from tests.workers import hold; hold('run-1')", settings=project)
+
+
+def late_worker(project: dict[str, Any]) -> Child:
+    code = """
+from tests.workers import *
+django.setup()
+from run_abort import RunAborted, abortable_run
+try:
+    with abortable_run("run-1"):
+        say("it runs")
+except RunAborted as error:
+    say("never ran:", error.reason)
+"""
+    return Child("-c", code, settings=project)
+
+
+def test_stopped_cut_off_and_continued_a_worker_stops(
+    project: dict[str, Any], own_redis: RedisServer
+) -> None:
+    with worker(project) as process:
+        process.wait_for("holding")
+        process.send(signal.SIGSTOP)
+        with own_redis.client() as client:
+            assert client.client_kill_filter(_type="pubsub") == 1
+        assert abort_run("run-1", reason="because").listeners == 0
+        process.send(signal.SIGCONT)
+        process.wait_for("aborted run-1 because")
+        assert process.wait() == 0
+
+
+def test_aborted_while_no_worker_is_up_it_never_runs(project: dict[str, Any]) -> None:
+    assert abort_run("run-1", reason="because").recorded
+    with late_worker(project) as process:
+        process.wait_for("never ran: because")
+
+
+def test_nor_does_it_if_redis_was_restarted_empty_meanwhile(
+    project: dict[str, Any], own_redis: RedisServer
+) -> None:
+    assert abort_run("run-1", reason="because").published
+    own_redis.kill()
+    own_redis.start()
+    with late_worker(project) as process:
+        process.wait_for("never ran: because")
+
+
+def test_aborted_while_redis_is_down_it_stops_before_redis_is_back(
+    project: dict[str, Any], own_redis: RedisServer
+) -> None:
+    with worker(project) as process:
+        process.wait_for("holding")
+        own_redis.kill()
+        outcome = abort_run("run-1", reason="because")
+        assert (outcome.recorded, outcome.published) == (True, False)
+        process.wait_for("aborted run-1 because")
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe", b"{", b'{"runId": 1}', b"[]", b"x" * 100_000])
+def test_after_a_malformed_message_it_stops(
+    project: dict[str, Any], stranger: Foreign, garbage: bytes
+) -> None:
+    with worker(project) as process:
+        process.wait_for("holding")
+        assert stranger.publish_raw(garbage) == 1
+        assert stranger.publish("run-1", reason="because") == 1
+        process.wait_for("aborted run-1 because")
+
+
+def test_an_aborter_that_dies_between_the_intent_and_the_push_has_aborted(
+    project: dict[str, Any],
+) -> None:
+    project["RUN_ABORT"]["RECONCILE_INTERVAL"] = 0.5
+    code = """
+from tests.workers import *
+django.setup()
+import os, signal
+from run_abort import abort_run, channel
+channel.publish_all = lambda some: os.kill(os.getpid(), signal.SIGKILL)
+abort_run("run-1", reason="because")
+"""
+    with worker(project) as process:
+        process.wait_for("holding")
+        with Child("-c", code, settings=project) as aborter:
+            assert aborter.wait() == -signal.SIGKILL
+        process.wait_for("aborted run-1 because")
+    assert not AbortRequest.objects.get().published
+
+
+def test_one_that_dies_in_the_middle_of_a_batch_has_asked_for_all_or_none(
+    project: dict[str, Any],
+) -> None:
+    code = """
+from tests.workers import *
+django.setup()
+import os, signal
+from django.db.models import QuerySet
+from run_abort import abort_runs, intents
+inserts = 0
+insert = QuerySet._insert
+def dying(self, *args, **kwargs):
+    global inserts
+    inserts += 1
+    if inserts == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return insert(self, *args, **kwargs)
+QuerySet._insert = dying
+intents.BATCH = 100
+abort_runs([f"run-{number}" for number in range(1000)])
+"""
+    with Child("-c", code, settings=project) as aborter:
+        assert aborter.wait() == -signal.SIGKILL
+    assert AbortRequest.objects.count() == 0
+
+
+RACES = 10_000
+
+
+@pytest.mark.timeout(300)
+def test_abort_and_normal_exit_of_two_processes_exclude_each_other(
+    project: dict[str, Any], stranger: Foreign, tmp_path: Path
+) -> None:
+    """One process leaves its block just when the message of the other comes, or before, or after.
+
+    The number of the block at hand stands in memory that both see.
+    """
+    project["RUN_ABORT"]["INTENTS"] = False
+    board = tmp_path / "board"
+    board.write_bytes(bytes(8))
+    code = f"""
+import mmap, os, random, struct, time
+from tests.workers import *
+django.setup()
+from run_abort import RunAborted, abortable_run, listener
+from run_abort.registry import registry
+listener.ensure_started()
+wait_for(lambda: listener.status().state == "listening")
+board = mmap.mmap(os.open({str(board)!r}, os.O_RDWR), 8)
+aborted = finished = 0
+for number in range(1, {RACES} + 1):
+    try:
+        with abortable_run(number) as signal:
+            board[:] = struct.pack("q", number)
+            signal.wait(random.uniform(0, 0.0006))
+    except RunAborted as error:
+        assert signal.aborted and error.run_id == str(number)
+        aborted += 1
+    else:
+        assert not signal.aborted
+        finished += 1
+assert registry.ids() == []
+say("aborted", aborted, "finished", finished)
+"""
+    with Child("-c", code, settings=project) as process, board.open("r+b") as file:
+        shared = mmap.mmap(file.fileno(), 8)
+        done = 0
+        while done < RACES:
+            (number,) = struct.unpack("q", shared[:])
+            if number > done:
+                stranger.publish(str(number))
+                done = number
+            assert process.process.poll() in {None, 0}, str(process)
+        shared.close()
+        _, aborted, _, finished = process.wait_for("aborted").split()
+    assert int(aborted) + int(finished) == RACES
+    assert int(aborted) > RACES / 100 < int(finished), process.output

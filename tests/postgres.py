@@ -1,0 +1,60 @@
+"""A private PostgreSQL server, for the tests and the benchmarks that need one."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+
+from tests.private_server import PrivateServer
+
+
+def find_directory() -> Path:
+    """Where ``initdb`` and ``postgres`` are: on PATH, else where Debian keeps them.
+
+    :raises RuntimeError: if they are nowhere.
+    """
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if kept:
+        return kept[-1].parent
+    raise RuntimeError("No PostgreSQL server: install the package postgresql")
+
+
+class PostgresServer(PrivateServer):
+    end_signal = signal.SIGQUIT  # at once, and its children too
+
+    def __init__(self) -> None:
+        self._binaries = find_directory()
+        super().__init__("postgres", user="postgres")
+
+    @property
+    def database(self) -> dict[str, Any]:
+        """What Django's ``DATABASES`` needs to reach it."""
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "tests",
+            "HOST": str(self.directory),
+        }
+
+    def start(self) -> Self:
+        data = str(self.directory / "data")
+        self._run(
+            str(self._binaries / "initdb"),
+            *(f"--pgdata={data}", "--username=tests", "--auth=trust", "--encoding=UTF8"),
+        )
+        place = ["-D", data, "-k", str(self.directory), "-c", "listen_addresses="]
+        return self._serve(
+            *(str(self._binaries / "postgres"), *place, "-c", "fsync=off"),
+            connect=partial(
+                psycopg.connect, host=str(self.directory), user="tests", dbname="postgres"
+            ),
+            refusal=psycopg.OperationalError,
+        )

@@ -1,0 +1,66 @@
+"""What is shipped: the wheel, built as it is for a release."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from tests.support import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
+    directory = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (path,) = directory.glob("django_run_abort-*-py3-none-any.whl")
+    with ZipFile(path) as wheel:
+        yield wheel
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: ZipFile) -> Message:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_every_file_of_the_app_is_in_it_and_nothing_else(wheel: ZipFile) -> None:
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    there = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "run_abort").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert shipped == there
+    for name in (
+        "run_abort/py.typed",
+        "run_abort/migrations/0001_initial.py",
+        "run_abort/static/run_abort/abort.css",
+        "run_abort/templates/run_abort/abort.html",
+        "run_abort/management/commands/listen_run_aborts.py",
+    ):
+        assert name in shipped
+
+
+def test_the_license_is_in_it(wheel: ZipFile, metadata: Message) -> None:
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert any(Path(name).name == "LICENSE" for name in wheel.namelist())
+
+
+def test_it_needs_three_packages_and_no_more(metadata: Message) -> None:
+    needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    names = {line.partition(">")[0].strip() for line in needed}
+    assert names == {"django", "redis", "django-redis"}
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Name"] == "django-run-abort"
