@@ -1,0 +1,94 @@
+"""``python -m tests.faults.chaos --seconds N --seed S``, from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from .checker import CHECKS, Violation, violations
+from .figures import as_json, rows, totals
+from .history import History
+from .proof import Options, prove
+
+SHOWN: Final = 3  # violations of each kind
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.chaos",
+        description="Lead a fleet of processes through faults, and count the aborts that are lost.",
+    )
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", help="what happens; default: something new")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--json", action="store_true", help="the result, for programs")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave journals and logs there")
+    given = parser.parse_args()
+    options = Options(given.seconds, given.seed or secrets.token_hex(3), given.database, given.keep)
+    # Ended from outside, it stops what it started, as after a Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not given.json:
+        print(f"Seed {options.seed}, {options.database}, {options.seconds:g} s ...", flush=True)
+    try:
+        history = prove(options)
+    except KeyboardInterrupt:
+        return 130
+    found = violations(history)
+    if given.json:
+        counts = Counter(violation.kind for violation in found)
+        result = options._asdict() | as_json(history) | {"violations": counts}
+        print(json.dumps(result, default=str))
+    else:
+        show(history, found)
+    if found:
+        print(f"Again: {command(options)}", file=sys.stderr)
+    return int(bool(found) or not history.requests)
+
+
+def command(options: Options) -> str:
+    return (
+        f"python -m tests.faults.chaos --seconds {options.seconds:g} --seed {options.seed} "
+        f"--database {options.database}"
+    )
+
+
+def show(history: History, found: list[Violation]) -> None:
+    n = totals(history)
+    print(
+        f"{n['runs']} runs in {n['blocks']} blocks: {n['aborted']} aborted, {n['refused']} refused "
+        f"at their start\n"
+        f"{n['requests']} aborts requested: {n['recorded']} recorded, {n['cut short']} cut short "
+        f"by a kill; {n['heard']} times heard\n"
+        f"{n['decisive']} blocks would have shown it had they not been aborted\n"
+        f"{n['strangers']} by a stranger: {n['delivered']} delivered, {n['by strangers']} blocks "
+        f"aborted\n"
+    )
+    print("Milliseconds from the call of abort_run, and from its return, to the effect:")
+    print(
+        f"{'fault':<28}{'times':>6}{'aborts':>8}{'effects':>9}{'median':>8}{'worst':>7}{'return':>8}"
+    )
+    for row in rows(history):
+        median, worst, late = (
+            "-" if seconds is None else f"{seconds * 1000:.0f}"
+            for seconds in (row.median, row.worst, row.late)
+        )
+        print(
+            f"{row.kind:<28}{row.times:>6}{row.requests:>8}{row.effects:>9}"
+            f"{median:>8}{worst:>7}{late:>8}"
+        )
+    counts = Counter(violation.kind for violation in found)
+    print("\n" + " · ".join(f"{kind} {counts[kind]}" for kind in CHECKS))
+    for kind in counts:
+        for violation in [v for v in found if v.kind == kind][:SHOWN]:
+            facts = (str(fact).replace("\\n", "\n        ") for fact in violation.facts)
+            print(f"\n{kind}:", *facts, sep="\n    ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
