@@ -1,0 +1,67 @@
+# make demo    abort a run in six processes and verify what came of it; under a minute
+# make serve   the same processes for you to play with, until Ctrl-C
+# make test    the whole test suite, on servers of its own
+# make chaos   processes and faults at random, and a count of the aborts that are lost;
+#              SECONDS=600 SEED=7 DATABASE=postgresql
+# make bench   the benchmarks
+# make lint    style and types
+#
+# Everything is installed into .venv, with the first of these that is Python 3.11 or newer.
+
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PORT ?= 8000
+TESTS ?= tests
+SECONDS ?= 60
+SEED ?=
+DATABASE ?= sqlite
+
+.DEFAULT_GOAL := demo
+.PHONY: demo serve test chaos bench lint
+
+demo: $(VENV)/.installed-demo
+	@$(RUN) -m example.demo
+
+serve: $(VENV)/.installed-demo
+	@$(RUN) -m example.serve --port $(PORT)
+
+test: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
+	@$(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 $(TESTS)
+
+chaos: $(VENV)/.installed-test
+	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) \
+		$(if $(SEED),--seed $(SEED))
+
+bench: $(VENV)/.installed-test
+	@$(RUN) -m benchmarks
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-lint
+	@$(RUN) -m ruff check --output-format concise
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+
+# A dependency group of pyproject.toml: $(VENV)/.installed-test, $(VENV)/.installed-lint, ...
+$(VENV)/.installed-%: $(VENV)/.made pyproject.toml
+	@echo "Installing this project and its dependency group $* into $(VENV) ..."
+	@$(PIP) --group $* -e .
+	@touch $@
+
+# It has to be compiled. Where that cannot be, its tests are skipped and say so; they fail with CI=1.
+$(VENV)/.tried-uwsgi: $(VENV)/.made pyproject.toml
+	@$(PIP) --group uwsgi >$@ 2>&1 || { rm $@; echo "uWSGI cannot be built here."; }
+
+# pip knows dependency groups from 25.1 on.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one," \
+		"or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer. Name another: make PYTHON=..."; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "The modules venv and ensurepip are needed;" \
+		"on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PIP) --upgrade 'pip>=25.1'
+	@touch $@
