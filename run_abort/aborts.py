@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,8 +16,10 @@ from django.conf import settings
 from django.db import transaction
 
 from . import channel, database, intents, reconciler
+from .answers import ProcessAnswer
+from .inquiry import Findings, Inquiry
 from .intents import Intent
-from .messages import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, AbortMessage
+from .messages import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT, AbortMessage
 from .registry import clean_id, registry
 from .signals import run_abort_requested
 
@@ -34,6 +37,8 @@ __all__ = [
 
 logger = logging.getLogger("run_abort")
 
+MAX_AWAITED: Final = 1_000  # runs
+
 # send_robust itself fails on a receiver without a name, such as a partial, that raises.
 _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
 
@@ -49,6 +54,15 @@ class AbortOutcome:
     :ivar published: whether Redis took the message to the other processes.
     :ivar listeners: how many subscribers Redis knew of. A hint, never an acknowledgement: it
         includes this process, deaf ones and strangers, and in a cluster it counts one node.
+
+    The rest is known only if ``abort_run`` was told to ``wait``:
+
+    :ivar processes: what each process that answered says of this abort, also those that do not
+        work on the run.
+    :ivar unanswered: how many listeners heard and did not answer: programs that are not ours, and
+        processes that hang.
+    :ivar stopped: whether every process that worked on the run has left its last block of it. True
+        only if there was one, all have said so, and nobody is left unanswered.
     """
 
     run_id: str
@@ -57,11 +71,28 @@ class AbortOutcome:
     recorded: bool
     published: bool
     listeners: int
+    processes: tuple[ProcessAnswer, ...] = ()
+    unanswered: int = 0
+    stopped: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether anybody at all was asked to abort."""
         return bool(self.local or self.recorded or self.published)
+
+    @property
+    def holders(self) -> tuple[ProcessAnswer, ...]:
+        """Those of ``processes`` that worked on the run."""
+        return self._findings.holders
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody works on the run, and some process says that it had ended there before."""
+        return self._findings.finished
+
+    @property
+    def _findings(self) -> Findings:
+        return Findings(self.processes, self.unanswered, self.stopped)
 
 
 def abort_run(
@@ -69,6 +100,7 @@ def abort_run(
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
+    wait: float | None = None,
 ) -> AbortOutcome:
     """Ask every process that works on the run, or will, to stop.
 
@@ -87,12 +119,18 @@ def abort_run(
     :param run_id: of the run, or of a group of runs.
     :param reason: why; what exceeds 1000 characters is cut.
     :param actor: who: a user of the project, or any text.
-    :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``.
-    :raises ValueError: if the ID is empty or longer than 255 characters.
+    :param wait: for at most how many seconds, up to 3600, to wait for what the processes answer. It
+        returns as soon as every listener has answered and every process that worked on the run has
+        left it. Without Redis the answers come through the database, from those that work on the
+        run, and it waits for two ``POLL_INTERVAL`` at least, so that each has looked. A process
+        that neither Redis nor the database reaches is not known of.
+    :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``, or ``wait`` no number.
+    :raises ValueError: if the ID is empty or longer than 255 characters, or ``wait`` is out of
+        bounds.
 
     An unwell database or Redis raises nothing: the outcome says what did not succeed.
     """
-    return _abort([run_id], reason, actor)[0]
+    return _abort([run_id], reason, actor, wait)[0]
 
 
 def abort_runs(
@@ -100,16 +138,18 @@ def abort_runs(
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
+    wait: float | None = None,
 ) -> list[AbortOutcome]:
     """:func:`abort_run` for many runs at once: one query, one pipeline.
 
     The blocks of all of them in this process are aborted first. The records are written all or
     none. Blocks for about two seconds more for every 5,000 runs at most.
 
+    :param wait: as in :func:`abort_run`, for all of them together; for 1,000 runs at most.
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before anything was done.
     """
-    return _abort(run_ids, reason, actor)
+    return _abort(run_ids, reason, actor, wait)
 
 
 def abort_run_on_commit(
@@ -135,22 +175,27 @@ async def aabort_run(
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
+    wait: float | None = None,
 ) -> AbortOutcome:
     """:func:`abort_run` for asyncio code; does not block the loop.
 
     The blocks in this process are aborted before the first ``await``. If the calling task is
     cancelled meanwhile, perhaps by this very abort, the others are asked all the same.
     """
-    batch = _Batch.of([run_id], reason, actor)
+    batch = _Batch.of([run_id], reason, actor, wait)
     local = batch.here()
 
     async def rest() -> AbortOutcome:
-        (outcome,) = await database.call_from_loop(partial(batch.elsewhere, local))
+        inquiry = await asyncio.to_thread(batch.inquire) if batch.wait else None
+        ask = inquiry is not None and inquiry.is_open
+        (outcome,) = await database.call_from_loop(partial(batch.elsewhere, local, ask=ask))
         facts = _facts(batch.intents[0], outcome)
         try:
             await run_abort_requested.asend_robust(AbortOutcome, **facts)
         except Exception:
             logger.exception(_RECEIVER_FAILED)
+        if inquiry is not None:
+            (outcome,) = await asyncio.to_thread(_answered, inquiry, [outcome])
         return outcome
 
     task = asyncio.ensure_future(rest())
@@ -175,31 +220,61 @@ def clear_run_abort(run_id: str | int | uuid.UUID) -> int:
 _unfinished: Final[set[asyncio.Task[AbortOutcome]]] = set()
 
 
-def _abort(run_ids: Iterable[object], reason: object, actor: object) -> list[AbortOutcome]:
-    batch = _Batch.of(run_ids, reason, actor)
-    outcomes = batch.elsewhere(batch.here())
+def _abort(
+    run_ids: Iterable[object], reason: object, actor: object, wait: object
+) -> list[AbortOutcome]:
+    batch = _Batch.of(run_ids, reason, actor, wait)
+    local = batch.here()
+    # Before the push, or the first answers would find nobody listening.
+    inquiry = batch.inquire() if batch.wait else None
+    outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
     for intent, outcome in zip(batch.intents, outcomes, strict=True):
         try:
             run_abort_requested.send_robust(AbortOutcome, **_facts(intent, outcome))
         except Exception:
             logger.exception(_RECEIVER_FAILED)
-    return outcomes
+    return outcomes if inquiry is None else _answered(inquiry, outcomes)
+
+
+def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
+    """The outcomes, with what the processes answer."""
+    with inquiry:
+        found = inquiry.collect([o.listeners if o.published else None for o in outcomes])
+    return [
+        replace(
+            outcome,
+            processes=findings.processes,
+            unanswered=findings.unanswered,
+            stopped=findings.stopped,
+        )
+        for outcome, findings in zip(outcomes, found, strict=True)
+    ]
 
 
 class _Batch(NamedTuple):
-    """Requests to abort, on their way."""
+    """Requests to abort, on their way.
+
+    :ivar wait: for how many seconds to wait for answers; 0 for not at all.
+    """
 
     intents: list[Intent]
+    wait: float
 
     @classmethod
-    def of(cls, run_ids: Iterable[object], reason: object, actor: object) -> _Batch:
+    def of(
+        cls, run_ids: Iterable[object], reason: object, actor: object, wait: object = None
+    ) -> _Batch:
         if isinstance(run_ids, (str, bytes)):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
         user_pk, name = _who(actor)
         text = _plain(str(reason or ""), MAX_REASON_LENGTH)
         name = _plain(name, MAX_ACTOR_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
-        return cls([Intent(uuid.uuid4(), run_id, text, name, user_pk) for run_id in ids])
+        seconds = _seconds(wait)
+        if seconds and len(ids) > MAX_AWAITED:
+            raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
+        intents = [Intent(uuid.uuid4(), run_id, text, name, user_pk) for run_id in ids]
+        return cls(intents, seconds)
 
     def here(self) -> list[int]:
         return [
@@ -207,10 +282,14 @@ class _Batch(NamedTuple):
             for abort_id, run_id, reason, actor, _ in self.intents
         ]
 
-    def elsewhere(self, local: list[int]) -> list[AbortOutcome]:
+    def inquire(self) -> Inquiry:
+        about = [(str(intent.abort_id), intent.run_id) for intent in self.intents]
+        return Inquiry(about, wait=self.wait)
+
+    def elsewhere(self, local: list[int], *, ask: bool = False) -> list[AbortOutcome]:
         # The intents first, then the push: whoever registers in between reads the intent. In this
         # process, which hears no push of its own, a second look at the registry is the push.
-        messages = self._messages()
+        messages = self._messages(wait=self.wait if ask else 0.0)
         began = time.monotonic()
         recorded = intents.record(self.intents, origin=channel.origin())
         left = database.TIMEOUT - (time.monotonic() - began)
@@ -233,10 +312,10 @@ class _Batch(NamedTuple):
             for intent, here, listeners in zip(self.intents, local, published, strict=True)
         ]
 
-    def _messages(self) -> list[AbortMessage]:
+    def _messages(self, *, wait: float = 0.0) -> list[AbortMessage]:
         origin = channel.origin()
         return [
-            AbortMessage(run_id, origin, str(abort_id), reason, actor)
+            AbortMessage(run_id, origin, str(abort_id), reason, actor, wait)
             for abort_id, run_id, reason, actor, _ in self.intents
         ]
 
@@ -267,6 +346,16 @@ def _facts(intent: Intent, outcome: AbortOutcome) -> dict[str, Any]:
         "abort_id": abort_id,
         "outcome": outcome,
     }
+
+
+def _seconds(wait: object) -> float:
+    if wait is None:
+        return 0.0
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)):
+        raise TypeError(f"wait must be a number of seconds or None, not {type(wait).__name__}")
+    if not 0 <= wait <= MAX_WAIT or math.isnan(wait):
+        raise ValueError(f"wait must be between 0 and {MAX_WAIT:g} seconds, not {wait!r}")
+    return float(wait)
 
 
 def _plain(text: str, limit: int) -> str:

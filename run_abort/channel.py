@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from django.core.signals import setting_changed
 
 from . import conf, messages
 from .forks import at_fork, catch_up
-from .messages import AbortMessage
+from .messages import AbortMessage, Question
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Endpoint",
+    "answer",
+    "ask",
     "endpoint",
+    "inbox",
     "is_configured",
     "may_be_configured",
     "origin",
@@ -166,12 +170,67 @@ def publish_all(some: Sequence[AbortMessage], *, quiet: bool = False) -> list[in
         found = endpoint()
         if found is not None:
             encoded = [messages.encode(message) for message in some]
-            listeners[:] = found.publisher.publish(encoded)
+            listeners[:] = found.publisher.publish(encoded, conf.settings().CHANNEL)
     except Exception as error:
         runs = repr(some[0].run_id) if len(some) == 1 else f"{some[0].run_id!r} and others"
         level = logging.DEBUG if quiet else logging.WARNING
         logger.log(level, "The abort of run %s was not published: %s", runs, error)
     return listeners
+
+
+def ask(question: Question) -> int | None:
+    """Publish a question, as :func:`publish` does a message; a failure is not logged.
+
+    :return: how many subscribers there were; None if no Redis took it.
+    """
+    try:
+        found = endpoint()
+        if found is None:
+            return None
+        encoded = messages.encode_question(question)
+        return found.publisher.publish([encoded], conf.settings().CHANNEL)[0]
+    except Exception as error:
+        logger.debug("The question %s was not published: %s", question, error)
+        return None
+
+
+def answer(question_id: str, answers: Sequence[bytes]) -> bool:
+    """Publish answers at the address of the question; blocks for ``PUBLISH_TIMEOUT`` at most.
+
+    :return: whether Redis took them. A failure is logged for debugging only: who asked counts
+        this process among those that do not answer.
+    """
+    try:
+        found = endpoint()
+        if found is None:
+            return False
+        found.publisher.publish(answers, _reply_channel(question_id))
+    except Exception as error:
+        logger.debug("The question %s was not answered: %s", question_id, error)
+        return False
+    return True
+
+
+def inbox(question_ids: Sequence[str], *, limit: int) -> Subscription | None:
+    """A new link to the addresses of the answers, not yet open; None if there is no Redis.
+
+    :param question_ids: UUIDs as text.
+    :param limit: bytes that an answer may have.
+    :raises Exception: as :func:`endpoint`.
+    """
+    found = endpoint()
+    if found is None:
+        return None
+
+    from .links import Subscription
+
+    channels = map(_reply_channel, question_ids)
+    return Subscription(found.pool, *channels, heartbeat=conf.settings().HEARTBEAT, limit=limit)
+
+
+def _reply_channel(question_id: str) -> str:
+    # It follows from the ID alone, so that no message can have answers sent elsewhere.
+    return f"{conf.settings().CHANNEL}:{uuid.UUID(question_id)}"
 
 
 def _environment_url() -> str | None:
@@ -196,7 +255,7 @@ def _endpoint(source: str, pool: ConnectionPool) -> Endpoint:
     from .links import Publisher
 
     options = conf.settings()
-    publisher = Publisher(pool, options.CHANNEL, timeout=options.PUBLISH_TIMEOUT)
+    publisher = Publisher(pool, timeout=options.PUBLISH_TIMEOUT)
     return Endpoint(source, pool, publisher)
 
 

@@ -169,6 +169,11 @@ class AbortController:
         # At most one entry: the abort, or _CLOSED. The first to come stays.
         self._verdict: dict[str, tuple[str, str]] = {}
 
+    @property
+    def closed(self) -> bool:
+        """Whether the work ended before any abort."""
+        return self._verdict.get("verdict") is _CLOSED
+
     def abort(self, reason: str = "", actor: str = "") -> bool:
         """Abort the signal: flag and waiters at once, callbacks on their own threads.
 

@@ -38,12 +38,13 @@ from .threads import TimeUpError, call_bounded, on_thread_end, submit
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from .models import AbortRequest
+    from .models import AbortDelivery, AbortRequest
 
 __all__ = [
     "TIMEOUT",
     "aware",
     "call_from_loop",
+    "delivery_model",
     "enabled",
     "model",
     "on_commit",
@@ -273,12 +274,23 @@ def _alias() -> str:
 
 
 def model() -> type[AbortRequest]:
-    """The model of the rows."""
+    """The model of the requests."""
+    _set_up()
+    model: type[AbortRequest] = apps.get_model("run_abort", "AbortRequest")
+    return model
+
+
+def delivery_model() -> type[AbortDelivery]:
+    """The model of what came of the requests."""
+    _set_up()
+    model: type[AbortDelivery] = apps.get_model("run_abort", "AbortDelivery")
+    return model
+
+
+def _set_up() -> None:
     # The child of a multiprocessing spawn or forkserver has the settings, but has not been set up.
     if not apps.models_ready and not apps.loading:
         django.setup()
-    model: type[AbortRequest] = apps.get_model("run_abort", "AbortRequest")
-    return model
 
 
 def _in_event_loop() -> bool:

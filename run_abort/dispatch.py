@@ -221,7 +221,7 @@ def receive(message: AbortMessage, *, watched: bool = True) -> None:
     :param watched: whether a receiver that takes long is to be named: it holds up the listener. At
         most one thread at a time may say so.
     """
-    run_id, _, abort_id, reason, actor = message
+    run_id, _, abort_id, reason, actor, _ = message
     is_new = not abort_id or _seen.add(abort_id)
     if is_new and len(run_abort_received.receivers) > 1:
         call_logged(partial(_call_receivers, message, _watch if watched else nullcontext()))
@@ -283,6 +283,7 @@ def _call_receivers(message: AbortMessage, watch: AbstractContextManager[None]) 
     try:
         with watch:
             facts = message._asdict() | {"abort_id": _as_uuid(message.abort_id)}
+            del facts["wait"]
             run_abort_received.send_robust(AbortMessage, **facts)
     finally:
         close_old_connections()

@@ -79,7 +79,7 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
 
 
 class Subscription:
-    """One link that is subscribed to one channel, kept honest by our own PING.
+    """One link that is subscribed, kept honest by our own PING.
 
     redis-py connects it: names, TLS, passwords, Sentinels. From then on its bytes are read here,
     which takes a third of the time that redis-py's own parser and ``PubSub`` take together, and
@@ -88,26 +88,27 @@ class Subscription:
     Opened, read and closed by one thread; :meth:`interrupt` is for the others.
 
     :ivar heard_at: when the server was last heard of, in seconds since the epoch.
+    :param channels: whose names have as many bytes each.
     :param heartbeat: seconds of silence after which the link is pinged.
     :param limit: bytes that a message may have; of a larger one the beginning is returned.
     """
 
-    def __init__(self, pool: ConnectionPool, channel: str, *, heartbeat: float, limit: int) -> None:
+    def __init__(self, pool: ConnectionPool, *channels: str, heartbeat: float, limit: int) -> None:
         self._connection = new_connection(pool, timeout=CONNECT_TIMEOUT)
-        self._channel = channel
+        self._channels = channels
         self._heartbeat = heartbeat
         self._pinged = False
         self.heard_at = 0.0
-        self._reader = MessageReader(channel.encode(), limit=limit)
+        self._reader = MessageReader(len(channels[0].encode()), limit=limit)
 
     def open(self) -> None:
-        """Connect, subscribe, and read the server's confirmation.
+        """Connect, subscribe, and read the server's confirmations.
 
         :raises redis.RedisError: or ``OSError``, if that cannot be had now.
         """
         self._connection.connect()
-        self._connection.send_command("SUBSCRIBE", self._channel, check_health=False)
-        while not self._reader.confirmed:
+        self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+        while self._reader.confirmed < len(self._channels):
             self._reader.feed(self._read())
         _set_timeout(self._connection, self._heartbeat)
 
@@ -130,6 +131,21 @@ class Subscription:
                 self._pinged = False
                 _set_timeout(self._connection, self._heartbeat)
             self._reader.feed(data)
+
+    def receive_before(self, deadline: float) -> bytes | None:
+        """The next message; None if there is none by then.
+
+        :param deadline: in seconds of ``time.monotonic()``.
+        :raises redis.RedisError: or ``OSError``, when the link is lost.
+        """
+        while (message := self._reader.next()) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            _set_timeout(self._connection, max(left, 0.001))
+            with suppress(TimeoutError):
+                self._reader.feed(self._read())
+        return message
 
     def _read(self) -> bytes:
         sock = self._connection._sock
@@ -163,7 +179,7 @@ class Subscription:
 
 
 class Publisher:
-    """Publishes on one channel within a bound: over one kept connection, else over a new one.
+    """Publishes within a bound: over one kept connection, else over a new one.
 
     A new one is made on a helper thread, for only so does the bound hold: name look-ups and
     Sentinels have time-outs of their own. Any thread may publish.
@@ -171,22 +187,22 @@ class Publisher:
     :param timeout: seconds that :meth:`publish` may take.
     """
 
-    def __init__(self, pool: ConnectionPool, channel: str, *, timeout: float) -> None:
+    def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % _sized(channel.encode())
         # At most one, idle. Whoever pops it owns it.
         self._kept: list[Connection] = []
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
-    def publish(self, messages: Sequence[bytes]) -> list[int]:
-        """Publish the messages, in one pipeline.
+    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
+        """Publish the messages on the channel, in one pipeline.
 
         :return: how many subscribers the server had for each.
         :raises redis.RedisError: or ``OSError``, ``TimeoutError`` among them, if it failed.
         """
         deadline = time.monotonic() + self._timeout
-        commands = [b"%b%d\r\n%b\r\n" % (self._head, *_sized(each)) for each in messages]
+        head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % _sized(channel.encode())
+        commands = [b"%b%d\r\n%b\r\n" % (head, *_sized(each)) for each in messages]
         try:
             # A link that was idle may be dead: its last bytes say so at once, or a quarter of the
             # time is up in vain and leaves enough for a new link.

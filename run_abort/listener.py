@@ -25,6 +25,7 @@ from django.core.signals import request_started, setting_changed
 
 from . import channel, conf, dispatch, messages
 from .forks import at_fork, catch_up
+from .messages import Question
 from .subscriber import State, Subscriber
 from .threads import call_logged
 
@@ -32,6 +33,7 @@ __all__ = [
     "ListenerStatus",
     "ensure_started",
     "is_listening",
+    "on_asked",
     "on_lost",
     "on_subscribed",
     "start",
@@ -79,6 +81,7 @@ class Listener:
     def __init__(self) -> None:
         self.on_subscribed: list[Callable[[float], object]] = []
         self.on_lost: list[Callable[[], object]] = []
+        self.on_asked: list[Callable[[Question], object]] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -205,7 +208,9 @@ class Listener:
     def handle(self, data: bytes, origin: str) -> None:
         self._messages += 1
         message = messages.decode(data)
-        if message is None:
+        if message is None and (question := messages.decode_question(data)) is not None:
+            self._ask(question)
+        elif message is None:
             self._malformed += 1
             if (before := self._throttle.admit()) is not None:
                 logger.warning("Ignored a malformed message, and %d before: %.80r", before, data)
@@ -214,6 +219,14 @@ class Listener:
                 dispatch.receive(message)
             except Exception:
                 logger.exception("Failed to deal with the abort of run %r", message.run_id)
+        if message is not None and message.wait and message.abort_id:
+            # Its own process answers, too, where there is none else to tell of it.
+            run_id, _, abort_id, _, _, wait = message
+            self._ask(Question("abort", abort_id, wait, abort_id, run_id))
+
+    def _ask(self, question: Question) -> None:
+        for hook in tuple(self.on_asked):
+            call_logged(partial(hook, question))
 
     # Around a fork.
 
@@ -285,6 +298,15 @@ def on_lost(hook: Callable[[], object]) -> None:
     """Call ``hook()`` on the listener's thread whenever it ceases to listen unasked."""
     if hook not in _listener.on_lost:
         _listener.on_lost.append(hook)
+
+
+def on_asked(hook: Callable[[Question], object]) -> None:
+    """Call ``hook(question)`` on the listener's thread when somebody wants an answer.
+
+    After the abort was dealt with, if it is about one. It must not block.
+    """
+    if hook not in _listener.on_asked:
+        _listener.on_asked.append(hook)
 
 
 def is_listening() -> bool:

@@ -61,6 +61,54 @@ class AbortRequest(models.Model):
         return self.run_id
 
 
+class AbortDelivery(models.Model):
+    """A process that worked on the run when it was to be aborted, and what it did about it.
+
+    One row for each abort and process. Only a process that held the run has one.
+    """
+
+    class Way(models.TextChoices):
+        """How the process heard of the abort."""
+
+        LOCAL = "local", _("asked itself")
+        CHANNEL = "channel", _("through Redis")
+        RECONCILE = "reconcile", _("from the database")
+        START = "start", _("at its start")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    # Without a constraint: the request may not be committed yet, or never be.
+    request = models.ForeignKey(
+        AbortRequest,
+        verbose_name=_("abort request"),
+        on_delete=models.CASCADE,
+        related_name="deliveries",
+        db_constraint=False,
+    )
+    origin = models.CharField(_("process"), max_length=64)
+    host = models.CharField(_("host"), max_length=255, blank=True)
+    pid = models.PositiveBigIntegerField(_("process ID"), default=0)
+    way = models.CharField(_("heard"), max_length=10, choices=Way.choices)
+    controllers = models.PositiveIntegerField(
+        _("blocks"), default=0, help_text=_("How many blocks of the run it aborted.")
+    )
+    received_at = models.DateTimeField(_("received at"), default=timezone.now)
+    stopped_at = models.DateTimeField(
+        _("stopped at"),
+        null=True,
+        blank=True,
+        help_text=_("When it left the last of those blocks."),
+    )
+
+    class Meta:
+        verbose_name = _("abort delivery")
+        verbose_name_plural = _("abort deliveries")
+        ordering = ("received_at",)
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
 class ListenerCursor(models.Model):
     """How far a named ``listen_run_aborts`` has come, so that it can go on from there."""
 

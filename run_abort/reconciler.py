@@ -192,7 +192,7 @@ class _Reconciler:
         ids = registry.ids()
         found = intents.standing_for(ids) if ids else []
         for abort_id, run_id, reason, actor, _ in found or ():
-            registry.abort(run_id, reason, actor, str(abort_id))
+            registry.abort(run_id, reason, actor, str(abort_id), "reconcile")
         return found is not None
 
     def _push_again(self) -> bool:

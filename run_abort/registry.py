@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal, NamedTuple
 
 from .controllers import AbortController
 from .forks import at_fork
 
-__all__ = ["MAX_ID_LENGTH", "Registry", "clean_id", "clean_ids", "registry"]
+__all__ = ["MAX_ID_LENGTH", "Holding", "Registry", "Way", "clean_id", "clean_ids", "registry"]
 
 MAX_ID_LENGTH = 255  # characters; what every database that Django supports can index
+REMEMBERED: Final = 4096  # IDs that have ended here; up to twice as many are known
+
+# How this process heard of an abort.
+Way = Literal["local", "channel", "reconcile", "start"]
 
 OnAborted = Callable[[Sequence[AbortController], str], object]
+OnReceived = Callable[[Sequence[AbortController], str, Way], object]
 
 
 def clean_id(run_id: object) -> str:
@@ -52,24 +59,48 @@ def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys([first, *map(clean_id, groups)]))
 
 
+class Holding(NamedTuple):
+    """A block that runs here.
+
+    :ivar ident: of the thread that entered it.
+    :ivar label: what it does, for people.
+    :ivar since: when it was entered, in seconds since the epoch.
+    """
+
+    ident: int
+    label: str
+    since: float
+
+
 class Registry:
     """Run IDs → the controllers of the blocks that run here now.
 
     Any number of controllers may answer to one ID, and one controller to several IDs.
 
-    :ivar on_aborted: called after an abort flipped controllers, with those and the abort's ID, in
-        the thread that aborted. It must neither block nor raise.
+    :ivar on_received: called with the controllers that are aborted and were to be, by this abort
+        or an earlier one, with the abort's ID and the way on which it came: before whatever waits
+        for them is woken, in the thread that aborts. It must neither block nor raise.
+    :ivar on_aborted: called after that with those that this abort flipped, perhaps none, and the
+        abort's ID. As above.
     """
 
     def __init__(self) -> None:
         self.on_aborted: OnAborted | None = None
-        # ID → controller → ident of the thread that registered it. No ID without a controller.
-        self._holders: dict[str, dict[AbortController, int]] = {}
+        self.on_received: OnReceived | None = None
+        # No ID without a controller.
+        self._holders: dict[str, dict[AbortController, Holding]] = {}
+        self._forget_ended()
         self._renew_lock()
 
+    def _forget_ended(self) -> None:
+        # The IDs that were held here, and are not. In two generations, because the oldest entry of
+        # a single dict takes ever longer to find.
+        self._ended: dict[str, None] = {}
+        self._ended_before: dict[str, None] = {}
+
     def _renew_lock(self) -> None:
-        # Guards _holders. Reentrant, so that a signal handler that aborts, which only reads the
-        # map, may interrupt its own thread inside.
+        # Guards _holders and _ended. Reentrant, so that a signal handler that aborts, which only
+        # reads the map, may interrupt its own thread inside.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -81,12 +112,36 @@ class Registry:
         with self._lock:
             return list(self._holders)
 
-    def register(self, controller: AbortController, ids: Iterable[str]) -> None:
+    def holdings(self) -> list[tuple[AbortController, Holding]]:
+        """The blocks that run here, each once, in the order in which they were entered."""
+        with self._lock:
+            found = {
+                controller: holding
+                for holders in self._holders.values()
+                for controller, holding in holders.items()
+            }
+        return sorted(found.items(), key=lambda held: held[1].since)
+
+    def holding_of(self, controller: AbortController) -> Holding | None:
+        """The block of ``controller``; None once that was left."""
+        with self._lock:
+            return self._holders.get(controller.signal.run_id, {}).get(controller)
+
+    def has_ended(self, run_id: str) -> bool:
+        """Whether a block that answered to the ID has ended here, as far as that is remembered."""
+        with self._lock:
+            return (
+                run_id in self._ended
+                or run_id in self._ended_before
+                or any(controller.closed for controller in self._holders.get(run_id, ()))
+            )
+
+    def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """From now on ``controller`` answers to ``ids``."""
-        ident = threading.get_ident()
+        holding = Holding(threading.get_ident(), label, time.time())
         with self._lock:
             for run_id in ids:
-                self._holders.setdefault(run_id, {})[controller] = ident
+                self._holders.setdefault(run_id, {})[controller] = holding
 
     def leave(self, controller: AbortController, ids: Iterable[str]) -> None:
         """From now on ``controller`` does not answer to ``ids``. Harmless if it did not before."""
@@ -97,8 +152,18 @@ class Registry:
                     holders.pop(controller, None)
                     if not holders:
                         self._holders.pop(run_id, None)
+                        self._ended[run_id] = None
+            if len(self._ended) > REMEMBERED:
+                self._ended_before, self._ended = self._ended, {}
 
-    def abort(self, run_id: str, reason: str = "", actor: str = "", abort_id: str = "") -> int:
+    def abort(
+        self,
+        run_id: str,
+        reason: str = "",
+        actor: str = "",
+        abort_id: str = "",
+        way: Way = "local",
+    ) -> int:
         """Abort every controller that answers to ``run_id``, in the calling thread.
 
         :return: how many this call aborted.
@@ -107,14 +172,15 @@ class Registry:
             return 0
         with self._lock:
             controllers = tuple(self._holders.get(run_id, ()))
-        return self.abort_controllers(controllers, reason, actor, abort_id)
+        return self.abort_controllers(controllers, reason, actor, abort_id, way)
 
     def abort_controllers(
         self,
-        controllers: Iterable[AbortController],
+        controllers: Sequence[AbortController],
         reason: str = "",
         actor: str = "",
         abort_id: str = "",
+        way: Way = "local",
     ) -> int:
         """Abort just these: every flag first, then whatever waits for them.
 
@@ -124,9 +190,12 @@ class Registry:
         for controller in controllers:
             if controller.flip(reason, actor):
                 flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
+        aborted = [controller for controller in controllers if controller.signal.aborted]
+        if aborted and self.on_received is not None:
+            self.on_received(aborted, abort_id, way)
         for controller in flipped:
             controller.take_effect()
-        if flipped and self.on_aborted is not None:
+        if aborted and self.on_aborted is not None:
             self.on_aborted(flipped, abort_id)
         return len(flipped)
 
@@ -136,9 +205,10 @@ class Registry:
         A child that is forked inside a block works on that run too, so an abort must reach it.
         """
         self._renew_lock()
+        self._forget_ended()
         ident = threading.get_ident()
         kept = (
-            (run_id, {c: holder for c, holder in holders.items() if holder == ident})
+            (run_id, {c: held for c, held in holders.items() if held.ident == ident})
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}

@@ -15,21 +15,22 @@ class ReplyError(Exception):
 
 
 class MessageReader:
-    """Takes the bytes of a link, gives the messages of one channel.
+    """Takes the bytes of a link, gives the messages of the channels that it is subscribed to.
 
-    :param channel: the channel's name.
+    :param name_size: bytes that the name of each of these channels has.
     :param limit: bytes that a message may have; of a larger one the first ``limit + 1`` are given,
         and the rest is thrown away as it comes, so that no message can fill the memory.
-    :ivar confirmed: whether the server's answer to ``SUBSCRIBE`` was read.
+    :ivar confirmed: of how many channels the server's answer to ``SUBSCRIBE`` was read.
     """
 
-    def __init__(self, channel: bytes, *, limit: int) -> None:
-        self._head = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$" % (len(channel), channel)
+    def __init__(self, name_size: int, *, limit: int) -> None:
+        self._head = b"*3\r\n$7\r\nmessage\r\n$%d\r\n" % name_size
+        self._size_at = len(self._head) + name_size + 3  # behind the name, CRLF and "$"
         self._limit = limit
         self._buffer = b""
         self._at = 0
         self._unwanted = 0  # bytes still to come of a message that is too large
-        self.confirmed = False
+        self.confirmed = 0
 
     def feed(self, data: bytes) -> None:
         """Add what was read from the link, after :meth:`next` has given all that was in before.
@@ -53,10 +54,11 @@ class MessageReader:
         if not self._buffer.startswith(self._head, self._at) and not self._skip_others():
             return None
         buffer = self._buffer
-        start = buffer.find(_CRLF, self._at + len(self._head)) + 2
+        size_at = self._at + self._size_at
+        start = buffer.find(_CRLF, size_at) + 2
         if start < 2:
             return None
-        size = int(buffer[self._at + len(self._head) : start - 2])
+        size = int(buffer[size_at : start - 2])
         end = start + size
         if end + 2 <= len(buffer):
             self._at = end + 2
@@ -81,7 +83,7 @@ class MessageReader:
                     raise ReplyError("a reply without an end")
                 return False
             if self._buffer.startswith(b"*3\r\n$9\r\nsubscribe\r\n", self._at):
-                self.confirmed = True
+                self.confirmed += 1
             self._at = end
         return True
 

@@ -6,21 +6,31 @@ still stops late starters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
 
-from django.db import connections, router
-from django.db.models import Q
+from django.db import connections, router, transaction
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from . import conf
-from .models import AbortRequest, ListenerCursor
+from .models import AbortDelivery, AbortRequest, ListenerCursor
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-__all__ = ["BATCH", "MAX_BATCH", "MAX_DAYS", "Old", "count", "prune", "prune_cursors"]
+__all__ = [
+    "BATCH",
+    "MAX_BATCH",
+    "MAX_DAYS",
+    "Old",
+    "count",
+    "prune",
+    "prune_cursors",
+    "prune_deliveries",
+]
 
 BATCH: Final = 1000  # rows
 # Rows. Databases do not look up more keys than about that many one by one, but read, and perhaps
@@ -84,15 +94,31 @@ def prune(
     left = rows.filter(requested_at__lt=_cutoff(now, older_than)).exclude(_standing(now))
     deleted = 0
     while found := _oldest(left, size):
-        # By key, because not every database can delete the first so many of an order.
-        _, by_model = rows.filter(pk__in=[pk for pk, _ in found]).delete()
-        number = by_model.get(AbortRequest._meta.label, 0)
+        number = _delete(alias, [pk for pk, _ in found])
         deleted += number
         on_batch(number)
         if len(found) < size:
             break
         # Those that are kept among the old ones are not walked over once more for each batch.
         left = left.filter(requested_at__gte=found[-1][1])
+    return deleted
+
+
+def prune_deliveries(older_than: timedelta | float) -> int:
+    """Delete the deliveries whose request is not there: it was rolled back, or deleted before.
+
+    :param older_than: when they were received, in days ago if it is a number.
+    :return: how many were deleted.
+    :raises ValueError: if that is not between 0 and 36,500 days.
+    :raises django.db.Error: if the database fails.
+    """
+    alias = _alias()
+    requests = AbortRequest.objects.using(alias).filter(pk=OuterRef("request_id"))
+    deliveries = AbortDelivery.objects.using(alias)
+    old = deliveries.filter(received_at__lt=_cutoff(timezone.now(), older_than))
+    deleted = 0
+    while keys := list(old.exclude(Exists(requests)).values_list("pk", flat=True)[:BATCH]):
+        deleted += deliveries.filter(pk__in=keys)._raw_delete(alias)
     return deleted
 
 
@@ -113,7 +139,17 @@ def prune_cursors(older_than: timedelta | float) -> int:
     return deleted
 
 
-def _oldest(rows: QuerySet[AbortRequest], size: int) -> list[tuple[object, datetime]]:
+def _delete(alias: str, keys: Sequence[UUID]) -> int:
+    """Delete these requests with their deliveries, both or neither."""
+    # By key, because not every database can delete the first so many of an order; and at once,
+    # because Django would read all the deliveries first.
+    with transaction.atomic(using=alias):
+        deliveries = AbortDelivery.objects.using(alias).filter(request_id__in=keys)
+        deliveries._raw_delete(alias)
+        return AbortRequest.objects.using(alias).filter(pk__in=keys)._raw_delete(alias)
+
+
+def _oldest(rows: QuerySet[AbortRequest], size: int) -> list[tuple[UUID, datetime]]:
     return list(rows.order_by("requested_at").values_list("pk", "requested_at")[:size])
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Final
 from uuid import UUID
 
-from . import database, dispatch, intents, listener, reconciler
+from . import (
+    database,
+    deliveries,
+    dispatch,
+    intents,
+    listener,
+    reconciler,
+    responder,
+    timeline,
+)
 from .controllers import AbortController, AbortSignal
 from .exceptions import RunAborted
 from .intents import Intent
@@ -28,8 +37,12 @@ def join() -> None:
     What the listener hears reaches the registry, what the registry aborts is announced, and the
     reconciler knows how the listener is.
     """
-    dispatch.deliver_to(registry.abort)
-    registry.on_aborted = dispatch.announce
+    dispatch.deliver_to(partial(registry.abort, way="channel"))
+    registry.on_aborted = _tell
+    registry.on_received = deliveries.received
+    deliveries.on_changed(timeline.note)
+    deliveries.on_changed(responder.tell)
+    listener.on_asked(responder.answer)
     reconciler.follow(listener.is_listening)
     listener.on_subscribed(reconciler.subscribed)
     listener.on_lost(reconciler.hurry)
@@ -37,6 +50,12 @@ def join() -> None:
     for each in (listener.stop, reconciler.stop, _stop_last):
         atexit.unregister(each)
     atexit.register(_stop_last)
+
+
+def _tell(flipped: Sequence[AbortController], abort_id: str) -> None:
+    if flipped:
+        dispatch.announce(flipped, abort_id)
+    deliveries.tell(abort_id)
 
 
 def _stop_last() -> None:
@@ -49,6 +68,7 @@ def _stop_last() -> None:
         reconciler.stop()
         listener.stop()
     dispatch.wait_for_handlers(EXIT_TIMEOUT)
+    timeline.wait_written(EXIT_TIMEOUT)
 
 
 join()
@@ -161,7 +181,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         # Register, then read the intent; whoever aborts writes the intent, then publishes. So,
         # whatever the interleaving, one of the two meets the other.
         self._controller = controller = AbortController(self._ids[0])
-        registry.register(controller, self._ids)
+        registry.register(controller, self._ids, self._label)
         try:
             listener.ensure_started()
             if database.enabled():
@@ -175,6 +195,8 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         """Leave the registry; whether that came before any abort."""
         was_first = controller.close()
         registry.leave(controller, self._ids)
+        if not was_first:
+            deliveries.left(controller)
         return was_first
 
     def _signal_if_aborted(self) -> AbortSignal | None:
@@ -185,7 +207,8 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
 
 
 def _abort_by(controller: AbortController, intent: Intent) -> None:
-    registry.abort_controllers([controller], intent.reason, intent.actor, str(intent.abort_id))
+    _, _, reason, actor, _ = intent
+    registry.abort_controllers([controller], reason, actor, str(intent.abort_id), "start")
 
 
 def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:

@@ -28,7 +28,8 @@ T = TypeVar("T")
 JOIN_TIMEOUT: Final = 1.0  # seconds
 
 _thread_end_hooks: list[Callable[[], object]] = []
-# The threads of submit() that may still live; only ever changed by one operation at a time.
+# The threads that may still live and that a fork waits for; only ever changed by one operation at
+# a time.
 _helpers: dict[threading.Thread, None] = {}
 
 
@@ -49,16 +50,22 @@ def call_logged(fn: Callable[[], object]) -> None:
         logger.exception("%s failed", _name_of(fn))
 
 
-def spawn(fn: Callable[[], object], *, name: str, daemon: bool = False) -> None:
+def spawn(
+    fn: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
+) -> None:
     """Call ``fn`` on a thread of its own, through :func:`call_logged`.
 
     Where no thread can be had (a limit of the system, a late stage of the interpreter's exit),
     ``fn`` is called at once in the calling thread: late is better than never.
 
     :param daemon: whether the interpreter may exit while ``fn`` runs.
+    :param joined: whether a fork waits for it, for a while.
     """
     try:
-        threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon).start()
+        thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
+        thread.start()
+        if joined:
+            _remember(thread)
     except RuntimeError:
         logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
         call_logged(fn)
@@ -78,9 +85,6 @@ def _name_of(fn: Callable[..., object]) -> str:
 def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
     """Call ``fn`` on a thread of its own; the future gets its result."""
     future: Future[T] = Future()
-    for helper in tuple(_helpers):
-        if not helper.is_alive():
-            _helpers.pop(helper, None)
     thread = threading.Thread(
         target=_fulfil, args=(future, fn, _end_thread), name=name, daemon=True
     )
@@ -90,8 +94,15 @@ def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
         logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
         _fulfil(future, fn, at_end=bool)  # the connections are the caller's
     else:
-        _helpers[thread] = None
+        _remember(thread)
     return future
+
+
+def _remember(thread: threading.Thread) -> None:
+    for helper in tuple(_helpers):
+        if not helper.is_alive():
+            _helpers.pop(helper, None)
+    _helpers[thread] = None
 
 
 class TimeUpError(TimeoutError):
@@ -152,20 +163,31 @@ class Lane(Generic[T]):
 
     :param handle: called with each item, in the order in which they were given.
     :param limit: how many items may wait; what comes beyond is refused.
+    :param ours: whether ``handle`` is this app's own code, which takes a bounded time: then a fork
+        and the interpreter's exit wait for it.
     """
 
     _all: ClassVar[weakref.WeakSet[Lane[object]]] = weakref.WeakSet()
 
-    def __init__(self, handle: Callable[[T], object], *, name: str, limit: int = 10_000) -> None:
+    def __init__(
+        self,
+        handle: Callable[[T], object],
+        *,
+        name: str,
+        limit: int = 10_000,
+        ours: bool = False,
+    ) -> None:
         self.handle = handle
+        self._ours = ours
         self._name = name
         self._limit = limit
         self._all.add(self)  # type: ignore[arg-type]
         self._reset()
 
     def _reset(self) -> None:
-        # Guards _waiting together with _running: a lane has one thread or none.
-        self._lock = threading.Lock()
+        # Guards _waiting together with _running: a lane has one thread or none. Reentrant, because
+        # a signal handler that aborts may interrupt its own thread inside put().
+        self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
         self._running = False
         self._idle = threading.Event()
@@ -181,7 +203,7 @@ class Lane(Generic[T]):
                 return True
             self._running = True
             self._idle.clear()
-        spawn(self._drain, name=self._name, daemon=True)
+        spawn(self._drain, name=self._name, daemon=not self._ours, joined=self._ours)
         return True
 
     def wait_idle(self, timeout: float) -> bool:

@@ -119,6 +119,7 @@ class TestDecode:
             st.just("") | st.uuids().map(str),
             st.text(max_size=1000),
             st.text(max_size=255),
+            st.integers(0, 3_600_000).map(lambda milliseconds: milliseconds / 1000),
         )
     )
     def test_what_is_encoded_comes_back(self, message: AbortMessage) -> None:

@@ -109,7 +109,7 @@ class TestRegistry:
         registry.abort("other", abort_id="0")
         registry.abort("run", abort_id="1")
         registry.abort("run", abort_id="2")
-        assert told == [([run], "1")]
+        assert told == [([run], "1"), ([], "2")]
 
     def test_a_waiter_may_register_leave_and_abort(self) -> None:
         registry = Registry()

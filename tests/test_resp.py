@@ -23,7 +23,7 @@ PONG = b"*2\r\n" + bulk(b"pong") + bulk(b"")
 
 
 def read(*chunks: bytes, limit: int = LIMIT) -> list[bytes]:
-    reader = MessageReader(CHANNEL, limit=limit)
+    reader = MessageReader(len(CHANNEL), limit=limit)
     messages = []
     for chunk in chunks:
         reader.feed(chunk)
@@ -38,7 +38,7 @@ class TestMessageReader:
         assert read(stream) == [b"one", b"", b"\r\n$3"]
 
     def test_is_confirmed_by_the_servers_answer_alone(self) -> None:
-        reader = MessageReader(CHANNEL, limit=LIMIT)
+        reader = MessageReader(len(CHANNEL), limit=LIMIT)
         reader.feed(PONG + CONFIRMATION[:-1])
         assert not reader.confirmed
         reader.feed(CONFIRMATION[-1:])
@@ -52,7 +52,7 @@ class TestMessageReader:
         assert read(others + message(b"ours")) == [b"ours"]
 
     def test_a_refusal_is_an_error(self) -> None:
-        reader = MessageReader(CHANNEL, limit=LIMIT)
+        reader = MessageReader(len(CHANNEL), limit=LIMIT)
         with pytest.raises(ReplyError, match="NOPERM no channel"):
             reader.feed(b"-NOPERM no channel\r\n")
 
@@ -66,7 +66,7 @@ class TestMessageReader:
             read(b"*x\r\n")
 
     def test_a_reply_without_end_does_not_fill_the_memory(self) -> None:
-        reader = MessageReader(CHANNEL, limit=LIMIT)
+        reader = MessageReader(len(CHANNEL), limit=LIMIT)
         with pytest.raises(ReplyError, match="without an end"):
             for _ in range(100):
                 reader.feed(b"+" + b"x" * 65536)
@@ -79,7 +79,7 @@ class TestMessageReader:
         assert read(*(stream[at : at + 50] for at in range(0, len(stream), 50))) == expected
 
     def test_a_large_message_is_never_held_whole(self) -> None:
-        reader = MessageReader(CHANNEL, limit=LIMIT)
+        reader = MessageReader(len(CHANNEL), limit=LIMIT)
         reader.feed(message(b"x" * 10_000_000)[:1000])
         assert reader.next() == b"x" * (LIMIT + 1)
         for _ in range(100):

@@ -110,12 +110,14 @@ class TestBatches:
         assert seen[0] == ["run-103", "run-102", "run-101", "run-100"]
         assert seen[1] == ["run-100"]
         deletes = [q["sql"] for q in queries.captured_queries if q["sql"].startswith("DELETE")]
-        assert len(deletes) == 3
+        assert sum("run_abort_abortrequest" in sql for sql in deletes) == 3
+        assert sum("run_abort_abortdelivery" in sql for sql in deletes) == 3
+        assert len(deletes) == 6
         selects = [q["sql"] for q in queries.captured_queries if "LIMIT 3" in q["sql"]]
         assert len(selects) == 3
 
     @pytest.mark.parametrize(("rows", "batches"), [(0, 0), (1, 1), (4, 2), (5, 3)])
-    def test_the_queries_are_two_for_each_and_at_most_one_more(
+    def test_the_queries_are_three_for_each_and_at_most_one_more(
         self, rows: int, batches: int
     ) -> None:
         for number in range(rows):
@@ -123,7 +125,7 @@ class TestBatches:
         with CaptureQueriesContext(connection) as queries:
             assert prune(90, batch=2) == rows
         words = [query["sql"].split()[0] for query in queries.captured_queries]
-        assert words.count("DELETE") == batches
+        assert words.count("DELETE") == 2 * batches
         assert words.count("SELECT") == batches + (rows % 2 == 0)
         assert set(words) <= {"SELECT", "DELETE", "BEGIN", "COMMIT"}
 

@@ -14,9 +14,9 @@ from run_abort import retention
 class Command(BaseCommand):
     help = (
         "Deletes the requests to abort that are older than the given number of days, the oldest "
-        "first, in batches. One that still stops late starters is kept, however old it is: it was "
-        "not cleared, and is younger than INTENT_TTL. So do the cursors of listeners that have not "
-        "been used for as long."
+        "first, in batches, with what processes did about them. One that still stops late starters "
+        "is kept, however old it is: it was not cleared, and is younger than INTENT_TTL. So do the "
+        "cursors of listeners that have not been used for as long."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -53,6 +53,7 @@ class Command(BaseCommand):
         try:
             if not dry_run:
                 retention.prune(older_than, batch=batch_size, on_batch=on_batch)
+                retention.prune_deliveries(older_than)
                 retention.prune_cursors(older_than)
             old = retention.count(older_than)
         except Error as error:

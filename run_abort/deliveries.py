@@ -1,0 +1,166 @@
+"""What became of each abort in this process: who was aborted, and when the last of them left.
+
+Told by the registry of what flipped, by ``abortable_run`` of who left. Whoever wants to know of
+changes hooks in. A process that holds nothing aborted keeps nothing here but the last few facts.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+from .controllers import AbortController
+from .forks import at_fork
+from .registry import Way, registry
+from .threads import call_logged
+
+__all__ = ["Delivery", "delivery_of", "left", "on_changed", "received", "tell"]
+
+REMEMBERED: Final = 1000  # aborts that nothing here is still to stop for
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one abort did in this process.
+
+    :ivar way: how this process heard of it first.
+    :ivar controllers: how many it aborted.
+    :ivar labels: of their blocks, each once.
+    :ivar received_at: when it aborted the first of them, in UTC.
+    :ivar stopped_at: when the last of them was left; None before.
+    :ivar key: of its row.
+    """
+
+    abort_id: str
+    run_id: str
+    way: Way
+    received_at: datetime
+    controllers: int = 0
+    labels: tuple[str, ...] = ()
+    stopped_at: datetime | None = None
+    key: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+Hook = Callable[[Delivery], object]
+
+
+class _Deliveries:
+    def __init__(self) -> None:
+        self.hooks: list[Hook] = []
+        self.reset()
+
+    def reset(self) -> None:
+        # Guards what follows. Reentrant, because a signal handler that aborts may interrupt its own
+        # thread inside.
+        self._lock = threading.RLock()
+        # Those that something here is still to stop for, and the last that are over.
+        self._pending: dict[str, set[AbortController]] = {}
+        self._facts: OrderedDict[str, Delivery] = OrderedDict()
+        self._aborts_of: dict[AbortController, list[str]] = {}
+        self._untold: set[str] = set()
+
+    def received(self, controllers: Sequence[AbortController], abort_id: str, way: Way) -> None:
+        """These are aborted. What has no ``abort_id`` cannot be told apart.
+
+        Nobody is told yet: that is to be done by :meth:`tell`, once what waits for them was woken.
+        """
+        if not abort_id:
+            return
+        with self._lock:
+            pending = self._pending.get(abort_id, ())
+            new = [controller for controller in controllers if controller not in pending]
+            if not new:
+                return
+            self._await(abort_id, new)
+            known = self._facts.get(abort_id)
+            if known is None:
+                known = Delivery(abort_id, new[0].signal.run_id, way, datetime.now(UTC))
+            self._facts[abort_id] = replace(
+                known,
+                controllers=known.controllers + len(new),
+                labels=tuple(dict.fromkeys([*known.labels, *_labels(new)])),
+                stopped_at=None,
+            )
+            self._untold.add(abort_id)
+        # One that was left before it was awaited has told nobody.
+        for controller in new:
+            if registry.holding_of(controller) is None:
+                self.left(controller)
+
+    def left(self, controller: AbortController) -> None:
+        """An aborted controller's block was left."""
+        now = datetime.now(UTC)
+        over = []
+        with self._lock:
+            for abort_id in self._aborts_of.pop(controller, ()):
+                pending = self._pending.get(abort_id)
+                if pending is None:
+                    continue
+                pending.discard(controller)
+                if not pending:
+                    del self._pending[abort_id]
+                    self._facts[abort_id] = replace(self._facts[abort_id], stopped_at=now)
+                    self._facts.move_to_end(abort_id)
+                    self._untold.add(abort_id)
+                    over.append(abort_id)
+            self._forget_oldest()
+        for abort_id in over:
+            self.tell(abort_id)
+
+    def delivery_of(self, abort_id: str) -> Delivery | None:
+        """What the abort did here; None if it aborted nothing, or that is long past."""
+        with self._lock:
+            return self._facts.get(abort_id)
+
+    def _await(self, abort_id: str, controllers: Iterable[AbortController]) -> None:
+        pending = self._pending.setdefault(abort_id, set())
+        for controller in controllers:
+            pending.add(controller)
+            self._aborts_of.setdefault(controller, []).append(abort_id)
+
+    def _forget_oldest(self) -> None:
+        excess = len(self._facts) - len(self._pending) - REMEMBERED
+        if excess > 0:
+            over = (abort_id for abort_id in self._facts if abort_id not in self._pending)
+            for abort_id in [next(over) for _ in range(excess)]:
+                del self._facts[abort_id]
+
+    def tell(self, abort_id: str) -> None:
+        """Tell those who want to know what is new of the abort, if anything is."""
+        with self._lock:
+            delivery = self._facts.get(abort_id) if abort_id in self._untold else None
+            self._untold.discard(abort_id)
+        if delivery is not None:
+            for hook in tuple(self.hooks):
+                call_logged(partial(hook, delivery))
+
+
+def _labels(controllers: Iterable[AbortController]) -> Iterator[str]:
+    holdings = map(registry.holding_of, controllers)
+    return (holding.label for holding in holdings if holding is not None and holding.label)
+
+
+_deliveries = _Deliveries()
+
+received = _deliveries.received
+left = _deliveries.left
+tell = _deliveries.tell
+delivery_of = _deliveries.delivery_of
+
+
+def on_changed(hook: Hook) -> None:
+    """Call ``hook(delivery)`` whenever there is news of one; adding it again changes nothing.
+
+    In the thread that aborted or that left its block: it must neither block nor raise.
+    """
+    if hook not in _deliveries.hooks:
+        _deliveries.hooks.append(hook)
+
+
+at_fork(after_in_child=_deliveries.reset)
