@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -238,7 +239,7 @@ def _abort(
 
 def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
     """The outcomes, with what the processes answer."""
-    with inquiry:
+    with closing(inquiry):
         found = inquiry.collect([o.listeners if o.published else None for o in outcomes])
     return [
         replace(

@@ -10,10 +10,10 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from . import answers, channel, conf, database, responder, timeline
 from .answers import ProcessAnswer, ProcessStatus
@@ -90,7 +90,8 @@ def ask_about(
         have stopped before everybody has had the time to look.
     """
     question = Question("abort", str(uuid.uuid4()), timeout, str(abort_id), run_id)
-    with Inquiry([(str(abort_id), run_id)], wait=timeout, address=question.question_id) as inquiry:
+    about = [(str(abort_id), run_id)]
+    with closing(Inquiry(about, wait=timeout, address=question.question_id)) as inquiry:
         listeners = channel.ask(question) if inquiry.is_open else None
         return inquiry.collect([listeners], since=requested_at)[0]
 
@@ -104,7 +105,7 @@ def ask_status(*, timeout: float = 1.0) -> Census:
     deadline = time.monotonic() + timeout
     found: dict[str, ProcessStatus] = {}
     listeners = None
-    with _Inbox([question.question_id], timeout) as inbox:
+    with closing(_Inbox([question.question_id], timeout)) as inbox:
         if inbox.is_open:
             listeners = channel.ask(question)
         while listeners is not None and len(found) < listeners:
@@ -169,17 +170,6 @@ class _Inbox:
         link, self._link = self._link, None
         if link is not None:
             link.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Case:
@@ -246,7 +236,7 @@ class _Case:
 class Inquiry:
     """What processes answer about some aborts, heard from before they are asked until it is clear.
 
-    Used by one thread at a time, and closed at the end of its ``with`` block.
+    Used by one thread at a time, and to be closed.
 
     :param about: the ID of each abort, and the ID that it is to abort.
     :param wait: at most so many seconds, from now.
@@ -339,15 +329,7 @@ class Inquiry:
         self._cases[abort_id].hear(answer)
         return [abort_id]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._inbox.close()
 
 

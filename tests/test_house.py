@@ -108,6 +108,8 @@ HOUSE: Final[dict[str, set[str]]] = {
     "management.commands.abort_run": {"aborts", "management.arguments"},
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},
     "management.commands.prune_run_aborts": {"retention"},
+    "management.bell": set(),
+    "management.place": {"cursors", "dispatch", "listener", "reconciler"},
     "management.commands.listen_run_aborts": {
         "channel",
         "conf",
@@ -115,6 +117,8 @@ HOUSE: Final[dict[str, set[str]]] = {
         "database",
         "dispatch",
         "listener",
+        "management.bell",
+        "management.place",
         "messages",
         "reconciler",
         "signals",

@@ -148,7 +148,12 @@ def test_a_half_open_link_is_noticed_and_replaced(
 def test_a_quiet_link_stays(configure: Configure, proxy: Proxy, foreign: Foreign) -> None:
     configure(REDIS_URL=proxy.url, HEARTBEAT=0.1)
     ear = Ear(foreign)
-    time.sleep(1)
+    thread = listener._listener._thread
+    assert thread is not None
+    link = thread._link
+    assert link is not None
+    answers: set[float] = set()
+    wait_until(lambda: answers.add(link.heard_at) or len(answers) > 5)
     assert listener.status().reconnects == 0
     ear.hears("after it")
 
@@ -198,7 +203,9 @@ def test_a_server_that_is_slow_to_start(configure: Configure, channel_name: str)
         heard: list[str] = []
         assert subscribe_to_run_aborts(heard.append)
         wait_until(lambda: state() == "reconnecting")
-        time.sleep(1)
+        thread = listener._listener._thread
+        assert thread is not None
+        wait_until(lambda: thread._failures > 3)
         server.start()
         with server.client() as client:
             Ear(Foreign(client, channel_name))

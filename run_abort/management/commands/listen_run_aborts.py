@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import socket
 import threading
-import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, Final
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import channel, conf, database, dispatch, listener, reconciler
-from run_abort.cursors import MAX_NAME_LENGTH, Cursor
+from run_abort.cursors import MAX_NAME_LENGTH
+from run_abort.management.bell import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
+from run_abort.management.place import Place
 from run_abort.messages import AbortMessage
 from run_abort.signals import run_abort_received
 
 logger = logging.getLogger("run_abort")
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 TOUCH_EVERY: Final = 86_400.0  # seconds
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -88,13 +85,13 @@ class Command(BaseCommand):
         _require_endpoint()
         self._log_to_stderr(verbosity)
         show = self._printer(line_format) if verbosity else _silent
-        bell = _Bell()
+        bell = Bell()
 
         def on_received(**facts: Any) -> None:
             show("received", **facts)
 
         run_abort_received.connect(on_received, weak=False, dispatch_uid="run_abort.command")
-        place = _Place(name, from_now=from_now) if database.enabled() else None
+        place = Place(name, from_now=from_now) if database.enabled() else None
         if place is not None:
             place.take()
 
@@ -127,7 +124,7 @@ class Command(BaseCommand):
             run_abort_received.disconnect(dispatch_uid="run_abort.command")
 
     def _serve(
-        self, bell: _Bell, show: Callable[..., None], place: _Place | None, timeout: float | None
+        self, bell: Bell, show: Callable[..., None], place: Place | None, timeout: float | None
     ) -> None:
         # What was missed may be heard of before, from the database.
         rung = bell.wait(timeout, but=HEARD)
@@ -185,44 +182,6 @@ def _json_line(event: str, facts: dict[str, Any]) -> str:
     return json.dumps(line)
 
 
-class _Place:
-    """Where this listener is in the order of requests: taken up once, then kept by its cursor."""
-
-    def __init__(self, name: str, *, from_now: bool) -> None:
-        self.cursor = Cursor(name)
-        self._is_to_forget = from_now
-        self._is_taken = False
-
-    def take(self) -> bool:
-        """Begin where the cursor stands; to be tried again while the database fails."""
-        if self._is_to_forget and self.cursor.forget():
-            self._is_to_forget = False
-        if not self._is_taken and not self._is_to_forget:
-            position = self.cursor.load()
-            if position is not None:
-                dispatch.remember(position.heard)
-                reconciler.resume(position.heard_until, began=position.began_at)
-                self.cursor.touch()
-                self._is_taken = True
-        return self._is_taken
-
-    def keep(self) -> bool:
-        """Move the cursor to now, if it is behind and nothing is still to be heard or handled.
-
-        :return: whether it stands where it has to.
-        """
-        if not self.take():
-            return False
-        is_current = self.is_current()
-        if not self.cursor.collect():
-            return True
-        return is_current and dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
-
-    def is_current(self) -> bool:
-        """Whether nothing that was requested before now is still to be heard of."""
-        return self._is_taken and listener.is_listening() and reconciler.is_caught_up()
-
-
 def _name(text: str) -> str:
     if not 0 < len(text) <= MAX_NAME_LENGTH:
         raise ArgumentTypeError(f"a name has 1 to {MAX_NAME_LENGTH} characters")
@@ -239,71 +198,6 @@ def _require_endpoint() -> None:
             "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, "
             "or make the cache alias RUN_ABORT['CACHE_ALIAS'] a Redis one."
         )
-
-
-SUBSCRIBED: Final = 0  # no signal has these numbers
-HEARD: Final = 255
-
-
-class _Bell:
-    """What the command waits for: the listener has subscribed or heard, or a signal has come.
-
-    Through a socket, because a signal that comes just before a thread waits for a lock does not
-    end that wait, whereas its byte in the socket does.
-    """
-
-    def __init__(self) -> None:
-        self._inside, self._outside = socket.socketpair()
-        self._outside.setblocking(False)
-
-    def ring(self, why: int) -> None:
-        """From any thread."""
-        with suppress(BlockingIOError):  # it has rung often enough
-            self._outside.send(bytes([why]))
-
-    def wait(self, timeout: float | None = None, *, but: int | None = None) -> int | None:
-        """Which signal rang, or ``SUBSCRIBED`` or ``HEARD``; None after ``timeout`` seconds.
-
-        :param but: what is waited through.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if deadline is not None:
-                self._inside.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                rung = self._inside.recv(1)[0]
-            except TimeoutError:
-                return None
-            finally:
-                self._inside.settimeout(None)
-            if rung in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and rung != but:
-                return rung
-
-    def ring_on_stop_signals(self) -> Callable[[], None]:
-        """Ring at the first SIGTERM or SIGINT; the second kills the process.
-
-        :return: a function that restores what was there before.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None  # Python delivers signals to the main thread alone
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            for each in STOP_SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-
-        wakes = signal.set_wakeup_fd(self._outside.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-
-        def restore() -> None:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakes)
-
-        return restore
-
-    def close(self) -> None:
-        self._inside.close()
-        self._outside.close()
 
 
 def _seconds(text: str) -> float:
