@@ -87,8 +87,8 @@ class Registry:
     def __init__(self) -> None:
         self.on_aborted: OnAborted | None = None
         self.on_received: OnReceived | None = None
-        # No ID without a controller.
-        self._holders: dict[str, dict[AbortController, Holding]] = {}
+        # ID → controller → what a Holding has. No ID without a controller.
+        self._holders: dict[str, dict[AbortController, tuple[int, str, float]]] = {}
         self._forget_ended()
         self._renew_lock()
 
@@ -116,16 +116,17 @@ class Registry:
         """The blocks that run here, each once, in the order in which they were entered."""
         with self._lock:
             found = {
-                controller: holding
+                controller: Holding(*held)
                 for holders in self._holders.values()
-                for controller, holding in holders.items()
+                for controller, held in holders.items()
             }
         return sorted(found.items(), key=lambda held: held[1].since)
 
     def holding_of(self, controller: AbortController) -> Holding | None:
         """The block of ``controller``; None once that was left."""
         with self._lock:
-            return self._holders.get(controller.signal.run_id, {}).get(controller)
+            held = self._holders.get(controller.signal.run_id, {}).get(controller)
+        return None if held is None else Holding(*held)
 
     def has_ended(self, run_id: str) -> bool:
         """Whether a block that answered to the ID has ended here, as far as that is remembered."""
@@ -138,7 +139,8 @@ class Registry:
 
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """From now on ``controller`` answers to ``ids``."""
-        holding = Holding(threading.get_ident(), label, time.time())
+        # A plain tuple: to make a Holding takes as long as all the rest.
+        holding = (threading.get_ident(), label, time.time())
         with self._lock:
             for run_id in ids:
                 self._holders.setdefault(run_id, {})[controller] = holding
@@ -153,8 +155,8 @@ class Registry:
                     if not holders:
                         self._holders.pop(run_id, None)
                         self._ended[run_id] = None
-            if len(self._ended) > REMEMBERED:
-                self._ended_before, self._ended = self._ended, {}
+                        if len(self._ended) > REMEMBERED:
+                            self._ended_before, self._ended = self._ended, {}
 
     def abort(
         self,
@@ -208,7 +210,7 @@ class Registry:
         self._forget_ended()
         ident = threading.get_ident()
         kept = (
-            (run_id, {c: held for c, held in holders.items() if held.ident == ident})
+            (run_id, {c: held for c, held in holders.items() if held[0] == ident})
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}
