@@ -47,7 +47,7 @@ def wait_written(timeout: float) -> bool:
 def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
     """What the rows tell of these aborts: each with what one process did about it.
 
-    In the calling thread, for as long as the database takes; nothing, if it fails.
+    Nothing, if the database fails or takes too long.
     """
 
     def select(alias: str) -> list[tuple[str, ProcessAnswer]]:
@@ -73,7 +73,7 @@ def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
             ]
         return found
 
-    return database.read_here(select) or []
+    return database.read(select, otherwise=[], late=bool)
 
 
 def _write(_: None) -> None:
