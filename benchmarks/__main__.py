@@ -15,7 +15,7 @@ from typing import Final
 
 from example.redis_server import RedisServer
 
-from . import boot, busy, idle, latency, local, reconcile, scale, throughput
+from . import answers, boot, busy, idle, latency, local, reconcile, scale, throughput
 from .table import show
 
 BENCHMARKS: Final[dict[str, Callable[[bool], None]]] = {
@@ -25,6 +25,7 @@ BENCHMARKS: Final[dict[str, Callable[[bool], None]]] = {
     "busy": busy.main,
     "scale": scale.main,
     "reconcile": reconcile.main,
+    "answers": answers.main,
     "idle": idle.main,
     "boot": boot.main,
 }

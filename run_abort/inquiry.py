@@ -135,7 +135,7 @@ class _Inbox:
             if link is not None:
                 self._open(link, min(timeout, conf.settings().PUBLISH_TIMEOUT))
         except Exception as error:
-            logger.debug("Answers cannot be received: %r", error)
+            logger.debug("Answers cannot be received: %s: %s", type(error).__name__, error)
 
     def _open(self, link: Subscription, timeout: float) -> None:
         def close(_: object = None) -> None:
@@ -162,7 +162,7 @@ class _Inbox:
         try:
             return self._link.receive_before(deadline)
         except Exception as error:
-            logger.debug("Answers are not received any more: %r", error)
+            logger.debug("Answers are not received any more: %s: %s", type(error).__name__, error)
             self.close()
             return None
 
@@ -270,7 +270,7 @@ class Inquiry:
         :param since: when they were requested, aware; None is now.
         """
         for case, number in zip(self._cases.values(), listeners, strict=True):
-            case.listeners = number if self.is_open else None
+            case.listeners = number if self.is_open or not database.enabled() else None
         self._settled_at = self._when_settled(since)
         unclear = dict(self._cases)
         look_at = self._look(with_rows=not self._waits)
@@ -292,6 +292,8 @@ class Inquiry:
 
     def _is_clear(self, case: _Case) -> bool:
         everybody_told = case.everybody_told(self._is_settled())
+        if not self.is_open and not database.enabled():
+            everybody_told = True  # nobody can tell any more
         if self._waits:
             return everybody_told and not case.is_aborting()
         return everybody_told or not self.is_open
@@ -314,7 +316,7 @@ class Inquiry:
         is_aborting_here = False
         for case in self._cases.values():
             is_aborting_here |= case.look_here()
-            if not self.is_open:
+            if not self.is_open and database.enabled():
                 case.listeners = None
         often = is_aborting_here or not self.is_open
         return time.monotonic() + (LOOK_OFTEN if often else LOOK_SELDOM)

@@ -99,7 +99,7 @@ class Subscription:
         self._heartbeat = heartbeat
         self._pinged = False
         self.heard_at = 0.0
-        self._reader = MessageReader(len(channels[0].encode()), limit=limit)
+        self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
         """Connect, subscribe, and read the server's confirmations.

@@ -148,7 +148,7 @@ def decode_question(data: bytes) -> Question | None:
     if fields is None:
         return None
     ask, question_id, wait = fields.get("ask"), _uuid(fields, "id"), _wait(fields)
-    if ask not in {"status", "abort"} or not question_id or not wait:
+    if ask not in ("status", "abort") or not question_id or not wait:
         return None
     abort_id, run_id = _uuid(fields, "abort"), fields.get("run")
     if ask == "abort" and not (abort_id and isinstance(run_id, str) and run_id):
@@ -178,7 +178,7 @@ def _wait(fields: dict[str, object]) -> float:
     value = fields.get("wait")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         return 0.0
-    return min(float(value), MAX_WAIT)
+    return float(min(value, MAX_WAIT))
 
 
 def _text(fields: dict[str, object], key: str, limit: int) -> str:

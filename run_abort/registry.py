@@ -192,7 +192,8 @@ class Registry:
         for controller in controllers:
             if controller.flip(reason, actor):
                 flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
-        aborted = [controller for controller in controllers if controller.signal.aborted]
+        # Not by the flag: another thread may be between its verdict and that.
+        aborted = [controller for controller in controllers if not controller.closed]
         if aborted and self.on_received is not None:
             self.on_received(aborted, abort_id, way)
         for controller in flipped:

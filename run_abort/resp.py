@@ -20,10 +20,12 @@ class MessageReader:
     :param name_size: bytes that the name of each of these channels has.
     :param limit: bytes that a message may have; of a larger one the first ``limit + 1`` are given,
         and the rest is thrown away as it comes, so that no message can fill the memory.
+    :param channels: how many there are.
     :ivar confirmed: of how many channels the server's answer to ``SUBSCRIBE`` was read.
     """
 
-    def __init__(self, name_size: int, *, limit: int) -> None:
+    def __init__(self, name_size: int, *, limit: int, channels: int = 1) -> None:
+        self._channels = channels
         self._head = b"*3\r\n$7\r\nmessage\r\n$%d\r\n" % name_size
         self._size_at = len(self._head) + name_size + 3  # behind the name, CRLF and "$"
         self._limit = limit
@@ -43,7 +45,7 @@ class MessageReader:
             data = data[dropped:]
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
-        if not self.confirmed:
+        if self.confirmed < self._channels:
             self._skip_others()
 
     def next(self) -> bytes | None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from . import answers, channel, deliveries, listener
 from .answers import HeldRun, ProcessAnswer, ProcessStatus
 from .deliveries import Delivery
 from .forks import at_fork
+from .kind import kind_of_process
 from .messages import Question
 from .registry import registry
 from .threads import Lane
@@ -45,10 +44,11 @@ class _Asked:
         self._until: OrderedDict[str, dict[Question, float]] = OrderedDict()
 
     def add(self, question: Question) -> None:
+        now = time.monotonic()
         with self._lock:
-            questions = self._until.setdefault(question.abort_id, {})
-            questions[question] = time.monotonic() + question.wait
-            self._until.move_to_end(question.abort_id)
+            known = self._until.pop(question.abort_id, {})
+            live = {other: until for other, until in known.items() if until > now}
+            self._until[question.abort_id] = live | {question: now + question.wait}
             while len(self._until) > MAX_ASKED:
                 self._until.popitem(last=False)
 
@@ -99,7 +99,7 @@ def status_here() -> ProcessStatus:
         origin=now.origin,
         host=socket.gethostname(),
         pid=os.getpid(),
-        kind=_kind(),
+        kind=kind_of_process(),
         listener=now.state,
         since=now.since,
         last_error=now.last_error,
@@ -114,18 +114,6 @@ def status_here() -> ProcessStatus:
             for controller, holding in held[: answers.MAX_RUNS]
         ),
     )
-
-
-def _kind() -> str:
-    """The program, and the command given to it, as far as that says what the process is for."""
-    program = Path(sys.argv[0] if sys.argv else "")
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    commands = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    if name in {"", "-c", "-m"}:
-        return Path(sys.executable).name
-    if name in {"manage.py", "django-admin", "django"} and commands:
-        return f"{name} {commands[0]}"
-    return f"{name} worker" if "worker" in commands else name
 
 
 def _send(question: Question) -> None:

@@ -17,7 +17,7 @@ from django.db import connections
 
 from . import channel, database
 from .answers import ProcessAnswer
-from .deliveries import Delivery
+from .deliveries import Delivery, delivery_of
 from .threads import Lane
 
 __all__ = ["note", "rows_of", "wait_written"]
@@ -80,6 +80,10 @@ def _write(_: None) -> None:
     latest = {}
     while _news:
         origin, delivery = _news.popleft()
+        # Two threads that have news of one may come here in the wrong order.
+        newest = delivery_of(delivery.abort_id)
+        if newest is not None and newest.key == delivery.key:
+            delivery = newest
         latest[delivery.key] = origin, delivery
     if not latest:
         return

@@ -29,6 +29,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "deliveries": {"controllers", "forks", "registry", "threads"},
     "messages": set(),
     "answers": set(),
+    "kind": set(),
     "resp": set(),
     "conf": set(),
     "signals": set(),
@@ -56,6 +57,7 @@ HOUSE: Final[dict[str, set[str]]] = {
         "channel",
         "deliveries",
         "forks",
+        "kind",
         "listener",
         "messages",
         "registry",
@@ -109,6 +111,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},
     "management.commands.prune_run_aborts": {"retention"},
     "management.bell": set(),
+    "management.surroundings": {"channel"},
     "management.place": {"cursors", "dispatch", "listener", "reconciler"},
     "management.commands.listen_run_aborts": {
         "channel",
@@ -117,11 +120,20 @@ HOUSE: Final[dict[str, set[str]]] = {
         "database",
         "dispatch",
         "listener",
+        "management.arguments",
         "management.bell",
         "management.place",
+        "management.surroundings",
         "messages",
         "reconciler",
         "signals",
+    },
+    "management.commands.run_abort_status": {
+        "channel",
+        "answers",
+        "inquiry",
+        "management.arguments",
+        "management.surroundings",
     },
 }
 WITHOUT_DJANGO: Final = {
@@ -133,6 +145,7 @@ WITHOUT_DJANGO: Final = {
     "deliveries",
     "messages",
     "answers",
+    "kind",
     "resp",
     "links",
 }

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from math import inf
 
 from run_abort.registry import clean_id
 
-__all__ = ["add_run_ids"]
+__all__ = ["add_run_ids", "count", "seconds"]
 
 
-def add_run_ids(parser: ArgumentParser) -> None:
-    """Add ``run_ids``: one or more IDs of runs or groups, each valid."""
-    parser.add_argument(
-        "run_ids", nargs="+", type=_run_id, metavar="RUN_ID", help="ID of a run or a group"
-    )
+def add_run_ids(
+    parser: ArgumentParser, *, nargs: str = "+", what: str = "ID of a run or a group"
+) -> None:
+    """Add ``run_ids``: valid IDs, one or more of them.
+
+    :param nargs: how many, if not one or more.
+    :param what: they are, for ``--help``.
+    """
+    parser.add_argument("run_ids", nargs=nargs, type=_run_id, metavar="RUN_ID", help=what)
+
+
+def seconds(text: str, *, most: float = inf) -> float:
+    """A duration, greater than 0.
+
+    :param most: finite values up to it are taken, it included.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number <= most or number == inf:
+        limit = "" if most == inf else f" and at most {most:g}"
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds greater than 0{limit}")
+    return number
+
+
+def count(text: str) -> int:
+    """A number of things, 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return number
 
 
 def _run_id(text: str) -> str:

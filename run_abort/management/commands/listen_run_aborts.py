@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
@@ -16,15 +15,14 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import channel, conf, database, dispatch, listener, reconciler
 from run_abort.cursors import MAX_NAME_LENGTH
+from run_abort.management.arguments import seconds
 from run_abort.management.bell import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
 from run_abort.management.place import Place
+from run_abort.management.surroundings import log_to, require_endpoint
 from run_abort.messages import AbortMessage
 from run_abort.signals import run_abort_received
 
-logger = logging.getLogger("run_abort")
-
 TOUCH_EVERY: Final = 86_400.0  # seconds
-LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class Command(BaseCommand):
@@ -52,7 +50,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--timeout",
-            type=_seconds,
+            type=seconds,
             default=10.0,
             metavar="SECONDS",
             help="for --require-redis; default: %(default)g",
@@ -82,8 +80,8 @@ class Command(BaseCommand):
         timeout: float,
         **options: Any,
     ) -> None:
-        _require_endpoint()
-        self._log_to_stderr(verbosity)
+        require_endpoint()
+        log_to(self.stderr, verbosity)
         show = self._printer(line_format) if verbosity else _silent
         bell = Bell()
 
@@ -140,13 +138,6 @@ class Command(BaseCommand):
             if rung is None and place is not None:
                 place.cursor.touch()
 
-    def _log_to_stderr(self, verbosity: int) -> None:
-        is_configured = logger.hasHandlers()
-        if not is_configured:
-            logger.addHandler(logging.StreamHandler(self.stderr))
-        if not is_configured or verbosity > 1:
-            logger.setLevel(LOG_LEVELS[min(verbosity, 3)])
-
     def _printer(self, line_format: str) -> Callable[..., None]:
         line = _json_line if line_format == "json" else _text_line
         lock = threading.Lock()  # guards stdout, so that two threads do not mix their lines
@@ -186,25 +177,3 @@ def _name(text: str) -> str:
     if not 0 < len(text) <= MAX_NAME_LENGTH:
         raise ArgumentTypeError(f"a name has 1 to {MAX_NAME_LENGTH} characters")
     return text
-
-
-def _require_endpoint() -> None:
-    try:
-        endpoint = channel.endpoint()
-    except Exception as error:
-        raise CommandError(f"The configured Redis cannot be used: {error}") from error
-    if endpoint is None:
-        raise CommandError(
-            "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, "
-            "or make the cache alias RUN_ABORT['CACHE_ALIAS'] a Redis one."
-        )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds greater than 0")
-    return seconds
