@@ -22,7 +22,8 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from django.core.signals import setting_changed
 from django.db import connections
@@ -53,6 +54,8 @@ PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
 MAX_UNPUSHED: Final = 10_000
 MAX_MISSED: Final = 10_000  # requests that receivers and handlers are told of after an outage
+
+T = TypeVar("T")
 
 
 class _Thread(threading.Thread):
@@ -176,21 +179,15 @@ class _Reconciler:
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
 
     def reconcile(self, thread: _Thread) -> bool:
-        """Look once; return whether the thread is to end, because there is nothing to look after.
-
-        The database connection is this thread's own, and is not kept between two looks.
-        """
-        try:
-            self._failed = not self._abort_held()
-            self._failed |= not self._tell_missed(thread)
-            self._failed |= not self._push_again()
-        finally:
-            connections.close_all()
+        """Look once; return whether the thread is to end, as there is nothing to look after."""
+        self._failed = not self._abort_held()
+        self._failed |= not self._tell_missed(thread)
+        self._failed |= not self._push_again()
         return not self._is_needed() and self._retire(thread)
 
     def _abort_held(self) -> bool:
         ids = registry.ids()
-        found = intents.standing_for(ids) if ids else []
+        found = _read(partial(intents.standing_for, ids)) if ids else []
         for abort_id, run_id, reason, actor, _ in found or ():
             registry.abort(run_id, reason, actor, str(abort_id), "reconcile")
         return found is not None
@@ -228,7 +225,8 @@ class _Reconciler:
         # What was heard of before is recognised by its ID; what was requested before this process
         # began is not for it.
         since = max(gap - CLOCK_SKEW, self._began)
-        missed = intents.requested_since(since, but_by=channel.origin(), limit=MAX_MISSED + 1)
+        select = partial(intents.requested_since, since, but_by=channel.origin())
+        missed = _read(partial(select, limit=MAX_MISSED + 1))
         if missed is not None and len(missed) > MAX_MISSED:
             del missed[MAX_MISSED:]
             logger.error(
@@ -282,6 +280,17 @@ class _Reconciler:
         self._reset()
         if len(registry):
             self.ensure_started()
+
+
+def _read(select: Callable[[], T]) -> T:
+    """The result of ``select``, by a connection of this thread's that is closed after it.
+
+    What is aborted then may be all that the interpreter's exit waits for.
+    """
+    try:
+        return select()
+    finally:
+        connections.close_all()
 
 
 def _end(thread: _Thread, timeout: float | None) -> bool:

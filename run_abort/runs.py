@@ -68,7 +68,7 @@ def _stop_last() -> None:
         reconciler.stop()
         listener.stop()
     dispatch.wait_for_handlers(EXIT_TIMEOUT)
-    timeline.wait_written(EXIT_TIMEOUT)
+    timeline.finish(EXIT_TIMEOUT)
 
 
 join()

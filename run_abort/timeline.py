@@ -20,20 +20,23 @@ from .answers import ProcessAnswer
 from .deliveries import Delivery, delivery_of
 from .threads import Lane
 
-__all__ = ["note", "rows_of", "wait_written"]
+__all__ = ["finish", "note", "rows_of", "wait_written"]
 
 BATCH: Final = 500  # rows of one query
 MAX_WAITING: Final = 20_000  # rows; of a flood beyond it the oldest are lost
 
 # What is to be written: appended to by whoever has news, taken by the lane's thread.
 _news: deque[tuple[str, Delivery]] = deque(maxlen=MAX_WAITING)
+_is_late = False
 
 
 def note(delivery: Delivery) -> None:
-    """Have the row of ``delivery`` written soon. Never blocks."""
+    """Have the row of ``delivery`` written soon. Never blocks before :func:`finish`."""
     if database.enabled() and _is_uuid(delivery.abort_id):
         _news.append((channel.origin(), delivery))
         _lane.put(None)
+        if _is_late:
+            wait_written(database.TIMEOUT)
 
 
 def wait_written(timeout: float) -> bool:
@@ -42,6 +45,18 @@ def wait_written(timeout: float) -> bool:
     :return: whether that is so.
     """
     return _lane.wait_idle(timeout)
+
+
+def finish(timeout: float) -> None:
+    """At the exit of the interpreter: wait as :func:`wait_written` does.
+
+    Nobody would wait for the lane's thread any more. So whoever has news from now on waits until
+    they are written, at most ``database.TIMEOUT`` seconds: who waits for that thread waits for the
+    row.
+    """
+    global _is_late
+    _is_late = True
+    wait_written(timeout)
 
 
 def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
