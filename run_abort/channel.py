@@ -121,6 +121,7 @@ def subscription() -> Subscription | None:
         options.CHANNEL,
         heartbeat=options.HEARTBEAT,
         limit=messages.MAX_MESSAGE_BYTES,
+        on_silence=found.publisher.rest,
     )
 
 

@@ -12,7 +12,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -91,12 +91,21 @@ class Subscription:
     :param channels: whose names have as many bytes each.
     :param heartbeat: seconds of silence after which the link is pinged.
     :param limit: bytes that a message may have; of a larger one the beginning is returned.
+    :param on_silence: called by the thread that reads, whenever the link is pinged.
     """
 
-    def __init__(self, pool: ConnectionPool, *channels: str, heartbeat: float, limit: int) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        *channels: str,
+        heartbeat: float,
+        limit: int,
+        on_silence: Callable[[], object] = bool,
+    ) -> None:
         self._connection = new_connection(pool, timeout=CONNECT_TIMEOUT)
         self._channels = channels
         self._heartbeat = heartbeat
+        self._on_silence = on_silence
         self._pinged = False
         self.heard_at = 0.0
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
@@ -162,6 +171,7 @@ class Subscription:
         self._connection.send_command("PING", check_health=False)
         self._pinged = True
         _set_timeout(self._connection, PONG_TIMEOUT)
+        self._on_silence()
 
     def interrupt(self) -> None:
         """Make an :meth:`open` or :meth:`receive` in another thread end. Any thread may call it.
@@ -192,6 +202,7 @@ class Publisher:
         self._timeout = timeout
         # At most one, idle. Whoever pops it owns it.
         self._kept: list[Connection] = []
+        self._was_used = False
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
     def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
@@ -241,10 +252,17 @@ class Publisher:
             connection.disconnect()
             raise
         _set_timeout(connection, self._timeout / 4)
+        self._was_used = True
         self._kept.append(connection)
         if len(self._kept) > 1:
             self.close()
         return listeners
+
+    def rest(self) -> None:
+        """Close the kept connection if it was not used since the last call."""
+        if not self._was_used:
+            self.close()
+        self._was_used = False
 
     def close(self) -> None:
         """Close the kept connection."""

@@ -110,6 +110,17 @@ class TestLife:
             assert len(client.client_list(_type="pubsub")) == 1
         assert threads_of_ours() == ["run_abort-listener"]
 
+    def test_a_second_one_is_there_only_while_this_process_publishes(
+        self, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=own_redis.url, HEARTBEAT=0.1)
+        listener.ensure_started()
+        wait_until(is_listening)
+        assert publish_run_abort("run-1")
+        with own_redis.client() as client:
+            wait_until(lambda: len(client.client_list()) == 2)  # with its own
+            assert publish_run_abort("run-1")
+
     def test_without_redis_it_is_off(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
