@@ -4,7 +4,10 @@ import io
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,59 @@ class TestAbortRun:
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
         assert call("abort_run", "run-1") == "run-1: asked to abort, recorded, NOT published\n"
+
+    def test_it_waits_until_they_have_stopped(self, listening: None) -> None:
+        held, released = threading.Event(), threading.Event()
+
+        def work() -> None:
+            with suppress(RunAborted), abortable_run("run-1") as signal:
+                held.set()
+                signal.wait()
+                released.wait(20)
+
+        with ThreadPoolExecutor() as pool:
+            pool.submit(work)
+            assert held.wait(20)
+            with pytest.raises(CommandError, match=r"^1 run\(s\) have not stopped within 0.3 s.$"):
+                call("abort_run", "run-1", "--wait=0.3")
+            threading.Timer(0.2, released.set).start()
+            out = call("abort_run", "run-1", "run-2", "--wait=20")
+        assert out.splitlines() == [
+            "run-1: asked to abort, NOT recorded, published to 1 listener(s)",
+            "    stopped in 1 process(es)",
+            "run-2: asked to abort, NOT recorded, published to 1 listener(s)",
+            "    no process that answered works on it",
+        ]
+        told = call("abort_run", "run-1", "--wait=20").splitlines()[1:]
+        assert told == ["    had already finished"]
+
+    def test_who_does_not_answer_is_counted(
+        self, configure: Configure, own_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        configure(REDIS_URL=own_redis.url)
+        with foreign.client.pubsub() as pubsub:
+            pubsub.subscribe(foreign.channel)
+            assert pubsub.get_message(timeout=5) is not None
+            assert call("abort_run", "run-1", "--wait=0.2").splitlines()[1:] == [
+                "    no process that answered works on it",
+                "    1 listener(s) did not answer",
+            ]
+
+    @pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "3601", "long"])
+    def test_a_bad_wait_aborts_nothing(
+        self, configure: Configure, transactional_db: None, wait: str
+    ) -> None:
+        configure(INTENTS=True)
+        with pytest.raises(CommandError, match="not a number of seconds"):
+            call("abort_run", "run-1", f"--wait={wait}")
+        assert not AbortRequest.objects.exists()
+
+    def test_too_many_to_wait_for(self, configure: Configure, transactional_db: None) -> None:
+        configure(INTENTS=True)
+        with pytest.raises(CommandError, match="wait is for 1000 runs at most") as raised:
+            call("abort_run", *(f"run-{i}" for i in range(1001)), "--wait=1")
+        assert raised.value.returncode == 2
+        assert not AbortRequest.objects.exists()
 
     def test_if_nobody_could_be_asked_it_fails(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch

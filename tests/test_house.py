@@ -107,7 +107,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "urls": {"views"},
     "admin": {"aborts", "forms", "models", "registry"},
     "management.arguments": {"registry"},
-    "management.commands.abort_run": {"aborts", "management.arguments"},
+    "management.commands.abort_run": {"aborts", "answers", "management.arguments", "messages"},
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},
     "management.commands.prune_run_aborts": {"retention"},
     "management.bell": set(),

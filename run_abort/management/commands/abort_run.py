@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import getpass
+import json
 import socket
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort.aborts import AbortOutcome, abort_runs
-from run_abort.management.arguments import add_run_ids
+from run_abort.answers import ProcessAnswer
+from run_abort.management.arguments import add_run_ids, seconds
+from run_abort.messages import MAX_WAIT
 
 
 class Command(BaseCommand):
     help = (
         "Asks every process that works on the given runs to stop, and prints for each whether the "
         "request was recorded in the database and published through Redis. Exits with 1 if nobody "
-        "could be asked about any of them."
+        "could be asked about any of them or, with --wait, if a process is known that has not "
+        "stopped."
     )
     missing_args_message = "Name at least one run: manage.py abort_run RUN_ID [RUN_ID ...]"
 
@@ -27,14 +33,36 @@ class Command(BaseCommand):
         parser.add_argument(
             "--actor", default=_me(), help="who aborts; default: the system's user (%(default)s)"
         )
+        parser.add_argument(
+            "--wait",
+            type=partial(seconds, most=MAX_WAIT),
+            metavar="SECONDS",
+            help="wait until all have stopped, for so long at most, and print what became of them",
+        )
 
-    def handle(self, *, run_ids: list[str], reason: str, actor: str, **options: Any) -> None:
-        outcomes = abort_runs(run_ids, reason=reason, actor=actor)
+    def handle(
+        self,
+        *,
+        run_ids: list[str],
+        reason: str,
+        actor: str,
+        wait: float | None,
+        **options: Any,
+    ) -> None:
+        try:
+            outcomes = abort_runs(run_ids, reason=reason, actor=actor, wait=wait)
+        except ValueError as error:
+            raise CommandError(str(error), returncode=2) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(f"{outcome.run_id}: {_facts(outcome)}"))
+            for line in _findings(outcome) if wait else ():
+                self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
             raise CommandError("Nobody could be asked: neither the database nor Redis is there.")
+        stopping = sum(bool(_stopping(outcome)) for outcome in outcomes)
+        if stopping:
+            raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
 
 
 def _facts(outcome: AbortOutcome) -> str:
@@ -45,6 +73,26 @@ def _facts(outcome: AbortOutcome) -> str:
     if outcome.published:
         published = f"published to {outcome.listeners} listener(s)"
     return f"asked to abort, {recorded}, {published}"
+
+
+def _findings(outcome: AbortOutcome) -> Iterator[str]:
+    """What the processes answered, a line for each kind of answer."""
+    stopping = _stopping(outcome)
+    stopped = len(outcome.holders) - len(stopping)
+    if stopped:
+        yield f"stopped in {stopped} process(es)"
+    for answer in stopping:
+        yield f"still stopping: process {answer.pid} on {json.dumps(answer.host)}"
+    if outcome.finished:
+        yield "had already finished"
+    elif not outcome.holders:
+        yield "no process that answered works on it"
+    if outcome.unanswered:
+        yield f"{outcome.unanswered} listener(s) did not answer"
+
+
+def _stopping(outcome: AbortOutcome) -> list[ProcessAnswer]:
+    return [answer for answer in outcome.holders if answer.state == "aborting"]
 
 
 def _me() -> str:
