@@ -60,7 +60,7 @@ class TestAbortRun:
         held, released = threading.Event(), threading.Event()
 
         def work() -> None:
-            with suppress(RunAborted), abortable_run("run-1") as signal:
+            with suppress(RunAborted), abortable_run("waited-1") as signal:
                 held.set()
                 signal.wait()
                 released.wait(20)
@@ -69,16 +69,16 @@ class TestAbortRun:
             pool.submit(work)
             assert held.wait(20)
             with pytest.raises(CommandError, match=r"^1 run\(s\) have not stopped within 0.3 s.$"):
-                call("abort_run", "run-1", "--wait=0.3")
+                call("abort_run", "waited-1", "--wait=0.3")
             threading.Timer(0.2, released.set).start()
-            out = call("abort_run", "run-1", "run-2", "--wait=20")
+            out = call("abort_run", "waited-1", "waited-2", "--wait=20")
         assert out.splitlines() == [
-            "run-1: asked to abort, NOT recorded, published to 1 listener(s)",
+            "waited-1: asked to abort, NOT recorded, published to 1 listener(s)",
             "    stopped in 1 process(es)",
-            "run-2: asked to abort, NOT recorded, published to 1 listener(s)",
+            "waited-2: asked to abort, NOT recorded, published to 1 listener(s)",
             "    no process that answered works on it",
         ]
-        told = call("abort_run", "run-1", "--wait=20").splitlines()[1:]
+        told = call("abort_run", "waited-1", "--wait=20").splitlines()[1:]
         assert told == ["    had already finished"]
 
     def test_who_does_not_answer_is_counted(
@@ -88,7 +88,7 @@ class TestAbortRun:
         with foreign.client.pubsub() as pubsub:
             pubsub.subscribe(foreign.channel)
             assert pubsub.get_message(timeout=5) is not None
-            assert call("abort_run", "run-1", "--wait=0.2").splitlines()[1:] == [
+            assert call("abort_run", "unknown-1", "--wait=0.2").splitlines()[1:] == [
                 "    no process that answered works on it",
                 "    1 listener(s) did not answer",
             ]
