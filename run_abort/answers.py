@@ -208,12 +208,17 @@ def _runs(found: list[Any]) -> Iterable[HeldRun]:
 
 
 def _texts(found: list[Any]) -> Iterable[str]:
-    return (text[:MAX_TEXT] for text in found[:MAX_LABELS] if isinstance(text, str))
+    return (_plain(text) for text in found[:MAX_LABELS] if isinstance(text, str))
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
     value = fields.get(key)
-    return value[:MAX_TEXT] if isinstance(value, str) else ""
+    return _plain(value) if isinstance(value, str) else ""
+
+
+def _plain(text: str) -> str:
+    # Half a surrogate pair could not be shown: no page and no terminal takes it.
+    return text[:MAX_TEXT].encode(errors="replace").decode()
 
 
 def _number(fields: Mapping[str, Any], key: str) -> int:

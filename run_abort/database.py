@@ -46,6 +46,7 @@ __all__ = [
     "call_from_loop",
     "delivery_model",
     "enabled",
+    "in_transaction",
     "model",
     "on_commit",
     "read",
@@ -134,6 +135,15 @@ def on_commit(fn: Callable[[], object]) -> None:
             transaction.on_commit(fn, using=connection.alias, robust=True)
     except Exception as error:
         _outage.report(error)
+
+
+def in_transaction() -> bool:
+    """Whether nobody else can read yet what this thread writes."""
+    try:
+        return connections[_alias()].in_atomic_block
+    except Exception as error:
+        _outage.report(error)
+        return False
 
 
 class _Outage:

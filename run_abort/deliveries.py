@@ -13,16 +13,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from .controllers import AbortController
 from .forks import at_fork
 from .registry import Way, registry
 from .threads import call_logged
 
-__all__ = ["Delivery", "delivery_of", "left", "on_changed", "received", "tell"]
+__all__ = ["UNNAMED", "Delivery", "News", "delivery_of", "left", "on_changed", "received", "tell"]
 
 REMEMBERED: Final = 1000  # aborts that nothing here is still to stop for
+NOTE_TIMEOUT: Final = 0.1  # seconds
+MAX_LABELS: Final = 20  # of one abort; an answer takes no more
+UNNAMED: Final = "unnamed:"  # and the ID of a run: an abort that another program gave no ID
+
+
+class News(NamedTuple):
+    """Those that an abort has aborted here since it was last told of.
+
+    :ivar way: how this process heard of the abort then.
+    :ivar at: when it aborted the first of them, in UTC.
+    """
+
+    way: Way
+    at: datetime
+    controllers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +47,11 @@ class Delivery:
 
     :ivar way: how this process heard of it first.
     :ivar controllers: how many it aborted.
-    :ivar labels: of their blocks, each once.
+    :ivar labels: of their blocks, each once; the first 20.
     :ivar received_at: when it aborted the first of them, in UTC.
+    :ivar aborting_since: when it aborted the first of those that were still to stop at once.
     :ivar stopped_at: when the last of them was left; None before.
+    :ivar news: of those it has aborted; None if all there is to tell is that they were left.
     :ivar key: of its row.
     """
 
@@ -41,9 +59,11 @@ class Delivery:
     run_id: str
     way: Way
     received_at: datetime
+    aborting_since: datetime
     controllers: int = 0
     labels: tuple[str, ...] = ()
     stopped_at: datetime | None = None
+    news: News | None = None
     key: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
@@ -53,39 +73,50 @@ Hook = Callable[[Delivery], object]
 class _Deliveries:
     def __init__(self) -> None:
         self.hooks: list[Hook] = []
+        self.hooks_in_order: list[Hook] = []
         self.reset()
 
     def reset(self) -> None:
         # Guards what follows. Reentrant, because a signal handler that aborts may interrupt its own
         # thread inside.
         self._lock = threading.RLock()
+        # Notified when _aborts_of has grown.
+        self._noted = threading.Condition(self._lock)
         # Those that something here is still to stop for, and the last that are over.
         self._pending: dict[str, set[AbortController]] = {}
         self._facts: OrderedDict[str, Delivery] = OrderedDict()
-        self._aborts_of: dict[AbortController, list[str]] = {}
+        # Kept after a block was left: a second thread may come late with what was received.
+        self._aborts_of: WeakKeyDictionary[AbortController, list[str]] = WeakKeyDictionary()
         self._untold: set[str] = set()
 
     def received(self, controllers: Sequence[AbortController], abort_id: str, way: Way) -> None:
-        """These are aborted. What has no ``abort_id`` cannot be told apart.
+        """These are aborted. What has no ``abort_id`` cannot be told apart, and is not told.
 
         Nobody is told yet: that is to be done by :meth:`tell`, once what waits for them was woken.
         """
         if not abort_id:
+            with self._lock:
+                for each in controllers:
+                    self._aborts_of.setdefault(each, [])
+                self._noted.notify_all()
             return
         with self._lock:
-            pending = self._pending.get(abort_id, ())
-            new = [controller for controller in controllers if controller not in pending]
+            new = [each for each in controllers if abort_id not in self._aborts_of.get(each, ())]
             if not new:
                 return
             self._await(abort_id, new)
+            now = datetime.now(UTC)
             known = self._facts.get(abort_id)
             if known is None:
-                known = Delivery(abort_id, new[0].signal.run_id, way, datetime.now(UTC))
+                known = Delivery(abort_id, new[0].signal.run_id, way, now, now)
+            news = self._news_of(known) or News(way, now, 0)
             self._facts[abort_id] = replace(
                 known,
+                aborting_since=known.aborting_since if known.stopped_at is None else now,
                 controllers=known.controllers + len(new),
-                labels=tuple(dict.fromkeys([*known.labels, *_labels(new)])),
+                labels=tuple(dict.fromkeys([*known.labels, *_labels(new)]))[:MAX_LABELS],
                 stopped_at=None,
+                news=news._replace(controllers=news.controllers + len(new)),
             )
             self._untold.add(abort_id)
         # One that was left before it was awaited has told nobody.
@@ -94,18 +125,25 @@ class _Deliveries:
                 self.left(controller)
 
     def left(self, controller: AbortController) -> None:
-        """An aborted controller's block was left."""
+        """An aborted controller's block was left.
+
+        The thread that aborts may have flipped it and noted nothing yet; that is waited for. The
+        process may exit next, and the exit waits for what is being told, but not for that thread.
+        """
         now = datetime.now(UTC)
         over = []
         with self._lock:
-            for abort_id in self._aborts_of.pop(controller, ()):
+            self._noted.wait_for(lambda: controller in self._aborts_of, NOTE_TIMEOUT)
+            for abort_id in tuple(self._aborts_of.get(controller, ())):
                 pending = self._pending.get(abort_id)
                 if pending is None:
                     continue
                 pending.discard(controller)
                 if not pending:
                     del self._pending[abort_id]
-                    self._facts[abort_id] = replace(self._facts[abort_id], stopped_at=now)
+                    known = self._facts[abort_id]
+                    news = self._news_of(known)
+                    self._facts[abort_id] = replace(known, stopped_at=now, news=news)
                     self._facts.move_to_end(abort_id)
                     self._untold.add(abort_id)
                     over.append(abort_id)
@@ -118,11 +156,15 @@ class _Deliveries:
         with self._lock:
             return self._facts.get(abort_id)
 
+    def _news_of(self, delivery: Delivery) -> News | None:
+        return delivery.news if delivery.abort_id in self._untold else None
+
     def _await(self, abort_id: str, controllers: Iterable[AbortController]) -> None:
         pending = self._pending.setdefault(abort_id, set())
         for controller in controllers:
             pending.add(controller)
             self._aborts_of.setdefault(controller, []).append(abort_id)
+        self._noted.notify_all()
 
     def _forget_oldest(self) -> None:
         excess = len(self._facts) - len(self._pending) - REMEMBERED
@@ -136,9 +178,15 @@ class _Deliveries:
         with self._lock:
             delivery = self._facts.get(abort_id) if abort_id in self._untold else None
             self._untold.discard(abort_id)
+            if delivery is not None:
+                _call(self.hooks_in_order, delivery)
         if delivery is not None:
-            for hook in tuple(self.hooks):
-                call_logged(partial(hook, delivery))
+            _call(self.hooks, delivery)
+
+
+def _call(hooks: Iterable[Hook], delivery: Delivery) -> None:
+    for hook in tuple(hooks):
+        call_logged(partial(hook, delivery))
 
 
 def _labels(controllers: Iterable[AbortController]) -> Iterator[str]:
@@ -154,13 +202,17 @@ tell = _deliveries.tell
 delivery_of = _deliveries.delivery_of
 
 
-def on_changed(hook: Hook) -> None:
+def on_changed(hook: Hook, *, in_order: bool = False) -> None:
     """Call ``hook(delivery)`` whenever there is news of one; adding it again changes nothing.
 
     In the thread that aborted or that left its block: it must neither block nor raise.
+
+    :param in_order: whether two threads that have news of one abort shall take turns, so that
+        ``hook`` gets them in their order: then it must wait for no thread that aborts or leaves.
     """
-    if hook not in _deliveries.hooks:
-        _deliveries.hooks.append(hook)
+    hooks = _deliveries.hooks_in_order if in_order else _deliveries.hooks
+    if hook not in hooks:
+        hooks.append(hook)
 
 
 at_fork(after_in_child=_deliveries.reset)

@@ -7,6 +7,7 @@ answered. Without Redis only those that hold a run tell, through the rows of the
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from .threads import TimeUpError, call_bounded
 if TYPE_CHECKING:
     from .links import Subscription
 
-__all__ = ["Census", "Findings", "Inquiry", "ask_about", "ask_status"]
+__all__ = ["Census", "Findings", "Inquiry", "ask_about", "ask_status", "settling_time"]
 
 logger = logging.getLogger("run_abort")
 
@@ -122,6 +123,11 @@ def ask_status(*, timeout: float = 1.0) -> Census:
     return Census(_sorted(found.values()), unanswered, reachable=listeners is not None)
 
 
+def settling_time() -> float:
+    """Within how many seconds of a request everybody who works on a run has looked for it."""
+    return 2 * conf.settings().POLL_INTERVAL + 0.5
+
+
 class _Inbox:
     """The link on which answers come in; closed, if there is no Redis or it fails.
 
@@ -197,8 +203,14 @@ class _Case:
             self._take(answer)
         return answer.state == "aborting"
 
-    def read(self, row: ProcessAnswer) -> None:
-        """Take what a process wrote into its row, unless it has told more itself."""
+    def read(self, row: ProcessAnswer, *, was_asked: bool) -> None:
+        """Take what a process wrote into its row, unless it has told more itself.
+
+        :param was_asked: whether those that heard of the abort were asked with it: then one that
+            has stopped has answered by its row, for it may have ended before it could otherwise.
+        """
+        if was_asked and row.way == "channel" and row.state == "stopped":
+            self._heard.add(row.origin)
         known = self._answers.get(row.origin)
         if known is None or known.state not in {"aborting", "stopped"}:
             self._take(row)
@@ -246,8 +258,7 @@ class Inquiry:
     def __init__(
         self, about: Sequence[tuple[str, str]], *, wait: float, address: str | None = None
     ) -> None:
-        self._began = time.monotonic()
-        self._deadline = self._began + wait
+        self._deadline = time.monotonic() + wait
         self._cases = {abort_id: _Case(abort_id, run_id) for abort_id, run_id in about}
         self._inbox = _Inbox(list(self._cases) if address is None else [address], wait)
         self._waits = address is None
@@ -305,14 +316,16 @@ class Inquiry:
         """When everybody has looked into the database, in seconds of ``time.monotonic()``."""
         if not database.enabled():
             return 0.0
+        if self._waits and database.in_transaction():
+            return math.inf
         age = 0.0 if since is None else (datetime.now(UTC) - since).total_seconds()
-        return self._began - age + 2 * conf.settings().POLL_INTERVAL + 0.5
+        return time.monotonic() - age + settling_time()
 
     def _look(self, *, with_rows: bool = True) -> float:
         """Look at this process and into the rows; return when to look again."""
         if with_rows:
             for abort_id, row in timeline.rows_of(list(map(uuid.UUID, self._cases))):
-                self._cases[abort_id].read(row)
+                self._cases[abort_id].read(row, was_asked=self._waits)
         is_aborting_here = False
         for case in self._cases.values():
             is_aborting_here |= case.look_here()

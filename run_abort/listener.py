@@ -15,7 +15,7 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from django.core.signals import request_started, setting_changed
 
 from . import channel, conf, dispatch, messages
 from .forks import at_fork, catch_up
-from .messages import Question
+from .messages import AbortMessage, Question
 from .subscriber import State, Subscriber
 from .threads import call_logged
 
@@ -34,6 +34,7 @@ __all__ = [
     "ensure_started",
     "is_listening",
     "on_asked",
+    "on_expected",
     "on_lost",
     "on_subscribed",
     "start",
@@ -81,6 +82,7 @@ class Listener:
     def __init__(self) -> None:
         self.on_subscribed: list[Callable[[float], object]] = []
         self.on_lost: list[Callable[[], object]] = []
+        self.on_expected: list[Callable[[Question], object]] = []
         self.on_asked: list[Callable[[Question], object]] = []
         self._reset()
 
@@ -208,25 +210,29 @@ class Listener:
     def handle(self, data: bytes, origin: str) -> None:
         self._messages += 1
         message = messages.decode(data)
-        if message is None and (question := messages.decode_question(data)) is not None:
-            self._ask(question)
-        elif message is None:
-            self._malformed += 1
-            if (before := self._throttle.admit()) is not None:
-                logger.warning("Ignored a malformed message, and %d before: %.80r", before, data)
-        elif message.origin != origin:
+        if message is None:
+            self._handle_other(data)
+            return
+        question = _question_with(message)
+        if question is not None:
+            _call(self.on_expected, question)
+        if message.origin != origin:
             try:
                 dispatch.receive(message)
             except Exception:
                 logger.exception("Failed to deal with the abort of run %r", message.run_id)
-        if message is not None and message.wait and message.abort_id:
+        if question is not None:
             # Its own process answers, too, where there is none else to tell of it.
-            run_id, _, abort_id, _, _, wait = message
-            self._ask(Question("abort", abort_id, wait, abort_id, run_id))
+            _call(self.on_asked, question)
 
-    def _ask(self, question: Question) -> None:
-        for hook in tuple(self.on_asked):
-            call_logged(partial(hook, question))
+    def _handle_other(self, data: bytes) -> None:
+        question = messages.decode_question(data)
+        if question is not None:
+            _call(self.on_asked, question)
+            return
+        self._malformed += 1
+        if (before := self._throttle.admit()) is not None:
+            logger.warning("Ignored a malformed message, and %d before: %.80r", before, data)
 
     # Around a fork.
 
@@ -257,6 +263,17 @@ class Listener:
         self._reset()
         if resume:
             self.start(rest=REST)
+
+
+def _question_with(message: AbortMessage) -> Question | None:
+    """What the sender of the abort wants to know besides; None if nothing."""
+    run_id, _, abort_id, _, _, wait = message
+    return Question("abort", abort_id, wait, abort_id, run_id) if wait and abort_id else None
+
+
+def _call(hooks: Iterable[Callable[[Question], object]], question: Question) -> None:
+    for hook in tuple(hooks):
+        call_logged(partial(hook, question))
 
 
 def _end(thread: Subscriber, timeout: float | None) -> bool:
@@ -298,6 +315,16 @@ def on_lost(hook: Callable[[], object]) -> None:
     """Call ``hook()`` on the listener's thread whenever it ceases to listen unasked."""
     if hook not in _listener.on_lost:
         _listener.on_lost.append(hook)
+
+
+def on_expected(hook: Callable[[Question], object]) -> None:
+    """Call ``hook(question)`` on the listener's thread before it deals with an abort.
+
+    Only if its sender wants an answer; :func:`on_asked` hooks are called afterwards. It must not
+    block.
+    """
+    if hook not in _listener.on_expected:
+        _listener.on_expected.append(hook)
 
 
 def on_asked(hook: Callable[[Question], object]) -> None:

@@ -24,7 +24,7 @@ from .messages import Question
 from .registry import registry
 from .threads import Lane
 
-__all__ = ["answer", "answer_about", "status_here", "tell"]
+__all__ = ["answer", "answer_about", "expect", "status_here", "tell", "wait_answered"]
 
 MAX_ASKED: Final = 10_000  # aborts that somebody waits for; the oldest are forgotten
 
@@ -62,6 +62,14 @@ class _Asked:
 _asked = _Asked()
 
 
+def expect(question: Question) -> None:
+    """Know that somebody waits for what becomes of an abort, before it is dealt with.
+
+    A process may exit as soon as it was aborted: what it tells then, :func:`tell` has to send.
+    """
+    _asked.add(question)
+
+
 def answer(question: Question) -> None:
     """Answer soon; and about an abort once more whenever there is news of it. Never blocks."""
     if question.ask == "abort":
@@ -73,6 +81,14 @@ def tell(delivery: Delivery) -> None:
     """Tell those who asked that there is news of an abort. Never blocks."""
     for question in _asked.about(delivery.abort_id):
         _lane.put(question)
+
+
+def wait_answered(timeout: float) -> bool:
+    """Wait until all is answered that was asked, at most ``timeout`` seconds.
+
+    :return: whether that is so.
+    """
+    return _lane.wait_idle(timeout)
 
 
 def answer_about(abort_id: str, run_id: str) -> ProcessAnswer:

@@ -50,25 +50,34 @@ def call_logged(fn: Callable[[], object]) -> None:
         logger.exception("%s failed", _name_of(fn))
 
 
-def spawn(
-    fn: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
-) -> None:
-    """Call ``fn`` on a thread of its own, through :func:`call_logged`.
+def spawn(fn: Callable[[], object], *, name: str) -> None:
+    """Call ``fn`` on a thread of its own, through :func:`call_logged`. The exit waits for it.
 
     Where no thread can be had (a limit of the system, a late stage of the interpreter's exit),
     ``fn`` is called at once in the calling thread: late is better than never.
+    """
+    if not _start(fn, name=name):
+        call_logged(fn)
+
+
+def _start(
+    fn: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
+) -> bool:
+    """Call ``fn`` on a thread of its own.
 
     :param daemon: whether the interpreter may exit while ``fn`` runs.
     :param joined: whether a fork waits for it, for a while.
+    :return: False, with a warning in the log, if no thread can be had.
     """
+    thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
     try:
-        thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
         thread.start()
-        if joined:
-            _remember(thread)
     except RuntimeError:
         logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
-        call_logged(fn)
+        return False
+    if joined:
+        _remember(thread)
+    return True
 
 
 def _body(fn: Callable[[], object]) -> None:
@@ -149,9 +158,13 @@ def _join_helpers() -> None:
     One that a database or a server keeps waiting is left alone after a while.
     """
     deadline = time.monotonic() + JOIN_TIMEOUT
-    for helper in tuple(_helpers):
-        if helper is not threading.current_thread():
-            helper.join(max(deadline - time.monotonic(), 0))
+    this = threading.current_thread()
+    # Looked at anew each time: one that ends may have started another.
+    while alive := [each for each in tuple(_helpers) if each is not this and each.is_alive()]:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        alive[0].join(left)
 
 
 def _forget_helpers() -> None:
@@ -203,7 +216,11 @@ class Lane(Generic[T]):
                 return True
             self._running = True
             self._idle.clear()
-        spawn(self._drain, name=self._name, daemon=not self._ours, joined=self._ours)
+            # Within the lock: whoever finds it running may exit next, and the exit waits for
+            # threads that have been started.
+            if _start(self._drain, name=self._name, daemon=not self._ours, joined=self._ours):
+                return True
+        call_logged(self._drain)
         return True
 
     def wait_idle(self, timeout: float) -> bool:

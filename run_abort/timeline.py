@@ -18,6 +18,7 @@ from django.db import connections
 from . import channel, database
 from .answers import ProcessAnswer
 from .deliveries import Delivery, delivery_of
+from .forks import at_fork
 from .threads import Lane
 
 __all__ = ["finish", "note", "rows_of", "wait_written"]
@@ -95,40 +96,50 @@ def _write(_: None) -> None:
     latest = {}
     while _news:
         origin, delivery = _news.popleft()
-        # Two threads that have news of one may come here in the wrong order.
-        newest = delivery_of(delivery.abort_id)
-        if newest is not None and newest.key == delivery.key:
-            delivery = newest
         latest[delivery.key] = origin, delivery
     if not latest:
         return
 
     def upsert(alias: str) -> None:
-        deliveries = database.delivery_model().objects.using(alias)
-        host, pid = socket.gethostname(), os.getpid()
-        names_keys = connections[alias].features.supports_update_conflicts_with_target
-        deliveries.bulk_create(
-            [
-                deliveries.model(
-                    id=delivery.key,
-                    request_id=uuid.UUID(delivery.abort_id),
-                    origin=origin,
-                    host=host,
-                    pid=pid,
-                    way=delivery.way,
-                    controllers=delivery.controllers,
-                    received_at=database.stored(delivery.received_at),
-                    stopped_at=delivery.stopped_at and database.stored(delivery.stopped_at),
-                )
-                for origin, delivery in latest.values()
-            ],
-            batch_size=BATCH,
-            update_conflicts=True,
-            update_fields=["controllers", "stopped_at"],
-            unique_fields=["id"] if names_keys else None,
-        )
+        written = None
+        # If it took long, what came later may have been written before, and is again.
+        while (newest := [(origin, _newest(each)) for origin, each in latest.values()]) != written:
+            _upsert(newest, alias)
+            written = newest
 
     database.write(upsert, otherwise=None, timeout=database.TIMEOUT * (1 + len(latest) // BATCH))
+
+
+def _newest(delivery: Delivery) -> Delivery:
+    # Two threads that have news of one may tell them in the wrong order.
+    newest = delivery_of(delivery.abort_id)
+    return delivery if newest is None or newest.key != delivery.key else newest
+
+
+def _upsert(some: Sequence[tuple[str, Delivery]], alias: str) -> None:
+    deliveries = database.delivery_model().objects.using(alias)
+    host, pid = socket.gethostname(), os.getpid()
+    names_keys = connections[alias].features.supports_update_conflicts_with_target
+    deliveries.bulk_create(
+        [
+            deliveries.model(
+                id=delivery.key,
+                request_id=uuid.UUID(delivery.abort_id),
+                origin=origin,
+                host=host,
+                pid=pid,
+                way=delivery.way,
+                controllers=delivery.controllers,
+                received_at=database.stored(delivery.received_at),
+                stopped_at=delivery.stopped_at and database.stored(delivery.stopped_at),
+            )
+            for origin, delivery in some
+        ],
+        batch_size=BATCH,
+        update_conflicts=True,
+        update_fields=["controllers", "stopped_at"],
+        unique_fields=["id"] if names_keys else None,
+    )
 
 
 def _is_uuid(text: str) -> bool:
@@ -139,3 +150,4 @@ def _is_uuid(text: str) -> bool:
 
 
 _lane = Lane(_write, name="run_abort-timeline", ours=True)
+at_fork(after_in_child=_news.clear)

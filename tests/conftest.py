@@ -71,7 +71,7 @@ def listening(configure: Configure) -> None:
 
 @pytest.fixture(autouse=True)
 def leave_nothing_behind() -> Iterator[None]:
-    """After each test: no listener, no handler, no thread of ours, no run."""
+    """After each test: no listener, no handler, no thread of ours, no run and no memory of one."""
     yield
     assert listener.stop()
     assert reconciler.stop()
@@ -79,6 +79,7 @@ def leave_nothing_behind() -> Iterator[None]:
     listener._listener._reset()
     dispatch._lanes.clear()
     assert registry.ids() == []
+    registry._forget_ended()
     dispatch._watch.stop()
     wait_until(lambda: not threads_of_ours())
 

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,33 @@ class TestCallLogged:
 
 
 class TestLane:
+    def test_whoever_finds_it_running_finds_its_thread_started(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that exits next would lose its item, as the exit waits only for started threads."""
+        starting, release = threading.Event(), threading.Event()
+        start = threads._start
+
+        def slow_start(*args: Any, **kwargs: Any) -> bool:
+            starting.set()
+            release.wait(20)
+            return start(*args, **kwargs)
+
+        monkeypatch.setattr(threads, "_start", slow_start)
+        handled: list[int] = []
+        lane: Lane[int] = Lane(handled.append, name="run_abort-test", ours=True)
+        putters = [threading.Thread(target=lane.put, args=(item,)) for item in (1, 2)]
+        putters[0].start()
+        assert starting.wait(20)
+        putters[1].start()
+        putters[1].join(0.1)
+        assert putters[1].is_alive()
+        release.set()
+        for putter in putters:
+            putter.join(20)
+        assert lane.wait_idle(20)
+        assert sorted(handled) == [1, 2]
+
     def test_handles_in_order_on_another_thread(self) -> None:
         handled: list[tuple[int, bool]] = []
         main = threading.get_ident()
@@ -168,3 +196,21 @@ class TestFork:
             wait_until(lambda future=future: future.done())
         wait_until(lambda: len(steps) == 4)
         assert steps == ["closed", "result"] * 2
+
+
+def test_a_fork_waits_for_what_a_helper_starts_too() -> None:
+    handled: list[int] = []
+
+    def start_another(item: int) -> None:
+        time.sleep(0.1)
+        second.put(item)
+
+    def handle(item: int) -> None:
+        time.sleep(0.1)
+        handled.append(item)
+
+    first = Lane(start_another, name="run_abort-test", ours=True)
+    second = Lane(handle, name="run_abort-test", ours=True)
+    first.put(7)
+    threads._join_helpers()
+    assert handled == [7]

@@ -1,0 +1,39 @@
+"""Blocks of runs that tests hold in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from run_abort import RunAborted, abortable_run
+from tests.support import TIMEOUT
+
+
+@contextmanager
+def held(run_id: str, label: str = "", *, is_stubborn: bool = False) -> Iterator[None]:
+    """A thread works on the run until it is aborted, or until the ``with`` block ends.
+
+    :param is_stubborn: whether it takes no notice of an abort.
+    """
+    entered = threading.Event()
+    leave = threading.Event()
+
+    def work() -> None:
+        try:
+            with abortable_run(run_id, label=label) as signal:
+                entered.set()
+                if not is_stubborn:
+                    signal.add_callback(leave.set)
+                assert leave.wait(TIMEOUT)
+        except RunAborted:
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert entered.wait(TIMEOUT)
+        yield
+    finally:
+        leave.set()
+        thread.join(TIMEOUT)
