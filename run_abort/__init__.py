@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .exceptions import RunAborted
     from .listener import subscribe_to_run_aborts
     from .runs import abortable_run
+    from .vitals import health
 
 __all__ = [
     "AbortController",
@@ -35,6 +36,7 @@ __all__ = [
     "abort_runs",
     "abortable_run",
     "clear_run_abort",
+    "health",
     "publish_run_abort",
     "subscribe_to_run_aborts",
 ]
@@ -52,6 +54,7 @@ _ROOMS: Final = {
     "abort_runs": "aborts",
     "abortable_run": "runs",
     "clear_run_abort": "aborts",
+    "health": "vitals",
     "publish_run_abort": "channel",
     "subscribe_to_run_aborts": "listener",
 }

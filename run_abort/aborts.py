@@ -10,13 +10,14 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
 
-from . import channel, database, intents, reconciler
+from . import channel, database, facts, intents, reconciler
 from .answers import ProcessAnswer
 from .inquiry import Findings, Inquiry
 from .intents import Intent
@@ -190,9 +191,9 @@ async def aabort_run(
         inquiry = await asyncio.to_thread(batch.inquire) if batch.wait else None
         ask = inquiry is not None and inquiry.is_open
         (outcome,) = await database.call_from_loop(partial(batch.elsewhere, local, ask=ask))
-        facts = _facts(batch.intents[0], outcome)
+        sent = _facts(batch.intents[0], outcome)
         try:
-            await run_abort_requested.asend_robust(AbortOutcome, **facts)
+            await run_abort_requested.asend_robust(AbortOutcome, **sent)
         except Exception:
             logger.exception(_RECEIVER_FAILED)
         if inquiry is not None:
@@ -256,10 +257,12 @@ class _Batch(NamedTuple):
     """Requests to abort, on their way.
 
     :ivar wait: for how many seconds to wait for answers; 0 for not at all.
+    :ivar at: when they were requested, in UTC.
     """
 
     intents: list[Intent]
     wait: float
+    at: datetime
 
     @classmethod
     def of(
@@ -275,7 +278,7 @@ class _Batch(NamedTuple):
         if seconds and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         intents = [Intent(uuid.uuid4(), run_id, text, name, user_pk) for run_id in ids]
-        return cls(intents, seconds)
+        return cls(intents, seconds if intents else 0.0, datetime.now(UTC))
 
     def here(self) -> list[int]:
         return [
@@ -296,11 +299,14 @@ class _Batch(NamedTuple):
         left = database.TIMEOUT - (time.monotonic() - began)
         local = [first + second for first, second in zip(local, self.here(), strict=True)]
         published = channel.publish_all(messages)
+        published_at = datetime.now(UTC)
         if recorded:
             intents.mark_published(self._listeners(published), timeout=left)
             reconciler.push_later(_untaken(messages, published))
             # Until the commit nobody else can read the intents.
-            database.on_commit(self._push_again)
+            database.on_commit(partial(self._push_again, published))
+        facts.requested(self.intents, at=self.at, recorded=recorded)
+        facts.published(self.intents, published, at=published_at)
         return [
             AbortOutcome(
                 run_id=intent.run_id,
@@ -325,10 +331,14 @@ class _Batch(NamedTuple):
         pairs = zip(self.intents, published, strict=True)
         return {intent.abort_id: count for intent, count in pairs if count is not None}
 
-    def _push_again(self) -> None:
+    def _push_again(self, before: Sequence[int | None]) -> None:
         self.here()
         messages = self._messages()
-        reconciler.push_later(_untaken(messages, channel.publish_all(messages)))
+        published = channel.publish_all(messages)
+        reconciler.push_later(_untaken(messages, published))
+        pairs = zip(before, published, strict=True)
+        new = [count if first is None else None for first, count in pairs]
+        facts.published(self.intents, new, at=datetime.now(UTC))
 
 
 def _untaken(

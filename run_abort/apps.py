@@ -31,6 +31,7 @@ class RunAbortConfig(AppConfig):
 
     def ready(self) -> None:
         register(checks.check_settings)
+        register(checks.check_deployment, deploy=True)
         runs.join()
         try:
             listen = conf.settings().LISTEN

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, Final
 
 from django.apps import AppConfig
@@ -13,7 +14,7 @@ from django.utils.module_loading import import_string
 
 from . import channel, conf
 
-__all__ = ["check_settings"]
+__all__ = ["check_deployment", "check_settings"]
 
 _IDS: Final = {
     "dict": "run_abort.E001",
@@ -100,6 +101,69 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             "RUN_ABORT['LISTEN'] to False.",
             id="run_abort.W001",
         )
+
+
+def check_deployment(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """What is right on one's own machine, and in production perhaps not."""
+    try:
+        options = conf.settings()
+        endpoint = channel.endpoint()
+    except Exception:  # check_settings says what is wrong
+        return []
+    if endpoint is None:
+        return []
+    found: list[CheckMessage] = []
+    if options.LISTEN is False:
+        found.append(
+            CheckWarning(
+                "RUN_ABORT['LISTEN'] is False: no process hears of aborts through "
+                f"{endpoint.source}.",
+                hint='Leave it out, or set it to "auto".',
+                id="run_abort.W003",
+            )
+        )
+    if not options.INTENTS:
+        found.append(
+            CheckWarning(
+                "RUN_ABORT['INTENTS'] is False: a process that restarts, starts later, or is cut "
+                "off from Redis while an abort is requested never learns of it.",
+                hint="Leave it out, so that aborts are recorded in the database.",
+                id="run_abort.W004",
+            )
+        )
+    lacks = _lacking_protection(endpoint.pool.connection_kwargs, endpoint.pool.connection_class)
+    if lacks:
+        found.append(
+            CheckWarning(
+                f"The Redis of {endpoint.source} is reached over the network without "
+                f"{' and without '.join(lacks)}: who gets at it can abort every run.",
+                hint="Use a rediss:// URL with a password. If its network is closed to others, "
+                "silence this.",
+                id="run_abort.W005",
+            )
+        )
+    return found
+
+
+def _lacking_protection(options: Mapping[str, Any], connection_class: type) -> list[str]:
+    """What of password and TLS a Redis on another host is used without."""
+    if "path" in options or _is_local(options.get("host", "localhost")):
+        return []
+    lacks = []
+    if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
+        lacks.append("a password")
+    if not any("SSL" in each.__name__ for each in connection_class.__mro__):
+        lacks.append("TLS")
+    return lacks
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:

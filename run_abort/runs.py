@@ -15,6 +15,7 @@ from . import (
     database,
     deliveries,
     dispatch,
+    facts,
     intents,
     listener,
     reconciler,
@@ -37,11 +38,13 @@ def join() -> None:
     What the listener hears reaches the registry, what the registry aborts is announced, and the
     reconciler knows how the listener is.
     """
-    dispatch.deliver_to(partial(registry.abort, way="channel"))
+    dispatch.deliver_to(_hear)
     registry.on_aborted = _tell
     registry.on_received = deliveries.received
     deliveries.on_changed(timeline.note)
     deliveries.on_changed(responder.tell)
+    deliveries.on_changed(facts.note, in_order=True)
+    listener.on_expected(responder.expect)
     listener.on_asked(responder.answer)
     reconciler.follow(listener.is_listening)
     listener.on_subscribed(reconciler.subscribed)
@@ -50,6 +53,11 @@ def join() -> None:
     for each in (listener.stop, reconciler.stop, _stop_last):
         atexit.unregister(each)
     atexit.register(_stop_last)
+
+
+def _hear(run_id: str, reason: str, actor: str, abort_id: str) -> None:
+    named = abort_id or f"{deliveries.UNNAMED}{run_id}"
+    registry.abort(run_id, reason, actor, named, "channel")
 
 
 def _tell(flipped: Sequence[AbortController], abort_id: str) -> None:
@@ -69,6 +77,8 @@ def _stop_last() -> None:
         listener.stop()
     dispatch.wait_for_handlers(EXIT_TIMEOUT)
     timeline.finish(EXIT_TIMEOUT)
+    responder.wait_answered(EXIT_TIMEOUT)
+    facts.wait_recorded(EXIT_TIMEOUT)
 
 
 join()

@@ -10,12 +10,21 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from run_abort import checks
-from run_abort.checks import check_settings
+from run_abort.checks import check_deployment, check_settings
 from tests.conftest import Configure
 from tests.test_conf import BAD
 
 REDIS = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+FAR = "rediss://:secret@redis.example:6380/0"
+SENTINEL = REDIS | {
+    "LOCATION": "redis://primary/0",
+    "OPTIONS": {
+        "CONNECTION_FACTORY": "django_redis.pool.SentinelConnectionFactory",
+        "CLIENT_CLASS": "django_redis.client.SentinelClient",
+        "SENTINELS": [("127.0.0.1", 1)],
+    },
+}
 IDS = {"dict": "E001", "key": "E002", "type": "E003", "range": "E004"}
 
 
@@ -91,15 +100,11 @@ def test_no_check_uses_the_network(settings: Any, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("a check opened a connection")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    sentinel = {
-        "CONNECTION_FACTORY": "django_redis.pool.SentinelConnectionFactory",
-        "CLIENT_CLASS": "django_redis.client.SentinelClient",
-        "SENTINELS": [("127.0.0.1", 1)],
-    }
-    for cache in (REDIS, REDIS | {"LOCATION": "redis://primary/0", "OPTIONS": sentinel}):
+    for cache in (REDIS, SENTINEL):
         settings.CACHES = {"default": cache}
         settings.RUN_ABORT = {}
         assert ids() == []
+        check_deployment()
 
 
 def test_the_check_is_registered(settings: Any) -> None:
@@ -107,6 +112,72 @@ def test_the_check_is_registered(settings: Any) -> None:
     assert "run_abort.E002" in [message.id for message in run_checks()]
     with pytest.raises(SystemCheckError, match=r"Did you mean 'CHANNEL'\?"):
         call_command("check")
+
+
+class TestDeployment:
+    @pytest.mark.parametrize(
+        ("run_abort", "expected"),
+        [
+            ({"REDIS_URL": FAR}, []),
+            ({"REDIS_URL": FAR, "LISTEN": True}, []),
+            ({"REDIS_URL": FAR, "LISTEN": False}, ["W003"]),
+            ({"REDIS_URL": FAR, "INTENTS": False}, ["W004"]),
+            ({"REDIS_URL": FAR, "LISTEN": False, "INTENTS": False}, ["W003", "W004"]),
+            ({"REDIS_URL": "redis://redis.example"}, ["W005"]),
+            ({"REDIS_URL": "redis://:secret@redis.example"}, ["W005"]),
+            ({"REDIS_URL": "rediss://redis.example"}, ["W005"]),
+            ({"REDIS_URL": "rediss://redis.example?ssl_certfile=client.pem"}, []),
+            ({"REDIS_URL": "redis://10.0.0.7"}, ["W005"]),
+            ({"REDIS_URL": "redis://127.0.0.1:6380"}, []),
+            ({"REDIS_URL": "redis://127.1.2.3"}, []),
+            ({"REDIS_URL": "redis://[::1]:6379"}, []),
+            ({"REDIS_URL": "redis://localhost"}, []),
+            ({"REDIS_URL": "unix:///tmp/redis.sock"}, []),
+            # What the other check says is not said again.
+            ({"LISTEN": False, "INTENTS": False}, []),
+            ({"REDIS_URL": "redis://redis.example:port", "INTENTS": False}, []),
+            ({"CHANEL": "x"}, []),
+        ],
+    )
+    def test_tells_what_only_matters_there(
+        self,
+        settings: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        run_abort: dict[str, Any],
+        expected: list[str],
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        settings.CACHES = {"default": LOCMEM}
+        settings.RUN_ABORT = run_abort
+        found = check_deployment()
+        assert [str(each.id).removeprefix("run_abort.") for each in found] == expected
+        assert all(each.hint for each in found)
+        assert "secret" not in "".join(each.msg for each in found)
+
+    @pytest.mark.parametrize(
+        ("cache", "lacks"),
+        [
+            (REDIS, None),
+            (REDIS | {"LOCATION": "redis://redis.example"}, "a password and without TLS"),
+            (SENTINEL, "a password and without TLS"),
+        ],
+    )
+    def test_looks_at_the_cache_alias_too(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, cache: Any, lacks: str | None
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        settings.CACHES = {"default": cache}
+        settings.RUN_ABORT = {}
+        found = check_deployment()
+        assert len(found) == (0 if lacks is None else 1)
+        if lacks is not None:
+            assert f"CACHES['default'] is reached over the network without {lacks}:" in found[0].msg
+
+    def test_is_asked_for_by_its_option_only(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"REDIS_URL": FAR, "INTENTS": False}
+        assert "run_abort.W004" not in [message.id for message in run_checks()]
+        found = run_checks(include_deployment_checks=True)
+        assert "run_abort.W004" in [message.id for message in found]
 
 
 def test_each_id_is_used_for_one_thing() -> None:
