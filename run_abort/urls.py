@@ -1,6 +1,8 @@
 """``path("runs/", include("run_abort.urls"))`` serves the abort view at ``runs/<run ID>/abort/``.
 
-Its name is ``run_abort:abort``; it takes ``run_id``.
+Its name is ``run_abort:abort``; it takes ``run_id``. ``run_abort:progress`` below it tells scripts
+what becomes of an abort, and ``run_abort:health`` at ``runs/health/`` tells probes how the process
+is.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from urllib.parse import quote, unquote
 
 from django.urls import path, register_converter
 
+from .probes import HealthView
+from .progress import AbortProgressView
 from .views import AbortView
 
 app_name = "run_abort"
@@ -33,4 +37,8 @@ class RunIdConverter:
 
 register_converter(RunIdConverter, "run_abort_id")
 
-urlpatterns = [path("<run_abort_id:run_id>/abort/", AbortView.as_view(), name="abort")]
+urlpatterns = [
+    path("health/", HealthView.as_view(), name="health"),
+    path("<run_abort_id:run_id>/abort/", AbortView.as_view(), name="abort"),
+    path("<run_abort_id:run_id>/abort/progress/", AbortProgressView.as_view(), name="progress"),
+]

@@ -8,32 +8,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.contrib import messages
-from django.contrib.auth.views import redirect_to_login
-from django.core.exceptions import PermissionDenied
-from django.http import (
-    HttpRequest,
-    HttpResponse,
-    HttpResponseBase,
-    HttpResponseRedirect,
-    JsonResponse,
-)
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
-from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from .aborts import AbortOutcome, abort_run
 from .forms import AbortForm
+from .guard import GuardedView
 
 __all__ = ["AbortView"]
 
 
 @method_decorator([never_cache, csrf_protect], name="dispatch")
-class AbortView(View):
+class AbortView(GuardedView):
     """``POST`` asks every process that works on the run to stop; ``GET`` asks whether to.
 
     The run ID comes from the URL, ``reason`` and ``next`` from the form or a JSON body. Whoever
@@ -48,23 +40,6 @@ class AbortView(View):
 
     http_method_names = ("get", "head", "options", "post")
     template_name = "run_abort/abort.html"
-
-    def has_abort_permission(self, run_id: str) -> bool:
-        """Whether ``self.request.user`` may abort this run.
-
-        By default: whoever has the permission ``run_abort.abort_run``.
-        """
-        return self.request.user.has_perm("run_abort.abort_run")
-
-    def get_run_id(self) -> str:
-        """The run that the request is about; by default the URL's ``run_id``."""
-        return str(self.kwargs["run_id"])
-
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        acts_or_shows = request.method in {"GET", "HEAD", "POST"}
-        if acts_or_shows and not self.has_abort_permission(self.get_run_id()):
-            return self._deny()
-        return super().dispatch(request, *args, **kwargs)
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Ask whether to abort; abort nothing."""
@@ -99,10 +74,6 @@ class AbortView(View):
         if not isinstance(data, dict):
             raise ValueError(_("The body has to be a JSON object."))
         return data
-
-    def _prefers_json(self) -> bool:
-        preferred = self.request.get_preferred_type(["text/html", "application/json"])
-        return preferred == "application/json"
 
     def _next(self, data: Mapping[str, Any]) -> str:
         for url in (data.get("next"), self.request.headers.get("Referer")):
@@ -154,21 +125,6 @@ class AbortView(View):
             level = messages.WARNING
             text = _("Run “%(run_id)s” was asked to abort in this process only.") % names
         messages.add_message(self.request, level, text, fail_silently=True)
-
-    def _deny(self) -> HttpResponseBase:
-        is_anonymous = not self.request.user.is_authenticated
-        if self._prefers_json():
-            if is_anonymous:
-                return self._refuse(401, _("Log in to abort a run."))
-            return self._refuse(403, _("You may not abort this run."))
-        if is_anonymous:
-            return redirect_to_login(self.request.get_full_path())
-        raise PermissionDenied(_("You may not abort this run."))
-
-    def _refuse(self, status: int, error: str) -> HttpResponse:
-        if self._prefers_json():
-            return JsonResponse({"ok": False, "error": error}, status=status)
-        return HttpResponse(error, status=status, content_type="text/plain; charset=utf-8")
 
 
 def _nobody_asked(outcome: AbortOutcome) -> str:

@@ -1,0 +1,57 @@
+"""Who may abort a run, and how whoever may not is told; shared by the views about one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils.translation import gettext as _
+from django.views import View
+
+__all__ = ["GuardedView"]
+
+
+class GuardedView(View):
+    """A view about one run, for those who may abort it.
+
+    Override :meth:`has_abort_permission` to decide run by run, and :meth:`get_run_id` if the URL
+    names the run in another way.
+    """
+
+    def has_abort_permission(self, run_id: str) -> bool:
+        """Whether ``self.request.user`` may abort this run.
+
+        By default: whoever has the permission ``run_abort.abort_run``.
+        """
+        return self.request.user.has_perm("run_abort.abort_run")
+
+    def get_run_id(self) -> str:
+        """The run that the request is about; by default the URL's ``run_id``."""
+        return str(self.kwargs["run_id"])
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        does_something = str(request.method).lower() in {*self.http_method_names} - {"options"}
+        if does_something and not self.has_abort_permission(self.get_run_id()):
+            return self._deny()
+        return super().dispatch(request, *args, **kwargs)
+
+    def _prefers_json(self) -> bool:
+        preferred = self.request.get_preferred_type(["text/html", "application/json"])
+        return preferred == "application/json"
+
+    def _deny(self) -> HttpResponseBase:
+        is_anonymous = not self.request.user.is_authenticated
+        if self._prefers_json():
+            if is_anonymous:
+                return self._refuse(401, _("Log in to abort a run."))
+            return self._refuse(403, _("You may not abort this run."))
+        if is_anonymous:
+            return redirect_to_login(self.request.get_full_path())
+        raise PermissionDenied(_("You may not abort this run."))
+
+    def _refuse(self, status: int, error: str) -> HttpResponse:
+        if self._prefers_json():
+            return JsonResponse({"ok": False, "error": error}, status=status)
+        return HttpResponse(error, status=status, content_type="text/plain; charset=utf-8")

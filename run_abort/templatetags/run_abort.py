@@ -1,0 +1,93 @@
+"""``{% load run_abort %}``: the button that aborts a run, for a project's own pages."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from django import template
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import Http404, HttpRequest
+from django.middleware.csrf import get_token
+from django.template import Context
+from django.urls import get_script_prefix, resolve, reverse
+from django.utils.translation import gettext as _
+
+from run_abort.forms import AbortForm
+from run_abort.guard import GuardedView
+from run_abort.registry import clean_id
+
+__all__ = ["abort_button", "abort_button_media", "register"]
+
+register = template.Library()
+
+
+@register.inclusion_tag("run_abort/abort_button.html", takes_context=True)
+def abort_button(
+    context: Context,
+    run_id: object,
+    *,
+    label: str = "",
+    reason: str = "",
+    next: str = "",  # noqa: A002  as the form has it
+    view: str = "run_abort:abort",
+    progress: str = "run_abort:progress",
+) -> dict[str, Any]:
+    """What aborts the run, for whom the view would let; nothing for others.
+
+    It needs ``request`` in the context.
+
+    :param run_id: what the URL of ``view`` takes as its only argument.
+    :param label: what to click on first; by default “Abort”.
+    :param reason: what the field for the reason has in it from the start.
+    :param next: where to go on without JavaScript; by default the page that it is on.
+    :param view: the URL name of the abort view, if it is a project's own.
+    :param progress: that of its progress view; if empty, nothing is told but that it was asked.
+    :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``.
+    :raises ValueError: if the ID is empty or longer than 255 characters.
+    :raises django.urls.NoReverseMatch: if there is no such URL name.
+    :raises ImproperlyConfigured: if that is not the name of an abort view.
+    """
+    request = context.get("request")
+    if request is None or getattr(request, "user", None) is None:
+        return {}
+    run_id = _plain(clean_id(run_id))
+    app = getattr(request, "current_app", getattr(request.resolver_match, "namespace", None))
+    action = reverse(view, args=[run_id], current_app=app)
+    if not _may(request, action):
+        return {}
+    return {
+        "action": action,
+        "progress": reverse(progress, args=[run_id], current_app=app) if progress else "",
+        "run_id": run_id,
+        "label": label or _("Abort"),
+        "next": _plain(next or request.get_full_path()),
+        "form": AbortForm(initial={"reason": _plain(reason)}, auto_id=False),
+        "csrf_token": get_token(request),
+    }
+
+
+@register.inclusion_tag("run_abort/abort_button_media.html")
+def abort_button_media() -> dict[str, Any]:
+    """The style sheet and the script of the buttons, for the ``<head>``."""
+    return {}
+
+
+def _plain(text: object) -> str:
+    """As a ``str`` that will be escaped; what is written in a template counts as HTML."""
+    return str.__str__(str(text))
+
+
+def _may(request: HttpRequest, url: str) -> bool:
+    """Whether the view behind ``url`` would let the visitor abort."""
+    path = "/" + unquote(url).removeprefix(get_script_prefix())
+    match = resolve(path)
+    view_class = getattr(match.func, "view_class", None)
+    if view_class is None or not issubclass(view_class, GuardedView):
+        raise ImproperlyConfigured(f"{path} is not served by a subclass of AbortView")
+    view = view_class(**match.func.view_initkwargs)  # type: ignore[attr-defined]
+    view.setup(request, *match.args, **match.kwargs)
+    try:
+        return bool(view.has_abort_permission(view.get_run_id()))
+    except (Http404, PermissionDenied):
+        return False
