@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
@@ -17,11 +18,18 @@ from django.urls import reverse
 from django.utils import timezone
 
 from example.redis_server import free_port
-from run_abort.admin import AbortRunsMixin
+from run_abort import abortable_run
+from run_abort.aborts import AbortOutcome
+from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
+from run_abort.admin import runs as rooms_of_runs
+from run_abort.admin.outcomes import tell
+from run_abort.answers import ProcessAnswer, ProcessState
 from run_abort.models import AbortRequest
+from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job
+from tests.support import Foreign
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,9 +37,17 @@ LIST = "/admin/jobs/job/"
 ACTION = {"action": "abort_selected_runs", "index": 0}
 
 
+WAIT = AbortRunsMixin.abort_wait
+
+
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
-    configure(INTENTS=True)
+    configure(INTENTS=True, POLL_INTERVAL=0.2)
+
+
+@pytest.fixture(autouse=True)
+def not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0)
 
 
 def login(name: str, *codenames: str) -> Client:
@@ -327,6 +343,120 @@ class TestButton:
             job_admin, "_wrapped_change_form_template", "admin/change_form_object_tools.html"
         )
         assert viewer.get(f"{LIST}{jobs[0].pk}/change/").status_code == 200
+
+
+class TestWaiting:
+    """What is told once the processes have answered, by the action and by the button."""
+
+    @pytest.fixture(autouse=True)
+    def waited(self, not_waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", WAIT)
+
+    def abort(self, client: Client, *jobs: Job) -> list[tuple[str, str]]:
+        page = client.post(LIST, ACTION | select(*jobs))
+        return messages(client.post(LIST, confirmed(page)))
+
+    @pytest.mark.usefixtures("listening")
+    def test_each_run_is_told_of_as_far_as_is_known(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.5)
+        unknown, finished = (Job.objects.create(name=name) for name in ("three", "four"))
+        with abortable_run(f"job-{finished.pk}"):
+            pass
+        with held(f"job-{jobs[0].pk}"), held(f"job-{jobs[1].pk}", is_stubborn=True):
+            told = self.abort(viewer, *jobs, unknown, finished)
+        assert told == [
+            ("success", "1 job stopped, on 1 process."),
+            ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
+            ("info", "1 job had already finished."),
+            ("info", "1 job was asked to abort; no process that works on it is known."),
+        ]
+        assert LogEntry.objects.count() == 4
+
+    @pytest.mark.usefixtures("listening")
+    def test_the_button_tells_as_the_action_does(self, viewer: Client, jobs: list[Job]) -> None:
+        with held(f"job-{jobs[0].pk}"):
+            response = viewer.post(reverse("admin:jobs_job_abort", args=[jobs[0].pk]))
+        assert messages(response) == [("success", "1 job stopped, on 1 process.")]
+
+    def test_listeners_that_do_not_answer_are_told_of(
+        self, viewer: Client, jobs: list[Job], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.3)
+        with foreign.client.pubsub() as pubsub, held(f"job-{jobs[0].pk}"):
+            pubsub.subscribe(foreign.channel)
+            assert pubsub.get_message(timeout=5) is not None
+            told = self.abort(viewer, *jobs)
+        assert told == [
+            ("info", "1 job stopped on 1 process, but not everybody has answered."),
+            ("info", "1 job was asked to abort; no process that works on it is known."),
+            ("warning", "1 listener did not answer; what it works on is not known."),
+        ]
+
+    def test_without_redis_nobody_is_said_to_have_finished(
+        self, viewer: Client, jobs: list[Job], configure: Configure
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True, POLL_INTERVAL=0.2)
+        with abortable_run(f"job-{jobs[1].pk}"):
+            pass
+        with held(f"job-{jobs[0].pk}"):
+            told = self.abort(viewer, *jobs)
+        assert told == [
+            ("success", "1 job stopped, on 1 process."),
+            (
+                "info",
+                (
+                    "Asked to abort; other processes hear of it from the database, some seconds "
+                    "later: 1 job."
+                ),
+            ),
+        ]
+
+    def test_with_nothing_left_to_abort_nobody_is_asked(
+        self, viewer: Client, over: Job, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level("DEBUG", "run_abort"):
+            response = viewer.post(reverse("admin:jobs_job_abort", args=[over.pk]))
+        assert messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
+        assert not [each for each in caplog.records if each.name == "run_abort"]
+
+    def test_too_many_are_not_waited_for(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rooms_of_runs, "MAX_AWAITED", 1)
+        with held(f"job-{jobs[0].pk}"):
+            assert self.abort(viewer, *jobs) == [("success", "Asked to abort: 2 jobs.")]
+
+    def test_several_processes_are_counted_once_each(self) -> None:
+        def outcome(run_id: str, states: dict[str, ProcessState], **more: Any) -> AbortOutcome:
+            processes = [
+                ProcessAnswer(origin, "host", 1, state) for origin, state in states.items()
+            ]
+            return AbortOutcome(
+                run_id, uuid.uuid4(), 0, True, True, 9, processes=tuple(processes), **more
+            )
+
+        outcomes = [
+            outcome("1", {"a": "stopped", "b": "stopped", "x": "not here"}, stopped=True),
+            outcome("2", {"b": "stopped", "c": "stopped"}, stopped=True),
+            outcome("3", {"a": "stopped", "b": "aborting", "c": "aborting"}),
+            outcome("4", {"a": "aborting"}, unanswered=3),
+            outcome("5", {"a": "finished"}),
+            outcome("6", {"a": "finished"}, unanswered=3),
+        ]
+        told = tell(outcomes, lambda count: "run" if count == 1 else "runs", waited=True)
+        assert [text for _level, text in told] == [
+            "2 runs stopped, on 3 processes.",
+            "2 runs were asked to abort and are still stopping, on 3 processes.",
+            "1 run had already finished.",
+            "1 run was asked to abort; no process that works on it is known.",
+            "3 listeners did not answer; what they work on is not known.",
+        ]
+
+
+def test_the_requests_are_registered_by_importing_the_admin() -> None:
+    assert type(admin.site._registry[AbortRequest]) is AbortRequestAdmin
 
 
 class TestRequests:

@@ -1,11 +1,11 @@
-"""The admin: an action and a button for the project's own runs; the requests, to be read."""
+"""An action and a button that abort, for the admin of the project's own runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-import django
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
@@ -14,22 +14,24 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import select_template
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from .aborts import AbortOutcome, abort_runs
-from .forms import AbortForm
-from .models import AbortRequest
-from .registry import clean_id
+from run_abort.aborts import abort_runs
+from run_abort.admin.confirmation import ask
+from run_abort.admin.outcomes import log_text, tell
+from run_abort.forms import AbortForm
+from run_abort.registry import clean_id
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
 else:
     ModelAdmin = object
 
-__all__ = ["AbortRequestAdmin", "AbortRunsMixin"]
+__all__ = ["AbortRunsMixin"]
+
+MAX_AWAITED: Final = 100  # runs
 
 
 class AbortRunsMixin(ModelAdmin):
@@ -41,12 +43,16 @@ class AbortRunsMixin(ModelAdmin):
     Both ask for confirmation first. They are there for whoever may view the runs and has the
     permission ``run_abort.abort_run``; the permission to change runs is not needed.
 
+    :cvar abort_wait: for at most how many seconds to wait until the runs have stopped, so that it
+        can be told; 0 for not at all. Of more than 100 runs at once it is told only that they were
+        asked to abort.
     :cvar abort_confirmation_template: the confirmation page; None looks for
         ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
         and ``run_abort/admin/abort_confirmation.html``.
     :cvar abort_confirmation_max_display: how many runs that page lists.
     """
 
+    abort_wait: float = 2.0
     abort_confirmation_template: str | None = None
     abort_confirmation_max_display = 100
 
@@ -145,29 +151,22 @@ class AbortRunsMixin(ModelAdmin):
     ) -> HttpResponse:
         runs = [(obj, self._why_not(request, obj)) for obj in objs]
         asked = sum(not why_not for _obj, why_not in runs)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Abort %(items)s") % {"items": model_ngettext(self.opts, len(runs))},
-            "subtitle": None,
-            "opts": self.opts,
-            "form": form,
-            "runs": runs[: self.abort_confirmation_max_display],
-            "unlisted": max(len(runs) - self.abort_confirmation_max_display, 0),
-            "asked": asked,
-            "items": model_ngettext(self.opts, asked),
-            "echoed": echoed,
-            "back": back or request.get_full_path(),
-            "breadcrumbs_in_list": django.VERSION >= (6, 1),
-        }
-        request.current_app = self.admin_site.name
-        templates = (
-            [self.abort_confirmation_template]
-            if self.abort_confirmation_template
-            else self._templates(
-                "abort_confirmation.html", fallback="run_abort/admin/abort_confirmation.html"
-            )
+        template = self.abort_confirmation_template
+        fallback = "run_abort/admin/abort_confirmation.html"
+        return ask(
+            self,
+            request,
+            form,
+            title=_("Abort %(items)s") % {"items": model_ngettext(self.opts, len(runs))},
+            runs=runs,
+            items=model_ngettext(self.opts, asked),
+            back=back or request.get_full_path(),
+            echoed=echoed,
+            max_display=self.abort_confirmation_max_display,
+            templates=[template]
+            if template
+            else self._templates("abort_confirmation.html", fallback=fallback),
         )
-        return TemplateResponse(request, templates, context)
 
     def _why_not(self, request: HttpRequest, obj: Any) -> str:
         if not self.has_abort_permission(request, obj):
@@ -187,49 +186,22 @@ class AbortRunsMixin(ModelAdmin):
             else:
                 asked.append((clean_id(self.get_run_id(obj)), obj))
         run_ids = [run_id for run_id, _obj in asked]
-        outcomes = abort_runs(run_ids, reason=reason, actor=request.user)
-        was_asked = {outcome.run_id for outcome in outcomes if outcome.asked}
+        wait = self.abort_wait if 0 < len(run_ids) <= MAX_AWAITED else 0
+        found = abort_runs(run_ids, reason=reason, actor=request.user, wait=wait)
+        was_asked = {outcome.run_id for outcome in found if outcome.asked}
         for run_id, obj in asked:
             if run_id in was_asked:
-                self.log_change(request, obj, _log_text(reason))
-        self._tell(request, outcomes, denied=denied, over=over)
-
-    def _tell(
-        self, request: HttpRequest, outcomes: list[AbortOutcome], *, denied: int, over: int
-    ) -> None:
-        sent = sum(outcome.published for outcome in outcomes)
-        recorded = sum(outcome.recorded and not outcome.published for outcome in outcomes)
-        unheard = sum(not outcome.asked for outcome in outcomes)
-        facts = [
-            (sent, messages.SUCCESS, _("Asked to abort: %(count)d %(items)s.")),
-            (
-                recorded,
-                messages.INFO,
-                _(
-                    "Asked to abort; other processes hear of it from the database, some seconds "
-                    "later: %(count)d %(items)s."
-                ),
-            ),
-            (
-                len(outcomes) - sent - recorded - unheard,
-                messages.WARNING,
-                _("Asked to abort in this process only: %(count)d %(items)s."),
-            ),
+                self.log_change(request, obj, log_text(reason))
+        items = partial(model_ngettext, self.opts)
+        for level, text in tell(found, items, waited=bool(wait)):
+            self.message_user(request, text, level)
+        skipped = [
             (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
             (denied, messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
-            (
-                unheard,
-                messages.ERROR,
-                _(
-                    "Nobody could be asked, because neither the database nor Redis took the "
-                    "request: %(count)d %(items)s."
-                ),
-            ),
         ]
-        for count, level, text in facts:
+        for count, level, text in skipped:
             if count:
-                items = model_ngettext(self.opts, count)
-                self.message_user(request, text % {"count": count, "items": items}, level)
+                self.message_user(request, text % {"count": count, "items": items(count)}, level)
 
 
 def _echoed(request: HttpRequest, queryset: QuerySet[Any]) -> list[tuple[str, str]]:
@@ -244,28 +216,3 @@ def _echoed(request: HttpRequest, queryset: QuerySet[Any]) -> list[tuple[str, st
     else:
         selected = [str(pk) for pk in queryset.values_list("pk", flat=True)]
     return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]
-
-
-def _log_text(reason: str) -> str:
-    if reason:
-        return _("Asked to abort: %(reason)s") % {"reason": reason}
-    return _("Asked to abort.")
-
-
-@admin.register(AbortRequest)
-class AbortRequestAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """The requests to abort, to be read: who asked for what, when, and how it went out."""
-
-    list_display = ("requested_at", "run_id", "actor", "reason", "published", "cleared_at")
-    list_filter = ("requested_at", "published")
-    search_fields = ("run_id", "actor", "reason")
-    list_select_related = ("user",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
-        return False

@@ -1,0 +1,65 @@
+"""The page that asks before anything is aborted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from run_abort.forms import AbortForm
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = object
+
+__all__ = ["ask", "context_of"]
+
+
+def context_of(model_admin: ModelAdmin, request: HttpRequest, title: str) -> dict[str, Any]:
+    """What every page of ours in the admin of a model needs."""
+    request.current_app = model_admin.admin_site.name
+    return {
+        **model_admin.admin_site.each_context(request),
+        "title": title,
+        "subtitle": None,
+        "opts": model_admin.opts,
+        "breadcrumbs_in_list": django.VERSION >= (6, 1),
+    }
+
+
+def ask(
+    model_admin: ModelAdmin,
+    request: HttpRequest,
+    form: AbortForm,
+    *,
+    title: str,
+    runs: Sequence[tuple[object, str]],
+    items: str,
+    back: str,
+    echoed: Iterable[tuple[str, str]] = (),
+    max_display: int = 100,
+    templates: Sequence[str] = ("run_abort/admin/abort_confirmation.html",),
+) -> HttpResponse:
+    """Ask whether to abort ``runs``.
+
+    :param runs: each with why it cannot be aborted; empty if it can.
+    :param items: what those are called that can be.
+    :param back: where whoever says no goes.
+    :param echoed: the fields that make the answer act on the same runs.
+    """
+    context = {
+        **context_of(model_admin, request, title),
+        "form": form,
+        "runs": runs[:max_display],
+        "unlisted": max(len(runs) - max_display, 0),
+        "asked": sum(not why_not for _run, why_not in runs),
+        "items": items,
+        "echoed": echoed,
+        "back": back,
+    }
+    return TemplateResponse(request, templates, context)

@@ -1,0 +1,54 @@
+"""How the admin shows what others have written, and how long something took."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from django.utils import formats, timezone
+from django.utils.translation import gettext as _
+
+__all__ = ["duration", "moment", "process_name", "visible"]
+
+
+def visible(text: str) -> str:
+    """``text`` with escapes for what cannot be seen, or changes how the rest is seen.
+
+    HTML is left to the templates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def process_name(host: str, pid: int) -> str:
+    """A process as people look for it."""
+    return _("%(host)s, process %(pid)d") % {"host": visible(host), "pid": pid}
+
+
+def duration(span: timedelta) -> str:
+    """Such as ``"40 ms"``, ``"12 s"`` or ``"2 h 3 min"``.
+
+    By the clocks of two hosts something may end before it began: then it took no time.
+    """
+    span = max(span, timedelta())
+    if span < timedelta(seconds=1):
+        return _("%(milliseconds)d ms") % {"milliseconds": span // timedelta(milliseconds=1)}
+    minutes, seconds = divmod(int(span.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return _("%(days)d d %(hours)d h") % {"days": days, "hours": hours}
+    if hours:
+        return _("%(hours)d h %(minutes)d min") % {"hours": hours, "minutes": minutes}
+    if minutes:
+        return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": seconds}
+    return _("%(seconds)d s") % {"seconds": seconds}
+
+
+def moment(at: datetime) -> str:
+    """Date and time to the millisecond, where the reader is."""
+    here = timezone.localtime(at) if timezone.is_aware(at) else at
+    time = formats.time_format(here, "H:i:s")
+    return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}.{here.microsecond // 1000:03d}"
