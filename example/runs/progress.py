@@ -8,11 +8,15 @@ from datetime import datetime, timedelta
 from typing import TypedDict
 
 from django.utils.formats import number_format
-from django.utils.timezone import localtime
+from django.utils.timezone import localtime, now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from .models import Run, Shard
+from .timeline import Event, after, timeline_of
+
+# For so long after the last shard's end a process may still have to tell of it.
+SETTLING = timedelta(seconds=5)
 
 
 class ShardProgress(TypedDict):
@@ -25,13 +29,18 @@ class ShardProgress(TypedDict):
 
 
 class Progress(TypedDict):
-    """What the page shows. All texts are for people; ``state`` and ``over`` are for scripts."""
+    """What the page shows. All texts are for people; the first and the flags are for scripts.
+
+    ``over``: nobody works on the run. ``settled``: nothing here will change any more.
+    """
 
     state: str
     label: str
     over: bool
+    settled: bool
     request: str
     shards: list[ShardProgress]
+    timeline: list[Event]
     measures: list[tuple[str, str]]
 
 
@@ -44,10 +53,17 @@ def progress_of(run: Run) -> Progress:
         "state": state.value,
         "label": str(state.label),
         "over": run.is_over,
+        "settled": _is_settled(run),
         "request": _request_text(run),
         "shards": [_shard_progress(run, shard) for shard in shards],
+        "timeline": timeline_of(run),
         "measures": list(_measures(totals)),
     }
+
+
+def _is_settled(run: Run) -> bool:
+    times = [time for shard in run.shards.all() for time in (shard.saved_at, shard.stopped_at)]
+    return run.is_over and all(time is None or now() - time > SETTLING for time in times)
 
 
 def _request_text(run: Run) -> str:
@@ -100,8 +116,7 @@ def _note(run: Run, shard: Shard) -> str:
 def _after(run: Run, time: datetime | None) -> str:
     if time is None or run.abort_request is None:
         return ""
-    ms = (time - run.abort_request.requested_at) / timedelta(milliseconds=1)
-    return " " + _("after %(ms)s ms") % {"ms": number_format(ms, decimal_pos=1)}
+    return " " + _("after %(duration)s") % {"duration": after(run.abort_request, time)}
 
 
 def _measures(totals: Mapping[str, int]) -> Iterator[tuple[str, str]]:

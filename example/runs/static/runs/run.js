@@ -1,16 +1,15 @@
 "use strict";
 
-// Keeps the page of a run up to date, and aborts without leaving it. The page works without.
+// Keeps the page of a run up to date. It can be loaded again without.
 
 const POLL_EVERY = 500; // milliseconds
 const RETRY_EVERY = 2000;
 
 const run = document.getElementById("run");
 const problem = document.getElementById("problem");
-const abortForm = document.getElementById("abort");
 
 let timer; // of the next poll
-let asking = false; // whether a request to abort is on its way
+let polling = false;
 
 function setText(element, text) {
   // Written only when it changes, or a screen reader would read it out each time.
@@ -37,10 +36,25 @@ function show(progress) {
     setText(row.querySelector(".files"), shard.files);
     setText(row.querySelector(".note"), shard.note);
   }
+  showTimeline(progress.timeline);
   showMeasures(progress.measures);
-  if (!abortForm) return;
-  abortForm.hidden = progress.over;
-  abortForm.querySelector("button").disabled = asking || progress.request !== "";
+  const button = run.querySelector("[data-run-abort]");
+  // Once it was clicked it has something to tell.
+  if (button && !button.dataset.state) button.hidden = progress.over;
+}
+
+function showTimeline(events) {
+  const section = document.getElementById("timeline");
+  section.hidden = !events.length;
+  const rows = events.map((event) => {
+    const row = document.createElement("tr");
+    row.dataset.state = event.state;
+    for (const text of [event.after, event.who, event.what]) {
+      row.insertCell().textContent = text;
+    }
+    return row;
+  });
+  section.querySelector("tbody").replaceChildren(...rows);
 }
 
 function showMeasures(measures) {
@@ -55,49 +69,34 @@ function showMeasures(measures) {
 }
 
 async function poll() {
+  if (polling) return;
+  polling = true;
   clearTimeout(timer);
-  let delay = POLL_EVERY;
+  const delay = await look();
+  polling = false;
+  if (delay) timer = setTimeout(poll, delay);
+}
+
+/** How many milliseconds later to look again, if ever. */
+async function look() {
   try {
     const response = await fetch(run.dataset.progressUrl, {
       headers: { Accept: "application/json" },
     });
     if (response.redirected) {
       complain(run.dataset.loggedOut);
-      return;
+      return 0;
     }
     if (!response.ok) throw new Error(response.statusText);
     const progress = await response.json();
     show(progress);
-    if (problem.textContent === run.dataset.lost) complain("");
-    if (progress.over) return;
+    complain("");
+    return progress.settled ? 0 : POLL_EVERY;
   } catch {
     complain(run.dataset.lost);
-    delay = RETRY_EVERY;
+    return RETRY_EVERY;
   }
-  clearTimeout(timer);
-  timer = setTimeout(poll, delay);
 }
 
-async function abort(event) {
-  event.preventDefault();
-  const button = abortForm.querySelector("button");
-  button.disabled = asking = true;
-  complain("");
-  try {
-    const response = await fetch(abortForm.action, {
-      method: "POST",
-      headers: { Accept: "application/json" },
-      body: new FormData(abortForm),
-    });
-    const answer = await response.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(answer.error || response.statusText);
-  } catch (error) {
-    button.disabled = false;
-    complain(error instanceof TypeError ? run.dataset.lost : error.message);
-  }
-  asking = false;
-  poll();
-}
-
-if (abortForm) abortForm.addEventListener("submit", abort);
-if (run.dataset.over === "no") poll();
+run.addEventListener("run-abort:progress", poll);
+if (run.dataset.settled === "no") poll();
