@@ -1,0 +1,94 @@
+"""The example, and the browser to look at it with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import pytest
+import redis
+from playwright.sync_api import Browser, StorageState, expect, sync_playwright
+
+from example import browser as plain
+from tests.e2e.tabs import PATIENCE, Site, Tabs, path_of
+from tests.support import Child
+
+START_TIMEOUT: Final = 60.0  # seconds, until all processes of the example are ready
+CHANNEL: Final = "sentri:run-abort"
+
+StartRun = Callable[..., str]
+Silent = redis.client.PubSub
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    with Child("-m", "tests.e2e.site") as child:
+        facts = json.loads(child.wait_for('{"url"', timeout=START_TIMEOUT))
+        yield Site(**facts)
+        child.send(signal.SIGTERM)
+        assert child.wait() == 0, child
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(path).exists():
+        pytest.fail(f"There is no {path}: apt install chromium, or set CHROMIUM", pytrace=False)
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def sessions() -> dict[str, StorageState]:
+    """The cookies of whoever has logged in so far: hashing a password takes its time."""
+    return {}
+
+
+@pytest.fixture
+def tabs(chromium: Browser, site: Site, sessions: dict[str, StorageState]) -> Iterator[Tabs]:
+    tabs = Tabs(chromium, site, sessions)
+    yield tabs
+    tabs.close()
+
+
+@pytest.fixture(scope="session")
+def ada(site: Site) -> plain.Browser:
+    """A browser without a window and without JavaScript, to bring about what a test needs."""
+    return site.log_in("ada")
+
+
+@pytest.fixture
+def start_run(ada: plain.Browser) -> Iterator[StartRun]:
+    """Starts a run and gives its ID; what is left of it is aborted after the test."""
+    run_ids = []
+
+    def start(shards: int = 2) -> str:
+        page = ada.submit(ada.visit("/"), "/runs/new/", shard_count=str(shards))
+        run_id = f"example-{page.url.rstrip('/').rpartition('/')[2]}"
+        run_ids.append(run_id)
+        return run_id
+
+    yield start
+    for run_id in run_ids:
+        address = f"/runs/{run_id}/abort/"
+        if not ada.visit(f"{path_of(run_id)}progress/").json()["over"]:
+            ada.submit(ada.visit(address), address)
+
+
+@pytest.fixture
+def silent(site: Site) -> Iterator[Silent]:
+    """A program that hears of every abort, and answers nothing."""
+    with closing(redis.Redis.from_url(site.redis)) as client:
+        with closing(client.pubsub()) as silent:
+            silent.subscribe(CHANNEL)
+            assert silent.get_message(timeout=PATIENCE / 1000)
+            yield silent

@@ -1,0 +1,106 @@
+"""The admin: the action, the button of the change form, the timeline of a request."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from example import browser as plain
+from tests.e2e.conftest import StartRun
+from tests.e2e.looks import check_looks
+from tests.e2e.tabs import Tabs, path_of
+from tests.support import wait_until
+
+with_and_without = pytest.mark.parametrize("javascript", [True, False])
+
+
+def admin_path(run_id: str) -> str:
+    return f"/admin{path_of(run_id).replace('/runs/', '/runs/run/')}change/"
+
+
+def row_of(page: Page, run_id: str) -> Locator:
+    link = page.get_by_role("link", name=run_id, exact=True)
+    return page.get_by_role("row").filter(has=link)
+
+
+def choose_abort(page: Page, *run_ids: str) -> None:
+    """Choose runs in the list and the action that aborts them."""
+    for run_id in run_ids:
+        row_of(page, run_id).get_by_role("checkbox").check()
+    page.get_by_label("Action").first.select_option("abort_selected_runs")
+    # "Go" until Django 5.2.
+    page.get_by_role("button", name=re.compile("^(Go|Run)$")).first.click()
+
+
+def wait_until_worked_on(ada: plain.Browser, run_id: str) -> None:
+    address = f"{path_of(run_id)}progress/"
+    wait_until(lambda: ada.visit(address).json()["shards"][0]["done"])
+
+
+def wait_until_over(ada: plain.Browser, run_id: str) -> None:
+    """Who has left its block may take a moment to note that."""
+    wait_until(lambda: ada.visit(f"{path_of(run_id)}progress/").json()["over"])
+
+
+@with_and_without
+def test_two_runs_are_aborted_by_the_action(
+    tabs: Tabs, ada: plain.Browser, start_run: StartRun, javascript: bool
+) -> None:
+    run_ids = [start_run(1), start_run(1)]
+    for run_id in run_ids:
+        wait_until_worked_on(ada, run_id)
+    page = tabs.open("/admin/runs/run/", user="admin", javascript=javascript)
+    choose_abort(page, *run_ids)
+    expect(page.get_by_role("heading", name="Abort runs")).to_be_visible()
+    for run_id in run_ids:
+        expect(page.get_by_role("main").get_by_text(run_id)).to_be_visible()
+    page.get_by_label("Reason").fill("both at once")
+    page.get_by_role("button", name="Yes, abort").click()
+    expect(page.locator(".messagelist")).to_have_text(
+        re.compile(r"^\s*2 runs stopped, on \d process(es)?\.\s*$")
+    )
+    for run_id in run_ids:
+        wait_until_over(ada, run_id)
+    page.reload()
+    for run_id in run_ids:
+        expect(row_of(page, run_id)).to_contain_text("stopped")
+
+
+def test_a_run_is_aborted_by_the_button_of_its_form(
+    tabs: Tabs, ada: plain.Browser, start_run: StartRun
+) -> None:
+    run_id = start_run(1)
+    wait_until_worked_on(ada, run_id)
+    page = tabs.open(admin_path(run_id), user="admin")
+    abort = page.get_by_role("link", name="Abort run", exact=True)
+    abort.click()
+    page.get_by_role("link", name="No, take me back").click()
+    abort.click()
+    check_looks(page, "admin-confirmation", of="#content")
+    page.get_by_label("Reason").fill("from its form")
+    page.get_by_role("button", name="Yes, abort").click()
+    expect(page.get_by_role("heading", name=run_id)).to_be_visible()
+    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    check_looks(page, "admin-run", of=".messagelist")
+    wait_until_over(ada, run_id)
+    page.reload()
+    expect(abort).to_have_count(0)
+
+
+def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: StartRun) -> None:
+    run_id = start_run(2)
+    wait_until_worked_on(ada, run_id)
+    address = f"/runs/{run_id}/abort/"
+    ada.submit(ada.visit(address), address, reason="for the story")
+    wait_until_over(ada, run_id)
+    page = tabs.open("/admin/run_abort/abortrequest/", user="admin")
+    check_looks(page, "admin-requests", of=".run-abort-outcome")
+    row = page.get_by_role("row").filter(has_text="for the story")
+    expect(row).to_contain_text(re.compile(r"stopped on \d process"))
+    row.get_by_role("link").click()
+    story = page.get_by_role("region", name="Timeline")
+    for fact in ("Requested", "By ada.", "Published", "Received", "through Redis", "Stopped"):
+        expect(story.get_by_text(fact).first).to_be_visible()
+    check_looks(page, "admin-request", of="#content")

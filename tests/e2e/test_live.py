@@ -1,0 +1,141 @@
+"""The admin's page of what runs now."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, Request, expect
+
+from example import browser as plain
+from tests.e2e.conftest import StartRun
+from tests.e2e.looks import check_looks
+from tests.e2e.tabs import Site, Tabs
+
+PATH = "/admin/run_abort/abortrequest/live/"
+MINUTE = 60_000  # milliseconds
+HIDE = """(isHidden) => {
+    Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def name_of(page: Page, run_id: str) -> Locator:
+    return page.get_by_role("rowheader", name=run_id, exact=True)
+
+
+def button_of(page: Page, run_id: str) -> Locator:
+    return page.get_by_role("button", name=f"Abort run {run_id}", exact=True)
+
+
+def told(page: Page) -> Locator:
+    return page.get_by_role("main").get_by_role("status")
+
+
+def looks_of(page: Page) -> list[Request]:
+    """The requests from now on with which the page looks again; the list grows."""
+    found: list[Request] = []
+    page.on("request", lambda request: found.append(request) if "fragment" in request.url else None)
+    return found
+
+
+def test_runs_come_and_go_by_themselves(
+    tabs: Tabs, ada: plain.Browser, start_run: StartRun
+) -> None:
+    page = tabs.open("/", user="admin")
+    page.get_by_role("link", name="What runs now").click()
+    expect(page.get_by_role("heading", name="What runs now")).to_be_visible()
+    expect(page.get_by_role("table").last).to_contain_text("listening")
+    run_id = start_run(2)
+    expect(name_of(page, run_id)).to_be_visible()
+    for shard in (1, 2):
+        row = page.locator("tbody").filter(has=name_of(page, run_id))
+        expect(row).to_contain_text(f"shard {shard}")
+    expect(told(page)).to_have_text(re.compile(r"^\d runs? on \d process(es)?\.$"))
+    check_looks(page, "admin-live", of="#content-main")
+
+    address = f"/runs/{run_id}/abort/"
+    ada.submit(ada.visit(address), address)
+    expect(name_of(page, run_id)).to_be_hidden()
+
+
+def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> None:
+    run_id = start_run(1)
+    page = tabs.open(PATH, user="admin")
+    button_of(page, run_id).focus()
+    with page.expect_response("**/live/?fragment=1"):
+        pass
+    with page.expect_response("**/live/?fragment=1"):
+        pass
+    expect(button_of(page, run_id)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Abort run")).to_be_visible()
+    expect(page.get_by_role("main").get_by_text(run_id)).to_be_visible()
+    page.get_by_label("Reason").fill("beside its name")
+    page.get_by_role("button", name="Yes, abort").click()
+    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    expect(page.get_by_role("heading", name="What runs now")).to_be_visible()
+    expect(name_of(page, run_id)).to_be_hidden()
+
+
+def test_a_page_that_nobody_sees_asks_nothing(tabs: Tabs) -> None:
+    page = tabs.open(PATH, user="admin")
+    page.evaluate(HIDE, True)
+    looked = looks_of(page)
+    page.clock.run_for(10 * MINUTE)
+    assert not looked
+    with page.expect_response("**/live/?fragment=1"):
+        page.evaluate(HIDE, False)
+
+
+def test_who_is_logged_out_is_told_once(tabs: Tabs, site: Site) -> None:
+    page = tabs.open("/admin/login/", user=None)
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill(site.passwords["admin"])
+    page.get_by_role("button", name="Log in").click()
+    page.goto(PATH)
+    page.context.clear_cookies()
+    expect(told(page)).to_contain_text("You are logged out.")
+    looked = looks_of(page)
+    page.clock.run_for(10 * MINUTE)
+    assert not looked
+
+
+def test_a_page_that_nobody_touches_stops_asking(tabs: Tabs) -> None:
+    page = tabs.open(PATH, user="admin")
+    page.clock.fast_forward(31 * MINUTE)
+    expect(told(page)).to_contain_text("Not refreshed any more")
+    looked = looks_of(page)
+    page.clock.run_for(10 * MINUTE)
+    assert not looked
+    with page.expect_response("**/live/?fragment=1"):
+        page.get_by_role("button", name="Go on").click()
+
+
+def test_a_server_that_does_not_answer_is_asked_again_on_demand(tabs: Tabs) -> None:
+    page = tabs.open(PATH, user="admin")
+    tabs.watch_over(page).provokes("ERR_INTERNET_DISCONNECTED")
+    page.context.set_offline(True)
+    expect(told(page)).to_contain_text("The server does not answer")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("button", name="Go on")).to_be_hidden()
+    expect(told(page)).not_to_contain_text("The server does not answer")
+
+
+def test_who_may_only_look_has_no_buttons(tabs: Tabs, start_run: StartRun) -> None:
+    run_id = start_run(1)
+    page = tabs.open(PATH, user="vera")
+    expect(name_of(page, run_id)).to_be_visible()
+    expect(page.get_by_role("main").get_by_role("button", name="Abort")).to_have_count(0)
+
+
+def test_without_javascript_it_is_loaded_again(tabs: Tabs, start_run: StartRun) -> None:
+    page = tabs.open(PATH, user="admin", javascript=False)
+    run_id = start_run(1)
+    watch = tabs.open(PATH, user="admin")
+    expect(name_of(watch, run_id)).to_be_visible()
+    page.get_by_role("link", name="Refresh").click()
+    button_of(page, run_id).click()
+    page.get_by_role("button", name="Yes, abort").click()
+    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    expect(name_of(page, run_id)).to_have_count(0)

@@ -1,0 +1,235 @@
+"""The page of a run, and the button that aborts it."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, Request, expect
+
+from tests.e2e.conftest import Silent, StartRun
+from tests.e2e.tabs import Site, Tabs, log_in, path_of
+
+STOPPED = re.compile(r"^Stopped on \d process(es)?\.$")
+MINUTE = 60_000  # milliseconds
+
+
+def progress_bar(page: Page, shard: int) -> Locator:
+    return page.get_by_role("progressbar", name=f"Shard {shard}")
+
+
+def wait_until_it_moves(page: Page, *shards: int) -> None:
+    for shard in shards:
+        bar = progress_bar(page, shard)
+        expect(bar).not_to_have_attribute("value", bar.get_attribute("value") or "0")
+
+
+def opener(page: Page) -> Locator:
+    """What opens the question whether to abort."""
+    return page.locator("[data-run-abort] summary")
+
+
+def question(page: Page) -> Locator:
+    """The button that answers it."""
+    return page.get_by_role("button", name="Abort run")
+
+
+def status(page: Page) -> Locator:
+    """Where the button tells what becomes of the abort."""
+    return page.locator("[data-run-abort]").get_by_role("status")
+
+
+def requests_of(page: Page, end: str) -> list[Request]:
+    """The requests from now on whose address ends like this; the list grows."""
+    found: list[Request] = []
+    page.on("request", lambda request: found.append(request) if request.url.endswith(end) else None)
+    return found
+
+
+def test_a_run_is_started_watched_and_aborted(tabs: Tabs) -> None:
+    page = tabs.open("/")
+    page.get_by_label("Shards").fill("3")
+    page.get_by_role("button", name="Start a run").click()
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text(re.compile(r"^example-\d+$"))
+    wait_until_it_moves(page, 1, 2, 3)
+    wait_until_it_moves(page, 1)
+
+    expect(opener(page)).to_have_accessible_name(re.compile(f"Abort.*{heading.inner_text()}"))
+    expect(question(page)).to_be_hidden()
+    opener(page).click()
+    page.get_by_role("textbox", name="Reason").fill("wrong files")
+    question(page).click()
+    expect(status(page)).to_have_text(STOPPED)
+    expect(opener(page)).to_be_hidden()
+
+    expect(page.locator("#state")).to_have_text("stopped")
+    expect(page.locator("#request")).to_have_text(re.compile(": wrong files$"))
+    for shard in (1, 2, 3):
+        row = page.locator(".shard").filter(has=progress_bar(page, shard))
+        expect(row).to_contain_text(re.compile(r"worker-\d received it after .+ stopped after"))
+
+    processes = int(re.sub(r"\D", "", status(page).inner_text()))
+    events = page.get_by_role("table").get_by_role("row")
+    expect(events.filter(has_text="ada")).to_contain_text("requested it")
+    for what in ("received it through Redis", "stopped"):
+        told = events.filter(has_text=re.compile(rf"process \d+ .*{what}"))
+        expect(told).to_have_count(processes)
+
+
+def test_the_page_says_no_more_than_is_known(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = tabs.open(path_of(start_run(2)))
+    wait_until_it_moves(page, 1, 2)
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_have_text("Asked to abort.")
+    expect(status(page)).to_have_text(
+        re.compile(r"^\d process(es)? ha(s|ve) stopped so far\. 1 listener has not answered\.$")
+    )
+    silent.close()
+    expect(status(page)).to_have_text(STOPPED)
+
+
+def test_the_page_does_not_look_for_ever(tabs: Tabs, start_run: StartRun, silent: Silent) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("1 listener has not answered.")
+    page.clock.fast_forward(5 * MINUTE)
+    expect(status(page)).to_contain_text("This page has stopped looking")
+    looked = requests_of(page, "")
+    page.clock.run_for(5 * MINUTE)
+    assert not [request for request in looked if "/abort/progress/" in request.url]
+    silent.close()
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_have_text(re.compile("^(Stopped on|It had already finished)"))
+
+
+def test_who_somebody_else_aborts_stops_on_the_page_too(tabs: Tabs, start_run: StartRun) -> None:
+    run_id = start_run(1)
+    page, other = tabs.open(path_of(run_id)), tabs.open(path_of(run_id), user="admin")
+    wait_until_it_moves(page, 1)
+    opener(other).click()
+    question(other).click()
+    expect(page.locator("#state")).to_have_text("stopped")
+    expect(page.locator("#request")).to_contain_text("by admin")
+    expect(opener(page)).to_be_hidden()
+
+
+def test_a_double_click_asks_once(tabs: Tabs, start_run: StartRun) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    asked = requests_of(page, "/abort/")
+    opener(page).click()
+    question(page).dblclick()
+    expect(status(page)).to_have_text(STOPPED)
+    assert len(asked) == 1
+
+
+def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.localName") == "summary":
+            break
+    expect(opener(page)).to_be_focused()
+    check_focus_is_seen(page)
+
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    reason = page.get_by_role("textbox", name="Reason")
+    expect(reason).to_be_focused()
+    check_focus_is_seen(page)
+    page.keyboard.press("Escape")
+    expect(reason).to_be_hidden()
+    expect(opener(page)).to_be_focused()
+
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.type("by hand")
+    page.keyboard.press("Tab")
+    expect(question(page)).to_be_focused()
+    check_focus_is_seen(page)
+    page.keyboard.press("Space")
+    expect(status(page)).to_be_focused()
+    expect(status(page)).to_have_text(STOPPED)
+    expect(page.locator("#request")).to_have_text(re.compile(": by hand$"))
+
+
+def check_focus_is_seen(page: Page) -> None:
+    style, width = page.evaluate(
+        """() => {
+            const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
+            return [outlineStyle, parseFloat(outlineWidth)];
+        }"""
+    )
+    assert style != "none"
+    assert width >= 2
+
+
+def test_a_server_that_does_not_answer_is_asked_again(tabs: Tabs, start_run: StartRun) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    tabs.watch_over(page).provokes("ERR_INTERNET_DISCONNECTED")
+    opener(page).click()
+    page.context.set_offline(True)
+    expect(page.get_by_role("alert")).to_have_text("The server does not answer; trying again.")
+    question(page).click()
+    expect(status(page)).to_have_text("The server does not answer. Try again.")
+    page.context.set_offline(False)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    question(page).click()
+    expect(status(page)).to_have_text(STOPPED)
+
+
+class TestLoggedOutMeanwhile:
+    def leave(self, page: Page) -> None:
+        """Log out in another window."""
+        other = page.context.new_page()
+        other.goto("/")
+        other.get_by_role("button", name="Log out ada").click()
+        expect(other.get_by_role("heading", name="Log in")).to_be_visible()
+        other.close()
+
+    def open(self, tabs: Tabs, site: Site, run_id: str) -> Page:
+        """The run's page, in a session of its own."""
+        page = tabs.open("/login/", user=None)
+        log_in(page, "ada", site.passwords["ada"])
+        page.goto(path_of(run_id))
+        return page
+
+    def test_the_page_says_so_and_looks_no_more(
+        self, tabs: Tabs, site: Site, start_run: StartRun
+    ) -> None:
+        page = self.open(tabs, site, start_run(1))
+        self.leave(page)
+        expect(page.get_by_role("alert")).to_contain_text("You are logged out.")
+        looked = requests_of(page, "")
+        page.clock.run_for(5 * MINUTE)
+        assert not looked
+
+    def test_the_button_says_so(self, tabs: Tabs, site: Site, start_run: StartRun) -> None:
+        page = self.open(tabs, site, start_run(1))
+        tabs.watch_over(page).provokes("^response: 401 ", "^console: .*status of 401")
+        opener(page).click()
+        self.leave(page)
+        asked = requests_of(page, "/abort/")
+        question(page).click()
+        expect(status(page)).to_have_text("Log in to abort a run.")
+        page.clock.run_for(5 * MINUTE)
+        assert len(asked) == 1
+
+    def test_the_button_says_so_while_it_waits(
+        self, tabs: Tabs, site: Site, start_run: StartRun, silent: Silent
+    ) -> None:
+        page = self.open(tabs, site, start_run(1))
+        tabs.watch_over(page).provokes("^response: 401 ", "^console: .*status of 401")
+        opener(page).click()
+        question(page).click()
+        expect(status(page)).to_contain_text("1 listener has not answered.")
+        self.leave(page)
+        for place in (status(page), page.get_by_role("alert")):
+            expect(place).to_contain_text("You are logged out.")
+        looked = requests_of(page, "")
+        page.clock.run_for(5 * MINUTE)
+        assert not looked
