@@ -1,10 +1,13 @@
 # make demo    abort a run in six processes and verify what came of it; under a minute
 # make serve   the same processes for you to play with, until Ctrl-C
 # make test    the whole test suite, on servers of its own
+# make e2e     the pages of the demo in a browser; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
 #              SECONDS=600 SEED=7 DATABASE=postgresql
 # make bench   the benchmarks
 # make lint    style and types
+# make messages
+#              find and compile the texts to be translated; needs GNU gettext
 #
 # Everything is installed into .venv, with the first of these that is Python 3.11 or newer.
 
@@ -21,7 +24,7 @@ SEED ?=
 DATABASE ?= sqlite
 
 .DEFAULT_GOAL := demo
-.PHONY: demo serve test chaos bench lint
+.PHONY: demo serve test e2e chaos bench lint messages
 
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m example.demo
@@ -31,6 +34,9 @@ serve: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
 	@$(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 $(TESTS)
+
+e2e: $(VENV)/.installed-e2e
+	@$(RUN) -m pytest -q tests/e2e
 
 chaos: $(VENV)/.installed-test
 	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) \
@@ -43,6 +49,10 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	@$(RUN) -m ruff check --output-format concise
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
+
+messages: $(VENV)/.installed-test
+	@cd run_abort && ../$(RUN) -m django makemessages --locale de --locale zh_Hans --no-obsolete \
+		--add-location file && ../$(RUN) -m django compilemessages
 
 # A dependency group of pyproject.toml: $(VENV)/.installed-test, $(VENV)/.installed-lint, ...
 $(VENV)/.installed-%: $(VENV)/.made pyproject.toml

@@ -41,7 +41,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "dispatch": {"controllers", "forks", "messages", "signals", "threads"},
     "subscriber": {"channel", "links"},
     "listener": {"channel", "conf", "dispatch", "forks", "messages", "subscriber", "threads"},
-    "timeline": {"answers", "channel", "database", "deliveries", "threads"},
+    "timeline": {"answers", "channel", "database", "deliveries", "forks", "threads"},
     "reconciler": {
         "channel",
         "conf",
@@ -74,12 +74,14 @@ HOUSE: Final[dict[str, set[str]]] = {
         "threads",
         "timeline",
     },
+    "facts": {"channel", "deliveries", "dispatch", "intents", "registry", "threads"},
     "runs": {
         "controllers",
         "database",
         "deliveries",
         "dispatch",
         "exceptions",
+        "facts",
         "intents",
         "listener",
         "reconciler",
@@ -91,6 +93,7 @@ HOUSE: Final[dict[str, set[str]]] = {
         "answers",
         "channel",
         "database",
+        "facts",
         "inquiry",
         "intents",
         "reconciler",
@@ -98,14 +101,43 @@ HOUSE: Final[dict[str, set[str]]] = {
         "registry",
         "signals",
     },
+    "vitals": {"channel", "conf", "listener", "registry", "subscriber"},
     "retention": {"conf", "models"},
     "checks": {"channel", "conf"},
     "apps": {"checks", "conf", "listener", "runs"},
     "cursors": {"database", "models"},
     "forms": {"messages"},
-    "views": {"aborts", "forms"},
-    "urls": {"views"},
-    "admin": {"aborts", "forms", "models", "registry"},
+    "guard": set(),
+    "views": {"aborts", "forms", "guard"},
+    "progress": {"database", "guard", "inquiry", "listener"},
+    "probes": {"vitals"},
+    "urls": {"probes", "progress", "views"},
+    "templatetags.run_abort": {"forms", "guard", "registry"},
+    "admin.wording": set(),
+    "admin.confirmation": {"forms"},
+    "admin.outcomes": {"aborts", "answers"},
+    "admin.runs": {"aborts", "admin.confirmation", "admin.outcomes", "forms", "registry"},
+    "admin.filters": {"admin.wording", "models"},
+    "admin.story": {"admin.wording", "models"},
+    "admin.live": {
+        "aborts",
+        "admin.confirmation",
+        "admin.outcomes",
+        "admin.wording",
+        "answers",
+        "forms",
+        "inquiry",
+        "models",
+        "registry",
+    },
+    "admin.requests": {
+        "admin.filters",
+        "admin.live",
+        "admin.story",
+        "admin.wording",
+        "models",
+    },
+    "contrib.prometheus": {"facts", "registry", "vitals"},
     "management.arguments": {"registry"},
     "management.commands.abort_run": {"aborts", "answers", "management.arguments", "messages"},
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},
@@ -265,6 +297,15 @@ def reference() -> str:
 
 class TestDocs:
     """What the code has, the reference names, and the other way round."""
+
+    def test_rooms(self) -> None:
+        page = (ROOT / "docs" / "design.md").read_text()
+        table = page[page.index("| room |") : page.index("know no Django.")]
+        rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+        named = {row[0]: set(re.findall(r"`([\w.]+)`", row[-1])) for row in rows}
+        assert {name.strip("|` "): known for name, known in named.items()} == HOUSE
+        free = re.findall(r"`([\w.]+)`", table[table.rindex("|") :])
+        assert set(free) == WITHOUT_DJANGO
 
     def test_settings(self, reference: str) -> None:
         assert set(re.findall(r"^### `([A-Z_]+)`", reference, re.MULTILINE)) == set(conf.KEYS)
