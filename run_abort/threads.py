@@ -7,6 +7,7 @@ None is carried over a fork: a child starts with empty lanes.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -73,7 +74,7 @@ def _start(
     try:
         thread.start()
     except RuntimeError:
-        logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
+        _warn_of_no_thread(fn)
         return False
     if joined:
         _remember(thread)
@@ -100,11 +101,18 @@ def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
     try:
         thread.start()
     except RuntimeError:
-        logger.warning("No thread can be started: %s runs in its caller's", _name_of(fn))
+        _warn_of_no_thread(fn)
         _fulfil(future, fn, at_end=bool)  # the connections are the caller's
     else:
         _remember(thread)
     return future
+
+
+def _warn_of_no_thread(fn: Callable[..., object]) -> None:
+    # CPython 3.12.0 to 3.12.2 start none once the main thread is over, which is nobody's fault.
+    is_ending = sys.is_finalizing() or not threading.main_thread().is_alive()
+    level = logging.DEBUG if is_ending else logging.WARNING
+    logger.log(level, "No thread can be started: %s runs in its caller's", _name_of(fn))
 
 
 def _remember(thread: threading.Thread) -> None:
