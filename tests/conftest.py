@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import dispatch, listener, reconciler
+from run_abort import deliveries, dispatch, listener, reconciler
 from run_abort.registry import registry
 from tests.support import Foreign, Proxy, wait_until
 
@@ -80,6 +80,7 @@ def leave_nothing_behind() -> Iterator[None]:
     dispatch._lanes.clear()
     assert registry.ids() == []
     registry._forget_ended()
+    deliveries._deliveries.reset()
     dispatch._watch.stop()
     wait_until(lambda: not threads_of_ours())
 
