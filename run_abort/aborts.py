@@ -21,6 +21,7 @@ from . import channel, database, facts, intents, reconciler
 from .answers import ProcessAnswer
 from .inquiry import Findings, Inquiry
 from .intents import Intent
+from .interrupts import Shield
 from .messages import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT, AbortMessage
 from .registry import clean_id, registry
 from .signals import run_abort_requested
@@ -226,10 +227,11 @@ def _abort(
     run_ids: Iterable[object], reason: object, actor: object, wait: object
 ) -> list[AbortOutcome]:
     batch = _Batch.of(run_ids, reason, actor, wait)
-    local = batch.here()
-    # Before the push, or the first answers would find nobody listening.
-    inquiry = batch.inquire() if batch.wait else None
-    outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
+    with Shield():  # what all threads share is not left halfway
+        local = batch.here()
+        # Before the push, or the first answers would find nobody listening.
+        inquiry = batch.inquire() if batch.wait else None
+        outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
     for intent, outcome in zip(batch.intents, outcomes, strict=True):
         try:
             run_abort_requested.send_robust(AbortOutcome, **_facts(intent, outcome))

@@ -25,6 +25,7 @@ __all__ = [
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_LABELS: Final = 20
+MAX_INSISTED: Final = 20
 MAX_RUNS: Final = 100
 MAX_TEXT: Final = 255  # characters
 
@@ -47,6 +48,8 @@ class ProcessAnswer:
     :ivar labels: of those blocks, each once; at most 20.
     :ivar received_at: when it aborted them, in UTC, by its own clock; None if it held nothing.
     :ivar stopped_at: when it left the last of them; None before.
+    :ivar insisted: what was done as asking was not enough, each as often as it was: ``"cancel"``,
+        ``"interrupt"``, ``"terminate"``, ``"kill"``; at most 20.
     """
 
     origin: str
@@ -58,6 +61,7 @@ class ProcessAnswer:
     labels: tuple[str, ...] = ()
     received_at: datetime | None = None
     stopped_at: datetime | None = None
+    insisted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def encode_answer(answer: ProcessAnswer, about: str) -> bytes:
         "way": answer.way,
         "controllers": answer.controllers,
         "labels": [label[:MAX_TEXT] for label in answer.labels[:MAX_LABELS]],
+        "insisted": answer.insisted[:MAX_INSISTED],
         "receivedAt": _stamp(answer.received_at),
         "stoppedAt": _stamp(answer.stopped_at),
     }
@@ -121,13 +126,13 @@ def decode_answer(data: bytes) -> tuple[str, ProcessAnswer] | None:
     fields = _fields(data)
     if fields is None or fields.get("state") not in get_args(ProcessState):
         return None
-    labels = fields.get("labels")
     answer = ProcessAnswer(
         **_identity(fields),
         state=fields["state"],
         way=_text(fields, "way"),
         controllers=_number(fields, "controllers"),
-        labels=tuple(_texts(labels if isinstance(labels, list) else [])),
+        labels=_texts(fields, "labels", MAX_LABELS),
+        insisted=_texts(fields, "insisted", MAX_INSISTED),
         received_at=_time(fields, "receivedAt"),
         stopped_at=_time(fields, "stoppedAt"),
     )
@@ -207,8 +212,10 @@ def _runs(found: list[Any]) -> Iterable[HeldRun]:
             yield HeldRun(_text(fields, "runId"), _text(fields, "label"), since, aborted)
 
 
-def _texts(found: list[Any]) -> Iterable[str]:
-    return (_plain(text) for text in found[:MAX_LABELS] if isinstance(text, str))
+def _texts(fields: Mapping[str, Any], key: str, most: int) -> tuple[str, ...]:
+    found = fields.get(key)
+    texts = found[:most] if isinstance(found, list) else []
+    return tuple(_plain(text) for text in texts if isinstance(text, str))
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

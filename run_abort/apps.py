@@ -15,7 +15,7 @@ from django.core.management import __path__ as core_path
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
-from . import checks, conf, listener, runs
+from . import checks, conf, listener, wiring
 
 logger = logging.getLogger("run_abort")
 
@@ -32,7 +32,7 @@ class RunAbortConfig(AppConfig):
     def ready(self) -> None:
         register(checks.check_settings)
         register(checks.check_deployment, deploy=True)
-        runs.join()
+        wiring.join()
         try:
             listen = conf.settings().LISTEN
             if listen is True or (listen == "auto" and _is_long_lived()):

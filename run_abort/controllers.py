@@ -14,15 +14,30 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Final, NoReturn
 
 from .exceptions import RunAborted
+from .interrupts import Shield
 from .threads import call_logged, spawn
 
-__all__ = ["AbortController", "AbortSignal"]
+__all__ = ["GRACE", "AbortController", "AbortSignal", "on_rung"]
+
+GRACE: Final = 10.0  # seconds
 
 _CLOSED: Final = ("", "")
+
+_rung_hooks: list[Callable[[AbortSignal, str, datetime], object]] = []
+
+
+def on_rung(hook: Callable[[AbortSignal, str, datetime], object]) -> None:
+    """Call ``hook(signal, rung, at)`` when something was done because asking was not enough.
+
+    In any thread; it must neither block nor raise. Adding it again changes nothing.
+    """
+    if hook not in _rung_hooks:
+        _rung_hooks.append(hook)
 
 
 class AbortSignal:
@@ -33,12 +48,25 @@ class AbortSignal:
     :ivar reason: why, set before ``aborted``; else empty.
     :ivar actor: who, as text, set before ``aborted``; else empty.
     :ivar run_id: the ID of the run; empty for a bare ``AbortController()``.
+    :ivar grace: for how many seconds after the abort the work may take to end by itself.
+    :ivar abort_ids: of the aborts that it was aborted by, as far as they are noted; None before.
     """
 
-    __slots__ = ("__weakref__", "_effects", "aborted", "actor", "reason", "run_id")
+    __slots__ = (
+        "__weakref__",
+        "_effects",
+        "abort_ids",
+        "aborted",
+        "actor",
+        "grace",
+        "reason",
+        "run_id",
+    )
 
-    def __init__(self, run_id: str = "") -> None:
+    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
         self.run_id = run_id
+        self.grace = grace
+        self.abort_ids: tuple[str, ...] | None = None
         self.aborted = False
         self.reason = ""
         self.actor = ""
@@ -129,6 +157,22 @@ class AbortSignal:
         on_abort = partial(spawn, fn, name=f"run_abort-callback-{self.run_id}")
         return self._add_effect(on_abort, if_aborted=partial(call_logged, fn))
 
+    def shield(self) -> Shield:
+        """A stretch of the calling thread in which it is not interrupted::
+
+            with signal.shield():
+                ...
+
+        What ``insist="interrupt"`` would raise meanwhile is raised at its end. The flag is set and
+        callbacks are called all the same. Elsewhere it costs next to nothing.
+        """
+        return Shield()
+
+    def tell_rung(self, rung: str, at: datetime) -> None:
+        """Have it known what was done, as asking was not enough, and when. Never blocks."""
+        for hook in _rung_hooks:
+            hook(self, rung, at)
+
     def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], bool]:
         """Call ``wake``, which must neither block nor raise, in the thread that aborts."""
         return self._add_effect(wake, if_aborted=wake)
@@ -164,8 +208,8 @@ class AbortController:
 
     __slots__ = ("__weakref__", "_verdict", "signal")
 
-    def __init__(self, run_id: str = "") -> None:
-        self.signal = AbortSignal(run_id)
+    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
+        self.signal = AbortSignal(run_id, grace)
         # At most one entry: the abort, or _CLOSED. The first to come stays.
         self._verdict: dict[str, tuple[str, str]] = {}
 

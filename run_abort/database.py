@@ -46,6 +46,7 @@ __all__ = [
     "call_from_loop",
     "delivery_model",
     "enabled",
+    "in_event_loop",
     "in_transaction",
     "model",
     "on_commit",
@@ -204,7 +205,7 @@ def _call(
         for at the start of every run, and a thread costs as much as the query.
     """
     alias = _alias()
-    connection = None if _in_event_loop() else connections[alias]
+    connection = None if in_event_loop() else connections[alias]
     if connection is not None and connection.connection is not None:
         if not connection.in_atomic_block and connection.get_autocommit():
             if lend:
@@ -303,7 +304,8 @@ def _set_up() -> None:
         django.setup()
 
 
-def _in_event_loop() -> bool:
+def in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

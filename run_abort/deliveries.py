@@ -14,18 +14,29 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NamedTuple
-from weakref import WeakKeyDictionary
 
-from .controllers import AbortController
+from .controllers import AbortController, AbortSignal
 from .forks import at_fork
 from .registry import Way, registry
 from .threads import call_logged
 
-__all__ = ["UNNAMED", "Delivery", "News", "delivery_of", "left", "on_changed", "received", "tell"]
+__all__ = [
+    "UNNAMED",
+    "Delivery",
+    "News",
+    "Tried",
+    "delivery_of",
+    "insisted",
+    "left",
+    "on_changed",
+    "received",
+    "tell",
+]
 
 REMEMBERED: Final = 1000  # aborts that nothing here is still to stop for
 NOTE_TIMEOUT: Final = 0.1  # seconds
 MAX_LABELS: Final = 20  # of one abort; an answer takes no more
+MAX_TRIED: Final = 20  # of one abort; what is tried later is not told
 UNNAMED: Final = "unnamed:"  # and the ID of a run: an abort that another program gave no ID
 
 
@@ -41,6 +52,17 @@ class News(NamedTuple):
     controllers: int
 
 
+class Tried(NamedTuple):
+    """Something that was done to make a block end, as asking was not enough.
+
+    :ivar rung: such as ``"interrupt"`` or ``"kill"``.
+    :ivar at: when, in UTC.
+    """
+
+    rung: str
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What one abort did in this process.
@@ -51,7 +73,9 @@ class Delivery:
     :ivar received_at: when it aborted the first of them, in UTC.
     :ivar aborting_since: when it aborted the first of those that were still to stop at once.
     :ivar stopped_at: when the last of them was left; None before.
-    :ivar news: of those it has aborted; None if all there is to tell is that they were left.
+    :ivar tried: what was done when asking was not enough, in order; the first 20.
+    :ivar news: of those it has aborted; None if there is no news of that.
+    :ivar untold: how many of ``tried``, the last ones, are news.
     :ivar key: of its row.
     """
 
@@ -63,7 +87,9 @@ class Delivery:
     controllers: int = 0
     labels: tuple[str, ...] = ()
     stopped_at: datetime | None = None
+    tried: tuple[Tried, ...] = ()
     news: News | None = None
+    untold: int = 0
     key: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
@@ -80,13 +106,11 @@ class _Deliveries:
         # Guards what follows. Reentrant, because a signal handler that aborts may interrupt its own
         # thread inside.
         self._lock = threading.RLock()
-        # Notified when _aborts_of has grown.
+        # Notified when a signal has got abort IDs.
         self._noted = threading.Condition(self._lock)
         # Those that something here is still to stop for, and the last that are over.
         self._pending: dict[str, set[AbortController]] = {}
         self._facts: OrderedDict[str, Delivery] = OrderedDict()
-        # Kept after a block was left: a second thread may come late with what was received.
-        self._aborts_of: WeakKeyDictionary[AbortController, list[str]] = WeakKeyDictionary()
         self._untold: set[str] = set()
 
     def received(self, controllers: Sequence[AbortController], abort_id: str, way: Way) -> None:
@@ -97,11 +121,11 @@ class _Deliveries:
         if not abort_id:
             with self._lock:
                 for each in controllers:
-                    self._aborts_of.setdefault(each, [])
+                    each.signal.abort_ids = each.signal.abort_ids or ()
                 self._noted.notify_all()
             return
         with self._lock:
-            new = [each for each in controllers if abort_id not in self._aborts_of.get(each, ())]
+            new = [each for each in controllers if abort_id not in (each.signal.abort_ids or ())]
             if not new:
                 return
             self._await(abort_id, new)
@@ -117,6 +141,7 @@ class _Deliveries:
                 labels=tuple(dict.fromkeys([*known.labels, *_labels(new)]))[:MAX_LABELS],
                 stopped_at=None,
                 news=news._replace(controllers=news.controllers + len(new)),
+                untold=self._untold_of(known),
             )
             self._untold.add(abort_id)
         # One that was left before it was awaited has told nobody.
@@ -131,10 +156,11 @@ class _Deliveries:
         process may exit next, and the exit waits for what is being told, but not for that thread.
         """
         now = datetime.now(UTC)
+        signal = controller.signal
         over = []
         with self._lock:
-            self._noted.wait_for(lambda: controller in self._aborts_of, NOTE_TIMEOUT)
-            for abort_id in tuple(self._aborts_of.get(controller, ())):
+            self._noted.wait_for(lambda: signal.abort_ids is not None, NOTE_TIMEOUT)
+            for abort_id in signal.abort_ids or ():
                 pending = self._pending.get(abort_id)
                 if pending is None:
                     continue
@@ -142,13 +168,35 @@ class _Deliveries:
                 if not pending:
                     del self._pending[abort_id]
                     known = self._facts[abort_id]
-                    news = self._news_of(known)
-                    self._facts[abort_id] = replace(known, stopped_at=now, news=news)
+                    self._facts[abort_id] = replace(
+                        known,
+                        stopped_at=now,
+                        news=self._news_of(known),
+                        untold=self._untold_of(known),
+                    )
                     self._facts.move_to_end(abort_id)
                     self._untold.add(abort_id)
                     over.append(abort_id)
             self._forget_oldest()
         for abort_id in over:
+            self.tell(abort_id)
+
+    def insisted(self, signal: AbortSignal, rung: str, at: datetime) -> None:
+        """Something was done to make the aborted block of ``signal`` end."""
+        tried_for = []
+        with self._lock:
+            for abort_id in signal.abort_ids or ():
+                known = self._facts.get(abort_id)
+                if known is not None and len(known.tried) < MAX_TRIED:
+                    self._facts[abort_id] = replace(
+                        known,
+                        tried=(*known.tried, Tried(rung, at)),
+                        news=self._news_of(known),
+                        untold=self._untold_of(known) + 1,
+                    )
+                    self._untold.add(abort_id)
+                    tried_for.append(abort_id)
+        for abort_id in tried_for:
             self.tell(abort_id)
 
     def delivery_of(self, abort_id: str) -> Delivery | None:
@@ -159,11 +207,14 @@ class _Deliveries:
     def _news_of(self, delivery: Delivery) -> News | None:
         return delivery.news if delivery.abort_id in self._untold else None
 
+    def _untold_of(self, delivery: Delivery) -> int:
+        return delivery.untold if delivery.abort_id in self._untold else 0
+
     def _await(self, abort_id: str, controllers: Iterable[AbortController]) -> None:
         pending = self._pending.setdefault(abort_id, set())
         for controller in controllers:
             pending.add(controller)
-            self._aborts_of.setdefault(controller, []).append(abort_id)
+            controller.signal.abort_ids = (*(controller.signal.abort_ids or ()), abort_id)
         self._noted.notify_all()
 
     def _forget_oldest(self) -> None:
@@ -198,6 +249,7 @@ _deliveries = _Deliveries()
 
 received = _deliveries.received
 left = _deliveries.left
+insisted = _deliveries.insisted
 tell = _deliveries.tell
 delivery_of = _deliveries.delivery_of
 
@@ -215,4 +267,12 @@ def on_changed(hook: Hook, *, in_order: bool = False) -> None:
         hooks.append(hook)
 
 
-at_fork(after_in_child=_deliveries.reset)
+def _after_fork_in_child() -> None:
+    _deliveries.reset()
+    # What has aborted them was told by the parent; what is told them again, the child tells.
+    for controller, _ in registry.holdings():
+        if controller.signal.abort_ids is not None:
+            controller.signal.abort_ids = ()
+
+
+at_fork(after_in_child=_after_fork_in_child)

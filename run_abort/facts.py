@@ -1,8 +1,9 @@
 """The facts about aborts that this process knows: one log line for each, and the hooks.
 
-A fact is one of the four words, and is recorded once it is known, so not always in the order in
-which things happened: that is told by its time. The process that requests tells of *requested* and
-*published*, each that works on the run of *aborted* and *stopped*.
+A fact is one of the four words, or that somebody insisted. It is recorded once it is known, so not
+always in the order in which things happened: that is told by its time. The process that requests
+tells of *requested* and *published*, each that works on the run of *aborted*, *insisted* and
+*stopped*.
 
 They are recorded on a thread of its own that lives while there is anything to record, so that
 neither a log handler nor a hook holds up an abort. Where nobody wants to know, nothing is done.
@@ -39,10 +40,10 @@ class Fact:
     """Something that is known about an abort. What a fact does not tell of is None.
 
     :ivar name: ``"requested"``: somebody called ``abort_run``; ``"published"``: Redis took the
-        message; ``"aborted"``: blocks in this process are aborted; ``"stopped"``: the last of them
-        was left.
-    :ivar run_id: requested and published: the ID that is to be aborted, of a run or a group;
-        aborted and stopped: of the run, or of one of the group's runs.
+        message; ``"aborted"``: blocks in this process are aborted; ``"insisted"``: something was
+        done as asking was not enough; ``"stopped"``: the last of them was left.
+    :ivar run_id: requested and published: the ID that is to be aborted, of a run or a group; else
+        of the run, or of one of the group's runs.
     :ivar abort_id: what ties the facts about one abort together, in all processes; empty if
         another program requested it without one.
     :ivar at: when that was so, in UTC, by the clock of this host.
@@ -56,10 +57,11 @@ class Fact:
     :ivar way: aborted: how this process heard of it: ``"local"``, ``"channel"``, ``"reconcile"``,
         or ``"start"`` for a block that was entered later.
     :ivar controllers: aborted: how many blocks were.
+    :ivar rung: insisted: what was done: ``"cancel"``, ``"interrupt"``, ``"terminate"``, ``"kill"``.
     :ivar seconds: stopped: how long after the first of them was aborted.
     """
 
-    name: Literal["requested", "published", "aborted", "stopped"]
+    name: Literal["requested", "published", "aborted", "insisted", "stopped"]
     run_id: str
     abort_id: str
     at: datetime
@@ -72,6 +74,7 @@ class Fact:
     listeners: int | None = None
     way: Way | None = None
     controllers: int | None = None
+    rung: str | None = None
     seconds: float | None = None
 
 
@@ -81,6 +84,7 @@ _LINES: Final = {
     "requested": "Requested: the abort %s of run %r",
     "published": "Published: the abort %s of run %r",
     "aborted": "Aborted: by the abort %s, run %r",
+    "insisted": "Insisted: on the abort %s of run %r",
     "stopped": "Stopped: after the abort %s, run %r",
 }
 # Prefixed, because to overwrite what a record has, such as "process", is an error.
@@ -153,6 +157,8 @@ def _facts_of(delivery: Delivery) -> Iterator[Fact]:
     if delivery.news is not None:
         way, at, controllers = delivery.news
         yield fact(name="aborted", at=at, way=way, controllers=controllers)
+    for rung, at in delivery.tried[len(delivery.tried) - delivery.untold :]:
+        yield fact(name="insisted", at=at, rung=rung)
     if delivery.stopped_at is not None:
         lasted = delivery.stopped_at - delivery.aborting_since
         seconds = max(lasted.total_seconds(), 0.0)  # the clock may have been set back

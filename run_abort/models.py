@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Iterable
+from datetime import datetime
 
 from django.conf import settings
 from django.db import models
@@ -98,6 +101,8 @@ class AbortDelivery(models.Model):
         blank=True,
         help_text=_("When it left the last of those blocks."),
     )
+    # Read it by steps(). A JSONField would have the system checks ask the database about JSON.
+    insisted = models.TextField(_("insisted by"), blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("abort delivery")
@@ -107,6 +112,23 @@ class AbortDelivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid}"
+
+    def steps(self) -> list[tuple[str, datetime]]:
+        """What was done as asking was not enough, and when, in that order."""
+        zone = timezone.get_default_timezone()
+        steps = [(rung, datetime.fromtimestamp(at, zone)) for rung, at in self._steps()]
+        if settings.USE_TZ:
+            return steps
+        return [(rung, timezone.make_naive(at, zone)) for rung, at in steps]
+
+    def _steps(self) -> list[tuple[str, float]]:
+        steps: list[tuple[str, float]] = json.loads(self.insisted or "[]")
+        return steps
+
+    def set_steps(self, steps: Iterable[tuple[str, datetime]]) -> None:
+        """Have the row say what was done."""
+        told = [[rung, at.timestamp()] for rung, at in steps]
+        self.insisted = json.dumps(told) if told else ""
 
 
 class ListenerCursor(models.Model):

@@ -238,7 +238,7 @@ class _Reconciler:
         return missed
 
     def _is_needed(self) -> bool:
-        return bool(len(registry) or self._gaps or self._unpushed)
+        return database.enabled() and bool(len(registry) or self._gaps or self._unpushed)
 
     def _retire(self, thread: _Thread) -> bool:
         """End the thread, unless somebody has come to need it meanwhile."""
@@ -278,7 +278,7 @@ class _Reconciler:
             self._thread.stopping.set()
         self._began = datetime.now(UTC)
         self._reset()
-        if len(registry):
+        if self._is_needed():
             self.ensure_started()
 
 

@@ -102,6 +102,7 @@ def answer_about(abort_id: str, run_id: str) -> ProcessAnswer:
         way=delivery.way,
         controllers=delivery.controllers,
         labels=delivery.labels,
+        insisted=tuple(rung for rung, _ in delivery.tried),
         received_at=delivery.received_at,
         stopped_at=delivery.stopped_at,
     )

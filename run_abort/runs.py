@@ -3,83 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Final
 from uuid import UUID
 
-from . import (
-    database,
-    deliveries,
-    dispatch,
-    facts,
-    intents,
-    listener,
-    reconciler,
-    responder,
-    timeline,
-)
-from .controllers import AbortController, AbortSignal
+from . import database, deliveries, insistence, intents, listener, reconciler
+from .cancellation import Cancellation
+from .controllers import GRACE, AbortController, AbortSignal
 from .exceptions import RunAborted
+from .insistence import Insistence, Rung
 from .intents import Intent
+from .interrupts import (
+    Held,
+    Interruption,
+    Shield,
+    kept_exit,
+    open_interruptions,
+    take_for_arrived,
+)
 from .registry import clean_ids, registry
+from .wiring import join
 
 __all__ = ["abortable_run"]
 
-EXIT_TIMEOUT: Final = 1.0  # seconds for what handlers and receivers have begun
-
-
-def join() -> None:
-    """Connect the rooms with each other; doing it again changes nothing.
-
-    What the listener hears reaches the registry, what the registry aborts is announced, and the
-    reconciler knows how the listener is.
-    """
-    dispatch.deliver_to(_hear)
-    registry.on_aborted = _tell
-    registry.on_received = deliveries.received
-    deliveries.on_changed(timeline.note)
-    deliveries.on_changed(responder.tell)
-    deliveries.on_changed(facts.note, in_order=True)
-    listener.on_expected(responder.expect)
-    listener.on_asked(responder.answer)
-    reconciler.follow(listener.is_listening)
-    listener.on_subscribed(reconciler.subscribed)
-    listener.on_lost(reconciler.hurry)
-    # One order at the exit, in the place of the two rooms' own.
-    for each in (listener.stop, reconciler.stop, _stop_last):
-        atexit.unregister(each)
-    atexit.register(_stop_last)
-
-
-def _hear(run_id: str, reason: str, actor: str, abort_id: str) -> None:
-    named = abort_id or f"{deliveries.UNNAMED}{run_id}"
-    registry.abort(run_id, reason, actor, named, "channel")
-
-
-def _tell(flipped: Sequence[AbortController], abort_id: str) -> None:
-    if flipped:
-        dispatch.announce(flipped, abort_id)
-    deliveries.tell(abort_id)
-
-
-def _stop_last() -> None:
-    """At the exit of the interpreter: stop what listens, unless a run is still held.
-
-    Whoever registered earlier is called later, and may wait for a thread that works on a run. A
-    thread that is not a daemon has ended by now.
-    """
-    if not len(registry):
-        reconciler.stop()
-        listener.stop()
-    dispatch.wait_for_handlers(EXIT_TIMEOUT)
-    timeline.finish(EXIT_TIMEOUT)
-    responder.wait_answered(EXIT_TIMEOUT)
-    facts.wait_recorded(EXIT_TIMEOUT)
-
+logger = logging.getLogger("run_abort")
 
 join()
 
@@ -105,24 +56,56 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :param groups: further IDs that the run answers to: its parent run, its tenant.
     :param label: what this block does, for people who look at what runs.
-    :raises TypeError: at once, if an ID is anything else.
-    :raises ValueError: at once, if an ID is empty or longer than 255 characters.
+    :param grace: for how many seconds after an abort the block may take to end by itself, and so
+        may what it has started by ``signal.run`` or given to ``signal.attach``.
+    :param insist: what is done then, again and again until the block is left: ``"interrupt"``
+        raises ``RunAborted`` in its thread, wherever that is, but not within ``signal.shield()``;
+        ``"cancel"``, for ``async with``, cancels the task once more.
+    :raises TypeError: at once, if an argument is of the wrong type.
+    :raises ValueError: at once, if an ID is empty or longer than 255 characters, if ``grace`` is
+        negative or longer than a day, or if ``insist`` is unknown.
     :raises RunAborted: on entering, if the abort was requested before, so that the body never
         runs; on leaving, if it came while the body ran. Then an ``Exception`` of the body, such as
         that of a subprocess which was killed, becomes the ``__cause__``.
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
-    :raises RuntimeError: on entering for a second time; make a new one for each block.
+    :raises RuntimeError: on entering for a second time; make a new one for each block. On entering
+        where what ``insist`` asks for cannot be done.
     """
 
-    __slots__ = ("_cancellation", "_controller", "_ids", "_label")
+    __slots__ = (
+        "_cancellation",
+        "_controller",
+        "_grace",
+        "_ids",
+        "_insist",
+        "_insistence",
+        "_interruption",
+        "_is_kept",
+        "_label",
+        "held",
+    )
 
     def __init__(
-        self, run_id: str | int | UUID, *, groups: Iterable[str | int | UUID] = (), label: str = ""
+        self,
+        run_id: str | int | UUID,
+        *,
+        groups: Iterable[str | int | UUID] = (),
+        label: str = "",
+        grace: float = GRACE,
+        insist: Rung | Iterable[Rung] = (),
     ) -> None:
         self._ids = clean_ids(run_id, groups)
         self._label = label
+        self._grace = grace if grace is GRACE else insistence.clean_grace(grace)
+        self._insist = insistence.clean_rungs(insist) if insist else ()
+        if insist or open_interruptions:
+            self.__class__ = _KeptBlock
         self._controller: AbortController | None = None
-        self._cancellation: _Cancellation | None = None
+        self._cancellation: Cancellation | None = None
+        self._insistence: Insistence | None = None
+        self._interruption: Interruption | None = None
+        self._is_kept = False
+        self.held: Held | None = None
 
     def __repr__(self) -> str:
         return f"abortable_run({self._ids[0]!r})"
@@ -152,7 +135,9 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             raise signal.exception() from exc
 
     async def __aenter__(self) -> AbortSignal:
-        cancellation = _Cancellation()
+        if self._insist and "cancel" not in self._insist:
+            raise RuntimeError("async with abortable_run() can be insisted on by 'cancel' only")
+        cancellation = Cancellation()
         controller = self._begin()
         try:
             if database.enabled():
@@ -165,7 +150,9 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             self._end(controller)
             raise
         self._cancellation = cancellation
-        controller.signal._when_aborted(cancellation.request)
+        if self._insist:
+            self._insist_on(controller.signal, "cancel", cancellation)
+        controller.signal._when_aborted(cancellation.send)
         return controller.signal
 
     async def __aexit__(
@@ -190,7 +177,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
         # Register, then read the intent; whoever aborts writes the intent, then publishes. So,
         # whatever the interleaving, one of the two meets the other.
-        self._controller = controller = AbortController(self._ids[0])
+        self._controller = controller = AbortController(self._ids[0], self._grace)
         registry.register(controller, self._ids, self._label)
         try:
             listener.ensure_started()
@@ -201,11 +188,44 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             raise
         return controller
 
+    def _insist_on(
+        self, signal: AbortSignal, rung: Rung, means: Interruption | Cancellation
+    ) -> None:
+        def attempt() -> bool:
+            if isinstance(means, Interruption) and means.is_orphaned():
+                self._close()
+                return False
+            at = datetime.now(UTC)
+            was_tried = means.send()
+            if was_tried:
+                signal.tell_rung(rung, at)
+            return was_tried
+
+        def warn() -> None:
+            logger.warning(
+                "The thread that works on the aborted run %r does not look for interrupts: it may "
+                "be in C code, or wait for something",
+                signal.run_id,
+            )
+
+        self._insistence = Insistence(self._grace, attempt, on_stuck=warn)
+        signal._when_aborted(partial(insistence.insist, self._grace, self._insistence))
+
+    def _close(self) -> AbortSignal | None:
+        self._is_kept = False
+        if self.held is not None:
+            self.held.spend()
+        if self._interruption is not None:
+            self._interruption.close()
+        return self._signal_if_aborted()
+
     def _end(self, controller: AbortController) -> bool:
         """Leave the registry; whether that came before any abort."""
         was_first = controller.close()
         registry.leave(controller, self._ids)
         if not was_first:
+            if self._insistence is not None:
+                insistence.cease(self._insistence)
             deliveries.left(controller)
         return was_first
 
@@ -214,6 +234,78 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         if controller is None or self._end(controller):
             return None
         return controller.signal
+
+
+class _KeptBlock(abortable_run):
+    """A block that may be interrupted while it is entered and left, or that one around it may be.
+
+    :ivar _is_kept: whether the end of the block is still to come, and must not be prevented.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> AbortSignal:
+        if self._insist and ("interrupt" not in self._insist or database.in_event_loop()):
+            raise RuntimeError(
+                "with abortable_run() can be insisted on by 'interrupt' only, and not in an event "
+                "loop: there, use async with, and 'cancel'"
+            )
+        try:
+            if self._insist:
+                over = self.held.over if self.held is not None else ()
+                self._interruption = Interruption(self._exception, over)
+            with Shield():  # from what is for a block around this one, too
+                self._is_kept = True
+                signal = super().__enter__()
+                if self._interruption is not None:
+                    self._insist_on(signal, "interrupt", self._interruption)
+            return signal
+        except BaseException:
+            self.abandon()
+            raise
+
+    @kept_exit
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave(exc)
+
+    def abandon(self) -> None:
+        """Leave the block, if its end was prevented. Raises nothing."""
+        if self._is_kept:
+            take_for_arrived()
+            with suppress(BaseException):
+                self._leave(None)
+
+    def _exception(self) -> RunAborted:
+        if self._controller is None:
+            return RunAborted(self._ids[0])
+        return self._controller.signal.exception()
+
+    def _leave(self, exc: BaseException | None) -> None:
+        """Leave the block; what interrupts that is taken for what ended its body."""
+        shield = Shield()
+        ended_by = exc
+        while not shield.is_up:
+            ended_by = _put_up(shield) or ended_by
+        signal = self._close()
+        shield.take_down()
+        if signal is not None and (ended_by is None or _gives_way(ended_by, signal)):
+            raise signal.exception() from ended_by
+        if ended_by is not None and ended_by is not exc:
+            raise ended_by
+
+
+def _put_up(shield: Shield) -> RunAborted | None:
+    """Put it up; return the interrupt that came before, if one did."""
+    try:
+        shield.put_up()
+    except RunAborted as interrupt:
+        return interrupt
+    return None
 
 
 def _abort_by(controller: AbortController, intent: Intent) -> None:
@@ -231,37 +323,3 @@ def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
     if isinstance(exc, RunAborted):
         return exc.run_id != signal.run_id
     return isinstance(exc, Exception)
-
-
-class _Cancellation:
-    """Cancels the task that opened the block, once, and can take that back."""
-
-    __slots__ = ("_before", "_loop", "_over", "_sent", "_task")
-
-    def __init__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("async with abortable_run() has to be used inside a task")
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._before = task.cancelling()
-        self._sent = False
-        self._over = False
-
-    def request(self) -> None:
-        """Cancel the task soon; from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, and its tasks are gone
-            self._loop.call_soon_threadsafe(self._send)
-
-    def _send(self) -> None:
-        if not self._over:
-            self._sent = True
-            self._task.cancel()
-
-    def withdraw(self) -> bool:
-        """Take the request back; in the task's own thread.
-
-        :return: whether a CancelledError that arrived can only be ours.
-        """
-        self._over = True
-        return self._sent and self._task.uncancel() <= self._before

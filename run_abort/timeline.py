@@ -81,6 +81,7 @@ def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
                         state="aborting" if row.stopped_at is None else "stopped",
                         way=row.way,
                         controllers=row.controllers,
+                        insisted=tuple(rung for rung, _ in row.steps()),
                         received_at=database.aware(row.received_at),
                         stopped_at=row.stopped_at and database.aware(row.stopped_at),
                     ),
@@ -120,24 +121,26 @@ def _upsert(some: Sequence[tuple[str, Delivery]], alias: str) -> None:
     deliveries = database.delivery_model().objects.using(alias)
     host, pid = socket.gethostname(), os.getpid()
     names_keys = connections[alias].features.supports_update_conflicts_with_target
+    rows = []
+    for origin, delivery in some:
+        row = deliveries.model(
+            id=delivery.key,
+            request_id=uuid.UUID(delivery.abort_id),
+            origin=origin,
+            host=host,
+            pid=pid,
+            way=delivery.way,
+            controllers=delivery.controllers,
+            received_at=database.stored(delivery.received_at),
+            stopped_at=delivery.stopped_at and database.stored(delivery.stopped_at),
+        )
+        row.set_steps(delivery.tried)
+        rows.append(row)
     deliveries.bulk_create(
-        [
-            deliveries.model(
-                id=delivery.key,
-                request_id=uuid.UUID(delivery.abort_id),
-                origin=origin,
-                host=host,
-                pid=pid,
-                way=delivery.way,
-                controllers=delivery.controllers,
-                received_at=database.stored(delivery.received_at),
-                stopped_at=delivery.stopped_at and database.stored(delivery.stopped_at),
-            )
-            for origin, delivery in some
-        ],
+        rows,
         batch_size=BATCH,
         update_conflicts=True,
-        update_fields=["controllers", "stopped_at"],
+        update_fields=["controllers", "insisted", "stopped_at"],
         unique_fields=["id"] if names_keys else None,
     )
 

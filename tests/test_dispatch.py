@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from run_abort import AbortController, dispatch, runs
+from run_abort import AbortController, dispatch, wiring
 from run_abort.messages import AbortMessage
 from run_abort.registry import registry
 from run_abort.signals import run_abort_received, run_aborted
@@ -52,7 +52,7 @@ class TestReceive:
                 dispatch.receive(AbortMessage("run-1", "inst_x", "", "because", "ann"))
         finally:
             run_abort_received.disconnect(receiver)
-            runs.join()
+            wiring.join()
         assert seen == [True]
         assert run.signal.reason == "because"
 

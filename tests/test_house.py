@@ -24,7 +24,10 @@ HOUSE: Final[dict[str, set[str]]] = {
     "exceptions": set(),
     "forks": set(),
     "threads": {"forks"},
-    "controllers": {"exceptions", "threads"},
+    "interrupts": {"exceptions", "forks"},
+    "insistence": {"forks", "threads"},
+    "cancellation": set(),
+    "controllers": {"exceptions", "interrupts", "threads"},
     "registry": {"controllers", "forks"},
     "deliveries": {"controllers", "forks", "registry", "threads"},
     "messages": set(),
@@ -75,19 +78,30 @@ HOUSE: Final[dict[str, set[str]]] = {
         "timeline",
     },
     "facts": {"channel", "deliveries", "dispatch", "intents", "registry", "threads"},
-    "runs": {
+    "wiring": {
         "controllers",
-        "database",
         "deliveries",
         "dispatch",
-        "exceptions",
         "facts",
-        "intents",
         "listener",
         "reconciler",
         "registry",
         "responder",
         "timeline",
+    },
+    "runs": {
+        "cancellation",
+        "controllers",
+        "database",
+        "deliveries",
+        "exceptions",
+        "insistence",
+        "intents",
+        "interrupts",
+        "listener",
+        "reconciler",
+        "registry",
+        "wiring",
     },
     "aborts": {
         "answers",
@@ -96,6 +110,7 @@ HOUSE: Final[dict[str, set[str]]] = {
         "facts",
         "inquiry",
         "intents",
+        "interrupts",
         "reconciler",
         "messages",
         "registry",
@@ -104,7 +119,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "vitals": {"channel", "conf", "listener", "registry", "subscriber"},
     "retention": {"conf", "models"},
     "checks": {"channel", "conf"},
-    "apps": {"checks", "conf", "listener", "runs"},
+    "apps": {"checks", "conf", "listener", "wiring"},
     "cursors": {"database", "models"},
     "forms": {"messages"},
     "guard": set(),
@@ -172,6 +187,9 @@ WITHOUT_DJANGO: Final = {
     "exceptions",
     "forks",
     "threads",
+    "interrupts",
+    "insistence",
+    "cancellation",
     "controllers",
     "registry",
     "deliveries",
@@ -182,8 +200,8 @@ WITHOUT_DJANGO: Final = {
     "links",
 }
 WITHOUT_REDIS: Final = set(HOUSE) - {"links", "channel"}
-# Imported inside functions, so that a process that needs no Redis does not load it.
-LATE: Final = {"channel": {"links", "redis", "django_redis"}}
+# Imported inside functions, so that a process that needs no Redis, or no ctypes, does not load it.
+LATE: Final = {"channel": {"links", "redis", "django_redis"}, "interrupts": {"ctypes"}}
 
 
 def rooms() -> set[str]:
@@ -239,7 +257,7 @@ def test_redis_is_known_to_the_channel_alone(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", HOUSE)
-def test_nothing_is_imported_late_but_redis(room: str) -> None:
+def test_nothing_is_imported_late_but_what_few_need(room: str) -> None:
     functions = [
         node
         for node in ast.walk(tree(room))

@@ -9,6 +9,7 @@ from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from run_abort.admin.story import RUNGS
 from run_abort.models import AbortDelivery, AbortRequest
 
 from .models import Run
@@ -52,6 +53,8 @@ def _facts_of(delivery: AbortDelivery) -> list[_Fact]:
         delivery.controllers,
     ) % {"way": delivery.get_way_display(), "count": delivery.controllers}
     facts = [_Fact(delivery.received_at, who, received, "received")]
+    for rung, at in delivery.steps():
+        facts.append(_Fact(at, who, str(RUNGS.get(rung, rung)), "insisted"))
     if delivery.stopped_at is not None:
         facts.append(_Fact(delivery.stopped_at, who, _("stopped"), "stopped"))
     return facts

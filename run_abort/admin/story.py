@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from run_abort.admin.wording import duration, moment, process_name, visible
 from run_abort.models import AbortDelivery, AbortRequest
@@ -16,6 +16,14 @@ from run_abort.models import AbortDelivery, AbortRequest
 __all__ = ["MAX_PROCESSES", "Fact", "Story", "story_of"]
 
 MAX_PROCESSES: Final = 500
+
+# What is done as asking is not enough.
+RUNGS: Final = {
+    "cancel": gettext_lazy("the task was cancelled once more"),
+    "interrupt": gettext_lazy("the thread was interrupted"),
+    "terminate": gettext_lazy("processes that it had started were asked to end"),
+    "kill": gettext_lazy("processes that it had started were killed"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,8 @@ def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]
     )
     lines = (f"{heard} {blocks % {'count': delivery.controllers}}",)
     yield Fact("received", delivery.received_at, _("Received"), lines)
+    for rung, at in delivery.steps():
+        yield Fact("insisted", at, _("Insisted"), (f"{process}: {RUNGS.get(rung, visible(rung))}",))
     if delivery.stopped_at is None:
         yield Fact("stopping", None, _("Still stopping"), (_not_stopped(process),))
     else:

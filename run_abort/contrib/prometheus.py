@@ -47,6 +47,7 @@ def install(registry: CollectorRegistry = REGISTRY) -> None:
     ``run_abort_requested_total``   counter    aborts that this process requested
     ``run_abort_published_total``   counter    those of them that Redis took
     ``run_abort_aborted_total``     counter    blocks that were aborted here, by ``way``
+    ``run_abort_insisted_total``    counter    what was done as asking was not enough, by ``rung``
     ``run_abort_stop_seconds``      histogram  from the abort until its last block here was left
     ``run_abort_held_runs``         gauge      runs that this process works on
     ``run_abort_listener_up``       gauge      1 while this process listens, else 0
@@ -71,6 +72,12 @@ class _Metrics:
         self._aborted = Counter(
             "run_abort_aborted", "Blocks that were aborted here", ["way"], registry=registry
         )
+        self._insisted = Counter(
+            "run_abort_insisted",
+            "What was done as asking was not enough",
+            ["rung"],
+            registry=registry,
+        )
         self._stop_seconds = Histogram(
             "run_abort_stop_seconds",
             "From an abort until its last block here was left",
@@ -85,6 +92,8 @@ class _Metrics:
             self._published.inc()
         elif fact.name == "aborted":
             self._aborted.labels(fact.way).inc(fact.controllers or 0)
+        elif fact.name == "insisted":
+            self._insisted.labels(fact.rung).inc()
         else:
             self._stop_seconds.observe(fact.seconds or 0)
 

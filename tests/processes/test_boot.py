@@ -28,7 +28,7 @@ try:
     execute_from_command_line(["anything.py", *sys.argv[1:]])
 except SystemExit as error:
     print("exit", error.code)
-print("started", started)
+sys.stdout.write(f"started {started}\\n")  # print would write in parts
 """
 
 
