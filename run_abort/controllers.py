@@ -16,11 +16,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .exceptions import RunAborted
 from .interrupts import Shield
+from .processes import Process, Run, attach, run_async
 from .threads import call_logged, spawn
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
 
 __all__ = ["GRACE", "AbortController", "AbortSignal", "on_rung"]
 
@@ -167,6 +171,46 @@ class AbortSignal:
         callbacks are called all the same. Elsewhere it costs next to nothing.
         """
         return Shield()
+
+    def run(
+        self, args: Any, *, grace: float | None = None, **options: Any
+    ) -> CompletedProcess[Any]:
+        """Run a program, as ``subprocess.run`` does; end it when the run is aborted.
+
+        Then it gets SIGTERM, with its process group and all its descendants, and what is left of
+        them after ``grace`` seconds SIGKILL. It gets a process group of its own, unless
+        ``start_new_session`` or ``process_group`` say otherwise; so it cannot read from a
+        terminal, and a Ctrl-C there does not reach it.
+
+        :param grace: None is that of the block.
+        :param options: those of ``subprocess.run``.
+        :raises RunAborted: if the run was aborted, before or meanwhile, once all of these
+            processes are gone; its ``process`` has the exit code, and the output so far.
+        :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as that does. At
+            a time-out all of these processes are killed.
+        """
+        return Run(self, args, self.grace if grace is None else grace, **options).run()
+
+    async def run_async(
+        self, args: Any, *, grace: float | None = None, **options: Any
+    ) -> CompletedProcess[Any]:
+        """:meth:`run` for asyncio code; does not block the loop.
+
+        If the calling task is cancelled, the processes are ended just so before it goes on.
+        """
+        return await run_async(Run(self, args, self.grace if grace is None else grace, **options))
+
+    def attach(self, process: Process, *, grace: float | None = None) -> Callable[[], bool]:
+        """End a process as :meth:`run` does when the run is aborted; at once, if it was before.
+
+        :param process: a child of this process, a ``subprocess.Popen`` or an
+            ``asyncio.subprocess.Process``. Its process group gets the signals, too, if it leads
+            one: start it with ``process_group=0``.
+        :param grace: None is that of the block.
+        :return: a function that detaches the process again. If it is being ended, that waits until
+            all of its processes are gone, and returns False; so it does if it had ended before.
+        """
+        return attach(self, process, self.grace if grace is None else grace)
 
     def tell_rung(self, rung: str, at: datetime) -> None:
         """Have it known what was done, as asking was not enough, and when. Never blocks."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
 __all__ = ["RunAborted"]
 
 
@@ -18,7 +23,11 @@ class RunAborted(BaseException):
     :ivar run_id: the ID of the block that was aborted; empty for a bare ``AbortController()``.
     :ivar reason: why, in the words of whoever aborted; may be empty.
     :ivar actor: who, as text; may be empty.
+    :ivar process: what the process that ``AbortSignal.run()`` had started came to, with its output
+        so far; None if it was not raised there.
     """
+
+    process: CompletedProcess[Any] | None = None
 
     def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
         super().__init__(run_id, reason, actor)

@@ -264,7 +264,12 @@ class Shield:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.take_down()
+        try:
+            self.take_down()
+        except RunAborted:
+            # If it is aborted anyway, what it is aborted with tells more.
+            if not isinstance(exc, RunAborted):
+                raise
 
 
 def _take_back(target: _Target) -> None:

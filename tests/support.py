@@ -23,6 +23,8 @@ from typing import Any, Self
 
 from django.db import connection
 
+from run_abort import procfs
+
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
 TIMEOUT = 20.0  # seconds; only a failing test waits for as long
@@ -123,16 +125,22 @@ class Child:
         self._reader.join(timeout)
         return code
 
+    def wait_for_all(self, *texts: str) -> None:
+        """Wait for lines that contain these texts, in whatever order they come."""
+        missing = set(texts)
+        while missing:
+            line = self.wait_for("")
+            missing -= {text for text in missing if text in line}
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def close(self) -> None:
-        """Kill it with all its children, if it still runs."""
-        for number in (signal.SIGCONT, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                break
+        """Kill it with everything in its session, whatever still runs of it."""
+        for entry in tuple(procfs.processes()):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(entry.pid) == self.process.pid:
+                    os.kill(entry.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join(TIMEOUT)
         if self.process.stdout is not None:

@@ -7,7 +7,7 @@ from math import inf
 
 from run_abort.registry import clean_id
 
-__all__ = ["add_run_ids", "count", "seconds"]
+__all__ = ["add_run_ids", "count", "run_id", "seconds"]
 
 
 def add_run_ids(
@@ -18,7 +18,7 @@ def add_run_ids(
     :param nargs: how many, if not one or more.
     :param what: they are, for ``--help``.
     """
-    parser.add_argument("run_ids", nargs=nargs, type=_run_id, metavar="RUN_ID", help=what)
+    parser.add_argument("run_ids", nargs=nargs, type=run_id, metavar="RUN_ID", help=what)
 
 
 def seconds(text: str, *, most: float = inf) -> float:
@@ -47,7 +47,8 @@ def count(text: str) -> int:
     return number
 
 
-def _run_id(text: str) -> str:
+def run_id(text: str) -> str:
+    """The ID of a run or a group."""
     try:
         return clean_id(text)
     except ValueError as error:

@@ -1,0 +1,90 @@
+"""``manage.py run_abortable``: any program as an abortable run."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from django.core.management.base import BaseCommand, CommandError
+
+from run_abort.controllers import GRACE
+from run_abort.exceptions import RunAborted
+from run_abort.management.arguments import run_id, seconds
+from run_abort.management.foreground import NOT_EXECUTABLE, NOT_FOUND, Program
+from run_abort.runs import abortable_run
+
+ABORTED: Final = 130  # as after a Ctrl-C
+MAX_GRACE: Final = 86_400.0  # seconds
+
+
+class Command(BaseCommand):
+    help = (
+        "Runs a program as an abortable run: when the run is aborted, the program gets SIGTERM, "
+        "with all that it has started, and what is left after a while SIGKILL. It has this "
+        "command's input, output and signals. Exits as it does: with its exit code, with 128 and "
+        "the number of the signal that killed it, with 126 or 127 if it cannot be executed or "
+        "found. Exits with 130 if the run was aborted, before or meanwhile."
+    )
+    missing_args_message = "Name a run and a program: manage.py run_abortable RUN_ID -- COMMAND ..."
+    # The program may mend what a check complains of, and shall not wait for it.
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("run_id", type=run_id, metavar="RUN_ID", help="ID of the run")
+        parser.add_argument(
+            "command",
+            nargs="+",
+            metavar="COMMAND",
+            help="the program and its arguments; put -- before it, and options before that",
+        )
+        parser.add_argument(
+            "--group",
+            action="append",
+            default=[],
+            type=run_id,
+            dest="groups",
+            metavar="ID",
+            help="a further ID that the run answers to; may be given several times",
+        )
+        parser.add_argument(
+            "--label", help="what it does, for people; default: the name of the program"
+        )
+        parser.add_argument(
+            "--grace",
+            type=partial(seconds, most=MAX_GRACE),
+            default=GRACE,
+            metavar="SECONDS",
+            help="from SIGTERM to SIGKILL; default: %(default)g",
+        )
+
+    def handle(
+        self,
+        *,
+        run_id: str,
+        command: list[str],
+        groups: list[str],
+        label: str | None,
+        grace: float,
+        **options: Any,
+    ) -> None:
+        label = Path(command[0]).name if label is None else label
+        try:
+            with abortable_run(run_id, groups=groups, label=label, grace=grace) as signal:
+                program = Program(command)
+                with program as process:
+                    detach = signal.attach(process)
+                    code = program.wait()
+                    detach()
+        except RunAborted as aborted:
+            self.stderr.write(str(aborted))
+            sys.exit(ABORTED)
+        except OSError as error:
+            is_missing = isinstance(error, FileNotFoundError)
+            raise CommandError(
+                f"{command[0]}: {error.strerror}",
+                returncode=NOT_FOUND if is_missing else NOT_EXECUTABLE,
+            ) from error
+        sys.exit(code)
