@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from run_abort import AbortController, RunAborted, abortable_run, processes, procfs
+from run_abort import AbortController, RunAborted, abortable_run, families, procfs
 from run_abort.controllers import on_rung
 from run_abort.registry import registry
 from tests.conftest import Configure
@@ -426,4 +426,4 @@ class TestProcfs:
 
     def test_of_nobody_nothing(self) -> None:
         assert procfs.entry_of(2**22 + 1) is None
-        assert processes.family_of(2**22 + 1) is None
+        assert families.family_of(2**22 + 1) is None
