@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from .exceptions import RunAborted
 from .interrupts import Shield
 from .processes import Process, Run, attach, run_async
+from .statements import Cancels
 from .threads import call_logged, spawn
 
 if TYPE_CHECKING:
@@ -211,6 +212,23 @@ class AbortSignal:
             all of its processes are gone, and returns False; so it does if it had ended before.
         """
         return attach(self, process, self.grace if grace is None else grace)
+
+    def cancels(self, connection: Any) -> Cancels:
+        """A stretch in which an abort cancels the statement that runs on a database connection::
+
+            with signal.cancels(connection):
+                Report.objects.raw(...)
+
+        The connection can be used afterwards; a transaction that was open has to be rolled back,
+        which ``transaction.atomic`` does. Statements that were to follow are not begun.
+
+        :param connection: Django's, such as ``django.db.connection``, to PostgreSQL, MySQL,
+            MariaDB or SQLite; only the calling thread uses it.
+        :raises RunAborted: if the run was aborted, before or meanwhile, with the database's error
+            as the ``__cause__`` if there was one.
+        :raises ValueError: at once, if it is a connection of another kind.
+        """
+        return Cancels(self, connection)
 
     def tell_rung(self, rung: str, at: datetime) -> None:
         """Have it known what was done, as asking was not enough, and when. Never blocks."""
