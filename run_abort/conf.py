@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ class Settings:
     :ivar POLL_INTERVAL: the same while Redis is down or absent.
     :ivar PUBLISH_TIMEOUT: bound on the push, whatever the alias's own time-outs and retries say.
     :ivar HEARTBEAT: silence on the link after which it is pinged.
+    :ivar PROCESS_DIR: where programs of this host put their PID files; None: nowhere.
     :ivar LISTEN: ``"auto"``: long-lived processes from ``ready()``, any other at its first
         ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process from ``ready()``;
         False: none.
@@ -45,6 +48,7 @@ class Settings:
     POLL_INTERVAL: float = 1.0
     PUBLISH_TIMEOUT: float = 1.0
     HEARTBEAT: float = 10.0
+    PROCESS_DIR: str | None = None
     LISTEN: Literal["auto"] | bool = "auto"
 
 
@@ -95,6 +99,8 @@ def _load(raw: object) -> Settings:
     values: dict[str, Any] = dict(raw)  # type: ignore[call-overload]
     for key in _DURATIONS.keys() & values.keys():
         values[key] = _seconds(values[key])
+    if values.get("PROCESS_DIR") is not None:
+        values["PROCESS_DIR"] = os.fspath(values["PROCESS_DIR"])
     return Settings(**values)
 
 
@@ -145,12 +151,19 @@ def _value_problems(key: str, value: object) -> Iterator[Problem]:
     elif key == "INTENTS":
         if not isinstance(value, bool):
             yield _wrong("type", key, value, "True or False")
-    elif key == "REDIS_URL" and value is None:
-        pass
-    elif not isinstance(value, str):
+    elif value is not None or getattr(Settings, key) is not None:
+        yield from _text_problems(key, value)
+
+
+def _text_problems(key: str, value: object) -> Iterator[Problem]:
+    if key == "PROCESS_DIR" and isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
         yield _wrong("type", key, value, "a string")
     elif not value:
         yield _wrong("range", key, value, "a string that is not empty")
+    elif key == "PROCESS_DIR" and not Path(value).is_absolute():
+        yield _wrong("range", key, value, "an absolute path")
     elif key == "REDIS_URL" and urlsplit(value).scheme not in _URL_SCHEMES:
         # The URL may hold a password, so it is not shown.
         yield Problem(

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
-from .procfs import PROC, Entry, entry_of, processes
+from .procfs import PROC, Entry, entry_of, owner_of, processes
 
-__all__ = ["Family", "Tell", "end", "family_of"]
+__all__ = ["Family", "Tell", "can_hold", "end", "family_of", "family_of_stranger"]
 
 logger = logging.getLogger("run_abort")
 
@@ -42,31 +42,44 @@ class Family(Protocol):
         """Let go of it."""
 
 
-def family_of(pid: int, *, began: float | None = None) -> Family | None:
-    """The family of a process; None if that is gone.
+def can_hold() -> bool:
+    """Whether this system has what it takes to hold a process that is no child of ours."""
+    return hasattr(os, "pidfd_open") and (PROC / "self" / "stat").exists()
 
-    :param began: as in ``procfs.Entry``; a process that began at another time is not meant.
+
+def family_of(pid: int) -> Family | None:
+    """The family of a child of this process; None if that is gone."""
+    entry = entry_of(pid) if can_hold() else None
+    if entry is not None:
+        family = _HeldFamily(entry)
+        if not family.is_empty():
+            return family
+        # It is gone, or cannot be held: for too many open files, or as the system forbids it.
+        entry = entry_of(pid)
+    return _Group(pid) if entry is not None or not can_hold() else None
+
+
+def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
+    """The family of any process, as far as it belongs to one user; None if it cannot be held.
+
+    :param owner: the number of the user.
     """
-    if not hasattr(os, "pidfd_open") or not (PROC / "self" / "stat").exists():
-        return _Group(pid) if began is None else None
-    entry = entry_of(pid)
-    if entry is None or (began is not None and entry.began != began):
+    if not can_hold():
         return None
-    family = _HeldFamily(entry)
-    if not family.is_empty():
-        return family
-    # It is gone, or cannot be held: for too many open files, or by a system that forbids it.
-    return None if entry_of(pid) is None or began is not None else _Group(pid)
+    family = _HeldFamily(root, owner=owner)
+    return None if family.is_empty() else family
 
 
 class _HeldFamily:
     """One whose members are held by their pidfds.
 
     :param root: the process; a member only if it can be held.
+    :param owner: whose processes alone are members; None for everybody's.
     """
 
-    def __init__(self, root: Entry) -> None:
+    def __init__(self, root: Entry, *, owner: int | None = None) -> None:
         self._root = root
+        self._owner = owner
         # The number is the group's for as long as one of these lives, or the root is not reaped.
         self._group = root.pid if root.group == root.pid else None
         self._members: dict[tuple[int, float], int] = {}
@@ -135,7 +148,8 @@ class _HeldFamily:
             return False
         # It may be another's number by now, but is nobody else's from now on.
         now = entry_of(entry.pid)
-        if now is None or now.began != entry.began:
+        is_meant = now is not None and now.began == entry.began
+        if not is_meant or self._owner not in {None, owner_of(entry.pid)}:
             os.close(fd)
             return False
         self._members[_key(entry)] = fd

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Entry", "boot_time", "entry_of", "processes"]
+__all__ = ["Entry", "boot_time", "entry_of", "owner_of", "processes"]
 
 PROC: Final = Path("/proc")
 TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -47,6 +47,15 @@ def processes() -> Iterator[Entry]:
             entry = entry_of(int(path.name))
             if entry is not None:
                 yield entry
+
+
+def owner_of(pid: int) -> int | None:
+    """The number of the user that a process acts as; None if it is gone."""
+    try:
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
 
 
 def boot_time() -> float:

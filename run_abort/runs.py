@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +28,7 @@ from .interrupts import (
 from .registry import clean_ids, registry
 from .wiring import join
 
-__all__ = ["abortable_run"]
+__all__ = ["abortable_run", "hold"]
 
 logger = logging.getLogger("run_abort")
 
@@ -113,11 +113,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
     def __enter__(self) -> AbortSignal:
         controller = self._begin()
         try:
-            if database.enabled():
-                abort = partial(_abort_by, controller)
-                intent = intents.find(self._ids, late=abort)
-                if intent is not None:
-                    abort(intent)
+            self._look(controller)
             controller.signal.raise_if_aborted()
         except BaseException:
             self._end(controller)
@@ -188,6 +184,14 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             raise
         return controller
 
+    def _look(self, controller: AbortController) -> None:
+        """Abort it, if that was requested before."""
+        if database.enabled():
+            abort = partial(_abort_by, controller)
+            intent = intents.find(self._ids, late=abort)
+            if intent is not None:
+                abort(intent)
+
     def _insist_on(
         self, signal: AbortSignal, rung: Rung, means: Interruption | Cancellation
     ) -> None:
@@ -234,6 +238,30 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         if controller is None or self._end(controller):
             return None
         return controller.signal
+
+
+def hold(
+    run_id: str,
+    *,
+    groups: Iterable[str] = (),
+    label: str = "",
+    grace: float = GRACE,
+) -> tuple[AbortSignal, Callable[[], bool]]:
+    """Work on a run without a block: for work that another program does.
+
+    :return: the signal, which is aborted already if that was requested before, and a function that
+        ends the work, and returns whether that came before any abort.
+    :raises ImproperlyConfigured: and ``TypeError``, ``ValueError``, as :class:`abortable_run`.
+    """
+    block = abortable_run(run_id, groups=groups, label=label, grace=grace)
+    controller = block._begin()
+    end = partial(block._end, controller)
+    try:
+        block._look(controller)
+    except BaseException:
+        end()
+        raise
+    return controller.signal, end
 
 
 class _KeptBlock(abortable_run):

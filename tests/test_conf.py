@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ class TestSettings:
             POLL_INTERVAL=1,
             PUBLISH_TIMEOUT=1,
             HEARTBEAT=10,
+            PROCESS_DIR=None,
             LISTEN="auto",
         )
 
@@ -71,6 +73,10 @@ BAD: list[tuple[object, str, str]] = [
     ({"PUBLISH_TIMEOUT": 0}, "range", "between 0.05 and 60"),
     ({"HEARTBEAT": timedelta(days=-1)}, "range", "between 0.1 and 3600"),
     ({"HEARTBEAT": None}, "type", "number of seconds"),
+    ({"PROCESS_DIR": 7}, "type", "a string"),
+    ({"PROCESS_DIR": ""}, "range", "not empty"),
+    ({"PROCESS_DIR": "relative/path"}, "range", "an absolute path"),
+    ({"PROCESS_DIR": Path("relative")}, "range", "an absolute path"),
     ({"LISTEN": "yes"}, "range", '"auto", True or False'),
     ({"LISTEN": None}, "range", '"auto", True or False'),
     ({"LISTEN": 1}, "range", '"auto", True or False'),

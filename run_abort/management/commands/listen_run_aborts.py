@@ -6,23 +6,32 @@ import json
 import socket
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import channel, conf, database, dispatch, listener, reconciler
+from run_abort.controllers import GRACE
 from run_abort.cursors import MAX_NAME_LENGTH
+from run_abort.families import can_hold
 from run_abort.management.arguments import seconds
 from run_abort.management.bell import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
 from run_abort.management.place import Place
+from run_abort.management.programs import Programs
 from run_abort.management.surroundings import log_to, require_endpoint
 from run_abort.messages import AbortMessage
+from run_abort.pidfiles import PidFile, check_directory
 from run_abort.signals import run_abort_received
 
 TOUCH_EVERY: Final = 86_400.0  # seconds
+MAX_GRACE: Final = 86_400.0  # seconds
+TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file")
 
 
 class Command(BaseCommand):
@@ -68,6 +77,20 @@ class Command(BaseCommand):
             action="store_true",
             help="hear only of aborts that are requested from now on",
         )
+        parser.add_argument(
+            "--processes",
+            action="store_true",
+            help="end the programs of this host that have a PID file <run ID>.<anything>.pid in "
+            "RUN_ABORT['PROCESS_DIR'], with all that they have started, when their run is aborted; "
+            "only this user's",
+        )
+        parser.add_argument(
+            "--grace",
+            type=partial(seconds, most=MAX_GRACE),
+            default=GRACE,
+            metavar="SECONDS",
+            help="for --processes: from SIGTERM to SIGKILL; default: %(default)g",
+        )
 
     def handle(
         self,
@@ -78,48 +101,34 @@ class Command(BaseCommand):
         line_format: str,
         require_redis: bool,
         timeout: float,
+        processes: bool,
+        grace: float,
         **options: Any,
     ) -> None:
         require_endpoint()
+        directory = _process_directory() if processes else None
         log_to(self.stderr, verbosity)
         show = self._printer(line_format) if verbosity else _silent
-        bell = Bell()
 
-        def on_received(**facts: Any) -> None:
-            show("received", **facts)
+        def on_ended(file: PidFile, is_gone: bool) -> None:
+            event = "ended" if is_gone else "not ended"
+            show(event, run_id=file.run_id, pid=file.pid, file=file.path.name)
 
-        run_abort_received.connect(on_received, weak=False, dispatch_uid="run_abort.command")
+        programs = None
+        if directory is not None:
+            programs = Programs(directory, grace=grace, on_ended=on_ended)
         place = Place(name, from_now=from_now) if database.enabled() else None
-        if place is not None:
-            place.take()
-
-        def on_dispatched(message: AbortMessage) -> None:
-            if message.abort_id and place is not None:
-                place.cursor.note(message.abort_id)
-                bell.ring(HEARD)
-
-        forget_cursor = dispatch.on_dispatched(on_dispatched)
-        forget = listener.on_subscribed(lambda missed_since: bell.ring(SUBSCRIBED))
-        restore = bell.ring_on_stop_signals()
-        try:
-            listener.start()
-            if listener.status().state == "listening":  # from before, so nobody will tell us
-                bell.ring(SUBSCRIBED)
-            self._serve(bell, show, place, timeout if require_redis else None)
-        finally:
-            is_current = place is not None and place.is_current()
-            listener.stop(timeout=None)
-            reconciler.stop(timeout=None)
-            while not dispatch.wait_for_handlers(timeout=1):
-                pass
-            if place is not None and is_current:
-                place.cursor.collect()
-                place.cursor.save()
-            restore()
-            forget()
-            forget_cursor()
-            bell.close()
-            run_abort_received.disconnect(dispatch_uid="run_abort.command")
+        with closing(Bell()) as bell, _receiving(show), _hearing(bell, place, programs):
+            if place is not None:
+                place.take()
+            try:
+                listener.start()
+                if listener.status().state == "listening":  # from before, so nobody will tell us
+                    bell.ring(SUBSCRIBED)
+                with programs or nullcontext():
+                    self._serve(bell, show, place, timeout if require_redis else None)
+            finally:
+                _stop(place)
 
     def _serve(
         self, bell: Bell, show: Callable[..., None], place: Place | None, timeout: float | None
@@ -150,6 +159,54 @@ class Command(BaseCommand):
         return show
 
 
+@contextmanager
+def _receiving(show: Callable[..., None]) -> Iterator[None]:
+    """Print what is received."""
+
+    def on_received(**facts: Any) -> None:
+        show("received", **facts)
+
+    run_abort_received.connect(on_received, weak=False, dispatch_uid="run_abort.command")
+    try:
+        yield
+    finally:
+        run_abort_received.disconnect(dispatch_uid="run_abort.command")
+
+
+@contextmanager
+def _hearing(bell: Bell, place: Place | None, programs: Programs | None) -> Iterator[None]:
+    """Ring for what the listener tells, and for signals."""
+
+    def on_dispatched(message: AbortMessage) -> None:
+        if programs is not None:
+            programs.hurry()
+        if message.abort_id and place is not None:
+            place.cursor.note(message.abort_id)
+            bell.ring(HEARD)
+
+    forget_cursor = dispatch.on_dispatched(on_dispatched)
+    forget = listener.on_subscribed(lambda missed_since: bell.ring(SUBSCRIBED))
+    restore = bell.ring_on_stop_signals()
+    try:
+        yield
+    finally:
+        restore()
+        forget()
+        forget_cursor()
+
+
+def _stop(place: Place | None) -> None:
+    """Finish what is being handled, and note how far that is."""
+    is_current = place is not None and place.is_current()
+    listener.stop(timeout=None)
+    reconciler.stop(timeout=None)
+    while not dispatch.wait_for_handlers(timeout=1):
+        pass
+    if place is not None and is_current:
+        place.cursor.collect()
+        place.cursor.save()
+
+
 def _silent(event: str, **facts: Any) -> None:
     pass
 
@@ -159,18 +216,32 @@ def _text_line(event: str, facts: dict[str, Any]) -> str:
     if event == "listening":
         return f"{now} listening on {facts['channel']} as {facts['origin']}"
     # JSON's quotes keep control characters of a stranger off the terminal.
-    quoted = {key: json.dumps(facts[key]) for key in ("run_id", "reason", "actor", "origin")}
-    return f"{now} received " + " ".join(f"{key}={value}" for key, value in quoted.items())
+    told = " ".join(f"{key}={json.dumps(facts[key])}" for key in TEXT_FIELDS if key in facts)
+    return f"{now} {event} {told}"
 
 
 def _json_line(event: str, facts: dict[str, Any]) -> str:
     names = {"run_id": "runId", "abort_id": "abortId"}
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-    for key in ("channel", "run_id", "abort_id", "reason", "actor", "origin"):
+    for key in ("channel", "run_id", "abort_id", "reason", "actor", "origin", "pid", "file"):
         if key in facts:
             value = facts[key]
             line[names.get(key, key)] = str(value) if isinstance(value, UUID) else value
     return json.dumps(line)
+
+
+def _process_directory() -> Path:
+    configured = conf.settings().PROCESS_DIR
+    if configured is None:
+        raise CommandError(
+            "--processes needs RUN_ABORT['PROCESS_DIR'], the directory of the PID files."
+        )
+    if not can_hold():
+        raise CommandError("--processes needs Linux 5.3 or newer, with /proc.")
+    problem = check_directory(Path(configured))
+    if problem:
+        raise CommandError(f"RUN_ABORT['PROCESS_DIR']: {problem}.")
+    return Path(configured)
 
 
 def _name(text: str) -> str:

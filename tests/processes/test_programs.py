@@ -1,0 +1,264 @@
+"""``listen_run_aborts --processes``: programs that know nothing of us, told of by PID files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run_abort import abort_run, inquiry, procfs
+from run_abort.models import AbortDelivery
+from tests.conftest import Configure
+from tests.processes.conftest import Start
+from tests.support import Child, Foreign, wait_until
+
+Program = Callable[..., subprocess.Popen[bytes]]
+
+LISTEN = ("-m", "django", "listen_run_aborts", "--processes", "--format", "json")
+
+
+def is_there(pid: int) -> bool:
+    entry = procfs.entry_of(pid)
+    return entry is not None and not entry.is_dead
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "pids"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def project(project: dict[str, Any], directory: Path) -> dict[str, Any]:
+    project["RUN_ABORT"] |= {"PROCESS_DIR": str(directory)}
+    return project
+
+
+@pytest.fixture
+def program(directory: Path) -> Iterator[Program]:
+    """Starts a shell that says its number in a file, and then does something."""
+    with ExitStack() as stack:
+
+        def start(name: str, then: str = "exec sleep 600") -> subprocess.Popen[bytes]:
+            path = directory / f"{name}.pid"
+            process = subprocess.Popen(
+                ["sh", "-c", f"echo $$ > '{path}'; {then}"], start_new_session=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            wait_until(lambda: not path.exists() or path.read_text().endswith("\n"))
+            return process
+
+        yield start
+
+
+def wait_until_held(pid: int, run_id: str) -> None:
+    """Its listener says that it works on the run."""
+
+    def is_held() -> bool:
+        census = inquiry.ask_status(timeout=5)
+        return any(run.run_id == run_id for each in census.processes for run in each.runs)
+
+    wait_until(is_held)
+
+
+class TestAbort:
+    def test_ends_the_program_with_its_children_and_removes_the_file(
+        self,
+        start: Start,
+        program: Program,
+        directory: Path,
+        foreign: Foreign,
+        configure: Configure,
+    ) -> None:
+        configure(LISTEN=False)
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        process = program("run-1.main", "sleep 600 & wait")
+        other = program("run-2.main")
+        wait_until_held(process.pid, "run-1")
+        wait_until_held(other.pid, "run-2")
+        family = [each.pid for each in procfs.processes() if each.group == process.pid]
+        assert len(family) == 2
+        foreign.publish("run-1")
+        line = json.loads(child.wait_for('"ended"'))
+        assert (
+            line.items() >= {"runId": "run-1", "pid": process.pid, "file": "run-1.main.pid"}.items()
+        )
+        assert process.wait(20) == -signal.SIGTERM
+        assert not any(map(is_there, family))
+        assert [path.name for path in directory.iterdir()] == ["run-2.main.pid"]
+        assert other.poll() is None
+
+    def test_kills_what_does_not_obey(
+        self, start: Start, program: Program, foreign: Foreign, configure: Configure
+    ) -> None:
+        configure(LISTEN=False)
+        child = start(*LISTEN, "--grace", "0.3")
+        child.wait_for('"listening"')
+        process = program("run-1.main", "trap '' TERM; while :; do sleep 1; done")
+        wait_until_held(process.pid, "run-1")
+        foreign.publish("run-1")
+        child.wait_for('"ended"')
+        assert process.wait(20) == -signal.SIGKILL
+
+    def test_of_one_whose_file_was_just_written(
+        self, start: Start, program: Program, foreign: Foreign
+    ) -> None:
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        time.sleep(0.3)  # it has just looked, and will not for a while
+        process = program("a%2Fb.main")
+        foreign.publish("a/b")
+        # What was not seen in time has no row to be found by here; so the program asks again.
+        wait_until(lambda: foreign.publish("a/b") and process.poll() is not None)
+        assert process.poll() == -signal.SIGTERM
+
+
+class TestDatabase:
+    @pytest.fixture(autouse=True)
+    def rows(self, project: dict[str, Any], settings: Any, transactional_db: None) -> None:
+        from django.db import connection
+
+        project["DATABASES"] = {
+            "default": {
+                key: value
+                for key, value in settings.DATABASES["default"].items()
+                if isinstance(value, (str, int, float, dict))
+            }
+            | {"NAME": str(connection.settings_dict["NAME"])}
+        }
+        project["RUN_ABORT"] |= {"INTENTS": True}
+
+    def test_one_that_starts_after_the_abort_is_ended_and_has_its_timeline(
+        self, start: Start, program: Program, configure: Configure
+    ) -> None:
+        configure(INTENTS=True, LISTEN=False)
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        outcome = abort_run("run-1")
+        process = program("run-1.main")
+        child.wait_for('"ended"')
+        assert process.wait(20) == -signal.SIGTERM
+        wait_until(lambda: AbortDelivery.objects.filter(stopped_at__isnull=False).exists())
+        (row,) = AbortDelivery.objects.all()
+        assert row.request_id == outcome.abort_id
+        assert (row.way, row.pid) == ("start", child.process.pid)
+        assert [rung for rung, _ in row.steps()] == ["terminate"]
+
+    def test_the_one_who_waits_is_told_when_it_is_gone(
+        self, start: Start, program: Program, configure: Configure
+    ) -> None:
+        configure(INTENTS=True, LISTEN=False)
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        process = program(
+            "run-1.main", "trap 'sleep 0.5; exit 3' TERM; while :; do sleep 0.1; done"
+        )
+        wait_until_held(process.pid, "run-1")
+        outcome = abort_run("run-1", wait=15)
+        assert outcome.stopped
+        assert process.poll() == 3
+        (holder,) = outcome.holders
+        assert (holder.pid, holder.labels, holder.insisted) == (
+            child.process.pid,
+            ("main",),
+            ("terminate",),
+        )
+
+
+class TestLife:
+    def test_one_that_ends_by_itself_is_forgotten_and_its_file_removed(
+        self, start: Start, program: Program, directory: Path, configure: Configure
+    ) -> None:
+        configure(LISTEN=False)
+        start(*LISTEN).wait_for('"listening"')
+        process = program("run-1.main", "sleep 2")
+        wait_until_held(process.pid, "run-1")
+        process.wait()
+        wait_until(lambda: not list(directory.iterdir()))
+        wait_until(lambda: not inquiry.ask_status(timeout=5).processes[0].held)
+
+    def test_one_that_removes_its_file_is_let_go(
+        self,
+        start: Start,
+        program: Program,
+        directory: Path,
+        foreign: Foreign,
+        configure: Configure,
+    ) -> None:
+        configure(LISTEN=False)
+        start(*LISTEN).wait_for('"listening"')
+        process = program("run-1.main")
+        wait_until_held(process.pid, "run-1")
+        (directory / "run-1.main.pid").unlink()
+        wait_until(lambda: not inquiry.ask_status(timeout=5).processes[0].held)
+        foreign.publish("run-1")
+        time.sleep(0.5)
+        assert process.poll() is None
+
+    def test_stale_files_are_removed_and_doubtful_ones_told_of(
+        self, start: Start, directory: Path
+    ) -> None:
+        with subprocess.Popen(["true"]) as process:
+            process.wait()
+        (directory / "run-1.gone.pid").write_text(f"{process.pid}\n")
+        (directory / "run-1.text.pid").write_text("no number\n")
+        (directory / "other").write_text("not ours")
+        child = start(*LISTEN)
+        child.wait_for_all("run-1.text.pid is not acted on", '"listening"')
+        wait_until(lambda: not (directory / "run-1.gone.pid").exists())
+        time.sleep(1.5)  # it looks again, and says no more
+        assert {path.name for path in directory.iterdir()} == {"run-1.text.pid", "other"}
+        assert str(child).count("is not acted on") == 1
+
+    def test_a_listener_that_ends_leaves_programs_alone(
+        self, start: Start, program: Program, configure: Configure
+    ) -> None:
+        configure(LISTEN=False)
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        process = program("run-1.main")
+        wait_until_held(process.pid, "run-1")
+        child.send(signal.SIGTERM)
+        assert child.wait() == 0
+        assert process.poll() is None
+
+    def test_one_that_is_being_ended_is_waited_for(
+        self, start: Start, program: Program, foreign: Foreign, configure: Configure
+    ) -> None:
+        configure(LISTEN=False)
+        child = start(*LISTEN)
+        child.wait_for('"listening"')
+        process = program("run-1.main", "trap 'sleep 1; exit 3' TERM; while :; do sleep 0.1; done")
+        wait_until_held(process.pid, "run-1")
+        foreign.publish("run-1")
+        child.wait_for('"received"')
+        child.send(signal.SIGTERM)
+        assert child.wait() == 0
+        assert process.wait(20) == 3
+        assert '"ended"' in str(child)
+
+
+class TestConfiguration:
+    def test_it_takes_the_setting(self, start: Start, project: dict[str, Any]) -> None:
+        del project["RUN_ABORT"]["PROCESS_DIR"]
+        child: Child = start(*LISTEN)
+        assert child.wait() == 1
+        assert "RUN_ABORT['PROCESS_DIR']" in str(child)
+
+    def test_a_directory_that_cannot_be_trusted_is_refused(
+        self, start: Start, directory: Path
+    ) -> None:
+        directory.chmod(0o777)
+        child: Child = start(*LISTEN)
+        assert child.wait() == 1
+        assert "written by everybody" in str(child)
