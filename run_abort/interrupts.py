@@ -171,15 +171,15 @@ def _no_thread_begins() -> Iterator[bool]:
     """
     if sys.version_info >= (3, 12):
         yield True
-        return
-    lock: Any = threading._active_limbo_lock  # type: ignore[attr-defined]
-    if not lock.acquire(blocking=False):
-        yield False
-        return
-    try:
-        yield not threading._limbo  # type: ignore[attr-defined]
-    finally:
-        lock.release()
+    else:
+        lock: Any = threading._active_limbo_lock  # type: ignore[attr-defined]
+        if not lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield not threading._limbo  # type: ignore[attr-defined]
+        finally:
+            lock.release()
 
 
 def _arriving(interruption: Interruption) -> type[RunAborted]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from django.conf import settings
 from django.db import connection
 
 from run_abort import procfs
@@ -52,6 +53,16 @@ def unmigrated(table: str = "run_abort_abortrequest") -> Iterator[None]:
         yield
     finally:
         rename("run_abort_hidden", table)
+
+
+def shared_rows() -> dict[str, Any]:
+    """The setting by which another process keeps its rows where this test does."""
+    database = {
+        key: value
+        for key, value in settings.DATABASES["default"].items()
+        if isinstance(value, (str, int, float, dict))
+    }
+    return {"default": database | {"NAME": str(connection.settings_dict["NAME"])}}
 
 
 class Child:

@@ -17,7 +17,7 @@ from run_abort import abort_run, inquiry, procfs
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
 from tests.processes.conftest import Start
-from tests.support import Child, Foreign, wait_until
+from tests.support import Child, Foreign, shared_rows, wait_until
 
 Program = Callable[..., subprocess.Popen[bytes]]
 
@@ -125,17 +125,8 @@ class TestAbort:
 
 class TestDatabase:
     @pytest.fixture(autouse=True)
-    def rows(self, project: dict[str, Any], settings: Any, transactional_db: None) -> None:
-        from django.db import connection
-
-        project["DATABASES"] = {
-            "default": {
-                key: value
-                for key, value in settings.DATABASES["default"].items()
-                if isinstance(value, (str, int, float, dict))
-            }
-            | {"NAME": str(connection.settings_dict["NAME"])}
-        }
+    def rows(self, project: dict[str, Any], transactional_db: None) -> None:
+        project["DATABASES"] = shared_rows()
         project["RUN_ABORT"] |= {"INTENTS": True}
 
     def test_one_that_starts_after_the_abort_is_ended_and_has_its_timeline(

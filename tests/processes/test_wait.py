@@ -20,7 +20,7 @@ from run_abort import AbortOutcome, abort_run, abort_runs, inquiry
 from run_abort.models import AbortDelivery, AbortRequest
 from tests.conftest import Configure
 from tests.processes.conftest import Start
-from tests.support import Child, wait_until
+from tests.support import Child, shared_rows, wait_until
 
 SUBSCRIBE = "from tests.workers import subscribe; subscribe()"
 LINGER = "import sys; from tests.workers import linger; linger(*sys.argv[1:4])"
@@ -254,18 +254,9 @@ class TestMany:
 
 
 @pytest.fixture
-def database(project: dict[str, Any], settings: Any, transactional_db: None) -> dict[str, Any]:
+def database(project: dict[str, Any], transactional_db: None) -> dict[str, Any]:
     """The processes under test keep their rows where this one does."""
-    from django.db import connection
-
-    project["DATABASES"] = {
-        "default": {
-            key: value
-            for key, value in settings.DATABASES["default"].items()
-            if isinstance(value, (str, int, float, dict))
-        }
-        | {"NAME": str(connection.settings_dict["NAME"])}
-    }
+    project["DATABASES"] = shared_rows()
     project["RUN_ABORT"] |= {"INTENTS": True, "POLL_INTERVAL": 0.1, "RECONCILE_INTERVAL": 0.1}
     return project
 

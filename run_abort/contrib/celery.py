@@ -1,0 +1,225 @@
+"""Celery: tasks that are abortable runs.
+
+    @app.task(base=AbortableTask, bind=True)
+    def import_file(self, path):
+        for row in rows(path):
+            self.abort_signal.raise_if_aborted()
+            save(row)
+
+    result = import_file.delay(path)
+    abort_run(result.id, reason="wrong file", actor=request.user)
+
+The run ID is the task's ID. The task also answers to the ID of its root task and of its group, so
+that a chain, a group or a chord is aborted by these. An aborted task ends in the state
+``"ABORTED"``, is not retried, and its result says who aborted it, and why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, ClassVar, Final
+
+try:
+    from celery import Celery, Task, signals
+    from celery.exceptions import Ignore, TaskRevokedError, TimeoutError  # noqa: A004
+    from celery.result import AsyncResult
+except ImportError as error:
+    raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
+
+from run_abort.controllers import GRACE, AbortSignal
+from run_abort.exceptions import RunAborted
+from run_abort.insistence import Rung
+from run_abort.intents import find
+from run_abort.runs import abortable_run
+from run_abort.signals import run_abort_requested
+from run_abort.threads import Lane
+
+__all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
+
+ABORTED: Final = "ABORTED"
+LOOK: Final = 0.5  # seconds between two looks at the state of a task that is waited for
+
+
+class TaskAborted(Exception):  # noqa: N818  it is what became of a task
+    """Raised by ``AbortableResult.get()`` for a task that was aborted.
+
+    :ivar run_id: of the task, or whatever it was aborted by; ``reason`` and ``actor`` may be empty.
+    """
+
+    def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
+        super().__init__(run_id, reason, actor)
+        self.run_id = run_id
+        self.reason = reason
+        self.actor = actor
+
+    def __str__(self) -> str:
+        return str(RunAborted(self.run_id, self.reason, self.actor))
+
+
+class AbortableResult(AsyncResult):
+    """The result of an :class:`AbortableTask`: an aborted task is ready, and failed."""
+
+    def ready(self) -> bool:
+        return self.state == ABORTED or super().ready()
+
+    def failed(self) -> bool:
+        return self.state == ABORTED or super().failed()
+
+    def maybe_throw(self, propagate: bool = True, callback: Any = None) -> Any:
+        """As Celery's; an aborted task raises :class:`TaskAborted`."""
+        self._raise_if_aborted(propagate)
+        return super().maybe_throw(propagate, callback)
+
+    maybe_reraise = maybe_throw
+
+    def get(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:
+        """As Celery's, which waits for ever for a state that it does not know.
+
+        :raises TaskAborted: if the task was aborted, unless ``propagate`` is False.
+        :raises celery.exceptions.TimeoutError: as Celery's does.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self.state == ABORTED:
+                self._raise_if_aborted(propagate)
+                return self.result
+            left = LOOK if deadline is None else min(LOOK, deadline - time.monotonic())
+            try:
+                return super().get(timeout=max(left, 0.01), propagate=propagate, **options)
+            except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+            except TaskRevokedError:
+                if not self._turns_aborted():
+                    raise
+
+    def _turns_aborted(self) -> bool:
+        """Whether it was revoked because it was aborted, which its worker notes a moment later."""
+        deadline = time.monotonic() + LOOK
+        while self.state != ABORTED and time.monotonic() < deadline:
+            time.sleep(LOOK / 10)
+            self._cache = None
+        return bool(self.state == ABORTED)
+
+    def _raise_if_aborted(self, propagate: bool) -> None:
+        if propagate and self.state == ABORTED:
+            raise TaskAborted(**_facts_in(self.result))
+
+
+def _facts_in(result: object) -> dict[str, str]:
+    facts = result if isinstance(result, dict) else {}
+    return {key: str(facts.get(key, "")) for key in ("run_id", "reason", "actor")}
+
+
+class AbortableTask(Task):
+    """A base class for tasks: each execution is an abortable run.
+
+    :cvar abort_grace: as ``grace`` of ``abortable_run``; an option of ``@app.task``, too.
+    :cvar abort_insist: as ``insist`` of ``abortable_run``; an option of ``@app.task``, too.
+    """
+
+    abstract = True
+    abort_grace: ClassVar[float] = GRACE
+    abort_insist: ClassVar[Rung | Iterable[Rung]] = ()
+
+    def get_run_id(self, request: Any) -> str:
+        """The run that an execution works on; by default the task's ID. To be overridden.
+
+        :param request: Celery's; as ``self.request``, but also of one that has not begun.
+        """
+        return str(request.id)
+
+    def get_run_groups(self, request: Any) -> Iterable[str]:
+        """Further IDs that it answers to; by default those of its root and of its group."""
+        return [each for each in (request.root_id, request.group) if each]
+
+    @property
+    def abort_signal(self) -> AbortSignal:
+        """The signal of this execution.
+
+        :raises RuntimeError: if the task was called as a function, outside of any execution.
+        """
+        signal: AbortSignal | None = getattr(self.request, "abort_signal", None)
+        if signal is None:
+            raise RuntimeError(f"{self.name} is not executed by a worker, and has no signal")
+        return signal
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.request.called_directly:
+            return self.run(*args, **kwargs)
+        try:
+            with abortable_run(
+                self.get_run_id(self.request),
+                groups=self.get_run_groups(self.request),
+                label=self.name,
+                grace=self.abort_grace,
+                insist=self.abort_insist,
+            ) as signal:
+                self.request.abort_signal = signal
+                return self.run(*args, **kwargs)
+        except RunAborted as aborted:
+            error = TaskAborted(aborted.run_id, aborted.reason, aborted.actor)
+            if self.request.is_eager:
+                raise error from aborted
+            _mark(self, self.request, error)
+            raise Ignore(str(aborted)) from aborted
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableResult:  # noqa: N802
+        """The result of a task by its ID."""
+        return AbortableResult(task_id, backend=self.backend, task_name=self.name, **kwargs)
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Have what has not begun revoked, too, so that no worker needs to begin with it."""
+        super().on_bound(app)
+        run_abort_requested.connect(
+            partial(_revoke_soon, app), weak=False, dispatch_uid=("run_abort.celery", id(app))
+        )
+
+
+def _mark(task: Any, request: Any, error: TaskAborted) -> None:
+    """Store what became of the task, and tell its chord, its chain and its errbacks."""
+    backend = task.backend
+    facts = {"run_id": error.run_id, "reason": error.reason, "actor": error.actor}
+    if not (request.ignore_result or task.ignore_result):
+        backend.store_result(request.id, facts, ABORTED, request=request)
+        for task_id in _chained(request):
+            backend.store_result(task_id, facts, ABORTED)
+    # A chord would take a state that it does not know for success.
+    backend.mark_as_failure(request.id, error, request=request, store_result=False)
+
+
+def _chained(request: Any) -> Iterable[str]:
+    """The tasks of its chain that will never begin now."""
+    for each in getattr(request, "chain", None) or ():
+        task_id = (each.get("options") or {}).get("task_id")
+        if task_id:
+            yield task_id
+
+
+def _revoke_soon(app: Celery, *, run_id: str, **facts: Any) -> None:
+    _revocations.put((app, run_id))
+
+
+def _revoke(wanted: tuple[Celery, str]) -> None:
+    app, run_id = wanted
+    app.control.revoke(run_id)
+
+
+# On a thread of its own: the broker may keep whoever asks it waiting for long.
+_revocations: Final[Lane[tuple[Celery, str]]] = Lane(_revoke, name="run_abort-celery")
+
+
+@signals.task_revoked.connect(dispatch_uid="run_abort.celery")
+def _mark_revoked(
+    sender: Any = None, request: Any = None, terminated: bool = False, **kwargs: Any
+) -> None:
+    """In the worker: what was revoked because it was aborted has been aborted."""
+    if not isinstance(sender, AbortableTask) or terminated or kwargs.get("expired"):
+        return
+    ids = [sender.get_run_id(request), *sender.get_run_groups(request)]
+    intent = find(ids, late=bool)
+    if intent is not None:
+        _mark(sender, request, TaskAborted(intent.run_id, intent.reason, intent.actor))
