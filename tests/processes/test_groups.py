@@ -1,0 +1,125 @@
+"""A run with children, in processes of their own, and with what these have started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from run_abort import abort_run, clear_run_abort
+from run_abort.models import AbortDelivery
+from tests.conftest import Configure
+from tests.processes.conftest import Start
+from tests.support import Child, shared_rows, wait_until
+from tests.test_processes import is_there
+
+# What a child run starts: a program, which starts another that does not listen to SIGTERM.
+PROGRAM = """
+import signal, subprocess, sys, time
+inner = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True);"
+process = subprocess.Popen(
+    [sys.executable, "-c", inner + "time.sleep(600)"], stdout=subprocess.PIPE
+)
+process.stdout.readline()
+print("started", process.pid, flush=True)
+time.sleep(600)
+"""
+WORK = f"""
+import os, sys
+from tests.workers import *
+django.setup()
+from run_abort import RunAborted, abortable_run
+run_id, parent, kind = sys.argv[1:]
+try:
+    with abortable_run(run_id, groups=[parent] if parent else [], label=kind, grace=0.3) as signal:
+        say("working on", run_id)
+        if kind == "program":
+            signal.run([sys.executable, "-c", {PROGRAM!r}])
+        signal.wait()
+except RunAborted as aborted:
+    say("aborted", aborted.run_id, aborted.reason)
+"""
+
+Work = Callable[..., Child]
+
+
+@pytest.fixture
+def work(
+    start: Start, project: dict[str, Any], transactional_db: None, configure: Configure
+) -> Work:
+    """Starts a process that works on a run, which may have a parent."""
+    configure(INTENTS=True, LISTEN=False)
+    project["DATABASES"] = shared_rows()
+    project["RUN_ABORT"] |= {"INTENTS": True}
+
+    def work(run_id: str, parent: str = "", kind: str = "thread") -> Child:
+        return start("-c", WORK, run_id, parent, kind)
+
+    return work
+
+
+def is_subscribed(process: Child) -> bool:
+    return "Listening for aborts" in str(process)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_run_stops_with_its_children_and_their_programs(work: Work) -> None:
+    parent = work("import-1")
+    child = work("import-1-part-1", "import-1")
+    with_program = work("import-1-part-2", "import-1", "program")
+    stranger = work("import-2-part-1", "import-2")
+    for process in (parent, child, stranger):
+        process.wait_for("working on")
+    pid = int(with_program.wait_for("started").split()[1])
+    for process in (parent, child, with_program, stranger):
+        wait_until(partial(is_subscribed, process))
+
+    outcome = abort_run("import-1", reason="wrong file", actor="ann", wait=15)
+
+    assert outcome.stopped
+    assert not is_there(pid)
+    assert {answer.pid for answer in outcome.holders} == {
+        each.process.pid for each in (parent, child, with_program)
+    }
+    assert parent.wait_for("aborted") == "aborted import-1 wrong file"
+    assert child.wait_for("aborted") == "aborted import-1-part-1 wrong file"
+    assert with_program.wait_for("aborted") == "aborted import-1-part-2 wrong file"
+
+    late = work("import-1-part-3", "import-1")
+    assert late.wait_for("aborted") == "aborted import-1-part-3 wrong file"
+    assert late.wait() == 0
+    assert "working on" not in str(late)
+
+    expected = {
+        (parent.process.pid, "channel", ()),
+        (child.process.pid, "channel", ()),
+        (with_program.process.pid, "channel", ("terminate", "kill")),
+        (late.process.pid, "start", ()),
+    }
+
+    def timeline() -> set[tuple[int, str, tuple[str, ...]]]:
+        rows = AbortDelivery.objects.filter(request=outcome.abort_id, stopped_at__isnull=False)
+        return {(row.pid, row.way, tuple(rung for rung, _ in row.steps())) for row in rows}
+
+    wait_until(lambda: timeline() == expected)
+    assert stranger.process.poll() is None
+
+
+def test_a_child_can_be_aborted_alone_and_a_cleared_parent_has_children_again(work: Work) -> None:
+    parent = work("import-1")
+    child = work("import-1-part-1", "import-1")
+    for process in (parent, child):
+        process.wait_for("working on")
+        wait_until(partial(is_subscribed, process))
+
+    assert abort_run("import-1-part-1", wait=10).stopped
+    assert child.wait() == 0
+    assert parent.process.poll() is None
+
+    assert abort_run("import-1", wait=10).stopped
+    assert clear_run_abort("import-1") == 1
+    again = work("import-1-part-2", "import-1")
+    again.wait_for("working on import-1-part-2")
