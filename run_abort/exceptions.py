@@ -1,4 +1,4 @@
-"""The exception that an abort becomes."""
+"""The exceptions that an abort becomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-__all__ = ["RunAborted"]
+__all__ = ["RunAborted", "TaskAborted"]
 
 
 class RunAborted(BaseException):
@@ -42,3 +42,20 @@ class RunAborted(BaseException):
         if self.reason:
             text += f": {self.reason}"
         return text
+
+
+class TaskAborted(Exception):  # noqa: N818  it is what became of a task
+    """What became of a task of a queue that was aborted, in the words of that queue.
+
+    An ``Exception``, because a queue takes note of those. Its attributes are those of
+    :class:`RunAborted`. It pickles.
+    """
+
+    def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
+        super().__init__(run_id, reason, actor)
+        self.run_id = run_id
+        self.reason = reason
+        self.actor = actor
+
+    def __str__(self) -> str:
+        return str(RunAborted(self.run_id, self.reason, self.actor))

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ INSTALLED_APPS = [
     "tests.jobs",
     "run_abort",
 ]
+if find_spec("django_tasks_db"):  # the pages are tested without any queue
+    INSTALLED_APPS.append("django_tasks_db")
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -71,6 +74,7 @@ elif os.environ.get("TESTS_DATABASE") == "mysql":
     _mariadb = MariadbServer().start()
     atexit.register(_mariadb.close)
     DATABASES = {"default": _mariadb.database}
+MIGRATION_MODULES = {"django_tasks_database": None}  # its tables are made in one step
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The process of the tests listens where a test says so.

@@ -167,6 +167,7 @@ HOUSE: Final[dict[str, set[str]]] = {
         "signals",
         "threads",
     },
+    "contrib.tasks": {"controllers", "exceptions", "insistence", "runs"},
     "management.arguments": {"registry"},
     "management.commands.abort_run": {"aborts", "answers", "management.arguments", "messages"},
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},

@@ -29,7 +29,7 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
 
 from run_abort.controllers import GRACE, AbortSignal
-from run_abort.exceptions import RunAborted
+from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.insistence import Rung
 from run_abort.intents import find
 from run_abort.runs import abortable_run
@@ -40,22 +40,6 @@ __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 
 ABORTED: Final = "ABORTED"
 LOOK: Final = 0.5  # seconds between two looks at the state of a task that is waited for
-
-
-class TaskAborted(Exception):  # noqa: N818  it is what became of a task
-    """Raised by ``AbortableResult.get()`` for a task that was aborted.
-
-    :ivar run_id: of the task, or whatever it was aborted by; ``reason`` and ``actor`` may be empty.
-    """
-
-    def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
-        super().__init__(run_id, reason, actor)
-        self.run_id = run_id
-        self.reason = reason
-        self.actor = actor
-
-    def __str__(self) -> str:
-        return str(RunAborted(self.run_id, self.reason, self.actor))
 
 
 class AbortableResult(AsyncResult):
@@ -160,7 +144,7 @@ class AbortableTask(Task):
                 self.request.abort_signal = signal
                 return self.run(*args, **kwargs)
         except RunAborted as aborted:
-            error = TaskAborted(aborted.run_id, aborted.reason, aborted.actor)
+            error = TaskAborted(*aborted.args)
             if self.request.is_eager:
                 raise error from aborted
             _mark(self, self.request, error)

@@ -1,0 +1,157 @@
+"""Django's own tasks: tasks that are abortable runs.
+
+    @task(takes_context=True)
+    @abortable_task
+    def import_file(context, path):
+        for row in rows(path):
+            context.abort_signal.raise_if_aborted()
+            save(row)
+
+    result = import_file.enqueue(path)
+    abort_run(result.id, reason="wrong file", actor=request.user)
+
+The run ID is the ID of the task's result. An aborted task ends as ``FAILED``, as Django knows no
+other state for it; its error is :class:`TaskAborted`, and says who aborted it, and why.
+
+``task`` is that of ``django.tasks``, or of the package ``django_tasks``, which Django 5.2 needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+import django
+
+if TYPE_CHECKING:
+    from django.tasks.base import TaskContext as AnyTaskContext
+    from django.tasks.base import TaskResult as AnyTaskResult
+
+    TaskContext = AnyTaskContext[Any, Any]
+    TaskResult = AnyTaskResult[Any, Any]
+elif django.VERSION >= (6, 0):
+    from django.tasks import TaskContext
+else:
+    try:
+        from django_tasks import TaskContext
+    except ImportError as error:
+        raise ImportError(
+            "run_abort.contrib.tasks needs Django 6.0, or django-tasks: pip install django-tasks"
+        ) from error
+
+from run_abort.controllers import GRACE, AbortSignal
+from run_abort.exceptions import RunAborted, TaskAborted
+from run_abort.insistence import Rung, clean_grace, clean_rungs
+from run_abort.runs import abortable_run
+
+__all__ = ["AbortableContext", "TaskAborted", "abortable_task"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortableContext(TaskContext):  # type: ignore[misc]  # the base class is frozen, too
+    """The context of an abortable task.
+
+    :ivar abort_signal: the signal of this execution.
+    """
+
+    abort_signal: AbortSignal
+
+
+def _id_of(result: TaskResult) -> str:
+    return result.id
+
+
+def _no_groups(result: TaskResult) -> Iterable[str]:
+    return ()
+
+
+@overload
+def abortable_task(
+    function: Callable[Concatenate[AbortableContext, P], T],
+) -> Callable[Concatenate[Any, P], T]: ...
+
+
+@overload
+def abortable_task(
+    *,
+    run_id: Callable[[TaskResult], str] = ...,
+    groups: Callable[[TaskResult], Iterable[str]] = ...,
+    grace: float = ...,
+    insist: Rung | Iterable[Rung] = ...,
+) -> Callable[
+    [Callable[Concatenate[AbortableContext, P], T]], Callable[Concatenate[Any, P], T]
+]: ...
+
+
+def abortable_task(
+    function: Callable[..., Any] | None = None,
+    *,
+    run_id: Callable[[TaskResult], str] = _id_of,
+    groups: Callable[[TaskResult], Iterable[str]] = _no_groups,
+    grace: float = GRACE,
+    insist: Rung | Iterable[Rung] = (),
+) -> Callable[..., Any]:
+    """Make each execution of a task an abortable run; below ``@task(takes_context=True)``.
+
+    The function, which may be a coroutine function, gets an :class:`AbortableContext`.
+
+    :param run_id: names the run that an execution works on; by default the result's ID. Called
+        with the result in the worker, in the thread of the task, before it begins.
+    :param groups: names further IDs that it answers to; called as ``run_id`` is.
+    :param grace: as that of ``abortable_run``, in seconds.
+    :param insist: as that of ``abortable_run``: ``"interrupt"`` for functions, ``"cancel"`` for
+        coroutine functions.
+    :raises TypeError: or ``ValueError``, at once, if ``grace`` or ``insist`` is invalid; the task
+        raises ``TypeError`` if it takes no context.
+    :raises TaskAborted: in the task, if that was aborted, also before it began.
+    """
+    grace, rungs = clean_grace(grace), clean_rungs(insist)
+
+    def block(context: Any) -> abortable_run:
+        result = getattr(context, "task_result", None)
+        if result is None:
+            raise TypeError("@abortable_task stands below @task(takes_context=True)")
+        return abortable_run(
+            run_id(result),
+            groups=groups(result),
+            label=result.task.module_path,
+            grace=grace,
+            insist=rungs,
+        )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
+            with _told_as_error(), block(context) as signal:
+                return function(_abortable(context, signal), *args, **kwargs)
+
+        @wraps(function)
+        async def execute_async(context: Any, *args: Any, **kwargs: Any) -> Any:
+            with _told_as_error():
+                async with block(context) as signal:
+                    return await function(_abortable(context, signal), *args, **kwargs)
+
+        return execute_async if iscoroutinefunction(function) else execute
+
+    return decorate if function is None else decorate(function)
+
+
+def _abortable(context: Any, signal: AbortSignal) -> AbortableContext:
+    values = {field.name: getattr(context, field.name) for field in fields(TaskContext)}
+    return AbortableContext(**values, abort_signal=signal)
+
+
+@contextmanager
+def _told_as_error() -> Iterator[None]:
+    """An aborted task has failed to its backend, which need not expect a BaseException."""
+    try:
+        yield
+    except RunAborted as aborted:
+        raise TaskAborted(*aborted.args) from aborted
