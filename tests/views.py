@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
+from collections.abc import AsyncGenerator, Iterator
 
-from django.http import HttpRequest, JsonResponse
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
-from run_abort import RunAborted, abort_run, abortable_run, listener
+from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, listener
+from run_abort.http import AbortableRequest, abortable_stream, abortable_view
+from run_abort.registry import registry
 
 
 def status(request: HttpRequest) -> JsonResponse:
@@ -43,3 +48,68 @@ async def hold_async(request: HttpRequest, run_id: str) -> JsonResponse:
 def abort(request: HttpRequest, run_id: str) -> JsonResponse:
     outcome = abort_run(run_id, reason=f"by {os.getpid()}")
     return JsonResponse({"pid": os.getpid(), "listeners": outcome.listeners})
+
+
+def inside(request: HttpRequest) -> JsonResponse:
+    """What this process holds, and which threads of ours it has."""
+    names = sorted(t.name for t in threading.enumerate() if t.name.startswith("run_abort"))
+    return JsonResponse({"held": registry.ids(), "threads": names})
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+@abortable_view(lambda request, run_id: run_id)
+def report(request: AbortableRequest, run_id: str) -> JsonResponse:
+    """Works until it is aborted."""
+    say(f"holding {run_id}")
+    request.abort_signal.sleep(60)
+    return JsonResponse({"whole": True})
+
+
+async def _report(request: AbortableRequest, run_id: str) -> JsonResponse:
+    say(f"holding {run_id}")
+    await asyncio.sleep(60)
+    return JsonResponse({"whole": True})
+
+
+report_async = abortable_view(lambda request, run_id: run_id)(_report)
+report_tied = abortable_view(lambda request, run_id: run_id, abort_on_disconnect=True)(_report)
+
+
+def stream(request: HttpRequest, run_id: str) -> StreamingHttpResponse:
+    """Streams rows until it is aborted, or its client has gone; or a number of rows."""
+    number = int(request.GET.get("rows", 100_000))
+
+    def rows(signal: AbortSignal) -> Iterator[str]:
+        try:
+            for _ in range(number):
+                yield "row\n"
+                signal.sleep(0.02)
+        finally:
+            say(f"left {run_id} {signal.aborted}")
+
+    tied = "tied" in request.GET
+    return StreamingHttpResponse(abortable_stream(run_id, rows, abort_on_disconnect=tied))
+
+
+async def stream_async(request: HttpRequest, run_id: str) -> StreamingHttpResponse:
+    """The same in the event loop; or rows that are longer than a client reads in one go."""
+    number = int(request.GET.get("rows", 100_000))
+    length = int(request.GET.get("length", 0))
+
+    async def rows(signal: AbortSignal) -> AsyncGenerator[str, None]:
+        try:
+            for _ in range(number):
+                yield "row\n"
+                if length:
+                    yield "x" * length
+                else:
+                    await asyncio.sleep(0.02)
+        finally:
+            await sync_to_async(say)(f"left {run_id} {signal.aborted}")
+
+    tied = "tied" in request.GET
+    return StreamingHttpResponse(abortable_stream(run_id, rows, abort_on_disconnect=tied))
