@@ -17,7 +17,7 @@ from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
 from run_abort.signals import run_abort_requested
-from tests.processes.conftest import Start
+from tests.processes.conftest import Start, all_subscribed
 from tests.support import Child, wait_until
 
 POOLS = ["prefork", "threads", "solo"]
@@ -67,7 +67,9 @@ def start_worker(
             *("worker", "-P", pool, "-c", str(concurrency), "-l", "info", "--without-gossip"),
             environment={"BROKER": own_redis.url, "RESULTS": shared_redis.url},
         )
-        child.wait_for("ready.")
+        # In a prefork pool each child listens, and the parent.
+        all_subscribed(child, concurrency + 1 if pool == "prefork" else 1)
+        wait_until(lambda: "ready." in str(child))
         return child
 
     return start_worker

@@ -1,0 +1,233 @@
+"""Dramatiq: messages that are abortable runs.
+
+    broker.add_middleware(Abortable())
+
+    @dramatiq.actor
+    def import_file(path):
+        signal = abort_signal()
+        for row in rows(path):
+            signal.raise_if_aborted()
+            save(row)
+
+    message = import_file.send(path)
+    abort_run(message.message_id, reason="wrong file", actor=request.user)
+
+The run ID is the message's ID. What follows a message in a pipeline answers to its ID, too, so that
+a pipeline is aborted by the ID of its first message. An aborted message is skipped, in Dramatiq's
+words: it is neither retried nor dead, and its result says who aborted it, and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Final
+
+try:
+    from dramatiq import Actor, Broker, Message
+    from dramatiq.asyncio import async_to_sync
+    from dramatiq.broker import MessageProxy
+    from dramatiq.middleware import Middleware, SkipMessage
+    from dramatiq.results import Results
+except ImportError as error:
+    raise ImportError("run_abort.contrib.dramatiq needs Dramatiq: pip install dramatiq") from error
+
+from run_abort.controllers import GRACE, AbortSignal
+from run_abort.exceptions import RunAborted
+from run_abort.insistence import Rung
+from run_abort.registry import clean_ids
+from run_abort.runs import abortable_run
+
+__all__ = ["Abortable", "abort_signal"]
+
+logger = logging.getLogger("run_abort")
+
+# What the worker has begun to process, until its actor is called.
+_begun: Final[ContextVar[MessageProxy | None]] = ContextVar("run_abort_begun", default=None)
+_signal: Final[ContextVar[AbortSignal | None]] = ContextVar("run_abort_signal", default=None)
+
+
+def abort_signal() -> AbortSignal:
+    """The signal of the message that is processed here; in its thread, or in its tasks.
+
+    :raises RuntimeError: if there is none: the actor was called as a function, is not abortable, or
+        has started this thread by itself.
+    """
+    signal = _signal.get()
+    if signal is None:
+        raise RuntimeError("no abortable message is processed here, so there is no signal")
+    return signal
+
+
+class Abortable(Middleware):
+    """Makes the messages of a broker abortable runs, wherever it stands among the middleware.
+
+    The arguments are the defaults of the options of the same names, which an actor may have, and a
+    message by ``send_with_options``.
+
+    :param abortable: whether a message can be aborted by its ID.
+    :param abort_grace: as ``grace`` of ``abortable_run``.
+    :param abort_insist: as ``insist`` of ``abortable_run``: ``"interrupt"`` is for functions,
+        ``"cancel"`` for coroutine functions; both may be given.
+
+    A message may have the option ``run_groups``, too: a list of further IDs that it answers to.
+    """
+
+    def __init__(
+        self,
+        *,
+        abortable: bool = True,
+        abort_grace: float = GRACE,
+        abort_insist: Rung | Iterable[Rung] = (),
+    ) -> None:
+        self.defaults: dict[str, Any] = {
+            "abortable": abortable,
+            "abort_grace": abort_grace,
+            "abort_insist": abort_insist,
+        }
+
+    def get_run_id(self, message: MessageProxy) -> str:
+        """The run that a message works on; by default the message's ID. To be overridden."""
+        return message.message_id
+
+    def get_run_groups(self, message: MessageProxy) -> Iterable[str]:
+        """Further IDs that it answers to; by default those of its option ``run_groups``."""
+        groups: Iterable[str] = message.options.get("run_groups", ())
+        return groups
+
+    @property
+    def actor_options(self) -> set[str]:
+        """The options that an actor may have."""
+        return set(self.defaults)
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[..., Any]) -> None:
+        """Have each message of the actor worked on within a block."""
+        fn = actor.fn
+        work = _within_block(fn)
+
+        @wraps(fn)
+        def process(*args: Any, **kwargs: Any) -> Any:
+            message = _begun.get()
+            if message is None:
+                return fn(*args, **kwargs)
+            _begun.set(None)  # the actor may call actors as functions
+            try:
+                block = self._block(broker, message)
+                return fn(*args, **kwargs) if block is None else work(block, *args, **kwargs)
+            except RunAborted as aborted:
+                _store(broker, message, aborted)
+                raise SkipMessage(str(aborted)) from aborted
+
+        actor.fn = process
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Note whose turn it is, in its thread."""
+        _begun.set(message)
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        """Forget it, in its thread."""
+        _begun.set(None)
+        _signal.set(None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Forget it, in its thread."""
+        self.after_process_message(broker, message)
+
+    def _block(self, broker: Broker, message: MessageProxy) -> abortable_run | None:
+        ids = clean_ids(self.get_run_id(message), self.get_run_groups(message))
+        _hand_on(ids, message)
+        options = self.defaults | _options(broker, message)
+        if not options["abortable"]:
+            return None
+        return abortable_run(
+            ids[0],
+            groups=ids[1:],
+            label=message.actor_name,
+            grace=options["abort_grace"],
+            insist=options["abort_insist"],
+        )
+
+
+async def _nothing() -> None: ...
+
+
+# By which the functions are known that Dramatiq has made of coroutine functions.
+_TO_SYNC: Final = async_to_sync(_nothing).__code__
+
+
+def _within_block(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that enters a block, its first argument, and calls ``fn`` with the others."""
+    if getattr(fn, "__code__", None) is _TO_SYNC:
+        coroutine_function: Callable[..., Any] = fn.__wrapped__  # type: ignore[attr-defined]
+
+        async def work_async(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
+            async with block as signal:
+                _signal.set(signal)
+                return await coroutine_function(*args, **kwargs)
+
+        return async_to_sync(work_async)
+
+    def work(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
+        with block as signal:
+            _signal.set(signal)
+            return fn(*args, **kwargs)
+
+    return work
+
+
+def _options(broker: Broker, message: MessageProxy | Message[Any]) -> dict[str, Any]:
+    """The options of a message, which go before those of its actor."""
+    actor = broker.actors.get(message.actor_name)
+    return {**(actor.options if actor is not None else {}), **message.options}
+
+
+def _hand_on(ids: Iterable[str], message: MessageProxy) -> None:
+    """Have what follows in the pipeline answer to these IDs, too."""
+    target = message.options.get("pipe_target")
+    if target is not None:
+        options = target["options"]
+        options["run_groups"] = list(dict.fromkeys([*options.get("run_groups", ()), *ids]))
+
+
+def _followers(message: MessageProxy) -> Iterator[Message[Any]]:
+    """What will never begin now, of its pipeline."""
+    target = message.options.get("pipe_target")
+    while target is not None:
+        follower: Message[Any] = Message(**target)
+        yield follower
+        target = follower.options.get("pipe_target")
+
+
+def _store(broker: Broker, message: MessageProxy, aborted: RunAborted) -> None:
+    """Have its result, and those of its pipeline, say that it was aborted."""
+    ended: list[MessageProxy | Message[Any]] = [message, *_followers(message)]
+    for results in broker.middleware:
+        if isinstance(results, Results):
+            for each in ended:
+                _store_one(results, each, _options(broker, each), aborted)
+    # Of what is skipped, Results would say that it came to None.
+    message.options["store_results"] = False
+
+
+def _store_one(
+    results: Results,
+    message: MessageProxy | Message[Any],
+    options: dict[str, Any],
+    aborted: RunAborted,
+) -> None:
+    if not options.get("store_results", results.store_results):
+        return
+    try:
+        ttl = options.get("result_ttl", results.result_ttl)
+        results.backend.store_exception(message, aborted, ttl)
+    except Exception:
+        logger.exception("That message %r was aborted cannot be stored", message.message_id)

@@ -1,0 +1,135 @@
+"""The actors that the tests have real Dramatiq workers work on. Each says what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import django
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import AsyncIO, GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend as Barriers
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
+
+django.setup()
+
+from run_abort import abortable_run  # noqa: E402
+from run_abort.contrib.dramatiq import Abortable, abort_signal  # noqa: E402
+
+broker = RedisBroker(url=os.environ["BROKER"])
+broker.add_middleware(Abortable())
+broker.add_middleware(AsyncIO())
+broker.add_middleware(Results(backend=RedisBackend(url=os.environ["RESULTS"]), store_results=True))
+broker.add_middleware(GroupCallbacks(Barriers(url=os.environ["RESULTS"])))
+dramatiq.set_broker(broker)
+
+
+def say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+@dramatiq.actor(min_backoff=100)
+def look(name: str) -> None:
+    """Look at the signal, now and then."""
+    say("began", name)
+    while True:
+        abort_signal().sleep(0.05)
+
+
+@dramatiq.actor
+def done(name: str) -> str:
+    say("began", name)
+    return name
+
+
+@dramatiq.actor(min_backoff=100)
+def swallow(name: str) -> None:
+    """Swallow every Exception."""
+    say("began", name)
+    while True:
+        try:
+            abort_signal().sleep(0.05)
+        except Exception:
+            say("swallowed", name)
+
+
+@dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="interrupt")
+def compute(name: str) -> None:
+    """Never look."""
+    say("began", name)
+    while True:
+        sum(range(1000))
+
+
+@dramatiq.actor(abort_grace=0, abort_insist="interrupt")
+def block(name: str) -> None:
+    """Be in C code, where nobody can interrupt it, for a while."""
+    say("began", name)
+    time.sleep(4)
+    say("went on", name)
+
+
+@dramatiq.actor
+def clean_up(name: str) -> None:
+    """Take three seconds to clean up."""
+    say("began", name)
+    try:
+        abort_signal().sleep(60)
+    finally:
+        time.sleep(3)
+        say("cleaned up", name)
+
+
+@dramatiq.actor(max_retries=1, min_backoff=100)
+def fail(name: str) -> None:
+    say("began", name)
+    raise ValueError("of its own")
+
+
+@dramatiq.actor(max_retries=1, min_backoff=2000)
+def fail_slowly(name: str) -> None:
+    """Wait for another time, after each failure."""
+    say("began", name)
+    raise ValueError("of its own")
+
+
+@dramatiq.actor(max_retries=0, time_limit=500, abort_insist="interrupt")
+def exceed(name: str) -> None:
+    """Go on until Dramatiq's own time limit."""
+    say("began", name)
+    while True:
+        abort_signal().sleep(0.05)
+
+
+@dramatiq.actor(min_backoff=100)
+async def look_async(name: str) -> None:
+    """Await, and never look."""
+    say("began", name)
+    abort_signal()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(1.5)
+        say("cleaned up", name)
+
+
+@dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="cancel")
+async def swallow_async(name: str) -> None:
+    """Swallow the first cancellation."""
+    say("began", name)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        say("swallowed", name)
+    await asyncio.sleep(60)
+
+
+@dramatiq.actor(min_backoff=100, abortable=False)
+def inner(name: str) -> None:
+    """Work on a run of its own."""
+    with abortable_run(f"run {name}") as signal:
+        say("began", name)
+        signal.sleep(60)
