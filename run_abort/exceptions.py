@@ -52,7 +52,8 @@ class TaskAborted(Exception):  # noqa: N818  it is what became of a task
     """
 
     def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
-        super().__init__(run_id, reason, actor)
+        # Not super(): in a subclass a queue's own exception may stand beside it.
+        Exception.__init__(self, run_id, reason, actor)
         self.run_id = run_id
         self.reason = reason
         self.actor = actor

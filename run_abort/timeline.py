@@ -48,8 +48,8 @@ def wait_written(timeout: float) -> bool:
     return _lane.wait_idle(timeout)
 
 
-def finish(timeout: float) -> None:
-    """At the exit of the interpreter: wait as :func:`wait_written` does.
+def finish() -> None:
+    """At the exit of the interpreter, before :func:`wait_written`.
 
     Nobody would wait for the lane's thread any more. So whoever has news from now on waits until
     they are written, at most ``database.TIMEOUT`` seconds: who waits for that thread waits for the
@@ -57,7 +57,6 @@ def finish(timeout: float) -> None:
     """
     global _is_late
     _is_late = True
-    wait_written(timeout)
 
 
 def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:

@@ -10,7 +10,7 @@ from . import controllers, deliveries, dispatch, facts, listener, reconciler, re
 from .controllers import AbortController
 from .registry import registry
 
-__all__ = ["join"]
+__all__ = ["join", "settle"]
 
 EXIT_TIMEOUT: Final = 1.0  # seconds for what handlers and receivers have begun
 
@@ -59,10 +59,22 @@ def _stop_last() -> None:
     if not len(registry):
         reconciler.stop()
         listener.stop()
-    dispatch.wait_for_handlers(EXIT_TIMEOUT)
-    timeline.finish(EXIT_TIMEOUT)
-    responder.wait_answered(EXIT_TIMEOUT)
-    facts.wait_recorded(EXIT_TIMEOUT)
+    timeline.finish()
+    settle(EXIT_TIMEOUT)
+
+
+def settle(timeout: float) -> None:
+    """Wait until all that is known of aborts was told: before a process ends without asking Python.
+
+    Handlers and receivers, the timeline, the answers and the facts are waited for, one after the
+    other.
+
+    :param timeout: for at most how many seconds, each.
+    """
+    dispatch.wait_for_handlers(timeout)
+    timeline.wait_written(timeout)
+    responder.wait_answered(timeout)
+    facts.wait_recorded(timeout)
 
 
 join()

@@ -146,12 +146,21 @@ class Child:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def session(self) -> list[int]:
+        """The processes of its session that live, itself included."""
+        return [each.pid for each in procfs.processes() if not each.is_dead and self._has(each.pid)]
+
+    def _has(self, pid: int) -> bool:
+        try:
+            return os.getsid(pid) == self.process.pid
+        except ProcessLookupError:
+            return False
+
     def close(self) -> None:
         """Kill it with everything in its session, whatever still runs of it."""
-        for entry in tuple(procfs.processes()):
+        for pid in self.session():
             with contextlib.suppress(ProcessLookupError):
-                if os.getsid(entry.pid) == self.process.pid:
-                    os.kill(entry.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join(TIMEOUT)
         if self.process.stdout is not None:

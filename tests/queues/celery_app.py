@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 
 from run_abort.contrib.celery import AbortableTask
+from tests.queues.work import say
 
 app = Celery("tests", broker=os.environ.get("BROKER"), backend=os.environ.get("RESULTS"))
 app.conf.update(
@@ -18,10 +19,6 @@ app.conf.update(
     worker_redirect_stdouts=False,
     worker_prefetch_multiplier=4,
 )
-
-
-def say(*words: object) -> None:
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 @app.task(

@@ -18,6 +18,7 @@ django.setup()
 
 from run_abort import abortable_run  # noqa: E402
 from run_abort.contrib.dramatiq import Abortable, abort_signal  # noqa: E402
+from tests.queues.work import say  # noqa: E402
 
 broker = RedisBroker(url=os.environ["BROKER"])
 broker.add_middleware(Abortable())
@@ -25,10 +26,6 @@ broker.add_middleware(AsyncIO())
 broker.add_middleware(Results(backend=RedisBackend(url=os.environ["RESULTS"]), store_results=True))
 broker.add_middleware(GroupCallbacks(Barriers(url=os.environ["RESULTS"])))
 dramatiq.set_broker(broker)
-
-
-def say(*words: object) -> None:
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 @dramatiq.actor(min_backoff=100)

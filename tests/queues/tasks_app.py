@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 from typing import Any
@@ -14,14 +13,11 @@ from django.utils.module_loading import import_string
 
 from run_abort import aabort_run, abort_run
 from run_abort.contrib.tasks import abortable_task
+from tests.queues.work import say
 
 PACKAGE = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
 
 task: Any = import_string(f"{PACKAGE}.task")
-
-
-def say(*words: object) -> None:
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 @task(takes_context=True)

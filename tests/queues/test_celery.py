@@ -12,12 +12,13 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, clear_run_abort
+from run_abort import abort_run, clear_run_abort
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
 from run_abort.signals import run_abort_requested
 from tests.processes.conftest import Start, all_subscribed
+from tests.queues.work import abort, began, end
 from tests.support import Child, wait_until
 
 POOLS = ["prefork", "threads", "solo"]
@@ -86,20 +87,6 @@ def assert_aborted(result: Any, *, reason: str = "because", actor: str = "ann") 
     assert result.get(timeout=5, propagate=False) == result.result
 
 
-def abort(run_id: str, **options: Any) -> AbortOutcome:
-    return abort_run(run_id, reason="because", actor="ann", **options)
-
-
-def began(worker: Child) -> list[str]:
-    return [line for line in worker.output if line.startswith("began")]
-
-
-def end(worker: Child) -> None:
-    """It ends when it is asked to, with all of its processes."""
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0, worker
-
-
 class TestWhileRunning:
     @pytest.mark.parametrize("pool", POOLS)
     def test_ends_in_its_own_state_and_is_not_retried(
@@ -114,7 +101,7 @@ class TestWhileRunning:
         assert_aborted(result)
         after = tasks["done"].delay("two")
         assert after.get(timeout=20) == "two"
-        assert [line.split()[1] for line in began(worker)] == ["one", "two"]
+        assert began(worker) == ["one", "two"]
         end(worker)
 
     @pytest.mark.parametrize("pool", POOLS)
@@ -205,7 +192,7 @@ class TestBeforeStart:
         abort(first.id)
         assert_aborted(first)
         assert_aborted(second)
-        assert [line.split()[1] for line in began(worker)] == ["one"]
+        assert began(worker) == ["one"]
         end(worker)
 
     def test_one_that_was_cleared_begins(
@@ -270,7 +257,7 @@ class TestCanvas:
         abort(last.parent.id)
         assert_aborted(last.parent)
         assert_aborted(last)
-        assert [line.split()[1] for line in began(worker)] == ["one"]
+        assert began(worker) == ["one"]
         end(worker)
 
     def test_a_chain_that_has_come_to_its_second_task(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +21,11 @@ from dramatiq.results import ResultFailure, ResultMissing, Results
 from dramatiq.results.backends import RedisBackend, StubBackend
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, clear_run_abort, procfs
+from run_abort import clear_run_abort
 from run_abort.contrib.dramatiq import Abortable, abort_signal
 from run_abort.models import AbortDelivery
 from tests.processes.conftest import Start
+from tests.queues.work import abort, began, end
 from tests.support import Child, wait_until
 
 NAMES = (
@@ -95,37 +95,9 @@ def assert_aborted(message: Any, client: RedisBroker, by: str = "") -> None:
     assert raised.value.orig_exc_msg == f"run {run_id!r} was aborted by ann: because"
 
 
-def abort(run_id: str, **options: Any) -> AbortOutcome:
-    return abort_run(run_id, reason="because", actor="ann", **options)
-
-
 def dead(redis: RedisServer) -> int:
     with redis.client() as client:
         return int(client.zcard(DEAD))
-
-
-def began(worker: Child) -> list[str]:
-    return [line.split()[1] for line in worker.output if line.startswith("began")]
-
-
-def end(worker: Child) -> None:
-    """It ends when it is asked to, with all of its processes."""
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0, worker
-    wait_until(lambda: not left_of(worker))
-
-
-def left_of(worker: Child) -> list[int]:
-    """The processes of its session that live."""
-    living = [each.pid for each in procfs.processes() if not each.is_dead]
-    return [pid for pid in living if session(pid) == worker.process.pid]
-
-
-def session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
 
 
 class TestWhileRunning:

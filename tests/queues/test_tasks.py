@@ -16,13 +16,14 @@ import pytest
 from django.utils.module_loading import import_string
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, clear_run_abort
+from run_abort import clear_run_abort
 from run_abort.contrib import tasks as module
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
 from tests.processes.conftest import Start, subscribed
 from tests.queues import tasks_app as tasks
+from tests.queues.work import abort, began, end
 from tests.support import Child, wait_until
 
 # Django 6 has its own, and a project may still use the package.
@@ -50,10 +51,6 @@ def start_worker(start: Start, queue: dict[str, Any]) -> StartWorker:
     return start_worker
 
 
-def abort(run_id: str, **options: Any) -> AbortOutcome:
-    return abort_run(run_id, reason="because", actor="ann", **options)
-
-
 def wait_for_end(result: Any) -> None:
     def is_finished() -> bool:
         result.refresh()
@@ -69,8 +66,7 @@ def assert_aborted(result: Any, run_id: str = "") -> None:
     (error,) = result.errors
     assert error.exception_class is TaskAborted
     assert error.traceback.splitlines()[-1] == (
-        "run_abort.exceptions.TaskAborted: "
-        f"run '{run_id or result.id}' was aborted by ann: because"
+        f"run_abort.exceptions.TaskAborted: run '{run_id or result.id}' was aborted by ann: because"
     )
 
 
@@ -78,16 +74,6 @@ def assert_returns(result: Any, value: object) -> None:
     wait_for_end(result)
     assert result.status == "SUCCESSFUL", result.errors
     assert result.return_value == value
-
-
-def began(worker: Child) -> list[str]:
-    return [line.split()[1] for line in worker.output if line.startswith("began")]
-
-
-def end(worker: Child) -> None:
-    """It ends when it is asked to."""
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0, worker
 
 
 class TestWhileRunning:
