@@ -30,6 +30,7 @@ __all__ = [
     "inbox",
     "is_configured",
     "may_be_configured",
+    "only_named",
     "origin",
     "publish",
     "publish_all",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("run_abort")
+
+# Whether a Redis counts only if RUN_ABORT["REDIS_URL"] names it. Tests of projects say so.
+only_named = False
 
 
 class Endpoint(NamedTuple):
@@ -70,14 +74,17 @@ class _Found(NamedTuple):
     """What was found, and in which environment that holds.
 
     :ivar url: what the environment's ``REDIS_URL`` was; not looked at where the settings decide.
+    :ivar only_named: what that was.
     """
 
     url: str | None
     endpoint: Endpoint | None
     by_settings: bool
+    only_named: bool = False
 
     def holds(self) -> bool:
-        return self.by_settings or self.url == _environment_url()
+        is_same = self.by_settings or self.url == _environment_url()
+        return is_same and self.only_named == only_named
 
 
 # Forgotten when the settings change. Two threads may look it up at once: they find the same.
@@ -241,9 +248,12 @@ def _environment_url() -> str | None:
 def _find() -> _Found:
     options = conf.settings()
     url = _environment_url()
+    is_only = only_named
     if options.REDIS_URL:
-        pool = _url_pool(options.REDIS_URL)
-        return _Found(None, _endpoint("RUN_ABORT['REDIS_URL']", pool), by_settings=True)
+        named = _endpoint("RUN_ABORT['REDIS_URL']", _url_pool(options.REDIS_URL))
+        return _Found(None, named, by_settings=True, only_named=is_only)
+    if is_only:
+        return _Found(None, None, by_settings=True, only_named=True)
     alias_pool = _alias_pool(options.CACHE_ALIAS)
     if alias_pool is not None:
         source = f"CACHES[{options.CACHE_ALIAS!r}]"

@@ -19,6 +19,7 @@ REMEMBERED: Final = 4096  # IDs that have ended here; up to twice as many are kn
 # How this process heard of an abort.
 Way = Literal["local", "channel", "reconcile", "start"]
 
+OnRegister = Callable[[AbortController], object]
 OnAborted = Callable[[Sequence[AbortController], str], object]
 OnReceived = Callable[[Sequence[AbortController], str, Way], object]
 
@@ -77,6 +78,9 @@ class Registry:
 
     Any number of controllers may answer to one ID, and one controller to several IDs.
 
+    :ivar on_register: called with each controller before it answers to any ID, so before anybody
+        can abort it, in the thread that registers it. For tests of projects. It must neither block
+        nor raise.
     :ivar on_received: called with the controllers that are aborted and were to be, by this abort
         or an earlier one, with the abort's ID and the way on which it came: before whatever waits
         for them is woken, in the thread that aborts. It must neither block nor raise.
@@ -85,6 +89,7 @@ class Registry:
     """
 
     def __init__(self) -> None:
+        self.on_register: OnRegister | None = None
         self.on_aborted: OnAborted | None = None
         self.on_received: OnReceived | None = None
         # ID → controller → what a Holding has. No ID without a controller.
@@ -139,6 +144,8 @@ class Registry:
 
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """From now on ``controller`` answers to ``ids``."""
+        if self.on_register is not None:
+            self.on_register(controller)
         # A plain tuple: to make a Holding takes as long as all the rest.
         holding = (threading.get_ident(), label, time.time())
         with self._lock:

@@ -34,6 +34,7 @@ HOUSE: Final[dict[str, set[str]]] = {
     "statements": {"exceptions", "interrupts"},
     "controllers": {"exceptions", "interrupts", "processes", "statements", "threads"},
     "registry": {"controllers", "forks"},
+    "checkpoints": {"controllers", "registry"},
     "deliveries": {"controllers", "forks", "registry", "threads"},
     "messages": set(),
     "answers": set(),
@@ -177,7 +178,35 @@ HOUSE: Final[dict[str, set[str]]] = {
         "threads",
     },
     "contrib.dramatiq": {"controllers", "exceptions", "insistence", "registry", "runs"},
+    "contrib.huey": {
+        "controllers",
+        "exceptions",
+        "insistence",
+        "intents",
+        "runs",
+        "signals",
+        "threads",
+    },
+    "contrib.rq": {
+        "controllers",
+        "exceptions",
+        "insistence",
+        "runs",
+        "signals",
+        "threads",
+        "wiring",
+    },
     "contrib.tasks": {"controllers", "exceptions", "insistence", "runs"},
+    "testing": {
+        "channel",
+        "checkpoints",
+        "conf",
+        "database",
+        "exceptions",
+        "registry",
+        "signals",
+    },
+    "pytest_plugin": {"testing"},
     "management.arguments": {"registry"},
     "management.commands.abort_run": {"aborts", "answers", "management.arguments", "messages"},
     "management.commands.clear_run_abort": {"database", "intents", "management.arguments"},
@@ -235,6 +264,7 @@ WITHOUT_DJANGO: Final = {
     "statements",
     "controllers",
     "registry",
+    "checkpoints",
     "deliveries",
     "messages",
     "answers",
@@ -242,9 +272,14 @@ WITHOUT_DJANGO: Final = {
     "resp",
     "links",
 }
-WITHOUT_REDIS: Final = set(HOUSE) - {"links", "channel"}
-# Imported inside functions, so that a process that needs no Redis, or no ctypes, does not load it.
-LATE: Final = {"channel": {"links", "redis", "django_redis"}, "interrupts": {"ctypes"}}
+WITHOUT_REDIS: Final = set(HOUSE) - {"links", "channel", "contrib.rq"}
+# Imported inside functions, so that a process that needs no Redis, no ctypes or, of all those that
+# run pytest, no Django, does not load it.
+LATE: Final = {
+    "channel": {"links", "redis", "django_redis"},
+    "interrupts": {"ctypes"},
+    "pytest_plugin": {"django", "testing"},
+}
 
 
 def rooms() -> set[str]:
@@ -295,7 +330,7 @@ def test_the_core_knows_no_django(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", sorted(WITHOUT_REDIS))
-def test_redis_is_known_to_the_channel_alone(room: str) -> None:
+def test_redis_is_known_to_the_channel_alone_and_where_the_queue_is_redis(room: str) -> None:
     assert not imports(tree(room)) & {"redis", "django_redis"}
 
 
