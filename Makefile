@@ -1,4 +1,5 @@
-# make demo    abort a run in six processes and verify what came of it; under a minute
+# make demo    abort a run in six processes and in what they have started, and verify it;
+#              under a minute
 # make serve   the same processes for you to play with, until Ctrl-C
 # make test    the whole test suite, on servers of its own
 # make e2e     the pages of the demo in a browser; needs Chromium

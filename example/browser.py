@@ -90,11 +90,15 @@ class _FormFinder(HTMLParser):
         if tag == "form":
             self.forms.append(Form(urljoin(self._url, found.get("action")), {}))
             self._inside = True
-        elif tag == "input" and self._inside and found.get("name"):
+        elif tag == "input" and self._inside and found.get("name") and _is_filled_in(found):
             self.forms[-1].fields[str(found["name"])] = found.get("value") or ""
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = self._inside and tag != "form"
+
+
+def _is_filled_in(field: dict[str, str | None]) -> bool:
+    return field.get("type") not in {"radio", "checkbox"} or "checked" in field
 
 
 class _TextReader(HTMLParser):

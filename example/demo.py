@@ -56,12 +56,13 @@ class Demo:
 
         run = self._start_run()
         self._show_progress(run)
+        programs = self._running_programs(run)
         clicked_at, page = self._click_abort(run)
         self._wait_for_stops(run)
-        evidence = Evidence.gather(run, clicked_at, self._fleet)
-        self._terminal.say()
+        evidence = Evidence.gather(run, clicked_at, self._fleet, programs)
+        self._terminal.say("\nWhat became of it, and how long after the click:\n")
         self._terminal.table(
-            ("process", "shard", "files done", "received after", "stopped after"), evidence.table()
+            ("process", "shard", "style", "files done", "received", "stopped"), evidence.table()
         )
         self._terminal.say()
         self._verify(run, page, evidence)
@@ -90,6 +91,14 @@ class Demo:
         self._fleet.wait_until(
             is_shown, PROGRESS_TIMEOUT, "the shards do not progress", *self._fleet.named("worker")
         )
+
+    def _running_programs(self, run: Run) -> dict[int, int]:
+        from .evidence import running_programs
+
+        programs = running_programs(run)
+        told = [f"process {pid} for shard {number}" for number, pid in programs.items()]
+        self._terminal.say(f"Programs {', '.join(told) or 'none'}")
+        return programs
 
     def _click_abort(self, run: Run) -> tuple[datetime, Page]:
         url = run.get_absolute_url()
@@ -148,7 +157,12 @@ class Demo:
         shards = list(run.shards.all())
         self._terminal.show(
             [
-                Bar(f"shard {each.number}", each.files_done, each.files_total or 0, each.worker)
+                Bar(
+                    f"shard {each.number}",
+                    each.files_done,
+                    each.files_total or 0,
+                    f"{each.style:<10}  {each.worker}",
+                )
                 for each in shards
             ]
         )

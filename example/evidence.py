@@ -6,6 +6,7 @@ To be imported once Django is set up.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from run_abort.models import AbortRequest
 
 from .fleet import Fleet, Service
 from .runs.models import Run, Shard
+from .runs.styles import GRACE
 
 NOTHING = "-"
 
@@ -25,6 +27,7 @@ class Evidence(NamedTuple):
     :ivar line: what the listener printed when it heard of the abort; empty if it did not; None if
         there is no listener.
     :ivar pids: of the processes, by the name of their service, and by their ID on the wire.
+    :ivar programs: the processes of the programs that ran before the click, by the shard's number.
     """
 
     clicked_at: datetime
@@ -32,9 +35,12 @@ class Evidence(NamedTuple):
     shards: Sequence[Shard]
     line: dict[str, Any] | None
     pids: dict[str, int]
+    programs: dict[int, int]
 
     @classmethod
-    def gather(cls, run: Run, clicked_at: datetime, fleet: Fleet) -> Evidence:
+    def gather(
+        cls, run: Run, clicked_at: datetime, fleet: Fleet, programs: dict[int, int]
+    ) -> Evidence:
         """What the database and the logs say now.
 
         :raises LookupError: if the request to abort is not in the database.
@@ -46,25 +52,29 @@ class Evidence(NamedTuple):
         pids |= {process.origin: process.pid for process in fleet.listening()}
         listeners = fleet.named("listener")
         line = heard(listeners[0], run) if listeners else None
-        return cls(clicked_at, request, list(run.shards.all()), line, pids)
+        return cls(clicked_at, request, list(run.shards.all()), line, pids, programs)
 
     def table(self) -> Iterator[tuple[str, ...]]:
-        """The rows: process, shard, files, received and stopped how long after the click."""
+        """The rows: process, shard, style, files, received and stopped after the click."""
         web = f"web {self.pids.get(self.request.origin, '')}".rstrip()
-        yield web, NOTHING, NOTHING, f"requested {self._after(self.request.requested_at)}", NOTHING
+        yield web, *[NOTHING] * 3, f"requested {self._after(self.request.requested_at)}", NOTHING
         for shard in sorted(self.shards, key=lambda shard: (shard.worker, shard.number)):
             yield (
                 f"{shard.worker} {self.pids.get(shard.worker, '?')}",
                 str(shard.number),
+                shard.style,
                 f"{shard.files_done} of {shard.files_total}",
                 self._after(shard.received_at),
                 self._after(shard.stopped_at),
             )
+            if (pid := self.programs.get(shard.number)) is not None:
+                fate = "still runs" if is_alive(pid) else "gone"
+                yield f"  program {pid}", *[NOTHING] * 4, fate
         if self.line is None:
             return
         heard_at = datetime.fromisoformat(self.line["time"]) if self.line else None
         listener = f"listener {self.pids['listener']}"
-        yield listener, NOTHING, NOTHING, self._after(heard_at), NOTHING
+        yield listener, *[NOTHING] * 3, self._after(heard_at), NOTHING
 
     def verdicts(self, workers: int) -> Iterator[tuple[str, bool]]:
         """What has to hold, and whether it does."""
@@ -87,6 +97,7 @@ class Evidence(NamedTuple):
                 for shard in shards
             ),
         )
+        yield from self._verdicts_on_styles()
         if self.line is None:
             return
         yield (
@@ -94,6 +105,28 @@ class Evidence(NamedTuple):
             self.line.get("abortId") == str(request.pk)
             and self.line.get("origin") == request.origin
             and request.origin in self.pids,
+        )
+
+    def _verdicts_on_styles(self) -> Iterator[tuple[str, bool]]:
+        of_style = {
+            style: [shard for shard in self.shards if shard.style == style] for style in Shard.Style
+        }
+        yield (
+            f"every style was among them: {', '.join(of_style)}",
+            all(of_style.values()),
+        )
+        pids = self.programs.values()
+        yield (
+            f"the programs that ran until then are gone: {', '.join(map(str, pids)) or NOTHING}",
+            len(pids) == len(of_style[Shard.Style.SUBPROCESS]) and not any(map(is_alive, pids)),
+        )
+        grace = timedelta(seconds=GRACE)
+        yield (
+            f"the thread that never looks was interrupted, once its {GRACE:g} s were over",
+            all(
+                shard.stopped_at is not None and shard.stopped_at - self.clicked_at >= grace
+                for shard in of_style[Shard.Style.INTERRUPT]
+            ),
         )
 
     def _after(self, time: datetime | None) -> str:
@@ -110,6 +143,21 @@ def heard(listener: Service, run: Run) -> dict[str, Any]:
             if line["event"] == "received" and line["runId"] == run.run_id:
                 return line
     return {}
+
+
+def running_programs(run: Run) -> dict[int, int]:
+    """The processes of the programs that run now for ``run``, by the number of the shard."""
+    pids = run.shards.filter(state=Shard.State.RUNNING).values_list("number", "program_pid")
+    return {number: pid for number, pid in pids if pid is not None and is_alive(pid)}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process of ours, even one that nobody has waited for."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def progress(run: Run) -> list[tuple[Any, ...]]:

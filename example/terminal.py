@@ -86,9 +86,9 @@ class Terminal:
         for number, cells in enumerate(lines):
             first, *others = zip(cells, widths, strict=True)
             columns = [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in others]
-            self.say("  " + "   ".join(columns).rstrip())
+            self.say("  " + "  ".join(columns).rstrip())
             if not number:
-                self.say("  " + "   ".join("-" * width for width in widths))
+                self.say("  " + "  ".join("-" * width for width in widths))
 
     def _encodes(self, text: str) -> bool:
         try:

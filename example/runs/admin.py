@@ -29,12 +29,22 @@ class ReadOnly:
 
 class ShardInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     model = Shard
-    fields = ("number", "state", "worker", "files_done", "files_total", "received_at", "stopped_at")
+    fields = (
+        "number",
+        "style",
+        "state",
+        "worker",
+        "program_pid",
+        "files_done",
+        "files_total",
+        "received_at",
+        "stopped_at",
+    )
 
 
 @admin.register(Run)
 class RunAdmin(AbortRunsMixin, ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("run_id", "state_label", "owner", "shard_count", "created_at")
+    list_display = ("run_id", "state_label", "owner", "shard_count", "styles", "created_at")
     list_filter = ("created_at", "owner")
     fields = ("state_label", "owner", "shard_count", "created_at")
     inlines = (ShardInline,)
@@ -47,6 +57,11 @@ class RunAdmin(AbortRunsMixin, ReadOnly, admin.ModelAdmin):  # type: ignore[type
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
         return super().get_queryset(request).select_related("owner").prefetch_related("shards")
+
+    @admin.display(description=_("styles"))
+    def styles(self, obj: Run) -> str:
+        styles = dict.fromkeys(Shard.Style(shard.style) for shard in obj.shards.all())
+        return ", ".join(str(style.label) for style in styles)
 
     @admin.display(description=_("state"))
     def state_label(self, obj: Run) -> str:

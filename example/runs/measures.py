@@ -10,6 +10,7 @@ import lzma
 import tokenize
 import zlib
 from collections import Counter
+from pathlib import Path
 from types import CodeType
 
 from .clones import Clones
@@ -123,6 +124,14 @@ class Measures:
 
     def __init__(self) -> None:
         self._clones = Clones()
+
+    def of_file(self, path: Path, look: Look) -> Counter[str]:
+        """Every measure of the file; none if it is not there any more."""
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return Counter()
+        return self.of(data, look)
 
     def of(self, data: bytes, look: Look) -> Counter[str]:
         """Every measure of a file."""

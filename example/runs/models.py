@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -63,11 +65,16 @@ class Run(models.Model):
         return reverse("runs:detail", args=[self.pk])
 
     @transaction.atomic
-    def save_with_shards(self) -> None:
-        """Save a new run, so that workers find all of its shards or none."""
+    def save_with_shards(self, styles: Sequence[Shard.Style]) -> None:
+        """Save a new run, so that workers find all of its shards or none.
+
+        :param styles: that the shards have in turn.
+        """
         self.save()
+        numbers = range(1, self.shard_count + 1)
         self.shards.bulk_create(
-            Shard(run=self, number=number) for number in range(1, self.shard_count + 1)
+            Shard(run=self, number=number, style=style)
+            for number, style in zip(numbers, cycle(styles), strict=False)
         )
 
     @property
@@ -126,6 +133,14 @@ class Shard(models.Model):
         FAILED = "failed", _("failed")
         DONE = "done", _("done")
 
+    class Style(models.TextChoices):
+        """How a shard is worked on, and so, what stops it."""
+
+        THREAD = "thread", _("thread")
+        SUBPROCESS = "subprocess", _("subprocess")
+        ASYNCIO = "asyncio", _("asyncio")
+        INTERRUPT = "interrupt", _("interrupt")
+
     OVER = frozenset({State.STOPPED, State.FAILED, State.DONE})
 
     run = models.ForeignKey(
@@ -135,7 +150,9 @@ class Shard(models.Model):
     state = models.CharField(
         _("state"), max_length=10, choices=State.choices, default=State.WAITING
     )
+    style = models.CharField(_("style"), max_length=10, choices=Style.choices, default=Style.THREAD)
     worker = models.CharField(_("worker"), max_length=255, blank=True)
+    program_pid = models.PositiveIntegerField(_("process of its program"), null=True)
     files_done = models.PositiveIntegerField(_("files done"), default=0)
     files_total = models.PositiveIntegerField(_("files in all"), null=True)
     measures: models.JSONField[Any, Any] = models.JSONField(_("measures"), default=dict)

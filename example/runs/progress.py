@@ -21,6 +21,7 @@ SETTLING = timedelta(seconds=5)
 
 class ShardProgress(TypedDict):
     number: int
+    style: str
     state: str
     done: int
     total: int | None
@@ -86,6 +87,7 @@ def _shard_progress(run: Run, shard: Shard) -> ShardProgress:
         files += " / " + number_format(shard.files_total, force_grouping=True)
     return {
         "number": shard.number,
+        "style": str(Shard.Style(shard.style).label),
         "state": shard.state,
         "done": shard.files_done,
         "total": shard.files_total,

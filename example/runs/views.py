@@ -34,7 +34,7 @@ class RunCreate(PermissionRequiredMixin, CreateView):  # type: ignore[type-arg]
 
     def form_valid(self, form: ModelForm[Any]) -> HttpResponse:
         form.instance.owner = self.request.user
-        form.instance.save_with_shards()
+        form.instance.save_with_shards(form.cleaned_data["style"])
         return HttpResponseRedirect(form.instance.get_absolute_url())
 
 

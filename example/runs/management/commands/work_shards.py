@@ -16,7 +16,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import close_old_connections, connections
 
-from example.runs.work import claim, work_on
+from example.runs.worker import claim, work_on
 
 logger = logging.getLogger("example.worker")
 
