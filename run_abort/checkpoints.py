@@ -35,6 +35,7 @@ MAX_LOOKS: Final = 1000
 
 ENTERING: Final = "entering the block"
 LEAVING: Final = "leaving the block"
+EDGES: Final = (ENTERING, LEAVING)
 AWAITING: Final = "await"
 
 # What a job looks by. What is missing, as cancels() and run(), looks by one of the first two.
@@ -81,6 +82,7 @@ class Watch:
 
     :param at: at which look to abort the run whose signal it is.
     :param run_id: the run whose blocks are watched; None: those of all runs.
+    :param edges: whether to enter and to leave a block counts as a look.
     :param max_looks: how many looks at the run that was aborted may follow.
     :ivar aborted_at: where it has aborted; None before.
     """
@@ -92,8 +94,10 @@ class Watch:
         run_id: str | None = None,
         reason: str = "",
         actor: str = "",
+        edges: bool = True,
         max_looks: int = MAX_LOOKS,
     ) -> None:
+        self._edges = edges
         self._at = at
         self._run_id = run_id
         self._by = (reason, actor)
@@ -150,7 +154,7 @@ class Watch:
                     f"run {signal.run_id!r} was aborted ({self.aborted_at}) and looked at its "
                     f"signal {self._max_looks:,} times more"
                 )
-        elif not _is_aborted(signal):
+        elif not _is_aborted(signal) and (self._edges or look not in EDGES):
             place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
             checkpoint = Checkpoint(next(self._numbers), signal.run_id, look, *place)
             self._seen.setdefault(checkpoint.number, checkpoint)

@@ -146,6 +146,7 @@ def abort_after(
     run_id: str | int | uuid.UUID | None = None,
     reason: str = "",
     actor: str = "",
+    edges: bool = False,
     max_looks: int = MAX_LOOKS,
 ) -> Iterator[Watch]:
     """Abort a run at the ``number``-th look at its signal::
@@ -153,18 +154,20 @@ def abort_after(
         with abort_after(3), pytest.raises(RunAborted):
             import_file()
 
-    A look is: to enter a block, and to leave it; to read ``signal.aborted``; to call its
-    ``raise_if_aborted``, ``sleep``, ``wait``, ``wait_async``, ``add_callback``, ``attach`` or
-    ``run_async``; to begin and to end ``signal.run`` and ``signal.cancels``, and each statement
-    within the latter. The abort comes just before the look, which finds it: at the first look a
-    block is aborted before its body begins, at the last one when it has done all of its work.
-    To await anything else is no look; see :func:`abort_everywhere`.
+    A look is: to read ``signal.aborted``; to call its ``raise_if_aborted``, ``sleep``, ``wait``,
+    ``wait_async``, ``add_callback``, ``attach`` or ``run_async``; to begin and to end
+    ``signal.run`` and ``signal.cancels``, and each statement within the latter. The abort comes
+    just before the look, which finds it. To await anything else is no look; see
+    :func:`abort_everywhere`.
 
     The looks are counted in all threads, over all blocks that are entered within this, in the order
     in which they are taken. Aborted is the run whose signal it is, so all of its blocks, in the way
     in which ``abort_run`` aborts them. Nobody has requested it: nothing is recorded or published.
 
     :param run_id: count, and abort, the blocks of this run only.
+    :param edges: whether to enter a block, and to leave it, is a look, too, as it is for
+        :func:`abort_everywhere`. Aborted as it enters, a block's body does not begin; as it leaves,
+        it has done all of its work.
     :param max_looks: how many looks at the aborted run may follow, before they raise
         :class:`DoesNotStop`.
     :return: what tells of the ``checkpoints`` so far, and where it has aborted, ``aborted_at``.
@@ -175,7 +178,8 @@ def abort_after(
     if number < 1:
         raise ValueError(f"looks are counted from 1, not from {number!r}")
     only = None if run_id is None else clean_id(run_id)
-    with Watch(number, run_id=only, reason=reason, actor=actor, max_looks=max_looks) as watch:
+    watch = Watch(number, run_id=only, reason=reason, actor=actor, edges=edges, max_looks=max_looks)
+    with watch:
         yield watch
     if watch.aborted_at is None:
         taken = len(watch.checkpoints)
@@ -256,9 +260,9 @@ def abort_everywhere(
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
     First the job runs without an abort, and its checkpoints are counted: the looks of
-    :func:`abort_after`, and, in event loops, every place where a task waits inside of a block, as
-    an abort cancels it there. Then it runs once for each of them. All is called in the calling
-    thread.
+    :func:`abort_after`, with ``edges``, and, in event loops, every place where a task waits inside
+    of a block, as an abort cancels it there. Then it runs once for each of them. All is called in
+    the calling thread.
 
     What is reported: an exception of ``after``; another end of the job than ``raises``; a job that
     goes on looking; a block that is still open when the job has ended, in another thread; a job

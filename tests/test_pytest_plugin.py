@@ -122,7 +122,7 @@ def test_a_project_with_pytest_django(run: Run) -> None:
                 assert not registry.has_ended("import-8")
 
             def test_abort_after(aborts):
-                with abort_after(3), pytest.raises(RunAborted):
+                with abort_after(1), pytest.raises(RunAborted):
                     project.import_rows()
                 assert aborts == []
 

@@ -224,9 +224,26 @@ class TestAbortAfter:
             str(watch.checkpoints[1]) == f"tests/test_testing.py:{look}, in work, raise_if_aborted"
         )
 
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_the_looks_that_a_job_takes_are_counted(self, number: int) -> None:
+        done = []
+
+        def job() -> None:
+            with abortable_run("job") as signal:
+                for step in range(3):
+                    signal.raise_if_aborted()
+                    done.append(step)
+
+        with abort_after(number) as watch, pytest.raises(RunAborted):
+            job()
+        assert len(done) == number - 1
+        assert [each.look for each in watch.checkpoints] == ["raise_if_aborted"] * number
+        with pytest.raises(AssertionError, match="there were 3 looks, not 4"), abort_after(4):
+            job()
+
     @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
     def test_it_aborts_at_that_look(self, number: int) -> None:
-        with abort_after(number, reason="why", actor="who") as watch:
+        with abort_after(number, reason="why", actor="who", edges=True) as watch:
             with pytest.raises(RunAborted, match="'job' was aborted by who: why"):
                 work()
         assert watch.aborted_at == watch.checkpoints[-1]
@@ -241,27 +258,27 @@ class TestAbortAfter:
             with abortable_run("job"):
                 done.append(True)
 
-        with abort_after(1), pytest.raises(RunAborted):
+        with abort_after(1, edges=True), pytest.raises(RunAborted):
             job()
         assert not done
-        with abort_after(2), pytest.raises(RunAborted):
+        with abort_after(2, edges=True), pytest.raises(RunAborted):
             job()
         assert done
 
     def test_too_few_looks_are_an_error(self) -> None:
         with pytest.raises(AssertionError, match="there were 5 looks, not 6"):
-            with abort_after(6):
+            with abort_after(6, edges=True):
                 work()
 
     def test_another_error_stays_what_it_is(self) -> None:
         with pytest.raises(ZeroDivisionError):
-            with abort_after(6):
+            with abort_after(6, edges=True):
                 raise ZeroDivisionError
 
     @pytest.mark.parametrize("number", [0, -1])
     def test_numbers_begin_at_one(self, number: int) -> None:
         with pytest.raises(ValueError, match="from 1"):
-            with abort_after(number):
+            with abort_after(number, edges=True):
                 raise AssertionError("not reached")
 
     @pytest.mark.parametrize(
@@ -313,7 +330,7 @@ class TestAbortAfter:
         looks = ["raise_if_aborted", "aborted"]
         assert [each.look for each in watch.checkpoints[1:-1]] == looks
         assert {each.line for each in watch.checkpoints[1:-1]} == {line_of(job, "signal.run")}
-        with abort_after(3), pytest.raises(RunAborted) as caught:
+        with abort_after(3, edges=True), pytest.raises(RunAborted) as caught:
             job()
         assert caught.value.process is not None
         assert caught.value.process.returncode == 0
@@ -335,7 +352,7 @@ class TestAbortAfter:
         assert [each.line for each in watch.checkpoints[1:-1]] == lines
         for number, expected in enumerate([[], [], [0], [0, 1]], start=2):
             done.clear()
-            with abort_after(number), pytest.raises(RunAborted):
+            with abort_after(number, edges=True), pytest.raises(RunAborted):
                 job()
             assert done == expected
 
@@ -343,18 +360,25 @@ class TestAbortAfter:
         def helper(signal: AbortSignal) -> None:
             signal.raise_if_aborted()
 
-        with abort_after(2) as watch, pytest.raises(RunAborted), abortable_run("job") as signal:
+        with (
+            abort_after(2, edges=True) as watch,
+            pytest.raises(RunAborted),
+            abortable_run("job") as signal,
+        ):
             helper(signal)
         assert watch.aborted_at is not None
         assert watch.aborted_at.line == line_of(helper, "raise_if_aborted")
         assert watch.aborted_at.function.endswith("helper")
 
     def test_runs_are_counted_together_or_apart(self) -> None:
-        with abort_after(7) as watch, pytest.raises(RunAborted, match="'b'"):
+        with abort_after(7, edges=True) as watch, pytest.raises(RunAborted, match="'b'"):
             work("a")
             work("b")
         assert [each.run_id for each in watch.checkpoints] == ["a"] * 5 + ["b"] * 2
-        with abort_after(2, run_id="b") as watch, pytest.raises(RunAborted, match="'b'"):
+        with (
+            abort_after(2, run_id="b", edges=True) as watch,
+            pytest.raises(RunAborted, match="'b'"),
+        ):
             work("a")
             work("b")
         assert [each.run_id for each in watch.checkpoints] == ["b"] * 2
@@ -368,14 +392,17 @@ class TestAbortAfter:
 
         reached: list[str] = []
         # Another run does not concern the outer one; the same one is aborted with all its blocks.
-        with abort_after(3):
+        with abort_after(3, edges=True):
             job("inner")
-        with abort_after(3), pytest.raises(RunAborted, match="'outer'"):
+        with abort_after(3, edges=True), pytest.raises(RunAborted, match="'outer'"):
             job("outer")
         assert reached == ["inner", "outer"]
 
     def test_several_at_once(self) -> None:
-        with abort_after(2, run_id="a") as a, abort_after(3, run_id="b") as b:
+        with (
+            abort_after(2, run_id="a", edges=True) as a,
+            abort_after(3, run_id="b", edges=True) as b,
+        ):
             for run_id in ("a", "b"):
                 with pytest.raises(RunAborted):
                     work(run_id)
@@ -392,7 +419,7 @@ class TestAbortAfter:
 
         run_aborted.connect(note)
         try:
-            with abort_after(3, reason="why"), pytest.raises(RunAborted):
+            with abort_after(3, reason="why", edges=True), pytest.raises(RunAborted):
                 with abortable_run("job") as signal:
                     signal.add_callback(called.set)
                     signal.raise_if_aborted()
@@ -405,7 +432,7 @@ class TestAbortAfter:
         assert heard[0]["abort_id"]
 
     def test_nobody_has_asked_for_it(self) -> None:
-        with record_aborts() as aborts, abort_after(2), pytest.raises(RunAborted):
+        with record_aborts() as aborts, abort_after(2, edges=True), pytest.raises(RunAborted):
             work()
         assert aborts == []
 
@@ -422,7 +449,7 @@ class TestAbortAfter:
             except RunAborted:
                 ended.append("aborted")
 
-        with abort_after(30) as watch:
+        with abort_after(30, edges=True) as watch:
             threads = [threading.Thread(target=shard) for _ in range(3)]
             for thread in threads:
                 thread.start()
@@ -438,7 +465,7 @@ class TestAbortAfter:
                     await asyncio.sleep(30)
 
         for number in (1, 2, 3):
-            with abort_after(number), pytest.raises(RunAborted):
+            with abort_after(number, edges=True), pytest.raises(RunAborted):
                 asyncio.run(job())
 
     def test_a_job_that_does_not_stop(self) -> None:
@@ -448,7 +475,7 @@ class TestAbortAfter:
                     with contextlib.suppress(RunAborted):
                         signal.raise_if_aborted()
 
-        with abort_after(3, max_looks=10):
+        with abort_after(3, max_looks=10, edges=True):
             with pytest.raises(DoesNotStop, match=r"in .*job, raise_if_aborted.* 10 times more"):
                 job()
 
@@ -458,7 +485,7 @@ class TestAbortAfter:
                 with contextlib.suppress(RunAborted), abortable_run("job"):
                     pass
 
-        with abort_after(3, max_looks=10), pytest.raises(DoesNotStop):
+        with abort_after(3, max_looks=10, edges=True), pytest.raises(DoesNotStop):
             job()
 
     def test_a_job_that_aborts_itself_stays_aborted(self) -> None:
@@ -476,7 +503,7 @@ class TestAbortAfter:
 
     def test_a_block_that_outlives_it_is_left_alone(self) -> None:
         with contextlib.ExitStack() as stack:
-            with abort_after(2, run_id="other"), pytest.raises(RunAborted):
+            with abort_after(2, run_id="other", edges=True), pytest.raises(RunAborted):
                 signal = stack.enter_context(abortable_run("job"))
                 work("other")
             assert not signal.aborted
@@ -487,7 +514,7 @@ class TestAbortAfter:
     @pytest.mark.django_db(transaction=True)
     def test_nothing_is_requested(self) -> None:
         with override_settings(RUN_ABORT={"INTENTS": True, "LISTEN": False}):
-            with abort_after(2), pytest.raises(RunAborted):
+            with abort_after(2, edges=True), pytest.raises(RunAborted):
                 work()
             assert not AbortRequest.objects.exists()
             assert timeline.wait_written(10)
@@ -604,7 +631,7 @@ class TestAbortEverywhere:
 
     def test_it_is_reproduced_by_its_number(self) -> None:
         reset()
-        with abort_after(4), pytest.raises(RunAborted):
+        with abort_after(4, edges=True), pytest.raises(RunAborted):
             import_rows_wrongly()
         with pytest.raises(AssertionError, match="without a file"):
             store.check()
