@@ -9,11 +9,22 @@ from django.core.management.base import CommandError
 
 from run_abort import channel
 
-__all__ = ["log_to", "require_endpoint"]
+__all__ = ["has_endpoint", "log_to", "require_endpoint"]
 
 logger = logging.getLogger("run_abort")
 
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def has_endpoint() -> bool:
+    """Whether a Redis is configured; it may be down.
+
+    :raises CommandError: if one is that cannot be used.
+    """
+    try:
+        return channel.endpoint() is not None
+    except Exception as error:
+        raise CommandError(f"The configured Redis cannot be used: {error}") from error
 
 
 def require_endpoint() -> None:
@@ -21,11 +32,7 @@ def require_endpoint() -> None:
 
     :raises CommandError: if none is, or not one that can be used.
     """
-    try:
-        endpoint = channel.endpoint()
-    except Exception as error:
-        raise CommandError(f"The configured Redis cannot be used: {error}") from error
-    if endpoint is None:
+    if not has_endpoint():
         raise CommandError(
             "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, "
             "or make the cache alias RUN_ABORT['CACHE_ALIAS'] a Redis one."

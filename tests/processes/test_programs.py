@@ -129,6 +129,29 @@ class TestDatabase:
         project["DATABASES"] = shared_rows()
         project["RUN_ABORT"] |= {"INTENTS": True}
 
+    def test_without_any_redis_it_is_ended_all_the_same(
+        self, start: Start, project: dict[str, Any], program: Program, configure: Configure
+    ) -> None:
+        project["RUN_ABORT"] |= {"REDIS_URL": None, "POLL_INTERVAL": 0.1}
+        configure(INTENTS=True, LISTEN=False, REDIS_URL=None)
+        process = program("run-1.main")
+        child = start(*LISTEN, environment={"REDIS_URL": ""})
+        told = json.loads(child.wait_for('"watching"'))
+        assert told["directory"] == project["RUN_ABORT"]["PROCESS_DIR"]
+        abort_run("run-1")
+        assert json.loads(child.wait_for('"ended"'))["pid"] == process.pid
+        assert process.wait(10) == -signal.SIGTERM
+        child.send(signal.SIGTERM)
+        assert child.wait() == 0
+
+    def test_but_not_where_redis_is_asked_for(
+        self, start: Start, project: dict[str, Any], directory: Path
+    ) -> None:
+        project["RUN_ABORT"] |= {"REDIS_URL": None}
+        child = start(*LISTEN, "--require-redis", environment={"REDIS_URL": ""})
+        child.wait_for("No Redis is configured")
+        assert child.wait() == 1
+
     def test_one_that_starts_after_the_abort_is_ended_and_has_its_timeline(
         self, start: Start, program: Program, configure: Configure
     ) -> None:

@@ -24,14 +24,15 @@ from run_abort.management.arguments import seconds
 from run_abort.management.bell import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
 from run_abort.management.place import Place
 from run_abort.management.programs import Programs
-from run_abort.management.surroundings import log_to, require_endpoint
+from run_abort.management.surroundings import has_endpoint, log_to, require_endpoint
 from run_abort.messages import AbortMessage
 from run_abort.pidfiles import PidFile, check_directory
 from run_abort.signals import run_abort_received
 
 TOUCH_EVERY: Final = 86_400.0  # seconds
 MAX_GRACE: Final = 86_400.0  # seconds
-TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file")
+TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file", "directory")
+JSON_FIELDS: Final = ("channel", "run_id", "abort_id", *TEXT_FIELDS[1:])
 
 
 class Command(BaseCommand):
@@ -105,8 +106,11 @@ class Command(BaseCommand):
         grace: float,
         **options: Any,
     ) -> None:
-        require_endpoint()
         directory = _process_directory() if processes else None
+        # What PID files tell of is held as blocks are, so the database alone will do.
+        over_database = directory is not None and database.enabled() and not has_endpoint()
+        if require_redis or not over_database:
+            require_endpoint()
         log_to(self.stderr, verbosity)
         show = self._printer(line_format) if verbosity else _silent
 
@@ -117,15 +121,19 @@ class Command(BaseCommand):
         programs = None
         if directory is not None:
             programs = Programs(directory, grace=grace, on_ended=on_ended)
-        place = Place(name, from_now=from_now) if database.enabled() else None
+        follows = database.enabled() and not over_database
+        place = Place(name, from_now=from_now) if follows else None
         with closing(Bell()) as bell, _receiving(show), _hearing(bell, place, programs):
             if place is not None:
                 place.take()
             try:
-                listener.start()
+                if not over_database:
+                    listener.start()
                 if listener.status().state == "listening":  # from before, so nobody will tell us
                     bell.ring(SUBSCRIBED)
                 with programs or nullcontext():
+                    if over_database:
+                        show("watching", directory=str(directory))
                     self._serve(bell, show, place, timeout if require_redis else None)
             finally:
                 _stop(place)
@@ -223,7 +231,7 @@ def _text_line(event: str, facts: dict[str, Any]) -> str:
 def _json_line(event: str, facts: dict[str, Any]) -> str:
     names = {"run_id": "runId", "abort_id": "abortId"}
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-    for key in ("channel", "run_id", "abort_id", "reason", "actor", "origin", "pid", "file"):
+    for key in JSON_FIELDS:
         if key in facts:
             value = facts[key]
             line[names.get(key, key)] = str(value) if isinstance(value, UUID) else value
