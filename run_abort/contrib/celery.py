@@ -16,14 +16,18 @@ that a chain, a group or a chord is aborted by these. An aborted task ends in th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, ClassVar, Final
+from weakref import WeakSet
+
+from django.dispatch import receiver
 
 try:
-    from celery import Celery, Task, signals
-    from celery.exceptions import Ignore, TaskRevokedError, TimeoutError  # noqa: A004
+    from celery import Celery, Task, current_app, signals
+    from celery.exceptions import Ignore, OperationalError, TaskRevokedError
+    from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
 except ImportError as error:
     raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
@@ -37,6 +41,8 @@ from run_abort.signals import run_abort_requested
 from run_abort.threads import Lane
 
 __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
+
+logger = logging.getLogger("run_abort")
 
 ABORTED: Final = "ABORTED"
 LOOK: Final = 0.5  # seconds between two looks at the state of a task that is waited for
@@ -72,7 +78,7 @@ class AbortableResult(AsyncResult):
             left = LOOK if deadline is None else min(LOOK, deadline - time.monotonic())
             try:
                 return super().get(timeout=max(left, 0.01), propagate=propagate, **options)
-            except TimeoutError:
+            except NotReadyError:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
             except TaskRevokedError:
@@ -156,11 +162,9 @@ class AbortableTask(Task):
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
-        """Have what has not begun revoked, too, so that no worker needs to begin with it."""
+        """Have what has not begun revoked in this app, too."""
         super().on_bound(app)
-        run_abort_requested.connect(
-            partial(_revoke_soon, app), weak=False, dispatch_uid=("run_abort.celery", id(app))
-        )
+        _apps.add(app)
 
 
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:
@@ -183,17 +187,33 @@ def _chained(request: Any) -> Iterable[str]:
             yield task_id
 
 
-def _revoke_soon(app: Celery, *, run_id: str, **facts: Any) -> None:
-    _revocations.put((app, run_id))
+# Those with such tasks. Celery binds a task when it is first used; so the current one goes unsaid.
+_apps: Final[WeakSet[Celery]] = WeakSet()
 
 
-def _revoke(wanted: tuple[Celery, str]) -> None:
-    app, run_id = wanted
-    app.control.revoke(run_id)
+@receiver(run_abort_requested, dispatch_uid="run_abort.celery")
+def _revoke_soon(*, run_id: str, **facts: Any) -> None:
+    """Have what has not begun revoked, too, so that no worker needs to begin with it."""
+    _revocations.put(run_id)
+
+
+def _revoke(run_id: str) -> None:
+    for app in {current_app._get_current_object(), *_apps}:
+        if app.conf.task_always_eager:  # there is neither a worker nor, perhaps, a broker
+            continue
+        try:
+            app.control.revoke(run_id)
+        except OperationalError as error:
+            logger.warning(
+                "Celery could not be asked to revoke the task %r, which is left to whoever begins "
+                "it: %s",
+                run_id,
+                error,
+            )
 
 
 # On a thread of its own: the broker may keep whoever asks it waiting for long.
-_revocations: Final[Lane[tuple[Celery, str]]] = Lane(_revoke, name="run_abort-celery")
+_revocations: Final[Lane[str]] = Lane(_revoke, name="run_abort-celery")
 
 
 @signals.task_revoked.connect(dispatch_uid="run_abort.celery")

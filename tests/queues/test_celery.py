@@ -25,6 +25,9 @@ POOLS = ["prefork", "threads", "solo"]
 
 StartWorker = Callable[..., Child]
 
+# In this process there is Celery only while a test of it runs.
+run_abort_requested.disconnect(dispatch_uid="run_abort.celery")
+
 
 @pytest.fixture
 def client(
@@ -33,9 +36,11 @@ def client(
     """What sends the tasks. The broker is the test's own, the results are elsewhere."""
     client = Celery("client", broker=own_redis.url, backend=shared_redis.url)
     client.set_default()
+    run_abort_requested.connect(module._revoke_soon, dispatch_uid="run_abort.celery")
     yield client
     assert module._revocations.wait_idle(20)
-    run_abort_requested.disconnect(dispatch_uid=("run_abort.celery", id(client)))
+    run_abort_requested.disconnect(dispatch_uid="run_abort.celery")
+    module._apps.discard(client)
     # Results that are collected later take leave of the backend, and would connect once more.
     client.backend.remove_pending_result = lambda result: result
     client.pool.force_close_all()
@@ -340,6 +345,34 @@ class TestInProcess:
             return 2 * number
 
         assert double(4) == 8
+
+    def test_each_app_with_such_tasks_is_asked(
+        self, client: Celery, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own_redis.kill()
+        other = Celery("other", broker=own_redis.url, set_as_current=False)
+
+        @other.task(base=AbortableTask)
+        def work() -> None: ...
+
+        assert work.name  # Celery binds it now
+        abort("one")
+        assert module._revocations.wait_idle(60)
+        assert caplog.text.count("asked to revoke") == 2
+
+    def test_a_broker_that_is_away_costs_a_warning(
+        self, client: Celery, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own_redis.kill()
+        assert abort("one").recorded
+        assert module._revocations.wait_idle(60)
+        (warning,) = [each for each in caplog.records if "asked to revoke" in each.message]
+        assert "the task 'one', which is left to whoever begins it" in warning.message
+        assert warning.levelname == "WARNING"
+        client.conf.task_always_eager = True
+        abort("two")
+        assert module._revocations.wait_idle(60)
+        assert "'two'" not in caplog.text
 
     def test_eagerly_it_is_a_run_and_fails(self, client: Celery) -> None:
         @client.task(base=AbortableTask, bind=True)
