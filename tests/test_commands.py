@@ -356,16 +356,17 @@ class TestListenRunAborts:
     ) -> None:
         code = """
 import tests.settings  # where a project would do it: in an app's ready()
+from tests.workers import say
 from django.apps import AppConfig
 import tests.jobs
 from run_abort.signals import run_abort_received
 
 def receiver(run_id, **kwargs):
-    print("receiver", run_id, flush=True)
+    say("receiver", run_id)
 
 run_abort_received.connect(receiver)
 from run_abort import subscribe_to_run_aborts
-subscribe_to_run_aborts(lambda run_id: print("handler", run_id, flush=True))
+subscribe_to_run_aborts(lambda run_id: say("handler", run_id))
 """
         with listen(settings=project, code=code) as process:
             process.wait_for("listening on")
@@ -380,13 +381,14 @@ subscribe_to_run_aborts(lambda run_id: print("handler", run_id, flush=True))
         code = f"""
 import pathlib, time
 from run_abort import subscribe_to_run_aborts
+from tests.workers import say
 from run_abort.signals import run_abort_received
 
 def wait(name):
-    print("began", name, flush=True)
+    say("began", name)
     while not pathlib.Path({str(release)!r}).exists():
         time.sleep(0.01)
-    print("finished", name, flush=True)
+    say("finished", name)
 
 def receiver(run_id, **kwargs):
     wait("receiver")
@@ -411,9 +413,10 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
         code = """
 import time
 from run_abort.signals import run_abort_received
+from tests.workers import say
 
 def receiver(run_id, **kwargs):
-    print("began", flush=True)
+    say("began")
     time.sleep(600)
 
 run_abort_received.connect(receiver)

@@ -119,12 +119,13 @@ class TestListener:
     HANDLER = """
 import pathlib, sys, time
 from run_abort import subscribe_to_run_aborts
+from tests.workers import say
 
 def handle(run_id):
-    print("handling", run_id, flush=True)
+    say("handling", run_id)
     if run_id == "slow":
         time.sleep(600)
-    print("handled", run_id, flush=True)
+    say("handled", run_id)
 
 subscribe_to_run_aborts(handle)
 from django.core.management import execute_from_command_line

@@ -24,7 +24,8 @@ process = subprocess.Popen(
     [sys.executable, "-c", inner + "time.sleep(600)"], stdout=subprocess.PIPE
 )
 process.stdout.readline()
-print("started", process.pid, flush=True)
+sys.stdout.write(f"started {process.pid}\\n")  # in one go
+sys.stdout.flush()
 time.sleep(600)
 """
 WORK = f"""
