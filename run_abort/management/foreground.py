@@ -21,6 +21,7 @@ FORWARDED: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+WANT_TERMINAL: Final = (signal.SIGTTIN, signal.SIGTTOU)
 NOT_FOUND: Final = 127  # as shells have it
 NOT_EXECUTABLE: Final = 126
 SIGNALLED: Final = 128  # and the number of the signal
@@ -67,14 +68,18 @@ class Program:
         """Wait for its end; return its exit code, as a shell would."""
         if self._process is None:
             raise RuntimeError("there is no process to wait for")
-        while self._is_stopped(self._process.pid):
-            self._stop_with_it(self._process.pid)
+        while (stop := self._stopped_by(self._process.pid)) is not None:
+            if stop in WANT_TERMINAL and self._has_terminal(self._process.pid):
+                self._signal(signal.SIGCONT)  # it wanted the terminal just before it was lent
+            else:
+                self._stop_with_it(self._process.pid)
         return _exit_code_of(self._process.wait())
 
-    def _is_stopped(self, pid: int) -> bool:
-        """Wait until it has ended or was stopped; return whether it was."""
+    def _stopped_by(self, pid: int) -> int | None:
+        """Wait until it has ended or was stopped; return by which signal it was."""
         news = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
-        return news is not None and news.si_code in {os.CLD_STOPPED, os.CLD_TRAPPED}
+        is_stopped = news is not None and news.si_code in {os.CLD_STOPPED, os.CLD_TRAPPED}
+        return news.si_status if news is not None and is_stopped else None
 
     def _stop_with_it(self, pid: int) -> None:
         """It was stopped, by Ctrl-Z perhaps: stop, too, until the shell goes on with us."""
@@ -95,6 +100,12 @@ class Program:
         if self._terminal is not None:
             with suppress(OSError):
                 os.tcsetpgrp(self._terminal, group)
+
+    def _has_terminal(self, group: int) -> bool:
+        if self._terminal is not None:
+            with suppress(OSError):
+                return os.tcgetpgrp(self._terminal) == group
+        return False
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

@@ -123,7 +123,9 @@ time.sleep(600)
 
 
 PROGRAM = """
-import sys
+import signal, sys
+# Python would overlook a signal that comes just before it reads, until it has read.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 print("ready", flush=True)
 for line in sys.stdin:
     print("got", line.strip(), flush=True)
@@ -161,3 +163,30 @@ def test_a_terminal_is_the_programs(start: Start, project: dict[str, Any]) -> No
     child.wait_for("stopped True")
     child.wait_for("exit 130")
     assert child.wait() == 0
+
+
+LATE = """
+import os, pty, signal, sys
+pid, fd = pty.fork()
+if pid == 0:
+    from run_abort.management.foreground import Program
+    from tests.workers import wait_for
+
+    class Late(Program):
+        def _lend_terminal(self, group):
+            if group != os.getpgrp():
+                wait_for(lambda: open(f"/proc/{group}/stat").read().split(") ")[1][0] == "T")
+            super()._lend_terminal(group)
+
+    program = Late(["head", "-n", "1"])
+    with program:
+        sys.exit(program.wait())
+os.write(fd, b"one\\n")
+_, status = os.waitpid(pid, os.WUNTRACED)
+print("stopped" if os.WIFSTOPPED(status) else f"exit {os.waitstatus_to_exitcode(status)}")
+"""
+
+
+def test_one_that_wants_the_terminal_before_it_is_lent_goes_on(start: Start) -> None:
+    child: Child = start("-c", LATE)
+    child.wait_for("exit 0")
