@@ -26,7 +26,7 @@ from django.dispatch import receiver
 
 try:
     from celery import Celery, Task, current_app, signals
-    from celery.exceptions import Ignore, OperationalError, TaskRevokedError
+    from celery.exceptions import Ignore, TaskRevokedError
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
 except ImportError as error:
@@ -203,11 +203,12 @@ def _revoke(run_id: str) -> None:
             continue
         try:
             app.control.revoke(run_id)
-        except OperationalError as error:
+        except Exception as error:  # of any broker's driver; the next app is asked, too
             logger.warning(
                 "Celery could not be asked to revoke the task %r, which is left to whoever begins "
-                "it: %s",
+                "it: %s: %s",
                 run_id,
+                type(error).__name__,
                 error,
             )
 

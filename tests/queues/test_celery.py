@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu import pools
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
@@ -40,10 +41,10 @@ def client(
     yield client
     assert module._revocations.wait_idle(20)
     run_abort_requested.disconnect(dispatch_uid="run_abort.celery")
-    module._apps.discard(client)
+    module._apps.clear()
     # Results that are collected later take leave of the backend, and would connect once more.
     client.backend.remove_pending_result = lambda result: result
-    client.pool.force_close_all()
+    pools.reset()  # they are known by the server's address, which another test may have again
     client.backend.result_consumer.stop()
     client.backend.client.connection_pool.disconnect()
     client.close()
