@@ -60,3 +60,7 @@ class TaskAborted(Exception):  # noqa: N818  it is what became of a task
 
     def __str__(self) -> str:
         return str(RunAborted(self.run_id, self.reason, self.actor))
+
+    def facts(self) -> dict[str, str]:
+        """What it tells, for queues that keep no exceptions."""
+        return {"run_id": self.run_id, "reason": self.reason, "actor": self.actor}

@@ -170,7 +170,7 @@ class AbortableTask(Task):
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:
     """Store what became of the task, and tell its chord, its chain and its errbacks."""
     backend = task.backend
-    facts = {"run_id": error.run_id, "reason": error.reason, "actor": error.actor}
+    facts = error.facts()
     if not (request.ignore_result or task.ignore_result):
         backend.store_result(request.id, facts, ABORTED, request=request)
         for task_id in _chained(request):

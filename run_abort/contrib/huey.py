@@ -90,9 +90,8 @@ class AbortableHuey(Huey):
         """
         result: dict[str, Any] = super().build_error_result(task, exception)
         if isinstance(exception, TaskAborted):
-            run_id, reason, actor = exception.args
             result["error"] = str(exception)
-            result["run_abort"] = {"run_id": run_id, "reason": reason, "actor": actor}
+            result["run_abort"] = exception.facts()
         return result
 
     def _note_revoked(self, signal: str, task: Task) -> None:

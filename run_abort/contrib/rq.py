@@ -99,9 +99,10 @@ class AbortableJob(Job):
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if self.abort_signal else JobStatus.CANCELED
             settle(EXIT_TIMEOUT)  # RQ ends the process with the job, and waits for no thread
-            self.meta[META] = _facts_of(aborted.run_id, aborted.reason, aborted.actor)
+            error = TaskAborted(*aborted.args)
+            self.meta[META] = error.facts()
             self.save_meta()  # type: ignore[no-untyped-call]
-            raise TaskAborted(*aborted.args) from aborted
+            raise error from aborted
 
     def _forget_earlier_abort(self) -> None:
         """It may have been put back into its queue."""
@@ -200,11 +201,7 @@ def cancel_aborted(queue: Queue) -> None:
 
 
 def _cancel_soon(queue: Queue, *, run_id: str, reason: str, actor: str, **more: Any) -> None:
-    _cancellations.put((queue, run_id, _facts_of(run_id, reason, actor)))
-
-
-def _facts_of(run_id: str, reason: str, actor: str) -> dict[str, str]:
-    return {"run_id": run_id, "reason": reason, "actor": actor}
+    _cancellations.put((queue, run_id, TaskAborted(run_id, reason, actor).facts()))
 
 
 def _cancel(wanted: tuple[Queue, str, dict[str, str]]) -> None:
