@@ -40,6 +40,12 @@ def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> 
         time.sleep(0.005)
 
 
+def is_there(pid: int) -> bool:
+    """Whether there is a process of that number that lives."""
+    entry = procfs.entry_of(pid)
+    return entry is not None and not entry.is_dead
+
+
 @contextmanager
 def unmigrated(table: str = "run_abort_abortrequest") -> Iterator[None]:
     """As if a table of the app had not been made yet."""

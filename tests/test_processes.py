@@ -17,7 +17,7 @@ from run_abort import AbortController, RunAborted, abortable_run, families, proc
 from run_abort.controllers import on_rung
 from run_abort.registry import registry
 from tests.conftest import Configure
-from tests.support import wait_until
+from tests.support import is_there, wait_until
 
 # Says its process ID and that of a grandchild; then both stay, and obey SIGTERM or do not.
 FAMILY = """
@@ -42,11 +42,6 @@ time.sleep(600)
 
 def python(code: str, *args: str) -> list[str]:
     return [sys.executable, "-c", code, *args]
-
-
-def is_there(pid: int) -> bool:
-    entry = procfs.entry_of(pid)
-    return entry is not None and not entry.is_dead
 
 
 @pytest.fixture

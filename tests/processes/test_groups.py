@@ -13,8 +13,7 @@ from run_abort import abort_run, clear_run_abort
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
 from tests.processes.conftest import Start
-from tests.support import Child, shared_rows, wait_until
-from tests.test_processes import is_there
+from tests.support import Child, is_there, shared_rows, wait_until
 
 # What a child run starts: a program, which starts another that does not listen to SIGTERM.
 PROGRAM = """

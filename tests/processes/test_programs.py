@@ -17,16 +17,11 @@ from run_abort import abort_run, inquiry, procfs
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
 from tests.processes.conftest import Start
-from tests.support import Child, Foreign, shared_rows, wait_until
+from tests.support import Child, Foreign, is_there, shared_rows, wait_until
 
 Program = Callable[..., subprocess.Popen[bytes]]
 
 LISTEN = ("-m", "django", "listen_run_aborts", "--processes", "--format", "json")
-
-
-def is_there(pid: int) -> bool:
-    entry = procfs.entry_of(pid)
-    return entry is not None and not entry.is_dead
 
 
 @pytest.fixture

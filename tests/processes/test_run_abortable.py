@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from run_abort import procfs
 from tests.processes.conftest import Start
-from tests.support import Child, Foreign, wait_until
+from tests.support import Child, Foreign, is_there, wait_until
 
 COMMAND = ("-m", "django", "run_abortable")
 
@@ -24,11 +23,6 @@ def python(code: str) -> list[str]:
 def pid_in(path: Path) -> int:
     wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(path.read_text())
-
-
-def is_there(pid: int) -> bool:
-    entry = procfs.entry_of(pid)
-    return entry is not None and not entry.is_dead
 
 
 class TestExitCode:

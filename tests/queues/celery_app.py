@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from celery import Celery
 
 from run_abort.contrib.celery import AbortableTask
-from tests.queues.work import say
+from tests.queues import work
+from tests.queues.work import begin, say
 
 app = Celery("tests", broker=os.environ.get("BROKER"), backend=os.environ.get("RESULTS"))
 app.conf.update(
@@ -25,60 +25,38 @@ app.conf.update(
     base=AbortableTask, bind=True, autoretry_for=(Exception,), max_retries=5, retry_backoff=False
 )
 def look(self: Any, name: str) -> str:
-    """Look at the signal, now and then."""
-    say("began", name, os.getpid())
-    while True:
-        self.abort_signal.sleep(0.05)
+    work.look(self.abort_signal, name)
 
 
 @app.task(base=AbortableTask, bind=True)
 def done(self: Any, name: str) -> str:
-    say("began", name)
+    begin(name)
     return name
 
 
 @app.task(base=AbortableTask, bind=True)
 def swallow(self: Any, name: str) -> None:
-    """Swallow every Exception."""
-    say("began", name)
-    while True:
-        try:
-            self.abort_signal.sleep(0.05)
-        except Exception:
-            say("swallowed", name)
+    work.swallow(self.abort_signal, name)
 
 
 @app.task(base=AbortableTask, bind=True, abort_grace=0.2, abort_insist="interrupt")
 def compute(self: Any, name: str) -> None:
-    """Never look."""
-    say("began", name)
-    while True:
-        sum(range(1000))
+    work.compute(name)
 
 
 @app.task(base=AbortableTask, bind=True, abort_grace=0, abort_insist="interrupt")
 def block(self: Any, name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    say("began", name)
-    time.sleep(4)
-    say("went on", name)
+    work.block(name)
 
 
 @app.task(base=AbortableTask, bind=True)
 def clean_up(self: Any, name: str) -> None:
-    """Take three seconds to clean up."""
-    say("began", name)
-    try:
-        self.abort_signal.sleep(60)
-    finally:
-        time.sleep(3)
-        say("cleaned up", name)
+    work.clean_up(self.abort_signal, name)
 
 
 @app.task(base=AbortableTask, bind=True)
 def fail(self: Any, name: str) -> None:
-    say("began", name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 @app.task(base=AbortableTask)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 
 import django
 import dramatiq
@@ -18,7 +17,8 @@ django.setup()
 
 from run_abort import abortable_run  # noqa: E402
 from run_abort.contrib.dramatiq import Abortable, abort_signal  # noqa: E402
-from tests.queues.work import say  # noqa: E402
+from tests.queues import work  # noqa: E402
+from tests.queues.work import begin, say  # noqa: E402
 
 broker = RedisBroker(url=os.environ["BROKER"])
 broker.add_middleware(Abortable())
@@ -30,73 +30,50 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(min_backoff=100)
 def look(name: str) -> None:
-    """Look at the signal, now and then."""
-    say("began", name)
-    while True:
-        abort_signal().sleep(0.05)
+    work.look(abort_signal(), name)
 
 
 @dramatiq.actor
 def done(name: str) -> str:
-    say("began", name)
+    begin(name)
     return name
 
 
 @dramatiq.actor(min_backoff=100)
 def swallow(name: str) -> None:
-    """Swallow every Exception."""
-    say("began", name)
-    while True:
-        try:
-            abort_signal().sleep(0.05)
-        except Exception:
-            say("swallowed", name)
+    work.swallow(abort_signal(), name)
 
 
 @dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="interrupt")
 def compute(name: str) -> None:
-    """Never look."""
-    say("began", name)
-    while True:
-        sum(range(1000))
+    work.compute(name)
 
 
 @dramatiq.actor(abort_grace=0, abort_insist="interrupt")
 def block(name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    say("began", name)
-    time.sleep(4)
-    say("went on", name)
+    work.block(name)
 
 
 @dramatiq.actor
 def clean_up(name: str) -> None:
-    """Take three seconds to clean up."""
-    say("began", name)
-    try:
-        abort_signal().sleep(60)
-    finally:
-        time.sleep(3)
-        say("cleaned up", name)
+    work.clean_up(abort_signal(), name)
 
 
 @dramatiq.actor(max_retries=1, min_backoff=100)
 def fail(name: str) -> None:
-    say("began", name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 @dramatiq.actor(max_retries=1, min_backoff=2000)
 def fail_slowly(name: str) -> None:
     """Wait for another time, after each failure."""
-    say("began", name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 @dramatiq.actor(max_retries=0, time_limit=500, abort_insist="interrupt")
 def exceed(name: str) -> None:
     """Go on until Dramatiq's own time limit."""
-    say("began", name)
+    begin(name)
     while True:
         abort_signal().sleep(0.05)
 
@@ -104,7 +81,7 @@ def exceed(name: str) -> None:
 @dramatiq.actor(min_backoff=100)
 async def look_async(name: str) -> None:
     """Await, and never look."""
-    say("began", name)
+    begin(name)
     abort_signal()
     try:
         await asyncio.sleep(60)
@@ -116,7 +93,7 @@ async def look_async(name: str) -> None:
 @dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="cancel")
 async def swallow_async(name: str) -> None:
     """Swallow the first cancellation."""
-    say("began", name)
+    begin(name)
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
@@ -128,5 +105,5 @@ async def swallow_async(name: str) -> None:
 def inner(name: str) -> None:
     """Work on a run of its own."""
     with abortable_run(f"run {name}") as signal:
-        say("began", name)
+        begin(name)
         signal.sleep(60)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import django
 from huey import RedisHuey
 
 from run_abort.contrib.huey import AbortableHuey, current_signal
-from tests.queues.work import say
+from tests.queues import work
+from tests.queues.work import begin, say
 
 django.setup()
 
@@ -22,16 +22,9 @@ class Tasks(AbortableHuey, RedisHuey):  # type: ignore[misc]
 huey = Tasks("tests", url=os.environ.get("BROKER"))
 
 
-def begin(name: str) -> None:
-    say("began", name, os.getpid())
-
-
 @huey.task(retries=3)
 def look(name: str) -> None:
-    """Look at the signal, now and then."""
-    begin(name)
-    while True:
-        current_signal().sleep(0.05)
+    work.look(current_signal(), name)
 
 
 @huey.task()
@@ -42,46 +35,27 @@ def done(name: str) -> str:
 
 @huey.task(retries=3)
 def swallow(name: str) -> None:
-    """Swallow every Exception."""
-    begin(name)
-    while True:
-        try:
-            current_signal().sleep(0.05)
-        except Exception:
-            say("swallowed", name)
+    work.swallow(current_signal(), name)
 
 
 @huey.task(abort_grace=0.2, abort_insist="interrupt")
 def compute(name: str) -> None:
-    """Never look."""
-    begin(name)
-    while True:
-        sum(range(1000))
+    work.compute(name)
 
 
 @huey.task(abort_grace=0, abort_insist="interrupt")
 def block(name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    begin(name)
-    time.sleep(4)
-    say("went on", name)
+    work.block(name)
 
 
 @huey.task()
 def clean_up(name: str) -> None:
-    """Take three seconds to clean up."""
-    begin(name)
-    try:
-        current_signal().sleep(60)
-    finally:
-        time.sleep(3)
-        say("cleaned up", name)
+    work.clean_up(current_signal(), name)
 
 
 @huey.task(retries=1)
 def fail(name: str) -> None:
-    begin(name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 @huey.task()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -11,7 +10,8 @@ from django.dispatch import receiver
 
 from run_abort.contrib.rq import AbortableJob, abort_options, current_signal
 from run_abort.signals import run_aborted
-from tests.queues.work import say
+from tests.queues import work
+from tests.queues.work import begin, say
 
 django.setup()
 
@@ -20,15 +20,8 @@ class TestsJob(AbortableJob):
     __test__ = False  # nothing for pytest
 
 
-def begin(name: str) -> None:
-    say("began", name, os.getpid())
-
-
 def look(name: str) -> None:
-    """Look at the signal, now and then."""
-    begin(name)
-    while True:
-        current_signal().sleep(0.05)
+    work.look(current_signal(), name)
 
 
 async def look_async(name: str) -> None:
@@ -43,44 +36,25 @@ def done(name: str) -> str:
 
 
 def swallow(name: str) -> None:
-    """Swallow every Exception."""
-    begin(name)
-    while True:
-        try:
-            current_signal().sleep(0.05)
-        except Exception:
-            say("swallowed", name)
+    work.swallow(current_signal(), name)
 
 
 @abort_options(grace=0.2, insist="interrupt")
 def compute(name: str) -> None:
-    """Never look."""
-    begin(name)
-    while True:
-        sum(range(1000))
+    work.compute(name)
 
 
 @abort_options(grace=0, insist="interrupt")
 def block(name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    begin(name)
-    time.sleep(4)
-    say("went on", name)
+    work.block(name)
 
 
 def clean_up(name: str) -> None:
-    """Take three seconds to clean up."""
-    begin(name)
-    try:
-        current_signal().sleep(60)
-    finally:
-        time.sleep(3)
-        say("cleaned up", name)
+    work.clean_up(current_signal(), name)
 
 
 def fail(name: str) -> None:
-    begin(name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 def on_stopped(job: Any, connection: Any) -> None:

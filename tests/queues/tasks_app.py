@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 from typing import Any
 
 import django
@@ -13,7 +12,8 @@ from django.utils.module_loading import import_string
 
 from run_abort import aabort_run, abort_run
 from run_abort.contrib.tasks import abortable_task
-from tests.queues.work import say
+from tests.queues import work
+from tests.queues.work import begin, say
 
 PACKAGE = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
 
@@ -23,73 +23,51 @@ task: Any = import_string(f"{PACKAGE}.task")
 @task(takes_context=True)
 @abortable_task
 def look(context: Any, name: str) -> None:
-    """Look at the signal, now and then."""
-    say("began", name)
-    while True:
-        context.abort_signal.sleep(0.05)
+    work.look(context.abort_signal, name)
 
 
 @task(takes_context=True)
 @abortable_task()
 def done(context: Any, name: str) -> str:
-    say("began", name)
+    begin(name)
     return name
 
 
 @task(takes_context=True)
 @abortable_task
 def swallow(context: Any, name: str) -> None:
-    """Swallow every Exception."""
-    say("began", name)
-    while True:
-        try:
-            context.abort_signal.sleep(0.05)
-        except Exception:
-            say("swallowed", name)
+    work.swallow(context.abort_signal, name)
 
 
 @task(takes_context=True)
 @abortable_task(grace=0.2, insist="interrupt")
 def compute(context: Any, name: str) -> None:
-    """Never look."""
-    say("began", name)
-    while True:
-        sum(range(1000))
+    work.compute(name)
 
 
 @task(takes_context=True)
 @abortable_task(grace=0, insist="interrupt")
 def block(context: Any, name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    say("began", name)
-    time.sleep(4)
-    say("went on", name)
+    work.block(name)
 
 
 @task(takes_context=True)
 @abortable_task
 def clean_up(context: Any, name: str) -> None:
-    """Take three seconds to clean up."""
-    say("began", name)
-    try:
-        context.abort_signal.sleep(60)
-    finally:
-        time.sleep(3)
-        say("cleaned up", name)
+    work.clean_up(context.abort_signal, name)
 
 
 @task(takes_context=True)
 @abortable_task
 def fail(context: Any, name: str) -> None:
-    say("began", name)
-    raise ValueError("of its own")
+    work.fail(name)
 
 
 @task(takes_context=True)
 @abortable_task
 async def wait(context: Any, name: str) -> None:
     """Wait in an event loop, and never look."""
-    say("began", name)
+    begin(name)
     await asyncio.sleep(3600)
 
 
@@ -97,7 +75,7 @@ async def wait(context: Any, name: str) -> None:
 @abortable_task(grace=0.1, insist="cancel")
 async def resist(context: Any, name: str) -> None:
     """Swallow the first cancellations."""
-    say("began", name)
+    begin(name)
     for _ in range(2):
         try:
             await asyncio.sleep(3600)
@@ -111,7 +89,7 @@ async def resist(context: Any, name: str) -> None:
     run_id=lambda result: f"import-{result.args[0]}", groups=lambda result: result.kwargs["groups"]
 )
 def named(context: Any, name: str, groups: list[str]) -> str:
-    say("began", name)
+    begin(name)
     while name == "one":
         context.abort_signal.sleep(0.05)
     return f"{context.abort_signal.run_id} {context.attempt}"

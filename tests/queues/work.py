@@ -1,18 +1,69 @@
-"""What the tests of all queues share: what workers say, and how they end. It knows no queue."""
+"""What the tests of all queues share: what workers do, what they say, and how they end."""
 
 from __future__ import annotations
 
 import os
-import signal
-from typing import Any
+import signal as signals
+import time
+from typing import Any, NoReturn
 
-from run_abort import AbortOutcome, abort_run
+from run_abort import AbortOutcome, AbortSignal, abort_run
 from tests.support import Child, wait_until
 
 
 def say(*words: object) -> None:
     """In a worker, of whose standard output a queue may have its own idea."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def begin(name: str) -> None:
+    say("began", name, os.getpid())
+
+
+def look(signal: AbortSignal, name: str) -> NoReturn:
+    """Look at the signal, now and then."""
+    begin(name)
+    while True:
+        signal.sleep(0.05)
+
+
+def swallow(signal: AbortSignal, name: str) -> NoReturn:
+    """Swallow every Exception."""
+    begin(name)
+    while True:
+        try:
+            signal.sleep(0.05)
+        except Exception:
+            say("swallowed", name)
+
+
+def compute(name: str) -> NoReturn:
+    """Never look."""
+    begin(name)
+    while True:
+        sum(range(1000))
+
+
+def block(name: str) -> None:
+    """Be in C code, where nobody can interrupt it, for a while."""
+    begin(name)
+    time.sleep(4)
+    say("went on", name)
+
+
+def clean_up(signal: AbortSignal, name: str) -> None:
+    """Take three seconds to clean up."""
+    begin(name)
+    try:
+        signal.sleep(60)
+    finally:
+        time.sleep(3)
+        say("cleaned up", name)
+
+
+def fail(name: str) -> NoReturn:
+    begin(name)
+    raise ValueError("of its own")
 
 
 def abort(run_id: str, **options: Any) -> AbortOutcome:
@@ -31,7 +82,7 @@ def wait_until_it_hears(worker: Child, name: str) -> None:
     wait_until(lambda: any(line.startswith(listening) for line in worker.output))
 
 
-def end(worker: Child, number: signal.Signals = signal.SIGTERM) -> None:
+def end(worker: Child, number: signals.Signals = signals.SIGTERM) -> None:
     """It ends when it is asked to, with all of its processes."""
     worker.send(number)
     assert worker.wait() == 0, worker
