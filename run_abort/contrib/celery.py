@@ -20,12 +20,12 @@ import logging
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from django.dispatch import receiver
 
 try:
-    from celery import Celery, Task, current_app, signals
+    from celery import Celery, Task, _state, signals
     from celery.exceptions import Ignore, TaskRevokedError
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
@@ -46,6 +46,7 @@ logger = logging.getLogger("run_abort")
 
 ABORTED: Final = "ABORTED"
 LOOK: Final = 0.5  # seconds between two looks at the state of a task that is waited for
+AWAY: Final = 30.0  # seconds that a broker is left alone after it failed, which takes it six
 
 
 class AbortableResult(AsyncResult):
@@ -160,12 +161,6 @@ class AbortableTask(Task):
         """The result of a task by its ID."""
         return AbortableResult(task_id, backend=self.backend, task_name=self.name, **kwargs)
 
-    @classmethod
-    def on_bound(cls, app: Celery) -> None:
-        """Have what has not begun revoked in this app, too."""
-        super().on_bound(app)
-        _apps.add(app)
-
 
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:
     """Store what became of the task, and tell its chord, its chain and its errbacks."""
@@ -187,10 +182,6 @@ def _chained(request: Any) -> Iterable[str]:
             yield task_id
 
 
-# Those with such tasks. Celery binds a task when it is first used; so the current one goes unsaid.
-_apps: Final[WeakSet[Celery]] = WeakSet()
-
-
 @receiver(run_abort_requested, dispatch_uid="run_abort.celery")
 def _revoke_soon(*, run_id: str, **facts: Any) -> None:
     """Have what has not begun revoked, too, so that no worker needs to begin with it."""
@@ -198,20 +189,36 @@ def _revoke_soon(*, run_id: str, **facts: Any) -> None:
 
 
 def _revoke(run_id: str) -> None:
-    for app in {current_app._get_current_object(), *_apps}:
-        if app.conf.task_always_eager:  # there is neither a worker nor, perhaps, a broker
+    # Celery's current app would be the fallback here: it is current in its own thread only.
+    for app in list(_state._get_active_apps()):
+        if time.monotonic() < _away_until.get(app, 0):
             continue
         try:
-            app.control.revoke(run_id)
+            if _has_workers(app):
+                app.control.revoke(run_id)
         except Exception as error:  # of any broker's driver; the next app is asked, too
+            _away_until[app] = time.monotonic() + AWAY
             logger.warning(
                 "Celery could not be asked to revoke the task %r, which is left to whoever begins "
-                "it: %s: %s",
+                "it, as are those of the next %g s: %s: %s",
                 run_id,
+                AWAY,
                 type(error).__name__,
                 error,
             )
 
+
+def _has_workers(app: Celery) -> bool:
+    """Whether workers of ``app`` may hear: not if it is eager, nor without a broker.
+
+    Celery's fallback has none. Whether there are abortable tasks is not looked at: Celery would
+    bind all tasks for that, before their time.
+    """
+    return bool(app.conf.broker_write_url and not app.conf.task_always_eager)
+
+
+# By app, until when its broker is not asked again. Only ever used by the lane's one thread.
+_away_until: Final[WeakKeyDictionary[Celery, float]] = WeakKeyDictionary()
 
 # On a thread of its own: the broker may keep whoever asks it waiting for long.
 _revocations: Final[Lane[str]] = Lane(_revoke, name="run_abort-celery")

@@ -17,7 +17,6 @@ from run_abort import abort_run, clear_run_abort
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
-from run_abort.signals import run_abort_requested
 from tests.processes.conftest import Start, all_subscribed
 from tests.queues.work import abort, began, end
 from tests.support import Child, wait_until
@@ -26,9 +25,6 @@ POOLS = ["prefork", "threads", "solo"]
 
 StartWorker = Callable[..., Child]
 
-# In this process there is Celery only while a test of it runs.
-run_abort_requested.disconnect(dispatch_uid="run_abort.celery")
-
 
 @pytest.fixture
 def client(
@@ -36,12 +32,8 @@ def client(
 ) -> Iterator[Celery]:
     """What sends the tasks. The broker is the test's own, the results are elsewhere."""
     client = Celery("client", broker=own_redis.url, backend=shared_redis.url)
-    client.set_default()
-    run_abort_requested.connect(module._revoke_soon, dispatch_uid="run_abort.celery")
     yield client
     assert module._revocations.wait_idle(20)
-    run_abort_requested.disconnect(dispatch_uid="run_abort.celery")
-    module._apps.clear()
     # Results that are collected later take leave of the backend, and would connect once more.
     client.backend.remove_pending_result = lambda result: result
     pools.reset()  # they are known by the server's address, which another test may have again
@@ -347,33 +339,39 @@ class TestInProcess:
 
         assert double(4) == 8
 
-    def test_each_app_with_such_tasks_is_asked(
+    def test_each_app_with_a_broker_is_asked_and_its_tasks_stay_unbound(
         self, client: Celery, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         own_redis.kill()
         other = Celery("other", broker=own_redis.url, set_as_current=False)
-
-        @other.task(base=AbortableTask)
-        def work() -> None: ...
-
-        assert work.name  # Celery binds it now
+        nowhere = Celery("nowhere")
         abort("one")
         assert module._revocations.wait_idle(60)
+        assert not any(app.finalized for app in (client, other, nowhere))
+        for app in (other, nowhere):
+            app.close()
         assert caplog.text.count("asked to revoke") == 2
 
     def test_a_broker_that_is_away_costs_a_warning(
         self, client: Celery, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         own_redis.kill()
-        assert abort("one").recorded
+        for run in ("one", "two", "three"):
+            assert abort(run).recorded
         assert module._revocations.wait_idle(60)
         (warning,) = [each for each in caplog.records if "asked to revoke" in each.message]
         assert "the task 'one', which is left to whoever begins it" in warning.message
+        assert "of the next 30 s" in warning.message
         assert warning.levelname == "WARNING"
+
+    def test_an_app_without_workers_is_not_asked(
+        self, client: Celery, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own_redis.kill()
         client.conf.task_always_eager = True
-        abort("two")
+        abort("one")
         assert module._revocations.wait_idle(60)
-        assert "'two'" not in caplog.text
+        assert "asked to revoke" not in caplog.text
 
     def test_eagerly_it_is_a_run_and_fails(self, client: Celery) -> None:
         @client.task(base=AbortableTask, bind=True)
