@@ -29,7 +29,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
 from django.db import connections, router, transaction
-from django.db.utils import InterfaceError, OperationalError
+from django.db.utils import InterfaceError, OperationalError, ProgrammingError
 from django.utils import timezone
 
 from . import conf
@@ -60,6 +60,7 @@ logger = logging.getLogger("run_abort")
 
 TIMEOUT: Final = 1.0  # seconds
 LOOP_PATIENCE: Final = 0.25  # seconds
+ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"
 
 T = TypeVar("T")
 
@@ -147,6 +148,11 @@ def in_transaction() -> bool:
         return False
 
 
+def _may_be_unmigrated(error: Exception) -> bool:
+    # The first is a missing table to PostgreSQL and MySQL, the second to SQLite.
+    return isinstance(error, ProgrammingError) or "no such table" in str(error)
+
+
 class _Outage:
     """One warning when the database begins to fail, one line when it is well again."""
 
@@ -158,9 +164,10 @@ class _Outage:
             self.lasts = True
             logger.warning(
                 "Intents to abort cannot be written or read; until they can, aborts reach only "
-                "the processes that Redis reaches: %s: %s",
+                "the processes that Redis reaches: %s: %s%s",
                 type(error).__name__,
                 str(error) or f"no answer within {TIMEOUT:g} s",
+                ADVICE if _may_be_unmigrated(error) else "",
             )
 
     def over(self) -> None:

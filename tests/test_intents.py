@@ -347,6 +347,7 @@ class TestUnwell:
             record()
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "run_abort_abortrequest" in caplog.text
+        assert "run 'manage.py migrate run_abort'" in caplog.text
 
     def test_a_database_that_is_forbidden_costs_a_warning(
         self, caplog: pytest.LogCaptureFixture
@@ -356,6 +357,7 @@ class TestUnwell:
         assert find("run-1") is None
         database.on_commit(print)
         assert caplog.text.count("cannot be written or read") == 1
+        assert "migrate" not in caplog.text
 
     def test_an_app_that_is_not_installed_costs_a_warning(
         self, settings: Any, caplog: pytest.LogCaptureFixture
