@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from django.conf import settings
 from django.db import transaction
 
-from . import channel, database, facts, intents, reconciler
+from . import channel, database, facts, intents, queues, reconciler
 from .answers import ProcessAnswer
 from .inquiry import Findings, Inquiry
 from .intents import Intent
@@ -307,6 +307,7 @@ class _Batch(NamedTuple):
             reconciler.push_later(_untaken(messages, published))
             # Until the commit nobody else can read the intents.
             database.on_commit(partial(self._push_again, published))
+        queues.tell(self.intents)
         facts.requested(self.intents, at=self.at, recorded=recorded)
         facts.published(self.intents, published, at=published_at)
         return [

@@ -27,7 +27,7 @@ from typing import Any, Final
 from django.conf import settings
 from django.test import override_settings
 
-from . import channel, conf, database
+from . import channel, conf, database, queues
 from .checkpoints import MAX_LOOKS, Checkpoint, DoesNotStop, Watch, steps_of
 from .exceptions import RunAborted
 from .registry import clean_id, registry
@@ -102,10 +102,10 @@ def record_aborts() -> Iterator[Aborts]:
             stop_import("job-1")
         assert aborts.run_ids == ["job-1"]
 
-    Meanwhile there is neither Redis nor the database for this app: ``RUN_ABORT`` is overridden. The
-    blocks of this process are aborted as ever; a block that is entered later is not. At the end the
-    app forgets what has ended, and waits for up to a second for the threads that it has started,
-    such as for callbacks.
+    Meanwhile there is neither Redis nor the database for this app: ``RUN_ABORT`` is overridden. Nor
+    is a task queue told. The blocks of this process are aborted as ever; a block that is entered
+    later is not. At the end the app forgets what has ended, and waits for up to a second for the
+    threads that it has started, such as for callbacks.
 
     :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
     """
@@ -121,13 +121,14 @@ def recording() -> Iterator[Aborts]:
     """
     aborts = Aborts()
     others = set(threading.enumerate())
-    before, channel.only_named = channel.only_named, True
+    before = channel.only_named, queues.cut_off
+    channel.only_named = queues.cut_off = True
     run_abort_requested.connect(aborts._note, weak=False, dispatch_uid=id(aborts))
     try:
         yield aborts
     finally:
         run_abort_requested.disconnect(dispatch_uid=id(aborts))
-        channel.only_named = before
+        channel.only_named, queues.cut_off = before
         registry._forget_ended()
         _join_ours(others)
 

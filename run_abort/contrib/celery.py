@@ -22,8 +22,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
-from django.dispatch import receiver
-
 try:
     from celery import Celery, Task, _state, signals
     from celery.exceptions import Ignore, TaskRevokedError
@@ -32,13 +30,12 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
 
+from run_abort import queues
 from run_abort.controllers import GRACE, AbortSignal
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.insistence import Rung
-from run_abort.intents import find
+from run_abort.intents import Intent, find
 from run_abort.runs import abortable_run
-from run_abort.signals import run_abort_requested
-from run_abort.threads import Lane
 
 __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 
@@ -182,26 +179,20 @@ def _chained(request: Any) -> Iterable[str]:
             yield task_id
 
 
-@receiver(run_abort_requested, dispatch_uid="run_abort.celery")
-def _revoke_soon(*, run_id: str, **facts: Any) -> None:
-    """Have what has not begun revoked, too, so that no worker needs to begin with it."""
-    _revocations.put(run_id)
-
-
-def _revoke(run_id: str) -> None:
+def _revoke(intent: Intent) -> None:
     # Celery's current app would be the fallback here: it is current in its own thread only.
     for app in list(_state._get_active_apps()):
         if time.monotonic() < _away_until.get(app, 0):
             continue
         try:
             if _has_workers(app):
-                app.control.revoke(run_id)
+                app.control.revoke(intent.run_id)
         except Exception as error:  # of any broker's driver; the next app is asked, too
             _away_until[app] = time.monotonic() + AWAY
             logger.warning(
                 "Celery could not be asked to revoke the task %r, which is left to whoever begins "
                 "it, as are those of the next %g s: %s: %s",
-                run_id,
+                intent.run_id,
                 AWAY,
                 type(error).__name__,
                 error,
@@ -217,11 +208,10 @@ def _has_workers(app: Celery) -> bool:
     return bool(app.conf.broker_write_url and not app.conf.task_always_eager)
 
 
-# By app, until when its broker is not asked again. Only ever used by the lane's one thread.
+# By app, until when its broker is not asked again. Only ever used by the queue's one thread.
 _away_until: Final[WeakKeyDictionary[Celery, float]] = WeakKeyDictionary()
 
-# On a thread of its own: the broker may keep whoever asks it waiting for long.
-_revocations: Final[Lane[str]] = Lane(_revoke, name="run_abort-celery")
+queues.revoke_with(_revoke, name="celery", key="celery")
 
 
 @signals.task_revoked.connect(dispatch_uid="run_abort.celery")

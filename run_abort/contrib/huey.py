@@ -22,9 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
-from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 try:
     from huey.api import Huey, PeriodicTask, Task, TaskWrapper
@@ -34,13 +33,12 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.huey needs Huey: pip install huey") from error
 
+from run_abort import queues
 from run_abort.controllers import GRACE, AbortSignal
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.insistence import Rung
-from run_abort.intents import find
+from run_abort.intents import Intent, find
 from run_abort.runs import abortable_run
-from run_abort.signals import run_abort_requested
-from run_abort.threads import Lane
 
 __all__ = ["AbortableHuey", "TaskCanceled", "current_signal"]
 
@@ -63,10 +61,7 @@ class AbortableHuey(Huey):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.signal(SIGNAL_REVOKED)(self._note_revoked)
-        # Have what has not begun revoked, too, so that no worker needs to begin with it.
-        run_abort_requested.connect(
-            partial(_revoke_soon, self), weak=False, dispatch_uid=("run_abort.huey", id(self))
-        )
+        queues.revoke_with(self._revoke_aborted, name="huey", key=("huey", id(self)))
 
     def get_run_id(self, task: Task) -> str:
         """The run that an execution works on; by default the task's ID. To be overridden.
@@ -93,6 +88,12 @@ class AbortableHuey(Huey):
             result["error"] = str(exception)
             result["run_abort"] = exception.facts()
         return result
+
+    def _revoke_aborted(self, intent: Intent) -> None:
+        # Only what waits: another revocation would stand until a task of that ID comes.
+        waiting = chain(self.storage.enqueued_items(), self.storage.scheduled_items())
+        if any(self.serializer.deserialize(each).id == intent.run_id for each in waiting):
+            self.revoke_by_id(intent.run_id, revoke_once=True)
 
     def _note_revoked(self, signal: str, task: Task) -> None:
         """In the worker: what was revoked because it was aborted has been aborted."""
@@ -154,19 +155,3 @@ def current_signal() -> AbortSignal:
     if signal is None:
         raise RuntimeError("no task of an AbortableHuey is executed here")
     return signal
-
-
-def _revoke_soon(huey: AbortableHuey, *, run_id: str, **facts: Any) -> None:
-    _revocations.put((huey, run_id))
-
-
-def _revoke(wanted: tuple[AbortableHuey, str]) -> None:
-    huey, run_id = wanted
-    # Only what waits: another revocation would stand until a task of that ID comes.
-    waiting = chain(huey.storage.enqueued_items(), huey.storage.scheduled_items())
-    if any(huey.serializer.deserialize(each).id == run_id for each in waiting):
-        huey.revoke_by_id(run_id, revoke_once=True)
-
-
-# On a thread of its own: the broker may keep whoever asks it waiting for long.
-_revocations: Final[Lane[tuple[AbortableHuey, str]]] = Lane(_revoke, name="run_abort-huey")

@@ -31,12 +31,12 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.rq needs RQ: pip install rq") from error
 
+from run_abort import queues
 from run_abort.controllers import GRACE, AbortSignal
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.insistence import Rung
+from run_abort.intents import Intent
 from run_abort.runs import abortable_run
-from run_abort.signals import run_abort_requested
-from run_abort.threads import Lane
 from run_abort.wiring import settle
 
 __all__ = ["AbortableJob", "abort_options", "cancel_aborted", "current_signal"]
@@ -193,19 +193,12 @@ def cancel_aborted(queue: Queue) -> None:
 
     :param queue: any one of those whose jobs are kept where this one's are.
     """
-    run_abort_requested.connect(
-        partial(_cancel_soon, queue),
-        weak=False,
-        dispatch_uid=("run_abort.rq", id(queue.connection)),
-    )
+    queues.revoke_with(partial(_cancel, queue), name="rq", key=("rq", id(queue.connection)))
 
 
-def _cancel_soon(queue: Queue, *, run_id: str, reason: str, actor: str, **more: Any) -> None:
-    _cancellations.put((queue, run_id, TaskAborted(run_id, reason, actor).facts()))
-
-
-def _cancel(wanted: tuple[Queue, str, dict[str, str]]) -> None:
-    queue, run_id, who_and_why = wanted
+def _cancel(queue: Queue, intent: Intent) -> None:
+    run_id = intent.run_id
+    who_and_why = TaskAborted(run_id, intent.reason, intent.actor).facts()
     try:
         if Job.exists(run_id, queue.connection):
             job = Job.fetch(run_id, connection=queue.connection, serializer=queue.serializer)
@@ -230,7 +223,3 @@ def _cancel_if_not_begun(job: Job, who_and_why: dict[str, str]) -> None:
 
     # Repeated if the job changes meanwhile, as one does that begins.
     job.connection.transaction(cancel, job.key)
-
-
-# On a thread of its own: Redis may keep whoever asks it waiting for long.
-_cancellations: Final[Lane[tuple[Queue, str, dict[str, str]]]] = Lane(_cancel, name="run_abort-rq")

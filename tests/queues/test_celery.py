@@ -14,11 +14,10 @@ from kombu import pools
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
-from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
 from tests.processes.conftest import Start, all_subscribed
-from tests.queues.work import abort, began, end
+from tests.queues.work import abort, began, end, wait_until_told
 from tests.support import Child, wait_until
 
 POOLS = ["prefork", "threads", "solo"]
@@ -33,7 +32,7 @@ def client(
     """What sends the tasks. The broker is the test's own, the results are elsewhere."""
     client = Celery("client", broker=own_redis.url, backend=shared_redis.url)
     yield client
-    assert module._revocations.wait_idle(20)
+    wait_until_told()
     # Results that are collected later take leave of the backend, and would connect once more.
     client.backend.remove_pending_result = lambda result: result
     pools.reset()  # they are known by the server's address, which another test may have again
@@ -346,7 +345,6 @@ class TestInProcess:
         other = Celery("other", broker=own_redis.url, set_as_current=False)
         nowhere = Celery("nowhere")
         abort("one")
-        assert module._revocations.wait_idle(60)
         assert not any(app.finalized for app in (client, other, nowhere))
         for app in (other, nowhere):
             app.close()
@@ -358,7 +356,6 @@ class TestInProcess:
         own_redis.kill()
         for run in ("one", "two", "three"):
             assert abort(run).recorded
-        assert module._revocations.wait_idle(60)
         (warning,) = [each for each in caplog.records if "asked to revoke" in each.message]
         assert "the task 'one', which is left to whoever begins it" in warning.message
         assert "of the next 30 s" in warning.message
@@ -370,7 +367,6 @@ class TestInProcess:
         own_redis.kill()
         client.conf.task_always_eager = True
         abort("one")
-        assert module._revocations.wait_idle(60)
         assert "asked to revoke" not in caplog.text
 
     def test_eagerly_it_is_a_run_and_fails(self, client: Celery) -> None:

@@ -18,13 +18,11 @@ from huey.api import Result
 from huey.exceptions import TaskException
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, clear_run_abort
-from run_abort.contrib import huey as module
+from run_abort import clear_run_abort, queues
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled, current_signal
 from run_abort.models import AbortDelivery
-from run_abort.signals import run_abort_requested
 from tests.processes.conftest import Start, program
-from tests.queues.work import began, end, wait_until_it_hears
+from tests.queues.work import abort, began, end, wait_until_it_hears
 from tests.support import ROOT, Child, wait_until
 
 WORKERS = ["thread", "process"]
@@ -42,7 +40,7 @@ class Memory(AbortableHuey, MemoryHuey):  # type: ignore[misc]
 
 
 def forget(huey: AbortableHuey) -> None:
-    run_abort_requested.disconnect(dispatch_uid=("run_abort.huey", id(huey)))
+    del queues._lanes["huey", id(huey)]
 
 
 @pytest.fixture
@@ -82,12 +80,6 @@ def start_worker(start: Start, own_redis: RedisServer) -> StartWorker:
         return child
 
     return start_worker
-
-
-def abort(run_id: str, **options: Any) -> AbortOutcome:
-    outcome = abort_run(run_id, reason="because", actor="ann", **options)
-    assert module._revocations.wait_idle(20)
-    return outcome
 
 
 def assert_aborted(result: Any) -> None:

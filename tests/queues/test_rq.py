@@ -17,14 +17,12 @@ from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, clear_run_abort
-from run_abort.contrib import rq as module
+from run_abort import abort_run, clear_run_abort, queues
 from run_abort.contrib.rq import AbortableJob, cancel_aborted, current_signal
 from run_abort.exceptions import TaskAborted
 from run_abort.models import AbortDelivery
-from run_abort.signals import run_abort_requested
 from tests.processes.conftest import Start, program
-from tests.queues.work import began, end, wait_until_it_hears
+from tests.queues.work import abort, began, end, wait_until_it_hears
 from tests.support import Child, wait_until
 
 WORKERS = ["rq.worker.Worker", "rq.worker.SimpleWorker"]
@@ -45,7 +43,7 @@ def canceling(queue: Queue) -> Iterator[None]:
     """This process has what it aborts canceled."""
     cancel_aborted(queue)
     yield
-    run_abort_requested.disconnect(dispatch_uid=("run_abort.rq", id(queue.connection)))
+    del queues._lanes["rq", id(queue.connection)]
 
 
 @pytest.fixture
@@ -63,12 +61,6 @@ def start_worker(start: Start, own_redis: RedisServer) -> StartWorker:
 
 def send(queue: Queue, name: str, *args: str, **options: Any) -> Job:
     return queue.enqueue(JOBS + name, *args, **options)
-
-
-def abort(run_id: str, **options: Any) -> AbortOutcome:
-    outcome = abort_run(run_id, reason="because", actor="ann", **options)
-    assert module._cancellations.wait_idle(20)
-    return outcome
 
 
 def assert_aborted(job: Job, status: str = "stopped") -> None:

@@ -7,7 +7,7 @@ import signal as signals
 import time
 from typing import Any, NoReturn
 
-from run_abort import AbortOutcome, AbortSignal, abort_run
+from run_abort import AbortOutcome, AbortSignal, abort_run, queues
 from tests.support import Child, wait_until
 
 
@@ -67,7 +67,14 @@ def fail(name: str) -> NoReturn:
 
 
 def abort(run_id: str, **options: Any) -> AbortOutcome:
-    return abort_run(run_id, reason="because", actor="ann", **options)
+    outcome = abort_run(run_id, reason="because", actor="ann", **options)
+    wait_until_told()
+    return outcome
+
+
+def wait_until_told() -> None:
+    """Wait until the queues have been told of all aborts so far."""
+    assert all(lane.wait_idle(60) for lane in queues._lanes.values())
 
 
 def began(worker: Child) -> list[str]:
