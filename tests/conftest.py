@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import deliveries, dispatch, listener, reconciler
+from run_abort import deliveries, dispatch, listener, queues, reconciler
 from run_abort.registry import registry
 from tests.support import Foreign, Proxy, wait_until
 
@@ -71,13 +71,14 @@ def listening(configure: Configure) -> None:
 
 @pytest.fixture(autouse=True)
 def leave_nothing_behind() -> Iterator[None]:
-    """After each test: no listener, no handler, no thread of ours, no run and no memory of one."""
+    """After each test: no listener, handler, queue, thread of ours, run, or memory of one."""
     yield
     assert listener.stop()
     assert reconciler.stop()
     reconciler._reconciler._reset()
     listener._listener._reset()
     dispatch._lanes.clear()
+    queues._lanes.clear()
     assert registry.ids() == []
     registry._forget_ended()
     deliveries._deliveries.reset()

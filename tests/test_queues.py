@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,20 +37,19 @@ class Queue:
 
 
 @pytest.fixture
-def queue(configure: Configure) -> Iterator[Queue]:
-    yield from connected("one")
+def queue(configure: Configure) -> Queue:
+    return connected("one")
 
 
 @pytest.fixture
-def another(configure: Configure) -> Iterator[Queue]:
-    yield from connected("two")
+def another(configure: Configure) -> Queue:
+    return connected("two")
 
 
-def connected(name: str) -> Iterator[Queue]:
+def connected(name: str) -> Queue:
     queue = Queue()
     queues.revoke_with(queue.revoke, name=name, key=queue)
-    yield queue
-    assert queues._lanes.pop(queue).wait_idle(TIMEOUT)
+    return queue
 
 
 def test_it_is_told_who_and_why_on_a_thread_of_its_own(queue: Queue) -> None:

@@ -164,9 +164,10 @@ def _mark(task: Any, request: Any, error: TaskAborted) -> None:
     backend = task.backend
     facts = error.facts()
     if not (request.ignore_result or task.ignore_result):
-        backend.store_result(request.id, facts, ABORTED, request=request)
+        # Whoever sees its own state may look at those of the others next.
         for task_id in _chained(request):
             backend.store_result(task_id, facts, ABORTED)
+        backend.store_result(request.id, facts, ABORTED, request=request)
     # A chord would take a state that it does not know for success.
     backend.mark_as_failure(request.id, error, request=request, store_result=False)
 

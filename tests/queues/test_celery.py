@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu import pools
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort
+from run_abort import abort_run, clear_run_abort, queues
+from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
 from tests.processes.conftest import Start, all_subscribed
@@ -31,6 +33,8 @@ def client(
 ) -> Iterator[Celery]:
     """What sends the tasks. The broker is the test's own, the results are elsewhere."""
     client = Celery("client", broker=own_redis.url, backend=shared_redis.url)
+    # The module does so but once, when it is imported.
+    queues.revoke_with(module._revoke, name="celery", key="celery")
     yield client
     wait_until_told()
     # Results that are collected later take leave of the backend, and would connect once more.
@@ -368,6 +372,26 @@ class TestInProcess:
         client.conf.task_always_eager = True
         abort("one")
         assert "asked to revoke" not in caplog.text
+
+    def test_what_can_no_longer_begin_is_marked_before_the_task_itself(
+        self, client: Celery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who waits for the last of a chain is told of the first, and may look at the last."""
+        stored = []
+
+        def store_result(task_id: str, *args: Any, **options: Any) -> None:
+            stored.append(task_id)
+
+        monkeypatch.setattr(client.backend, "store_result", store_result)
+        monkeypatch.setattr(client.backend, "mark_as_failure", lambda *args, **options: None)
+
+        @client.task(base=AbortableTask)
+        def work() -> None: ...
+
+        rest = [{"options": {"task_id": name}} for name in ("third", "second")]
+        request = SimpleNamespace(id="first", ignore_result=False, chain=rest)
+        module._mark(work, request, TaskAborted("first", "because", "ann"))
+        assert stored == ["third", "second", "first"]
 
     def test_eagerly_it_is_a_run_and_fails(self, client: Celery) -> None:
         @client.task(base=AbortableTask, bind=True)

@@ -18,7 +18,7 @@ from huey.api import Result
 from huey.exceptions import TaskException
 
 from example.redis_server import RedisServer
-from run_abort import clear_run_abort, queues
+from run_abort import clear_run_abort
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled, current_signal
 from run_abort.models import AbortDelivery
 from tests.processes.conftest import Start, program
@@ -39,16 +39,11 @@ class Memory(AbortableHuey, MemoryHuey):  # type: ignore[misc]
     pass
 
 
-def forget(huey: AbortableHuey) -> None:
-    del queues._lanes["huey", id(huey)]
-
-
 @pytest.fixture
 def huey(own_redis: RedisServer, project: dict[str, Any]) -> Iterator[AbortableHuey]:
     """What sends the tasks. Huey's server is the test's own."""
     huey = Redis("tests", url=own_redis.url)
     yield huey
-    forget(huey)
     huey.storage.conn.connection_pool.disconnect()
 
 
@@ -402,16 +397,13 @@ class TestDjango:
             assert_aborted(result)
             end(worker, signal.SIGINT)
         finally:
-            forget(huey)
             huey.storage.conn.connection_pool.disconnect()
 
 
 class TestInProcess:
     @pytest.fixture
-    def inline(self, project: dict[str, Any]) -> Iterator[AbortableHuey]:
-        inline = Memory("inline", immediate=True)
-        yield inline
-        forget(inline)
+    def inline(self, project: dict[str, Any]) -> AbortableHuey:
+        return Memory("inline", immediate=True)
 
     def test_outside_of_a_task_there_is_no_signal(self) -> None:
         with pytest.raises(RuntimeError, match="no task"):
@@ -444,15 +436,12 @@ class TestInProcess:
                 return f"import-{task.args[0]}"
 
         named = Named("named", immediate=True)
-        try:
 
-            @named.task()
-            def work(number: int) -> str:
-                return current_signal().run_id
+        @named.task()
+        def work(number: int) -> str:
+            return current_signal().run_id
 
-            assert work(7).get() == "import-7"
-        finally:
-            forget(named)
+        assert work(7).get() == "import-7"
 
     def test_what_became_of_it_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskCanceled("one", "because", "ann")))

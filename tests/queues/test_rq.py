@@ -17,7 +17,7 @@ from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort, queues
+from run_abort import abort_run, clear_run_abort
 from run_abort.contrib.rq import AbortableJob, cancel_aborted, current_signal
 from run_abort.exceptions import TaskAborted
 from run_abort.models import AbortDelivery
@@ -39,11 +39,9 @@ def queue(own_redis: RedisServer, project: dict[str, Any]) -> Iterator[Queue]:
 
 
 @pytest.fixture
-def canceling(queue: Queue) -> Iterator[None]:
+def canceling(queue: Queue) -> None:
     """This process has what it aborts canceled."""
     cancel_aborted(queue)
-    yield
-    del queues._lanes["rq", id(queue.connection)]
 
 
 @pytest.fixture
