@@ -102,7 +102,7 @@ class TestWhileRunning:
         assert_aborted(result)
         after = tasks["done"].delay("two")
         assert after.get(timeout=20) == "two"
-        assert began(worker) == ["one", "two"]
+        wait_until(lambda: began(worker) == ["one", "two"])
         end(worker)
 
     @pytest.mark.parametrize("pool", POOLS)
@@ -193,7 +193,7 @@ class TestBeforeStart:
         abort(first.id)
         assert_aborted(first)
         assert_aborted(second)
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
         end(worker)
 
     def test_one_that_was_cleared_begins(
@@ -258,7 +258,7 @@ class TestCanvas:
         abort(last.parent.id)
         assert_aborted(last.parent)
         assert_aborted(last)
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
         end(worker)
 
     def test_a_chain_that_has_come_to_its_second_task(
@@ -281,7 +281,7 @@ class TestCanvas:
         abort(results.id)
         for result in results:
             assert_aborted(result)
-        assert len(began(worker)) == 2
+        wait_until(lambda: len(began(worker)) == 2)
         end(worker)
 
     def test_a_chord_by_its_root_and_its_body_never_begins(

@@ -117,7 +117,7 @@ class TestWhileRunning:
         assert_aborted(message, client)
         assert result(actors["done"].send("two"), client) == "two"
         end(worker)
-        assert began(worker) == ["one", "two"]
+        wait_until(lambda: began(worker) == ["one", "two"])
         assert "Message look('one') was skipped" in str(worker)
         assert "Traceback" not in str(worker)
         assert dead(own_redis) == 0
@@ -185,7 +185,7 @@ class TestWhileRunning:
         message = actors["fail"].send("one")
         with pytest.raises(ResultFailure, match="actor raised ValueError: of its own"):
             result(message, client)
-        assert began(worker) == ["one", "one"]
+        wait_until(lambda: began(worker) == ["one", "one"])
         assert dead(own_redis) == 1
 
     def test_a_time_limit_stays_one(
@@ -207,7 +207,7 @@ class TestWhileRunning:
         assert abort(message.message_id, wait=0.5).holders == ()
         abort("run one")
         assert_aborted(message, client, by="run one")
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
 
 
 class TestAsync:
@@ -222,7 +222,7 @@ class TestAsync:
         assert_aborted(message, client)
         assert result(actors["done"].send("two"), client) == "two"
         end(worker)
-        assert began(worker) == ["one", "two"]
+        wait_until(lambda: began(worker) == ["one", "two"])
 
     def test_one_that_swallows_its_cancellation_is_cancelled_again(
         self, start_worker: StartWorker, client: RedisBroker, actors: dict[str, Any]
@@ -266,7 +266,7 @@ class TestBeforeStart:
         abort(failed.message_id)
         assert_aborted(delayed, client)
         assert_aborted(failed, client)
-        assert began(worker) == ["failed"]
+        wait_until(lambda: began(worker) == ["failed"])
 
     def test_what_waits_in_the_worker(
         self, start_worker: StartWorker, client: RedisBroker, actors: dict[str, Any]
@@ -279,7 +279,7 @@ class TestBeforeStart:
         abort(first.message_id)
         assert_aborted(first, client)
         assert_aborted(second, client)
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
 
     def test_one_that_was_cleared_begins(
         self, start_worker: StartWorker, client: RedisBroker, actors: dict[str, Any]
@@ -324,7 +324,7 @@ class TestUnwell:
         worker.wait_for("began two")
         abort(again.message_id)
         assert_aborted(again, client)
-        assert began(worker) == ["one", "two"]
+        wait_until(lambda: began(worker) == ["one", "two"])
 
     def test_a_worker_that_was_killed_has_not_said_that_it_stopped(
         self, start_worker: StartWorker, actors: dict[str, Any]
@@ -351,7 +351,7 @@ class TestComposition:
         for message in pipe.messages:
             assert_aborted(message, client, by=first)
         end(worker)
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
 
     def test_a_pipeline_that_has_come_to_its_last_message(
         self, start_worker: StartWorker, client: RedisBroker, actors: dict[str, Any]
@@ -386,7 +386,7 @@ class TestComposition:
         for message in batch.children:
             assert_aborted(message, client)
         assert result(actors["done"].send("last"), client) == "last"
-        assert len(began(worker)) == 3
+        wait_until(lambda: len(began(worker)) == 3)
         assert "completed" not in began(worker)
 
 

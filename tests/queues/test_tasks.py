@@ -86,7 +86,7 @@ class TestWhileRunning:
         assert [each.labels for each in outcome.holders] == [("tests.queues.tasks_app.look",)]
         assert_aborted(result)
         assert_returns(tasks.done.enqueue("two"), "two")
-        assert began(worker) == ["one", "two"]
+        wait_until(lambda: began(worker) == ["one", "two"])
         end(worker)
 
     @pytest.mark.parametrize("task", [tasks.swallow, tasks.wait])
@@ -195,7 +195,7 @@ class TestBeforeStart:
         abort(first.id)
         assert_aborted(first)
         assert_aborted(second)
-        assert began(worker) == ["one"]
+        wait_until(lambda: began(worker) == ["one"])
         end(worker)
 
     def test_one_that_was_cleared_begins(self, start_worker: StartWorker) -> None:
