@@ -397,9 +397,11 @@ def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
         assert (leaked, wrong, held, open_ones) == (0, 0, 0, 0), child
         assert normally + aborted == blocks
         assert sent > blocks / 1000
-        # Python's own callbacks may swallow one; ours do not.
+        # Python's own callbacks may swallow one, and a thread dies of one in its Thread.start(),
+        # whose lock is then released twice; ours do not.
         ignored = [line for line in child.output if "ignored" in line]
-        assert not [line for line in ignored if "WeakSet" not in line], child
+        pythons = ("WeakSet", "Thread._bootstrap")
+        assert not [line for line in ignored if not any(each in line for each in pythons)], child
 
 
 class TestTask:

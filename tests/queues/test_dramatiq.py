@@ -118,7 +118,7 @@ class TestWhileRunning:
         assert result(actors["done"].send("two"), client) == "two"
         end(worker)
         wait_until(lambda: began(worker) == ["one", "two"])
-        assert "Message look('one') was skipped" in str(worker)
+        worker.wait_for("Message look('one') was skipped")
         assert "Traceback" not in str(worker)
         assert dead(own_redis) == 0
 
@@ -218,7 +218,7 @@ class TestAsync:
         message = actors["look_async"].send("one")
         worker.wait_for("began one")
         assert abort(message.message_id, wait=10).stopped
-        assert "cleaned up one" in str(worker)
+        worker.wait_for("cleaned up one")
         assert_aborted(message, client)
         assert result(actors["done"].send("two"), client) == "two"
         end(worker)
@@ -233,7 +233,7 @@ class TestAsync:
         outcome = abort(message.message_id, wait=10)
         assert outcome.stopped
         assert [each.insisted for each in outcome.holders] == [("cancel",)]
-        assert "swallowed one" in str(worker)
+        worker.wait_for("swallowed one")
         assert_aborted(message, client)
 
 
