@@ -279,14 +279,15 @@ class _KeptBlock(abortable_run):
                 "loop: there, use async with, and 'cancel'"
             )
         try:
-            if self._insist:
-                over = self.held.over if self.held is not None else ()
-                self._interruption = Interruption(self._exception, over)
-            with Shield():  # from what is for a block around this one, too
+            with Shield():  # from what is for a block around this one
                 self._is_kept = True
-                signal = super().__enter__()
-                if self._interruption is not None:
-                    self._insist_on(signal, "interrupt", self._interruption)
+                if self._insist:
+                    over = self.held.over if self.held is not None else ()
+                    self._interruption = Interruption(self._exception, over)
+                with Shield():  # and from what is for this one
+                    signal = super().__enter__()
+                    if self._interruption is not None:
+                        self._insist_on(signal, "interrupt", self._interruption)
             return signal
         except BaseException:
             self.abandon()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from run_abort import RunAborted, abortable_run, deliveries, facts, insistence, interrupts
+from run_abort import RunAborted, abortable_run, deliveries, facts, insistence, interrupts, runs
 from run_abort.facts import Fact, on_fact
 from run_abort.interrupts import Interruption, Shield
 from run_abort.registry import registry
@@ -274,6 +274,34 @@ class TestNested:
         wait_until(lambda: "outer" in registry.ids())
         abort("outer")
         error = worker.join()
+        assert isinstance(error, RunAborted)
+        assert error.run_id == "outer"
+        assert registry.ids() == []
+
+    def test_one_for_the_outer_that_comes_while_the_inner_begins_leaves_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Forced: it is sent when there are the means to interrupt the inner one."""
+        made = []
+
+        class Slow(Interruption):
+            __slots__ = ()
+
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                made.append(self)
+                if len(made) == 2:
+                    abort("outer")
+                    wait_until(lambda: self._target.owed is made[0])
+
+        monkeypatch.setattr(runs, "Interruption", Slow)
+
+        def work() -> None:
+            with abortable_run("outer", grace=0, insist="interrupt"):
+                with abortable_run("run-1", insist="interrupt"):
+                    raise AssertionError("not reached")
+
+        error = Worker(work).join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
         assert registry.ids() == []
