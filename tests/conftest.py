@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -67,6 +68,18 @@ def listening(configure: Configure) -> None:
     """This process is subscribed."""
     assert listener.ensure_started()
     wait_until(lambda: listener.status().state == "listening")
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """No finaliser of what other tests left is called in a thread that is to be interrupted.
+
+    Python swallows an interrupt that arrives in one.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from run_abort.registry import registry
 from tests.conftest import Configure
 from tests.support import Child, wait_until
 
-pytestmark = pytest.mark.usefixtures("configure")
+pytestmark = pytest.mark.usefixtures("configure", "no_garbage")
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,7 @@ def test_a_canceller_that_fails_is_logged_and_tried_again(
     check_usable()
 
 
-def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure) -> None:
+def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage: None) -> None:
     configure(REDIS_URL=None, LISTEN=False)
     ended_by: list[BaseException] = []
     wrappers: list[int] = []
@@ -250,11 +250,10 @@ def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         wait_until(lambda: "run-1" in registry.ids())
-        controller = next(iter(registry._holders["run-1"]))
         # The interrupt alone, without the flag that every look at it would tell of.
         interruption = next(iter(interrupts.open_interruptions))
-        del controller
         wait_until(interruption.send)
         thread.join(20)
+        assert not thread.is_alive()
     assert {type(error).__name__ for error in ended_by} == {"RunAborted"}
     assert set(wrappers) == {0}
