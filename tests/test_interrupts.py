@@ -21,7 +21,13 @@ from run_abort.registry import registry
 from tests.conftest import Configure
 from tests.support import Child, wait_until
 
-pytestmark = pytest.mark.usefixtures("configure", "no_garbage")
+pytestmark = [
+    pytest.mark.usefixtures("configure", "no_garbage"),
+    # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -398,7 +398,7 @@ for number in range(1, int(sys.argv[2]) + 1):
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_a_job_that_ends_at_the_same_instant_is_told_as_it_ended(
     configure: Configure, start: Start, tmp_path: Path
 ) -> None:
