@@ -24,10 +24,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from example.redis_server import RedisServer
-from run_abort import messages
-from run_abort.answers import ProcessAnswer, ProcessStatus, encode_answer, encode_status
-from run_abort.messages import Question
-from run_abort.resp import MessageReader
+from run_abort._core.answers import ProcessAnswer, ProcessStatus, encode_answer, encode_status
+from run_abort._transport import codec
+from run_abort._transport.codec import Question
+from run_abort._transport.redis.resp import MessageReader
 
 from .processes import TIMEOUT, Worker, set_up_django, wait_for_end, wait_until_listening, worker
 from .table import at_most, percentile, show
@@ -138,7 +138,7 @@ def ask(pipe: Connection, url: str, channel: str, at_work: bool = False) -> None
     import redis
 
     from run_abort import abort_run
-    from run_abort.inquiry import ask_status
+    from run_abort._runtime.inquiry import ask_status
 
     client: Any = redis.Redis.from_url(url)
     numbers = itertools.count()
@@ -168,7 +168,7 @@ def count_answers(client: Any, channel: str) -> int:
     with client.pubsub() as pubsub:
         pubsub.subscribe(f"{channel}:{question.question_id}")
         pubsub.get_message(timeout=WAIT)
-        listeners = client.publish(channel, messages.encode_question(question))
+        listeners = client.publish(channel, codec.encode_question(question))
         return sum(pubsub.get_message(timeout=WAIT) is not None for _ in range(listeners))
 
 
@@ -188,12 +188,12 @@ class Simulated:
 
     def __init__(self, port: int, channel: str, number: int) -> None:
         self._channel = channel
-        self._reader = MessageReader(len(channel), limit=messages.MAX_MESSAGE_BYTES)
+        self._reader = MessageReader(len(channel), limit=codec.MAX_MESSAGE_BYTES)
         self._subscriber = socket.create_connection(("127.0.0.1", port))
         self._publisher = socket.create_connection(("127.0.0.1", port))
         self._subscriber.sendall(f"SUBSCRIBE {channel}\r\n".encode())
         now = datetime.now(UTC)
-        who = messages.new_origin(), socket.gethostname(), number
+        who = codec.new_origin(), socket.gethostname(), number
         self._status = ProcessStatus(*who, kind="simulated", listener="listening", since=now)
         self._answer = (
             ProcessAnswer(*who, "not here")
@@ -208,10 +208,10 @@ class Simulated:
     def _receive(self) -> None:
         self._reader.feed(self._subscriber.recv(65_536))
         while (data := self._reader.next()) is not None:
-            message = messages.decode(data)
+            message = codec.decode(data)
             if message is not None:
                 self._publish(message.abort_id, encode_answer(self._answer, message.abort_id))
-            elif (question := messages.decode_question(data)) is not None:
+            elif (question := codec.decode_question(data)) is not None:
                 self._publish(question.question_id, encode_status(self._status))
 
     def _publish(self, address: str, data: bytes) -> None:
@@ -227,7 +227,7 @@ def fork(pipe: Connection, url: str, channel: str, count: int) -> None:
     """Be so many processes that work on one run after the other, until each is aborted."""
     set_up_django(REDIS_URL=url, CHANNEL=channel)
 
-    from run_abort import listener
+    from run_abort._transport import listener
 
     listener.ensure_started()
     wait_until_listening()

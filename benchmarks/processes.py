@@ -101,7 +101,7 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
 
 def wait_until_listening() -> None:
     """Wait for the server's confirmation that this process is subscribed."""
-    from run_abort import listener
+    from run_abort._transport import listener
 
     deadline = time.monotonic() + TIMEOUT
     while listener.status().state != "listening":

@@ -49,17 +49,17 @@ def measure(pipe: Connection, database: Database, requests: int, rounds: int) ->
     set_up_django(database, LISTEN=False, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600)
     fill(requests)
 
-    from run_abort import intents
+    from run_abort._store.requests import standing_for
 
     held = [f"held-{number}" for number in range(HELD)]
     enter = [timed(partial(enter_and_leave, run_id)) for run_id in held[:ENTRIES]]
-    look = [timed(lambda: intents.standing_for(held)) for _ in range(rounds)]
+    look = [timed(lambda: standing_for(held)) for _ in range(rounds)]
     pipe.send(
         (
             percentile(enter, 50),
             count_queries(lambda: enter_and_leave("counted")),
             percentile(look, 50),
-            count_queries(lambda: intents.standing_for(held)),
+            count_queries(lambda: standing_for(held)),
         )
     )
 

@@ -90,7 +90,7 @@ def abort_some(size: int, aborts: int, *, at_random: bool) -> list[int]:
     :param at_random: which; else always the one that was entered last.
     :return: nanoseconds of each abort.
     """
-    from run_abort.registry import registry
+    from run_abort._core.registry import registry
 
     ids = [f"run-{number}" for number in range(size)]
     blocks = {run_id: enter(run_id) for run_id in ids}

@@ -80,7 +80,8 @@ def seconds_of(reader: Worker) -> float:
 def read(pipe: Connection, url: str, count: int) -> None:
     set_up_django(REDIS_URL=url, CHANNEL=CHANNEL, LISTEN=False)
 
-    from run_abort import abortable_run, channel, listener
+    from run_abort import abortable_run
+    from run_abort._transport import channel, listener
 
     abortable_run("mine").__enter__()
     link = channel.subscription()

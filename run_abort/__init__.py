@@ -10,6 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from ._core.controller import AbortController, AbortSignal
+    from ._runtime.health import health
+    from ._transport.channel import publish_run_abort
+    from ._transport.listener import subscribe_to_run_aborts
     from .aborts import (
         AbortOutcome,
         aabort_run,
@@ -18,12 +22,8 @@ if TYPE_CHECKING:
         abort_runs,
         clear_run_abort,
     )
-    from .channel import publish_run_abort
-    from .controllers import AbortController, AbortSignal
     from .exceptions import RunAborted
-    from .listener import subscribe_to_run_aborts
     from .runs import abortable_run
-    from .vitals import health
 
 __all__ = [
     "AbortController",
@@ -44,9 +44,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ROOMS: Final = {
-    "AbortController": "controllers",
+    "AbortController": "_core.controller",
     "AbortOutcome": "aborts",
-    "AbortSignal": "controllers",
+    "AbortSignal": "_core.controller",
     "RunAborted": "exceptions",
     "aabort_run": "aborts",
     "abort_run": "aborts",
@@ -54,9 +54,9 @@ _ROOMS: Final = {
     "abort_runs": "aborts",
     "abortable_run": "runs",
     "clear_run_abort": "aborts",
-    "health": "vitals",
-    "publish_run_abort": "channel",
-    "subscribe_to_run_aborts": "listener",
+    "health": "_runtime.health",
+    "publish_run_abort": "_transport.channel",
+    "subscribe_to_run_aborts": "_transport.listener",
 }
 
 

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from django.conf import settings
 from django.db import transaction
 
-from . import channel, database, facts, intents, queues, reconciler
-from .answers import ProcessAnswer
-from .inquiry import Findings, Inquiry
-from .intents import Intent
-from .interrupts import Shield
-from .messages import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT, AbortMessage
-from .registry import clean_id, registry
+from ._core.answers import ProcessAnswer
+from ._core.interrupts import Shield
+from ._core.registry import clean_id, registry
+from ._runtime import facts, queues, reconciler
+from ._runtime.inquiry import Findings, Inquiry
+from ._store import database, requests
+from ._store.requests import Intent
+from ._transport import channel
+from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT, AbortMessage
 from .signals import run_abort_requested
 
 if TYPE_CHECKING:
@@ -216,7 +218,7 @@ def clear_run_abort(run_id: str | int | uuid.UUID) -> int:
         logged as a warning.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
-    return intents.clear(clean_id(run_id)) or 0
+    return requests.clear(clean_id(run_id)) or 0
 
 
 # The loop keeps but a weak reference to a task.
@@ -297,13 +299,13 @@ class _Batch(NamedTuple):
         # process, which hears no push of its own, a second look at the registry is the push.
         messages = self._messages(wait=self.wait if ask else 0.0)
         began = time.monotonic()
-        recorded = intents.record(self.intents, origin=channel.origin())
+        recorded = requests.record(self.intents, origin=channel.origin())
         left = database.TIMEOUT - (time.monotonic() - began)
         local = [first + second for first, second in zip(local, self.here(), strict=True)]
         published = channel.publish_all(messages)
         published_at = datetime.now(UTC)
         if recorded:
-            intents.mark_published(self._listeners(published), timeout=left)
+            requests.mark_published(self._listeners(published), timeout=left)
             reconciler.push_later(_untaken(messages, published))
             # Until the commit nobody else can read the intents.
             database.on_commit(partial(self._push_again, published))

@@ -15,7 +15,9 @@ from django.core.management import __path__ as core_path
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
-from . import checks, conf, listener, wiring
+from . import checks, conf
+from ._runtime import wiring
+from ._transport import listener
 
 logger = logging.getLogger("run_abort")
 

@@ -12,7 +12,8 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.utils.module_loading import import_string
 
-from . import channel, conf
+from . import conf
+from ._transport import channel
 
 __all__ = ["check_deployment", "check_settings"]
 

@@ -32,12 +32,12 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
+from ._core.cancellation import Cancellation
+from ._core.controller import GRACE, AbortSignal
+from ._core.escalation import Rung
+from ._store.database import call_from_loop, in_event_loop
 from .aborts import aabort_run, abort_run
-from .cancellation import Cancellation
-from .controllers import GRACE, AbortSignal
-from .database import call_from_loop, in_event_loop
 from .exceptions import RunAborted
-from .insistence import Rung
 from .runs import abortable_run
 
 __all__ = ["AbortableRequest", "StreamAborted", "abortable_stream", "abortable_view"]

@@ -11,13 +11,11 @@ from functools import partial
 from types import TracebackType
 from uuid import UUID
 
-from . import database, deliveries, insistence, intents, listener, reconciler
-from .cancellation import Cancellation
-from .controllers import GRACE, AbortController, AbortSignal
-from .exceptions import RunAborted
-from .insistence import Insistence, Rung
-from .intents import Intent
-from .interrupts import (
+from ._core import escalation
+from ._core.cancellation import Cancellation
+from ._core.controller import GRACE, AbortController, AbortSignal
+from ._core.escalation import Insistence, Rung
+from ._core.interrupts import (
     Held,
     Interruption,
     Shield,
@@ -25,8 +23,13 @@ from .interrupts import (
     open_interruptions,
     take_for_arrived,
 )
-from .registry import clean_ids, registry
-from .wiring import join
+from ._core.registry import clean_ids, registry
+from ._runtime import deliveries, reconciler
+from ._runtime.wiring import join
+from ._store import database, requests
+from ._store.requests import Intent
+from ._transport import listener
+from .exceptions import RunAborted
 
 __all__ = ["abortable_run", "hold"]
 
@@ -96,8 +99,8 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
     ) -> None:
         self._ids = clean_ids(run_id, groups)
         self._label = label
-        self._grace = grace if grace is GRACE else insistence.clean_grace(grace)
-        self._insist = insistence.clean_rungs(insist) if insist else ()
+        self._grace = grace if grace is GRACE else escalation.clean_grace(grace)
+        self._insist = escalation.clean_rungs(insist) if insist else ()
         if insist or open_interruptions:
             self.__class__ = _KeptBlock
         self._controller: AbortController | None = None
@@ -138,7 +141,9 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         try:
             if database.enabled():
                 abort = partial(_abort_by, controller)
-                intent = await database.call_from_loop(partial(intents.find, self._ids, late=abort))
+                intent = await database.call_from_loop(
+                    partial(requests.find, self._ids, late=abort)
+                )
                 if intent is not None:
                     abort(intent)
             controller.signal.raise_if_aborted()
@@ -188,7 +193,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         """Abort it, if that was requested before."""
         if database.enabled():
             abort = partial(_abort_by, controller)
-            intent = intents.find(self._ids, late=abort)
+            intent = requests.find(self._ids, late=abort)
             if intent is not None:
                 abort(intent)
 
@@ -213,7 +218,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
             )
 
         self._insistence = Insistence(self._grace, attempt, on_stuck=warn)
-        signal._when_aborted(partial(insistence.insist, self._grace, self._insistence))
+        signal._when_aborted(partial(escalation.insist, self._grace, self._insistence))
 
     def _close(self) -> AbortSignal | None:
         self._is_kept = False
@@ -229,7 +234,7 @@ class abortable_run:  # noqa: N801  reads as a statement, as contextlib.suppress
         registry.leave(controller, self._ids)
         if not was_first:
             if self._insistence is not None:
-                insistence.cease(self._insistence)
+                escalation.cease(self._insistence)
             deliveries.left(controller)
         return was_first
 

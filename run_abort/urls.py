@@ -11,9 +11,9 @@ from urllib.parse import quote, unquote
 
 from django.urls import path, register_converter
 
-from .probes import HealthView
-from .progress import AbortProgressView
-from .views import AbortView
+from .views.abort import AbortView
+from .views.health import HealthView
+from .views.progress import AbortProgressView
 
 app_name = "run_abort"
 

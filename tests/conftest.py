@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import deliveries, dispatch, listener, queues, reconciler
-from run_abort.registry import registry
+from run_abort._core.registry import registry
+from run_abort._runtime import deliveries, dispatch, queues, reconciler
+from run_abort._transport import listener
 from tests.support import Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]

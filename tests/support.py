@@ -24,7 +24,7 @@ from typing import Any, Self
 from django.conf import settings
 from django.db import connection
 
-from run_abort import procfs
+from run_abort._core import procfs
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself

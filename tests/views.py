@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator, Iterator
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
-from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, listener
+from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
+from run_abort._core.registry import registry
+from run_abort._transport import listener
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
-from run_abort.registry import registry
 
 
 def status(request: HttpRequest) -> JsonResponse:

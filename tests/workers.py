@@ -19,7 +19,8 @@ def subscribe() -> None:
     """Say each run ID that comes in."""
     django.setup()
 
-    from run_abort import listener, subscribe_to_run_aborts
+    from run_abort import subscribe_to_run_aborts
+    from run_abort._transport import listener
 
     say("subscribed", subscribe_to_run_aborts(lambda run_id: say("heard", run_id)))
     wait_for(lambda: listener.status().state == "listening")
@@ -32,7 +33,8 @@ def hold(run_id: str, *, setup: bool = True) -> None:
     if setup:
         django.setup()
 
-    from run_abort import RunAborted, abortable_run, listener
+    from run_abort import RunAborted, abortable_run
+    from run_abort._transport import listener
 
     try:
         with abortable_run(run_id) as signal:
@@ -51,7 +53,8 @@ def linger(run_id: str, label: str, seconds: str, *, after: str = "") -> None:
     """
     django.setup()
 
-    from run_abort import RunAborted, abortable_run, listener
+    from run_abort import RunAborted, abortable_run
+    from run_abort._transport import listener
 
     try:
         with abortable_run(run_id, label=label) as signal:

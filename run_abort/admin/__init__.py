@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from run_abort.admin.requests import AbortRequestAdmin
-from run_abort.admin.runs import AbortRunsMixin
+from .requests import AbortRequestAdmin
+from .runs import AbortRunsMixin
 
 __all__ = ["AbortRequestAdmin", "AbortRunsMixin"]

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from run_abort.forms import AbortForm
+from run_abort.views.forms import AbortForm
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

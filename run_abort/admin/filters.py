@@ -12,8 +12,9 @@ from django.http import HttpRequest
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
-from run_abort.admin.wording import visible
 from run_abort.models import AbortDelivery, AbortRequest
+
+from .wording import visible
 
 __all__ = ["ActorFilter", "OutcomeFilter", "RunFilter", "with_counts"]
 

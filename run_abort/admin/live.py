@@ -17,15 +17,16 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
+from run_abort._core.answers import HeldRun, ProcessStatus
+from run_abort._core.registry import clean_id
+from run_abort._runtime.inquiry import Census, ask_status
 from run_abort.aborts import abort_run
-from run_abort.admin.confirmation import ask, context_of
-from run_abort.admin.outcomes import log_text, tell
-from run_abort.admin.wording import duration, visible
-from run_abort.answers import HeldRun, ProcessStatus
-from run_abort.forms import AbortForm
-from run_abort.inquiry import Census, ask_status
 from run_abort.models import AbortRequest
-from run_abort.registry import clean_id
+from run_abort.views.forms import AbortForm
+
+from .confirmation import ask, context_of
+from .outcomes import log_text, tell
+from .wording import duration, visible
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

@@ -8,8 +8,8 @@ from django.contrib import messages
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from run_abort._core.answers import ProcessAnswer
 from run_abort.aborts import AbortOutcome
-from run_abort.answers import ProcessAnswer
 
 __all__ = ["log_text", "tell"]
 

@@ -12,11 +12,12 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from run_abort.admin.filters import ActorFilter, OutcomeFilter, RunFilter, with_counts
-from run_abort.admin.live import LiveRunsMixin
-from run_abort.admin.story import story_of
-from run_abort.admin.wording import visible
 from run_abort.models import AbortRequest
+
+from .filters import ActorFilter, OutcomeFilter, RunFilter, with_counts
+from .live import LiveRunsMixin
+from .story import story_of
+from .wording import visible
 
 __all__ = ["AbortRequestAdmin"]
 

@@ -18,11 +18,12 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from run_abort._core.registry import clean_id
 from run_abort.aborts import abort_runs
-from run_abort.admin.confirmation import ask
-from run_abort.admin.outcomes import log_text, tell
-from run_abort.forms import AbortForm
-from run_abort.registry import clean_id
+from run_abort.views.forms import AbortForm
+
+from .confirmation import ask
+from .outcomes import log_text, tell
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

@@ -10,8 +10,9 @@ from typing import Final
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from run_abort.admin.wording import duration, moment, process_name, visible
 from run_abort.models import AbortDelivery, AbortRequest
+
+from .wording import duration, moment, process_name, visible
 
 __all__ = ["MAX_PROCESSES", "Fact", "Story", "story_of"]
 

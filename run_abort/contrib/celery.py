@@ -30,11 +30,11 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
 
-from run_abort import queues
-from run_abort.controllers import GRACE, AbortSignal
+from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._core.escalation import Rung
+from run_abort._runtime import queues
+from run_abort._store.requests import Intent, find
 from run_abort.exceptions import RunAborted, TaskAborted
-from run_abort.insistence import Rung
-from run_abort.intents import Intent, find
 from run_abort.runs import abortable_run
 
 __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]

@@ -34,10 +34,10 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.dramatiq needs Dramatiq: pip install dramatiq") from error
 
-from run_abort.controllers import GRACE, AbortSignal
+from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._core.escalation import Rung
+from run_abort._core.registry import clean_ids
 from run_abort.exceptions import RunAborted
-from run_abort.insistence import Rung
-from run_abort.registry import clean_ids
 from run_abort.runs import abortable_run
 
 __all__ = ["Abortable", "abort_signal"]

@@ -28,9 +28,9 @@ except ImportError as error:
         "pip install 'django-run-abort[prometheus]'"
     ) from error
 
-from run_abort.facts import Fact, on_fact
-from run_abort.registry import registry as runs
-from run_abort.vitals import health
+from run_abort._core.registry import registry as runs
+from run_abort._runtime.facts import Fact, on_fact
+from run_abort._runtime.health import health
 
 __all__ = ["install"]
 

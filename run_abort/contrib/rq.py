@@ -31,13 +31,13 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.rq needs RQ: pip install rq") from error
 
-from run_abort import queues
-from run_abort.controllers import GRACE, AbortSignal
+from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._core.escalation import Rung
+from run_abort._runtime import queues
+from run_abort._runtime.wiring import settle
+from run_abort._store.requests import Intent
 from run_abort.exceptions import RunAborted, TaskAborted
-from run_abort.insistence import Rung
-from run_abort.intents import Intent
 from run_abort.runs import abortable_run
-from run_abort.wiring import settle
 
 __all__ = ["AbortableJob", "abort_options", "cancel_aborted", "current_signal"]
 

@@ -43,9 +43,9 @@ else:
             "run_abort.contrib.tasks needs Django 6.0, or django-tasks: pip install django-tasks"
         ) from error
 
-from run_abort.controllers import GRACE, AbortSignal
+from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._core.escalation import Rung, clean_grace, clean_rungs
 from run_abort.exceptions import RunAborted, TaskAborted
-from run_abort.insistence import Rung, clean_grace, clean_rungs
 from run_abort.runs import abortable_run
 
 __all__ = ["AbortableContext", "TaskAborted", "abortable_task"]

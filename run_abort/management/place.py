@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from run_abort import dispatch, listener, reconciler
-from run_abort.cursors import Cursor
+from run_abort._runtime import dispatch, reconciler
+from run_abort._store.cursors import Cursor
+from run_abort._transport import listener
 
 __all__ = ["Place"]
 

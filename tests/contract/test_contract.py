@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer, free_port
-from run_abort import channel, listener, publish_run_abort, subscribe_to_run_aborts
-from run_abort.messages import MAX_MESSAGE_BYTES
+from run_abort import publish_run_abort, subscribe_to_run_aborts
+from run_abort._transport import channel, listener
+from run_abort._transport.codec import MAX_MESSAGE_BYTES
 from tests.conftest import Configure
 from tests.support import Child, Foreign, wait_until
-from tests.test_channel import heard as heard_by_a_stranger
+from tests.transport.test_channel import heard as heard_by_a_stranger
 
 SUBSCRIBE = "from tests.workers import subscribe; subscribe()"
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import RunAborted, abortable_run, listener, subscribe_to_run_aborts
-from run_abort.links import PONG_TIMEOUT
+from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
+from run_abort._transport import listener
+from run_abort._transport.redis.connections import PONG_TIMEOUT
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
 from tests.support import Foreign, Proxy, wait_until
@@ -137,7 +138,7 @@ def test_a_frozen_server_is_noticed_by_our_own_ping(
 def test_a_half_open_link_is_noticed_and_replaced(
     configure: Configure, proxy: Proxy, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("run_abort.links.PONG_TIMEOUT", 0.3)
+    monkeypatch.setattr("run_abort._transport.redis.connections.PONG_TIMEOUT", 0.3)
     configure(REDIS_URL=proxy.url, HEARTBEAT=0.2)
     ear = Ear(foreign)
     proxy.freeze()
@@ -245,7 +246,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_the_listener(
     ear: Ear, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("run_abort.messages.decode", lambda data: 1 / 0)
+        patch.setattr("run_abort._transport.codec.decode", lambda data: 1 / 0)
         ear.foreign.publish("oops")
         wait_until(lambda: "ZeroDivisionError" in listener.status().last_error)
     ear.hears("after it")

@@ -115,7 +115,8 @@ def test_an_aborter_that_dies_between_the_intent_and_the_push_has_aborted(
 from tests.workers import *
 django.setup()
 import os, signal
-from run_abort import abort_run, channel
+from run_abort import abort_run
+from run_abort._transport import channel
 channel.publish_all = lambda some: os.kill(os.getpid(), signal.SIGKILL)
 abort_run("run-1", reason="because")
 """
@@ -135,7 +136,8 @@ from tests.workers import *
 django.setup()
 import os, signal
 from django.db.models import QuerySet
-from run_abort import abort_runs, intents
+from run_abort import abort_runs
+from run_abort._store import requests as intents
 inserts = 0
 insert = QuerySet._insert
 def dying(self, *args, **kwargs):
@@ -171,8 +173,9 @@ def test_abort_and_normal_exit_of_two_processes_exclude_each_other(
 import mmap, os, random, struct, time
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
-from run_abort.registry import registry
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
+from run_abort._core.registry import registry
 listener.ensure_started()
 wait_for(lambda: listener.status().state == "listening")
 board = mmap.mmap(os.open({str(board)!r}, os.O_RDWR), 8)

@@ -102,7 +102,7 @@ import django
 from tests.workers import say, wait_for
 started = time.perf_counter()
 django.setup()
-from run_abort import listener
+from run_abort._transport import listener
 state = listener.status().state
 say("booted", state)
 """
@@ -217,8 +217,8 @@ import sys
 for name in ("django", "redis", "django_redis", "asgiref"):
     sys.modules[name] = None
 import run_abort
-import run_abort.exceptions, run_abort.controllers, run_abort.registry, run_abort.messages
-import run_abort.threads, run_abort.forks, run_abort.resp
+import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry, run_abort._transport.codec
+import run_abort._concurrency.workers, run_abort._concurrency.forks, run_abort._transport.redis.resp
 from run_abort import AbortController, RunAborted
 controller = AbortController("run-1")
 controller.abort()
@@ -252,7 +252,8 @@ class TestSignals:
         code = """
 from tests.workers import *
 django.setup()
-from run_abort import listener, subscribe_to_run_aborts
+from run_abort import subscribe_to_run_aborts
+from run_abort._transport import listener
 subscribe_to_run_aborts(lambda run_id: None)
 wait_for(lambda: listener.status().messages > 10)
 say("over")

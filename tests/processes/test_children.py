@@ -70,7 +70,8 @@ FORK_IN_A_BLOCK = """
 import os, sys, django
 from tests.workers import say, wait_for
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 
 try:
     with abortable_run("run-1") as signal:
@@ -134,7 +135,8 @@ def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
 import os, subprocess, sys
 from tests.workers import *
 django.setup()
-from run_abort import listener, subscribe_to_run_aborts
+from run_abort import subscribe_to_run_aborts
+from run_abort._transport import listener
 subscribe_to_run_aborts(lambda run_id: say("heard", run_id))
 wait_for(lambda: listener.status().state == "listening")
 for _ in range(5):

@@ -16,7 +16,7 @@ import pytest
 from celery import Celery
 
 from example.redis_server import RedisServer, free_port
-from run_abort.listener import JOIN_TIMEOUT
+from run_abort._transport.listener import JOIN_TIMEOUT
 from tests.processes.conftest import LOGGING, Start, all_subscribed
 from tests.processes.test_servers import PYTHON, answers, get
 from tests.support import TIMEOUT, Child, Foreign, wait_until
@@ -219,7 +219,8 @@ from tests.workers import *
 # The callback that was registered first is called last.
 atexit.register(lambda: say("at the end the listener is", listener.status().state))
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 
 holding = threading.Event()
 
@@ -269,7 +270,8 @@ ASYNCIO = """
 import asyncio, signal, sys, threading
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 
 async def work():
     try:
@@ -333,7 +335,8 @@ atexit.register(lambda: (say("leaving"), thread.join(20)))  # before ours, and s
 
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 
 def work():
     try:

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from run_abort import abort_run, inquiry, procfs
+from run_abort import abort_run
+from run_abort._core import procfs
+from run_abort._runtime import inquiry
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
 from tests.processes.conftest import Start

@@ -163,7 +163,7 @@ LATE = """
 import os, pty, signal, sys
 pid, fd = pty.fork()
 if pid == 0:
-    from run_abort.management.foreground import Program
+    from run_abort.management.child import Program
     from tests.workers import wait_for
 
     class Late(Program):

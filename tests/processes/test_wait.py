@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome, abort_run, abort_runs, inquiry
+from run_abort import AbortOutcome, abort_run, abort_runs
+from run_abort._runtime import inquiry
 from run_abort.models import AbortDelivery, AbortRequest
 from tests.conftest import Configure
 from tests.processes.conftest import Start
@@ -185,7 +186,8 @@ import sys, django
 from contextlib import ExitStack
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 with ExitStack() as blocks:
     for number in range(int(sys.argv[1])):
         blocks.enter_context(suppress_aborted(abortable_run(f"run-{number}", label="x" * 255)))
@@ -379,7 +381,8 @@ RACER = """
 import mmap, os, random, struct, sys
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 listener.ensure_started()
 wait_for(lambda: listener.status().state == "listening")
 board = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 24)
@@ -431,7 +434,8 @@ FORK = """
 import multiprocessing, os, sys
 from tests.workers import *
 django.setup()
-from run_abort import RunAborted, abortable_run, listener
+from run_abort import RunAborted, abortable_run
+from run_abort._transport import listener
 
 looks = " ".join(sys.argv[1:])
 if "slow" in looks:

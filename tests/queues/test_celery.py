@@ -14,7 +14,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu import pools
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort, queues
+from run_abort import abort_run, clear_run_abort
+from run_abort._runtime import queues
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery

@@ -7,7 +7,8 @@ import signal as signals
 import time
 from typing import Any, NoReturn
 
-from run_abort import AbortOutcome, AbortSignal, abort_run, queues
+from run_abort import AbortOutcome, AbortSignal, abort_run
+from run_abort._runtime import queues
 from tests.support import Child, wait_until
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from run_abort._core.answers import ProcessAnswer
+from run_abort._transport.codec import MAX_WAIT
 from run_abort.aborts import AbortOutcome, abort_runs
-from run_abort.answers import ProcessAnswer
 from run_abort.management.arguments import add_run_ids, seconds
-from run_abort.messages import MAX_WAIT
 
 
 class Command(BaseCommand):

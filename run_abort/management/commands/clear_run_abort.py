@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort import database, intents
+from run_abort._store import database, requests
 from run_abort.management.arguments import add_run_ids
 
 
@@ -28,7 +28,7 @@ class Command(BaseCommand):
                 "No requests are kept, because RUN_ABORT['INTENTS'] is False: there is nothing to "
                 "clear."
             )
-        counts: dict[str, int | None] = {run_id: intents.clear(run_id) for run_id in run_ids}
+        counts: dict[str, int | None] = {run_id: requests.clear(run_id) for run_id in run_ids}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
             self.stdout.write(style(f"{run_id}: {_fact(count)}"))

@@ -16,17 +16,20 @@ from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort import channel, conf, database, dispatch, listener, reconciler
-from run_abort.controllers import GRACE
-from run_abort.cursors import MAX_NAME_LENGTH
-from run_abort.families import can_hold
+from run_abort import conf
+from run_abort._core.controller import GRACE
+from run_abort._core.process_tree import can_hold
+from run_abort._runtime import dispatch, reconciler
+from run_abort._store import database
+from run_abort._store.cursors import MAX_NAME_LENGTH
+from run_abort._transport import channel, listener
+from run_abort._transport.codec import AbortMessage
 from run_abort.management.arguments import seconds
-from run_abort.management.bell import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
+from run_abort.management.environment import has_endpoint, log_to, require_endpoint
+from run_abort.management.pidfiles.files import PidFile, check_directory
+from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.place import Place
-from run_abort.management.programs import Programs
-from run_abort.management.surroundings import has_endpoint, log_to, require_endpoint
-from run_abort.messages import AbortMessage
-from run_abort.pidfiles import PidFile, check_directory
+from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
 from run_abort.signals import run_abort_received
 
 TOUCH_EVERY: Final = 86_400.0  # seconds

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
-from run_abort import retention
+from run_abort._store import retention
 
 
 class Command(BaseCommand):

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort import channel
-from run_abort.answers import HeldRun, ProcessStatus
-from run_abort.inquiry import ask_status
+from run_abort._core.answers import HeldRun, ProcessStatus
+from run_abort._runtime.inquiry import ask_status
+from run_abort._transport import channel
 from run_abort.management.arguments import add_run_ids, count, seconds
-from run_abort.management.surroundings import log_to, require_endpoint
+from run_abort.management.environment import log_to, require_endpoint
 
 MAX_TIMEOUT: Final = 60.0  # seconds
 HEADINGS: Final = ("HOST", "PID", "PROCESS", "LISTENER", "SINCE", "BLOCKS")

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort.controllers import GRACE
+from run_abort._core.controller import GRACE
 from run_abort.exceptions import RunAborted
 from run_abort.management.arguments import run_id, seconds
-from run_abort.management.foreground import NOT_EXECUTABLE, NOT_FOUND, Program
+from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, Program
 from run_abort.runs import abortable_run
 
 ABORTED: Final = 130  # as after a Ctrl-C

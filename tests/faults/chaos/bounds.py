@@ -16,7 +16,7 @@ SLACK: Final = 1.5
 # the run has to know. A run that ends sooner proves nothing about the abort.
 ALLOWANCE: Final = RECONCILE_INTERVAL + SLACK
 
-# Seconds that a block waits for the database on entering: ``run_abort.database.TIMEOUT``,
+# Seconds that a block waits for the database on entering: ``run_abort._store.database.TIMEOUT``,
 # written down once more because the checker has to do without Django.
 ENTERING: Final = 1.0
 

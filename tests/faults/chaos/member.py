@@ -127,7 +127,7 @@ def serve(name: str, journal: Journal, port: int) -> None:
 
 
 def is_listening(timeout: float) -> bool:
-    from run_abort import listener
+    from run_abort._transport import listener
 
     deadline = time.monotonic() + timeout
     while listener.status().state != "listening":
@@ -141,8 +141,9 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
     """Stop what runs in the background, and note what is left all the same."""
     from django.db import connections
 
-    from run_abort import dispatch, listener
-    from run_abort.registry import registry
+    from run_abort._core.registry import registry
+    from run_abort._runtime import dispatch
+    from run_abort._transport import listener
 
     at = time.monotonic_ns()
     listener.stop()

@@ -1,0 +1,206 @@
+"""Running statements of a database connection, which an abort cancels.
+
+Knows Django's connections by their attributes only. PostgreSQL is asked to cancel through the
+driver, MySQL and MariaDB by ``KILL QUERY`` on a second connection, SQLite by ``interrupt()``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from run_abort.exceptions import RunAborted
+
+from .interrupts import Held, Shield, kept_exit
+
+__all__ = ["Cancels"]
+
+logger = logging.getLogger("run_abort")
+
+CANCEL_TIMEOUT: Final = 5.0  # seconds, where the driver can be told
+AGAIN: Final = 0.05  # seconds until what may have come too early is done again; doubles up to
+AGAIN_SELDOM: Final = 1.0
+# What ends a savepoint is not to be cancelled.
+CONTROL: Final = ("RELEASE", "ROLLBACK")
+
+
+class Signal(Protocol):
+    """What is used here of an ``AbortSignal``."""
+
+    @property
+    def aborted(self) -> bool: ...
+    @property
+    def run_id(self) -> str: ...
+    def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
+    def exception(self) -> RunAborted: ...
+    def raise_if_aborted(self) -> None: ...
+
+
+class Cancels(AbstractContextManager[None]):
+    """A stretch in which an abort cancels what the connection runs; see ``AbortSignal.cancels``.
+
+    :raises ValueError: if nobody knows how to cancel on a database of that kind.
+    """
+
+    def __init__(self, signal: Signal, connection: Any) -> None:
+        self._signal = signal
+        # That of the calling thread: django.db.connection is another in every thread.
+        self._connection = connection = connection.close_if_unusable_or_obsolete.__self__
+        self._prepare = _preparation(connection)
+        # Cancels what the connection runs; None before it has run anything here.
+        self._cancel: Callable[[], object] | None = None
+        # Guards what follows: nothing is cancelled while a savepoint ends, nor after the block.
+        self._lock = threading.Condition()
+        self._is_cancelling = False
+        self._is_held = False
+        self._is_over = True
+        self._remove: Callable[[], bool] = bool
+        self.held: Held | None = None
+
+    def __enter__(self) -> None:
+        with Shield():
+            self._signal.raise_if_aborted()
+            self._is_over = False
+            self._connection.execute_wrappers.append(self._execute)
+            self._remove = self._signal.add_callback(self._cancel_until_over)
+
+    @kept_exit
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with Shield():
+            self._leave()
+            if exc is not None and self._signal.aborted:
+                _drop_if_unusable(self._connection)
+        is_error = exc is None or isinstance(exc, Exception)
+        if self._signal.aborted and is_error:
+            raise self._signal.exception() from exc
+
+    def abandon(self) -> None:
+        """Do what ``__exit__`` did not come to. Raises nothing."""
+        with suppress(BaseException):
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._is_over and self._execute not in self._connection.execute_wrappers:
+            return
+        if self.held is not None:
+            self.held.spend()
+        self._remove()
+        with suppress(ValueError):
+            self._connection.execute_wrappers.remove(self._execute)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Cancel nothing from now on; wait for what is being cancelled, or that hits the next."""
+        with self._lock:
+            self._is_over = True
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: not self._is_cancelling)
+
+    def _execute(
+        self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
+    ) -> Any:
+        """Around each statement of the block, as Django calls it."""
+        if str(sql).startswith(CONTROL):
+            self._hold(True)
+            try:
+                return execute(sql, params, many, context)
+            finally:
+                self._hold(False)
+        self._cancel = self._prepare(self._connection)
+        self._signal.raise_if_aborted()
+        try:
+            return execute(sql, params, many, context)
+        except Exception:
+            if self._signal.aborted:  # whatever comes now is to clean up
+                self._stop()
+            raise
+
+    def _hold(self, is_held: bool) -> None:
+        with self._lock:
+            self._is_held = is_held
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: not self._is_cancelling)
+
+    def _cancel_until_over(self) -> None:
+        """On a thread of its own: a statement may begin just after it was looked whether it may."""
+        pause = AGAIN
+        while self._begin():
+            try:
+                if self._cancel is not None:
+                    self._cancel()
+            except Exception as error:
+                level = logging.WARNING if pause == AGAIN else logging.DEBUG
+                logger.log(
+                    level,
+                    "The statement of the aborted run %r is not cancelled yet: %s",
+                    self._signal.run_id,
+                    error,
+                )
+            with self._lock:
+                self._is_cancelling = False
+                self._lock.notify_all()
+                self._lock.wait_for(lambda: self._is_over, pause)
+            pause = min(2 * pause, AGAIN_SELDOM)
+
+    def _begin(self) -> bool:
+        """Whether there may be something to cancel."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._is_over or not self._is_held)
+            self._is_cancelling = not self._is_over
+            return self._is_cancelling
+
+
+Prepare = Callable[[Any], Callable[[], object]]
+
+
+def _preparation(connection: Any) -> Prepare:
+    """What makes, in the thread that runs a statement, what cancels it from another."""
+    known: dict[str, Prepare] = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}
+    prepare = known.get(connection.vendor)
+    if prepare is None:
+        raise ValueError(f"statements of {connection.vendor} cannot be cancelled")
+    return prepare
+
+
+def _postgresql(connection: Any) -> Callable[[], object]:
+    driver = connection.connection
+    if hasattr(driver, "cancel_safe"):  # psycopg from 3.2 on
+        return partial(driver.cancel_safe, timeout=CANCEL_TIMEOUT)
+    cancel: Callable[[], object] = driver.cancel
+    return cancel
+
+
+def _mysql(connection: Any) -> Callable[[], object]:
+    number = connection.connection.thread_id()
+
+    def cancel() -> None:
+        other = connection.copy(alias=f"{connection.alias}-run_abort")
+        with closing(other), other.cursor() as cursor:
+            cursor.execute("KILL QUERY %s", [number])
+
+    return cancel
+
+
+def _sqlite(connection: Any) -> Callable[[], object]:
+    interrupt: Callable[[], object] = connection.connection.interrupt
+    return interrupt
+
+
+def _drop_if_unusable(connection: Any) -> None:
+    """Have Django open another connection, where the driver does not get over the cancelling.
+
+    mysqlclient is out of step with the server if a statement is killed that has begun to answer.
+    """
+    is_open = connection.vendor == "mysql" and connection.connection is not None
+    if is_open and not connection.is_usable():
+        connection.close()

@@ -1,0 +1,178 @@
+"""The programs of this host that PID files tell of: held as blocks are, and ended by an abort."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from run_abort._concurrency.workers import spawn
+from run_abort._core import procfs
+from run_abort._core.process_tree import Family, end, family_of_stranger
+from run_abort._core.procfs import Entry
+from run_abort.runs import hold
+
+from . import files
+from .files import PidFile
+
+__all__ = ["Programs"]
+
+logger = logging.getLogger("run_abort")
+
+LOOK: Final = 1.0  # seconds between two looks into the directory
+MAX_HELD: Final = 10_000
+
+Key = tuple[str, int, float]
+OnEnded = Callable[[PidFile, bool], object]
+
+
+class _Program:
+    """One that is there, and holds its run."""
+
+    def __init__(
+        self, file: PidFile, process: Entry, family: Family, *, grace: float, on_ended: OnEnded
+    ) -> None:
+        self.file = file
+        self.is_over = False
+        self._process = process
+        self._family = family
+        self._grace = grace
+        self._on_ended = on_ended
+        label = file.path.name.removesuffix(files.SUFFIX).rpartition(".")[2]
+        self.signal, self._release = hold(file.run_id, label=label, grace=grace)
+        self._remove = self.signal.add_callback(partial(spawn, self._end, name="run_abort-program"))
+
+    def is_there(self) -> bool:
+        entry = procfs.entry_of(self._process.pid)
+        return entry is not None and entry.began == self._process.began and not entry.is_dead
+
+    def let_go(self) -> bool:
+        """Hold its run no more; False while it is being ended."""
+        if self.is_over:
+            return True
+        if not self._remove():
+            return False
+        if self.signal.aborted:  # and nobody has begun
+            spawn(self._end, name="run_abort-program")
+            return False
+        self._close()
+        return True
+
+    def _end(self) -> None:
+        try:
+            has_ended = end(self._family, self._grace, self._tell)
+            if has_ended:
+                files.remove(self.file)
+        finally:
+            self._close()
+        self._on_ended(self.file, has_ended)
+
+    def _tell(self, rung: str) -> None:
+        self.signal.tell_rung(rung, datetime.now(UTC))
+
+    def _close(self) -> None:
+        self._release()
+        self._family.close()
+        self.is_over = True
+
+
+class Programs:
+    """Looks after them, on a thread of its own, from the beginning of a ``with`` block to its end.
+
+    :param grace: seconds from SIGTERM to SIGKILL.
+    :param on_ended: called with the file of a program that an abort has ended, and whether all of
+        it is gone; on a thread of that program.
+    """
+
+    def __init__(self, directory: Path, *, grace: float, on_ended: OnEnded) -> None:
+        self._directory = directory
+        self._grace = grace
+        self._on_ended = on_ended
+        self._held: dict[Key, _Program] = {}
+        self._told: dict[Key, str] = {}  # why a file is not believed
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="run_abort-programs", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Look at once: an abort has come, perhaps for one that was not seen yet."""
+        self._wake.set()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of those that are not aborted; wait for those that are being ended."""
+        self._is_stopping = True
+        self._wake.set()
+        self._thread.join()
+        while [program for program in self._held.values() if not program.let_go()]:
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            try:
+                self._look()
+            except Exception:
+                logger.exception("Looking for programs failed, and goes on")
+            self._wake.wait(LOOK)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        found: dict[Key, PidFile] = {}
+        for file in files.pid_files(self._directory):
+            found[(file.path.name, file.inode, file.written_at)] = file
+        for key, program in tuple(self._held.items()):
+            is_gone = not program.is_there()
+            # It has removed its file itself, and is not to be ended any more; or it has ended.
+            if program.is_over or ((is_gone or key not in found) and program.let_go()):
+                del self._held[key]
+                if is_gone:
+                    files.remove(program.file)
+        self._told = {key: why for key, why in self._told.items() if key in found}
+        for key, file in found.items():
+            if key not in self._held:
+                self._judge(key, file)
+
+    def _judge(self, key: Key, file: PidFile) -> None:
+        judgement = files.judge(file)
+        if judgement.verdict == "stale":
+            files.remove(file)
+        elif judgement.process is None:
+            self._distrust(key, judgement.why)
+        elif len(self._held) >= MAX_HELD:
+            self._distrust(key, f"there are {MAX_HELD} already")
+        else:
+            self._hold(key, file, judgement.process)
+
+    def _hold(self, key: Key, file: PidFile, process: Entry) -> None:
+        family = family_of_stranger(process, owner=os.geteuid())
+        if family is None:
+            if procfs.entry_of(process.pid) is not None:
+                self._distrust(key, "its process cannot be held: too many open files?")
+            return
+        try:
+            self._held[key] = _Program(
+                file, process, family, grace=self._grace, on_ended=self._on_ended
+            )
+        except ValueError as error:
+            family.close()
+            self._distrust(key, str(error))
+
+    def _distrust(self, key: Key, why: str) -> None:
+        """Say once why nobody acts on a file."""
+        if self._told.get(key) != why:
+            self._told[key] = why
+            logger.warning("The PID file %s is not acted on: %s", key[0], why)

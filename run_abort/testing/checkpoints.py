@@ -1,0 +1,318 @@
+"""Checkpoints: the looks that a job takes at its signal, counted, and an abort at one of them.
+
+    with Watch(3) as watch:
+        job()
+    print(watch.aborted_at)
+
+For the tests of projects; see ``run_abort.testing``. Blocks that are entered within a watch get a
+signal and a controller of other classes, which tell of each look. Elsewhere nothing is counted, and
+nothing costs more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import sysconfig
+import uuid
+from collections.abc import Coroutine, Generator, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from run_abort._core.controller import AbortController, AbortSignal, _AbortedSignal
+from run_abort._core.registry import registry
+
+__all__ = ["MAX_LOOKS", "Checkpoint", "DoesNotStop", "Watch", "steps_of"]
+
+T = TypeVar("T")
+
+MAX_LOOKS: Final = 1000
+
+ENTERING: Final = "entering the block"
+LEAVING: Final = "leaving the block"
+EDGES: Final = (ENTERING, LEAVING)
+AWAITING: Final = "await"
+
+# What a job looks by. What is missing, as cancels() and run(), looks by one of the first two.
+OUR_LOOKS: Final = frozenset({"aborted", "raise_if_aborted"})
+LOOKS: Final = OUR_LOOKS | {"add_callback", "attach", "run_async", "sleep", "wait", "wait_async"}
+
+_PACKAGE: Final = __name__.partition(".")[0]
+_TESTING: Final = f"{_PACKAGE}.testing"
+
+
+class DoesNotStop(BaseException):
+    """Raised at the looks of a run that was aborted, and looked too often since then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A look that a job has taken at its signal, and the place of it.
+
+    :ivar number: which look it was, from 1 on.
+    :ivar run_id: of the block whose signal it was.
+    :ivar look: the name in ``AbortSignal`` by which it was taken, ``"await"``,
+        ``"entering the block"`` or ``"leaving the block"``.
+    :ivar file: in which it was taken.
+    :ivar line: there.
+    :ivar function: there.
+    """
+
+    number: int
+    run_id: str
+    look: str
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        path = Path(self.file)
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line}, in {self.function}, {self.look}"
+
+
+class Watch:
+    """Counts the looks at the signals of the blocks that are entered within it.
+
+    :param at: at which look to abort the run whose signal it is.
+    :param run_id: the run whose blocks are watched; None: those of all runs.
+    :param edges: whether to enter and to leave a block counts as a look.
+    :param max_looks: how many looks at the run that was aborted may follow.
+    :ivar aborted_at: where it has aborted; None before.
+    """
+
+    def __init__(
+        self,
+        at: int,
+        *,
+        run_id: str | None = None,
+        reason: str = "",
+        actor: str = "",
+        edges: bool = True,
+        max_looks: int = MAX_LOOKS,
+    ) -> None:
+        self._edges = edges
+        self._at = at
+        self._run_id = run_id
+        self._by = (reason, actor)
+        self._max_looks = max_looks
+        self._watched: dict[AbortSignal, AbortController] = {}
+        self._seen: dict[int, Checkpoint] = {}
+        # Drawn from in any thread: whoever draws the number at which to abort, and no other, does.
+        self._numbers = itertools.count(1)
+        self._further = itertools.count(1)
+        self.aborted_at: Checkpoint | None = None
+
+    def __enter__(self) -> Self:
+        _watches.append(self)
+        registry.on_register = _watch
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _watches.remove(self)
+        if not _watches:
+            registry.on_register = None
+        _inside.set(_open_here())
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The looks so far, up to and including that at which it has aborted."""
+        return tuple(checkpoint for _, checkpoint in sorted(self._seen.items()))
+
+    @property
+    def still_open(self) -> tuple[str, ...]:
+        """The run IDs of the blocks that were entered within it and have not been left."""
+        open_ = (each for each in self._watched.values() if registry.holding_of(each) is not None)
+        return tuple(dict.fromkeys(controller.signal.run_id for controller in open_))
+
+    def take(self, controller: AbortController) -> None:
+        """Watch this one, too."""
+        if self._run_id in (None, controller.signal.run_id):
+            self._watched[controller.signal] = controller
+
+    def look(self, signal: AbortSignal, look: str, frame: FrameType) -> None:
+        """A look was taken.
+
+        :raises DoesNotStop: if the run was aborted, and there were too many since.
+        """
+        if signal not in self._watched:
+            return
+        if self.aborted_at is not None and self.aborted_at.run_id == signal.run_id:
+            if next(self._further) > self._max_looks and look != LEAVING:
+                raise DoesNotStop(
+                    f"run {signal.run_id!r} was aborted ({self.aborted_at}) and looked at its "
+                    f"signal {self._max_looks:,} times more"
+                )
+        elif not _is_aborted(signal) and (self._edges or look not in EDGES):
+            place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+            checkpoint = Checkpoint(next(self._numbers), signal.run_id, look, *place)
+            self._seen.setdefault(checkpoint.number, checkpoint)
+            if checkpoint.number == self._at:
+                self._abort(checkpoint)
+
+    def _abort(self, checkpoint: Checkpoint) -> None:
+        self.aborted_at = checkpoint
+        # As abort_run does it here; but nobody has asked for this one.
+        registry.abort(checkpoint.run_id, *self._by, str(uuid.uuid4()))
+        for signal in tuple(self._watched):
+            if type(signal) is _AbortedSignal:
+                signal.__class__ = _WatchedAbortedSignal
+
+
+_watches: list[Watch] = []
+# The blocks that were entered in this context, or in that of which it is a copy.
+_inside: ContextVar[tuple[AbortController, ...]] = ContextVar("run_abort_inside", default=())
+
+
+def _watch(controller: AbortController) -> None:
+    controller.__class__ = _WatchedController
+    controller.signal.__class__ = _WatchedSignal
+    _inside.set((*_open_here(), controller))
+    for watch in tuple(_watches):
+        watch.take(controller)
+
+
+def _open_here() -> tuple[AbortController, ...]:
+    return tuple(each for each in _inside.get() if registry.holding_of(each) is not None)
+
+
+class _WatchedSignal(AbortSignal):
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in LOOKS:
+            _look_by(self, name, sys._getframe(1))
+        # Not that of super(): meanwhile an abort may have changed the class.
+        return object.__getattribute__(self, name)
+
+
+class _WatchedAbortedSignal(_WatchedSignal, _AbortedSignal):
+    __slots__ = ()
+
+
+class _WatchedController(AbortController):
+    __slots__ = ()
+
+    def close(self) -> bool:
+        if not self._verdict:
+            _look(self.signal, LEAVING, _outwards(sys._getframe(1)))
+        return super().close()
+
+
+def _is_aborted(signal: AbortSignal) -> bool:
+    aborted: bool = object.__getattribute__(signal, "aborted")
+    return aborted
+
+
+def _look_by(signal: AbortSignal, name: str, frame: FrameType) -> None:
+    room = _module_of(frame)
+    if _is_ours(room):
+        # There, it is within something that the job was counted for.
+        if name not in OUR_LOOKS or room == AbortSignal.__module__:
+            return
+        if room == f"{_PACKAGE}.runs":
+            name = ENTERING
+    _look(signal, name, _outwards(frame))
+
+
+def _look(signal: AbortSignal, look: str, frames: Iterable[FrameType]) -> None:
+    if _watches and (frame := _frame_of_job(frames)) is not None:
+        for watch in tuple(_watches):
+            watch.look(signal, look, frame)
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_ours(module: str) -> bool:
+    return module == _PACKAGE or module.startswith(f"{_PACKAGE}.")
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frame and those that have called it, but not those that test the job."""
+    while frame is not None and _module_of(frame) != _TESTING:
+        yield frame
+        frame = frame.f_back
+
+
+def _paths(*names: str) -> tuple[str, ...]:
+    return tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in names})
+
+
+_INSTALLED: Final = _paths("purelib", "platlib")
+_PYTHON: Final = (*_paths("stdlib", "platstdlib"), "<frozen ")
+
+
+def _frame_of_job(frames: Iterable[FrameType]) -> FrameType | None:
+    """The first that is the project's own, else of what it has installed; never ours or Python's.
+
+    None in a thread of ours, which runs no code of the job.
+    """
+    installed = None
+    for frame in frames:
+        path = frame.f_code.co_filename
+        if _is_ours(_module_of(frame)):
+            continue
+        if path.startswith(_INSTALLED):
+            installed = installed or frame
+        elif not path.startswith(_PYTHON):
+            return frame
+    return installed
+
+
+class _Steps(Coroutine[Any, Any, T]):
+    """A coroutine, with a look whenever it is suspended: where a cancellation would arrive."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+
+    def __getattr__(self, name: str) -> Any:
+        # Those who show tasks want to know its name and its frame.
+        return getattr(self._coroutine, name)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._suspended(self._coroutine.send(value))
+
+    def throw(self, *error: Any) -> Any:
+        return self._suspended(self._coroutine.throw(*error))
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def _suspended(self, awaited: Any) -> Any:
+        for controller in _open_here()[-1:]:
+            try:
+                _look(controller.signal, AWAITING, reversed([*_inwards(self._coroutine)]))
+            except DoesNotStop:
+                self._coroutine.close()
+                raise
+        return awaited
+
+
+def _inwards(awaited: Any) -> Iterator[FrameType]:
+    """The frames of a suspended coroutine, and of what it awaits."""
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            yield frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+
+
+def steps_of(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """A task factory for a loop: each suspension of a task inside of a block is a look."""
+    return asyncio.Task(_Steps(coroutine), loop=loop, **options)

@@ -1,0 +1,135 @@
+"""The abort view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import render
+from django.urls import get_script_prefix
+from django.utils.decorators import method_decorator
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+
+from run_abort.aborts import AbortOutcome, abort_run
+
+from .forms import AbortForm
+from .permissions import GuardedView
+
+__all__ = ["AbortView"]
+
+
+@method_decorator([never_cache, csrf_protect], name="dispatch")
+class AbortView(GuardedView):
+    """``POST`` asks every process that works on the run to stop; ``GET`` asks whether to.
+
+    The run ID comes from the URL, ``reason`` and ``next`` from the form or a JSON body. Whoever
+    prefers JSON gets it: ``{"ok": true, "runId": …, "abortId": …, "aborted": <controllers here>,
+    "recorded": …, "published": …, "listeners": …}`` with status 202; else ``{"ok": false,
+    "error": …}`` with 400, 401, 403, or 503 if nobody could be asked. Others are redirected to
+    ``next``, or to where they came from, if that is on this host, with a message.
+
+    Override :meth:`has_abort_permission` to decide run by run, and :meth:`get_run_id` if the URL
+    names the run in another way.
+    """
+
+    http_method_names = ("get", "head", "options", "post")
+    template_name = "run_abort/abort.html"
+
+    def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
+        """Ask whether to abort; abort nothing."""
+        return self._ask(AbortForm(), request.GET)
+
+    def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
+        """Abort the run."""
+        try:
+            data = self._data()
+            form = AbortForm(data)
+            if not form.is_valid() and not self._prefers_json():
+                return self._ask(form, data, status=400)
+            if not form.is_valid():
+                raise ValueError(" ".join(map(str, form.errors["reason"])))
+            reason = form.cleaned_data["reason"]
+            outcome = abort_run(self.get_run_id(), reason=reason, actor=request.user)
+        except ValueError as error:
+            return self._refuse(400, str(error))
+
+        if self._prefers_json():
+            return self._report(outcome)
+        self._tell(outcome)
+        return HttpResponseRedirect(self._next(data))
+
+    def _data(self) -> Mapping[str, Any]:
+        if self.request.content_type != "application/json":
+            return self.request.POST
+        try:
+            data = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(_("The body is not valid JSON.")) from error
+        if not isinstance(data, dict):
+            raise ValueError(_("The body has to be a JSON object."))
+        return data
+
+    def _next(self, data: Mapping[str, Any]) -> str:
+        for url in (data.get("next"), self.request.headers.get("Referer")):
+            if (
+                isinstance(url, str)
+                # Not back to the question that was just answered.
+                and urlsplit(url).path != self.request.path
+                and url_has_allowed_host_and_scheme(
+                    url, self.request.get_host(), require_https=self.request.is_secure()
+                )
+            ):
+                return url
+        return get_script_prefix()
+
+    def _ask(self, form: AbortForm, data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
+        context = {"run_id": self.get_run_id(), "form": form, "next": self._next(data)}
+        return render(self.request, self.template_name, context, status=status)
+
+    def _report(self, outcome: AbortOutcome) -> JsonResponse:
+        if not outcome.asked:
+            return JsonResponse({"ok": False, "error": _nobody_asked(outcome)}, status=503)
+        return JsonResponse(
+            {
+                "ok": True,
+                "runId": outcome.run_id,
+                "abortId": outcome.abort_id,
+                "aborted": outcome.local,
+                "recorded": outcome.recorded,
+                "published": outcome.published,
+                "listeners": outcome.listeners,
+            },
+            status=202,
+        )
+
+    def _tell(self, outcome: AbortOutcome) -> None:
+        names = {"run_id": outcome.run_id}
+        if not outcome.asked:
+            level, text = messages.ERROR, _nobody_asked(outcome)
+        elif outcome.published:
+            level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.") % names
+        elif outcome.recorded:
+            level = messages.INFO
+            text = _(
+                "Run “%(run_id)s” was asked to abort. Other processes hear of it from the "
+                "database, some seconds later."
+            )
+            text %= names
+        else:
+            level = messages.WARNING
+            text = _("Run “%(run_id)s” was asked to abort in this process only.") % names
+        messages.add_message(self.request, level, text, fail_silently=True)
+
+
+def _nobody_asked(outcome: AbortOutcome) -> str:
+    return _(
+        "Nobody could be asked to abort run “%(run_id)s”: neither the database nor Redis took the "
+        "request."
+    ) % {"run_id": outcome.run_id}

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+
+from run_abort import checks
+from run_abort.checks import check_deployment, check_settings
+from tests.conftest import Configure
+from tests.app.test_conf import BAD
+
+REDIS = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
+LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+FAR = "rediss://:secret@redis.example:6380/0"
+SENTINEL = REDIS | {
+    "LOCATION": "redis://primary/0",
+    "OPTIONS": {
+        "CONNECTION_FACTORY": "django_redis.pool.SentinelConnectionFactory",
+        "CLIENT_CLASS": "django_redis.client.SentinelClient",
+        "SENTINELS": [("127.0.0.1", 1)],
+    },
+}
+IDS = {"dict": "E001", "key": "E002", "type": "E003", "range": "E004"}
+
+
+def ids() -> list[str]:
+    return [str(message.id).removeprefix("run_abort.") for message in check_settings()]
+
+
+@pytest.mark.parametrize(("raw", "kind", "hint"), BAD)
+def test_each_bad_setting_has_its_id(settings: Any, raw: object, kind: str, hint: str) -> None:
+    settings.RUN_ABORT = raw
+    (message,) = check_settings()
+    assert message.id == f"run_abort.{IDS[kind]}"
+    assert hint in str(message.hint)
+
+
+def test_all_is_well(configure: Configure) -> None:
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("caches", "run_abort", "expected"),
+    [
+        ({"default": REDIS}, {}, []),
+        ({"default": LOCMEM, "redis": REDIS}, {"CACHE_ALIAS": "redis"}, []),
+        ({"default": REDIS | {"BACKEND": "django.core.cache.backends.redis.RedisCache"}}, {}, []),
+        ({"default": LOCMEM}, {"CACHE_ALIAS": "redis"}, ["E005"]),
+        ({}, {}, ["E005"]),
+        ({"default": REDIS | {"BACKEND": "django_redis.cash.RedisCache"}}, {}, ["E006"]),
+        ({"default": REDIS | {"OPTIONS": {"PARSER_CLASS": "no.such.Parser"}}}, {}, ["E006"]),
+        ({"default": REDIS | {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis"}}}, {}, ["E006"]),
+        ({"default": REDIS | {"LOCATION": "no://url"}}, {}, ["E007"]),
+        ({"default": LOCMEM}, {"REDIS_URL": "redis://localhost:port"}, ["E007"]),
+        ({"default": LOCMEM}, {"CACHE_ALIAS": "default"}, ["E008"]),
+        ({"default": LOCMEM}, {}, ["W001"]),
+        ({"default": LOCMEM}, {"LISTEN": False}, []),
+        ({"default": LOCMEM}, {"INTENTS": False}, ["W002"]),
+        ({"default": LOCMEM}, {"INTENTS": False, "LISTEN": False}, ["W002"]),
+        ({"default": LOCMEM}, {"REDIS_URL": "unix:///tmp/redis.sock"}, []),
+    ],
+)
+def test_where_redis_is(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caches: dict[str, Any],
+    run_abort: dict[str, Any],
+    expected: list[str],
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    settings.CACHES = caches
+    settings.RUN_ABORT = run_abort
+    assert ids() == expected
+
+
+def test_a_sharded_client_is_not_one_redis(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    options = {"CLIENT_CLASS": "django_redis.client.ShardClient"}
+    settings.CACHES = {"default": REDIS | {"OPTIONS": options}}
+    settings.RUN_ABORT = {"CACHE_ALIAS": "default"}
+    assert ids() == ["E008"]
+
+
+def test_the_environment_names_one_too(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.CACHES = {"default": LOCMEM}
+    settings.RUN_ABORT = {}
+    monkeypatch.setenv("REDIS_URL", "redis://localhost")
+    assert ids() == []
+    monkeypatch.setenv("REDIS_URL", "localhost")
+    assert ids() == ["E007"]
+
+
+def test_no_check_uses_the_network(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a check opened a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    for cache in (REDIS, SENTINEL):
+        settings.CACHES = {"default": cache}
+        settings.RUN_ABORT = {}
+        assert ids() == []
+        check_deployment()
+
+
+def run_ours(**options: Any) -> list[CheckMessage]:
+    """As ``manage.py check run_abort``: without the database, which other apps ask for."""
+    return run_checks(app_configs=[apps.get_app_config("run_abort")], **options)
+
+
+def test_the_check_is_registered(settings: Any) -> None:
+    settings.RUN_ABORT = {"CHANEL": "x"}
+    assert "run_abort.E002" in [message.id for message in run_ours()]
+    with pytest.raises(SystemCheckError, match=r"Did you mean 'CHANNEL'\?"):
+        call_command("check", "run_abort")
+
+
+class TestDeployment:
+    @pytest.mark.parametrize(
+        ("run_abort", "expected"),
+        [
+            ({"REDIS_URL": FAR}, []),
+            ({"REDIS_URL": FAR, "LISTEN": True}, []),
+            ({"REDIS_URL": FAR, "LISTEN": False}, ["W003"]),
+            ({"REDIS_URL": FAR, "INTENTS": False}, ["W004"]),
+            ({"REDIS_URL": FAR, "LISTEN": False, "INTENTS": False}, ["W003", "W004"]),
+            ({"REDIS_URL": "redis://redis.example"}, ["W005"]),
+            ({"REDIS_URL": "redis://:secret@redis.example"}, ["W005"]),
+            ({"REDIS_URL": "rediss://redis.example"}, ["W005"]),
+            ({"REDIS_URL": "rediss://redis.example?ssl_certfile=client.pem"}, []),
+            ({"REDIS_URL": "redis://10.0.0.7"}, ["W005"]),
+            ({"REDIS_URL": "redis://127.0.0.1:6380"}, []),
+            ({"REDIS_URL": "redis://127.1.2.3"}, []),
+            ({"REDIS_URL": "redis://[::1]:6379"}, []),
+            ({"REDIS_URL": "redis://localhost"}, []),
+            ({"REDIS_URL": "unix:///tmp/redis.sock"}, []),
+            # What the other check says is not said again.
+            ({"LISTEN": False, "INTENTS": False}, []),
+            ({"REDIS_URL": "redis://redis.example:port", "INTENTS": False}, []),
+            ({"CHANEL": "x"}, []),
+        ],
+    )
+    def test_tells_what_only_matters_there(
+        self,
+        settings: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        run_abort: dict[str, Any],
+        expected: list[str],
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        settings.CACHES = {"default": LOCMEM}
+        settings.RUN_ABORT = run_abort
+        found = check_deployment()
+        assert [str(each.id).removeprefix("run_abort.") for each in found] == expected
+        assert all(each.hint for each in found)
+        assert "secret" not in "".join(each.msg for each in found)
+
+    @pytest.mark.parametrize(
+        ("cache", "lacks"),
+        [
+            (REDIS, None),
+            (REDIS | {"LOCATION": "redis://redis.example"}, "a password and without TLS"),
+            (SENTINEL, "a password and without TLS"),
+        ],
+    )
+    def test_looks_at_the_cache_alias_too(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, cache: Any, lacks: str | None
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        settings.CACHES = {"default": cache}
+        settings.RUN_ABORT = {}
+        found = check_deployment()
+        assert len(found) == (0 if lacks is None else 1)
+        if lacks is not None:
+            assert f"CACHES['default'] is reached over the network without {lacks}:" in found[0].msg
+
+    def test_is_asked_for_by_its_option_only(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"REDIS_URL": FAR, "INTENTS": False}
+        assert "run_abort.W004" not in [message.id for message in run_ours()]
+        found = run_ours(include_deployment_checks=True)
+        assert "run_abort.W004" in [message.id for message in found]
+
+
+def test_each_id_is_used_for_one_thing() -> None:
+    used = re.findall(r"run_abort\.[EW]\d{3}", inspect.getsource(checks))
+    assert sorted(used) == sorted(set(used))

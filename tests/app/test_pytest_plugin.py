@@ -1,0 +1,258 @@
+"""The plugin, in runs of pytest of their own, as projects have them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from tests.support import ROOT
+
+SETTINGS = """
+    SECRET_KEY = "project"
+    INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "run_abort"]
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+    USE_TZ = True
+    ROOT_URLCONF = "project"
+    PLACE = "settings"
+"""
+PROJECT = """
+    from django.http import HttpResponse
+    from django.urls import path
+
+    from run_abort import abort_run, abortable_run
+
+    def stop(request, number):
+        abort_run(f"import-{number}", reason="button", actor="anna")
+        return HttpResponse()
+
+    urlpatterns = [path("imports/<int:number>/stop/", stop)]
+    rows, files = [], []
+
+    def import_rows(number=2):
+        with abortable_run(f"import-{number}") as signal:
+            for row in range(number):
+                signal.raise_if_aborted()
+                rows.append(row)
+                files.append(row)
+
+    def import_rows_wrongly():
+        with abortable_run("import") as signal:
+            for row in range(2):
+                rows.append(row)
+                signal.raise_if_aborted()
+                files.append(row)
+"""
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs pytest on these files, without any Redis."""
+
+    def run(
+        *arguments: str, plugins: tuple[str, ...] = ("django",), **files: str
+    ) -> subprocess.CompletedProcess[str]:
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(dedent(text))
+        named = [f"-p{name}" for name in (*plugins, "run_abort.pytest_plugin", "no:cacheprovider")]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        env.pop("DJANGO_SETTINGS_MODULE", None)
+        env |= {
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "REDIS_URL": "redis://127.0.0.1:1",
+        }
+        return subprocess.run(
+            [sys.executable, "-X", "dev", "-m", "pytest", "-Werror", "-rA", *named, *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_project_with_pytest_django(run: Run) -> None:
+    done = run(
+        "--ds=settings",
+        settings=SETTINGS,
+        project=PROJECT,
+        test_project="""
+            import logging
+            import threading
+
+            import pytest
+            from django.db import connection
+
+            import project
+            from run_abort import RunAborted, abortable_run, conf
+            from run_abort._core.registry import registry
+            from run_abort.testing import abort_after, abort_everywhere
+
+            @pytest.fixture(autouse=True)
+            def no_warning(caplog):
+                yield
+                assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+                assert not registry.ids()
+                assert not [t for t in threading.enumerate() if t.name.startswith("run_abort")]
+
+            def test_database_is_refused():
+                with pytest.raises(RuntimeError, match="Database access not allowed"):
+                    connection.ensure_connection()
+
+            def test_stop_button(aborts, client):
+                client.post("/imports/7/stop/")
+                assert aborts.run_ids == ["import-7"]
+                assert (aborts[0].reason, aborts[0].actor) == ("button", "anna")
+
+            def test_nothing_is_remembered(aborts, client):
+                assert aborts == []
+                project.import_rows(7)
+                assert not registry.has_ended("import-8")
+
+            def test_abort_after(aborts):
+                with abort_after(1), pytest.raises(RunAborted):
+                    project.import_rows()
+                assert aborts == []
+
+            def reset():
+                del project.rows[:], project.files[:]
+
+            def check():
+                assert project.rows == project.files
+
+            def test_right(aborts):
+                abort_everywhere(project.import_rows, before=reset, after=check)
+
+            @pytest.mark.django_db
+            def test_right_with_a_database(aborts):
+                abort_everywhere(project.import_rows, before=reset, after=check)
+
+            def test_wrong(aborts):
+                abort_everywhere(project.import_rows_wrongly, before=reset, after=check)
+
+            @pytest.mark.parametrize("first", [1, 2])
+            def test_other_settings(aborts, settings, first):
+                settings.PLACE = "test"
+                assert not conf.settings().INTENTS
+
+            def test_settings_are_as_they_were(settings):
+                assert settings.PLACE == "settings"
+                assert not hasattr(settings, "RUN_ABORT")
+                assert conf.settings().INTENTS
+
+            @pytest.mark.django_db
+            def test_settings_of_the_test_count(aborts, settings):
+                settings.RUN_ABORT = {"LISTEN": False}
+                from run_abort import abort_run
+                assert abort_run("a").recorded
+        """,
+    )
+    assert "1 failed, 10 passed" in done.stdout, done.stdout + done.stderr
+    assert "FAILED test_project.py::test_wrong" in done.stdout
+    assert "an abort at 2 of 4 checkpoints leaves something broken:" in done.stdout
+    lines = dedent(PROJECT).splitlines()
+    line = max(number for number, line in enumerate(lines, 1) if "raise_if_aborted" in line)
+    place = f"project.py:{line}, in import_rows_wrongly, raise_if_aborted"
+    assert f"aborted at checkpoint 2 of 4 ({place}): AssertionError: " in done.stdout
+
+
+def test_a_project_without_pytest_django(run: Run) -> None:
+    done = run(
+        plugins=(),
+        settings=SETTINGS,
+        project=PROJECT,
+        conftest="""
+            import os
+
+            os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+        """,
+        test_project="""
+            import pytest
+
+            @pytest.fixture
+            def settings():
+                raise AssertionError("of the project's own")
+
+            def test_stop_button(aborts):
+                import project
+
+                project.stop(None, 7)
+                assert aborts.run_ids == ["import-7"]
+        """,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_fixture_named_settings_of_the_project_is_left_alone(run: Run) -> None:
+    done = run(
+        "--ds=settings",
+        settings=SETTINGS,
+        project=PROJECT,
+        test_project="""
+            import pytest
+
+            import project
+
+            @pytest.fixture
+            def settings():
+                return object()
+
+            def test_stop_button(aborts):
+                project.stop(None, 7)
+                assert aborts.run_ids == ["import-7"]
+        """,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("plugins", [(), ("django",)])
+def test_where_django_is_not_configured_only_who_uses_it_is_told(
+    run: Run, plugins: tuple[str, ...]
+) -> None:
+    done = run(
+        plugins=plugins,
+        test_project="""
+            def test_other():
+                pass
+
+            def test_stop_button(aborts):
+                raise AssertionError("not reached")
+        """,
+    )
+    assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert "the fixture 'aborts' needs Django's settings: " in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_it_costs_those_who_do_not_use_it_nothing(run: Run) -> None:
+    done = run(
+        plugins=(),
+        test_project="""
+            import sys
+
+            def test_nothing_is_loaded():
+                loaded = {name.partition(".")[0] for name in sys.modules}
+                assert "run_abort" in loaded
+                assert not loaded & {"django", "asgiref", "redis", "asyncio"}
+                ours = {name for name in sys.modules if name.startswith("run_abort.")}
+                assert ours == {"run_abort.pytest_plugin"}
+        """,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_pytest_finds_it() -> None:
+    (found,) = entry_points(group="pytest11", name="run_abort")
+    assert found.value == "run_abort.pytest_plugin"

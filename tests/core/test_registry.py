@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from run_abort._core.controller import AbortController
+from run_abort._core.registry import Registry, clean_id, clean_ids
+
+
+class TestIds:
+    @pytest.mark.parametrize(
+        ("given", "cleaned"),
+        [
+            ("run-1", "run-1"),
+            (7, "7"),
+            (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+            ("a/b c\n🙂", "a/b c\n🙂"),
+            ("x" * 255, "x" * 255),
+        ],
+    )
+    def test_what_is_a_run_id(self, given: object, cleaned: str) -> None:
+        assert clean_id(given) == cleaned
+
+    @pytest.mark.parametrize("given", [None, b"run-1", 1.5, True, ["run-1"], object()])
+    def test_what_is_none(self, given: object) -> None:
+        with pytest.raises(TypeError, match="run ID must be"):
+            clean_id(given)
+
+    @pytest.mark.parametrize("given", ["", "x" * 256, "a\0b"])
+    def test_too_short_or_too_long(self, given: str) -> None:
+        with pytest.raises(ValueError, match="run ID must not"):
+            clean_id(given)
+
+    def test_groups_come_after_the_run_each_once(self) -> None:
+        assert clean_ids("run", ["parent", 7, "run", "parent"]) == ("run", "parent", "7")
+
+    @pytest.mark.parametrize("groups", ["parent", b"parent", 7])
+    def test_groups_are_several(self, groups: object) -> None:
+        with pytest.raises(TypeError, match="groups must be"):
+            clean_ids("run", groups)  # type: ignore[arg-type]
+
+
+class TestRegistry:
+    def test_one_abort_reaches_all_who_answer_to_the_id(self) -> None:
+        registry = Registry()
+        shards = [AbortController("run") for _ in range(3)]
+        other = AbortController("other")
+        for shard in shards:
+            registry.register(shard, ["run"])
+        registry.register(other, ["other"])
+
+        assert registry.abort("run", "because", "ann") == 3
+        assert all(shard.signal.reason == "because" for shard in shards)
+        assert not other.signal.aborted
+        assert registry.abort("run") == 0
+
+    def test_a_group_reaches_its_runs(self) -> None:
+        registry = Registry()
+        run = AbortController("run")
+        registry.register(run, ["run", "parent", "tenant"])
+        assert registry.abort("tenant") == 1
+        assert registry.abort("run") == 0
+
+    def test_nobody_answers_to_an_unknown_id(self) -> None:
+        assert Registry().abort("unknown") == 0
+
+    def test_who_left_does_not_answer_any_more(self) -> None:
+        registry = Registry()
+        run = AbortController("run")
+        registry.register(run, ["run", "group"])
+        registry.leave(run, ["run", "group"])
+        registry.leave(run, ["run", "group"])
+        assert registry.abort("run") == registry.abort("group") == 0
+        assert len(registry) == 0
+        assert not run.signal.aborted
+
+    def test_a_closed_controller_is_not_counted(self) -> None:
+        registry = Registry()
+        run = AbortController("run")
+        registry.register(run, ["run"])
+        run.close()
+        assert registry.abort("run") == 0
+
+    def test_every_flag_is_set_before_anything_takes_effect(self) -> None:
+        registry = Registry()
+        controllers = [AbortController(str(n)) for n in range(5)]
+        seen: list[bool] = []
+        for controller in controllers:
+            registry.register(controller, ["group"])
+            controller.signal._when_aborted(
+                lambda: seen.extend(each.signal.aborted for each in controllers)
+            )
+        registry.abort("group")
+        assert len(seen) == 25
+        assert all(seen)
+
+    def test_tells_what_it_aborted(self) -> None:
+        registry = Registry()
+        told: list[tuple[Sequence[AbortController], str]] = []
+        registry.on_aborted = lambda controllers, abort_id: told.append((controllers, abort_id))
+        run = AbortController("run")
+        registry.register(run, ["run"])
+        registry.abort("other", abort_id="0")
+        registry.abort("run", abort_id="1")
+        registry.abort("run", abort_id="2")
+        assert told == [([run], "1"), ([], "2")]
+
+    def test_a_waiter_may_register_leave_and_abort(self) -> None:
+        registry = Registry()
+        first, second, third = (AbortController(str(n)) for n in range(3))
+        registry.register(first, ["1"])
+        registry.register(second, ["2"])
+
+        def meddle() -> None:
+            registry.leave(first, ["1"])
+            registry.register(third, ["1"])
+            registry.abort("2")
+
+        first.signal._when_aborted(meddle)
+        assert registry.abort("1") == 1
+        assert second.signal.aborted
+        assert not third.signal.aborted
+        assert registry.ids() == ["2", "1"]
+
+    def test_under_concurrent_use_nothing_is_lost_or_left_behind(self) -> None:
+        registry = Registry()
+        stop = threading.Event()
+        missed: list[str] = []
+
+        def work(name: str) -> None:
+            while not stop.is_set():
+                run = AbortController(name)
+                registry.register(run, [name, "all"])
+                registry.abort(name)
+                if not run.signal.aborted:
+                    missed.append(name)
+                registry.leave(run, [name, "all"])
+
+        threads = [threading.Thread(target=work, args=(str(n % 3),)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            registry.abort("all")
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert missed == []
+        assert registry.ids() == []
+
+    def test_a_child_keeps_what_the_forking_thread_holds(self) -> None:
+        registry = Registry()
+        mine, theirs = AbortController("mine"), AbortController("theirs")
+        registry.register(mine, ["mine", "group"])
+        thread = threading.Thread(target=registry.register, args=(theirs, ["theirs", "group"]))
+        thread.start()
+        thread.join()
+        registry._lock.acquire()  # as if another thread had held it at the fork
+
+        registry.after_fork_in_child()
+
+        assert registry.ids() == ["mine", "group"]
+        assert registry.abort("group") == 1
+        assert not theirs.signal.aborted
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """The registry beside the simplest thing that could be right: a list of what is open."""
+
+    controllers = Bundle("controllers")
+    ids = st.sampled_from("abcd")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = Registry()
+        self.open: list[tuple[AbortController, tuple[str, ...]]] = []
+        self.closed: set[AbortController] = set()
+        self.aborted: dict[AbortController, str] = {}
+
+    @rule(target=controllers, run_id=ids, groups=st.sets(ids))
+    def register(self, run_id: str, groups: set[str]) -> AbortController:
+        controller = AbortController(run_id)
+        ids = clean_ids(run_id, sorted(groups))
+        self.registry.register(controller, ids)
+        self.open.append((controller, ids))
+        return controller
+
+    @rule(controller=controllers)
+    def close(self, controller: AbortController) -> None:
+        assert controller.close() is (controller not in self.aborted)
+        if controller not in self.aborted:
+            self.closed.add(controller)
+
+    @rule(controller=controllers)
+    def leave(self, controller: AbortController) -> None:
+        for entry in list(self.open):
+            if entry[0] is controller:
+                self.registry.leave(*entry)
+                self.open.remove(entry)
+
+    @rule(run_id=ids, reason=st.text(max_size=3))
+    def abort(self, run_id: str, reason: str) -> None:
+        expected = [
+            controller
+            for controller, ids in self.open
+            if run_id in ids and controller not in self.aborted and controller not in self.closed
+        ]
+        assert self.registry.abort(run_id, reason) == len(expected)
+        self.aborted |= dict.fromkeys(expected, reason)
+
+    @invariant()
+    def agrees(self) -> None:
+        assert set(self.registry.ids()) == {run_id for _, ids in self.open for run_id in ids}
+        for controller, _ in self.open:
+            assert controller.signal.aborted is (controller in self.aborted)
+            assert controller.signal.reason == self.aborted.get(controller, "")
+
+
+TestRegistryMachine = RegistryMachine.TestCase
+TestRegistryMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

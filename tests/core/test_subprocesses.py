@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal as signals
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run_abort import AbortController, RunAborted, abortable_run
+from run_abort._core import process_tree, procfs
+from run_abort._core.controller import on_rung
+from run_abort._core.registry import registry
+from tests.conftest import Configure
+from tests.support import is_there, wait_until
+
+# Says its process ID and that of a grandchild; then both stay, and obey SIGTERM or do not.
+FAMILY = """
+import os, signal, subprocess, sys, time
+stubborn = sys.argv[1] == "stubborn"
+if stubborn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+# A leader that goes at once, and leaves a grandchild that takes no notice of SIGTERM.
+QUICK_LEADER = """
+import os, subprocess, sys, time
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code])
+time.sleep(0.5)
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def python(code: str, *args: str) -> list[str]:
+    return [sys.executable, "-c", code, *args]
+
+
+@pytest.fixture
+def controller() -> AbortController:
+    return AbortController("run-1", grace=20)
+
+
+@pytest.fixture
+def rungs() -> Iterator[list[str]]:
+    told: list[str] = []
+
+    def note(signal: Any, rung: str, at: Any) -> None:
+        told.append(rung)
+
+    on_rung(note)
+    yield told
+    from run_abort._core import controller
+
+    controller._rung_hooks.remove(note)
+
+
+class Runner:
+    """Runs a program in a thread; its first line has two process IDs."""
+
+    def __init__(self, controller: AbortController, tmp_path: Path, code: str, *args: str) -> None:
+        self.result: Any = None
+        self._path = tmp_path / "output"
+        self._work: Callable[[], Any] = lambda: self._run(controller, code, *args)
+        self._thread = threading.Thread(target=self._guarded)
+        self._thread.start()
+        wait_until(lambda: self._path.exists() and self._path.read_text().endswith("\n"))
+        self.pids = [int(word) for word in self._path.read_text().split() if word.isdecimal()]
+
+    def _run(self, controller: AbortController, code: str, *args: str) -> Any:
+        with self._path.open("w") as output:
+            return controller.signal.run(python(code, *args), stdout=output)
+
+    def _guarded(self) -> None:
+        try:
+            self.result = self._work()
+        except BaseException as error:
+            self.result = error
+
+    def join(self) -> Any:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.result
+
+
+class TestRun:
+    def test_is_subprocess_run_if_nobody_aborts(self, controller: AbortController) -> None:
+        signal = controller.signal
+        done = signal.run(
+            python("import sys; print(sys.stdin.read().upper()); sys.exit(3)"),
+            input="text",
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (3, "TEXT\n", "")
+        with pytest.raises(subprocess.CalledProcessError):
+            signal.run(python("raise SystemExit(3)"), check=True)
+        with pytest.raises(FileNotFoundError):
+            signal.run(["/no/such/program"])
+        with pytest.raises(ValueError, match="may not both be used"):
+            signal.run(["true"], capture_output=True, stdout=subprocess.PIPE)
+        with pytest.raises(ValueError, match="may not both be used"):
+            signal.run(["true"], input="", stdin=subprocess.PIPE)
+
+    def test_nothing_is_kept(self, controller: AbortController) -> None:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(20):
+            controller.signal.run(["true"], capture_output=True)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert not controller.signal._effects
+
+    def test_all_that_it_has_started_is_asked_to_end(
+        self, controller: AbortController, tmp_path: Path, rungs: list[str]
+    ) -> None:
+        runner = Runner(controller, tmp_path, FAMILY, "obedient")
+        assert len(runner.pids) == 2
+        began = time.monotonic()
+        controller.abort("because", "ann")
+        error = runner.join()
+        assert time.monotonic() - began < 10
+        assert isinstance(error, RunAborted)
+        assert (error.run_id, error.reason) == ("run-1", "because")
+        assert error.process is not None
+        assert error.process.returncode == -signals.SIGTERM
+        assert not any(map(is_there, runner.pids))
+        assert rungs == ["terminate"]
+
+    @pytest.mark.parametrize("args", [(FAMILY, "stubborn"), (QUICK_LEADER,)])
+    def test_what_is_left_is_killed(
+        self, tmp_path: Path, rungs: list[str], args: tuple[str, ...]
+    ) -> None:
+        controller = AbortController("run-1", grace=0.3)
+        runner = Runner(controller, tmp_path, *args)
+        began = time.monotonic()
+        controller.abort()
+        assert isinstance(runner.join(), RunAborted)
+        assert 0.3 <= time.monotonic() - began < 10
+        assert not any(map(is_there, runner.pids))
+        assert rungs == ["terminate", "kill"]
+
+    def test_the_output_so_far_is_kept(self, controller: AbortController) -> None:
+        code = """
+import sys, time
+print("out", flush=True)
+print("err", file=sys.stderr, flush=True)
+print(chr(228) * 100_000, flush=True)
+time.sleep(600)
+"""
+        timer = threading.Timer(0.7, controller.abort)
+        timer.start()
+        with pytest.raises(RunAborted) as raised:
+            controller.signal.run(python(code), capture_output=True, text=True, encoding="utf-8")
+        timer.join()
+        process = raised.value.process
+        assert process is not None
+        assert process.stdout == "out\n" + "ä" * 100_000 + "\n"
+        assert process.stderr == "err\n"
+
+    def test_a_stranger_that_keeps_the_pipe_does_not_keep_us_waiting(
+        self, controller: AbortController
+    ) -> None:
+        """It has left its group, and its parent is gone: nobody can tell whose it is."""
+        code = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+time.sleep(600)
+"""
+        timer = threading.Timer(0.7, controller.abort)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(RunAborted) as raised:
+            controller.signal.run(python(code), stdout=subprocess.PIPE)
+        assert time.monotonic() - began < 10
+        timer.join()
+        process = raised.value.process
+        assert process is not None
+        stranger = int(process.stdout)
+        assert is_there(stranger)
+        os.kill(stranger, signals.SIGKILL)
+
+    def test_at_a_timeout_everything_is_killed(
+        self, controller: AbortController, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "pids"
+        code = FAMILY.replace(
+            "print(os",
+            f"f = open({str(path)!r}, 'w'); f.write(str(child.pid)); f.close(); print(os",
+        )
+        with pytest.raises(subprocess.TimeoutExpired) as raised:
+            controller.signal.run(python(code, "stubborn"), stdout=subprocess.PIPE, timeout=1)
+        assert raised.value.timeout == 1
+        assert raised.value.stdout is not None
+        wait_until(lambda: not is_there(int(path.read_text())))
+
+    def test_an_aborted_signal_starts_nothing(
+        self, controller: AbortController, tmp_path: Path
+    ) -> None:
+        controller.abort()
+        with pytest.raises(RunAborted):
+            controller.signal.run(["touch", str(tmp_path / "touched")])
+        assert not (tmp_path / "touched").exists()
+
+    def test_an_abort_just_after_the_start_is_not_missed(self) -> None:
+        for number in range(30):
+            controller = AbortController("run-1")
+            timer = threading.Timer(number / 3000, controller.abort)
+            timer.start()
+            began = time.monotonic()
+            with pytest.raises(RunAborted):
+                controller.signal.run(["sleep", "600"])
+            assert time.monotonic() - began < 5
+            timer.join()
+
+    def test_a_grace_of_its_own(self, controller: AbortController, rungs: list[str]) -> None:
+        timer = threading.Timer(0.5, controller.abort)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(RunAborted):
+            controller.signal.run(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"], grace=0.2)
+        assert time.monotonic() - began < 5
+        assert rungs == ["terminate", "kill"]
+        timer.join()
+
+    def test_an_interrupt_leaves_nobody_behind(self, configure: Configure, tmp_path: Path) -> None:
+        configure(REDIS_URL=None, LISTEN=False)
+        path = tmp_path / "pid"
+        seen: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with abortable_run("run-1", grace=0, insist="interrupt") as signal:
+                    signal.run(["sh", "-c", f"trap '' TERM; echo $$ > {path}; exec sleep 600"])
+            except RunAborted as error:
+                seen.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
+        registry.abort("run-1")
+        thread.join(20)
+        assert len(seen) == 1
+        assert not is_there(int(path.read_text()))
+
+
+class TestWithoutPidfd:
+    """As it is where there is no ``/proc``."""
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "pidfd_open")
+
+    @pytest.mark.parametrize("kind", ["obedient", "stubborn"])
+    def test_the_group_is_ended(self, tmp_path: Path, kind: str) -> None:
+        controller = AbortController("run-1", grace=0.3)
+        runner = Runner(controller, tmp_path, FAMILY, kind)
+        controller.abort()
+        assert isinstance(runner.join(), RunAborted)
+        wait_until(lambda: not any(map(is_there, runner.pids)))
+
+
+class TestAttach:
+    def test_a_process_is_ended(self, controller: AbortController) -> None:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            controller.signal.attach(process)
+            controller.abort()
+            assert process.wait(20) == -signals.SIGTERM
+
+    def test_its_descendants_too_though_it_leads_no_group(
+        self, controller: AbortController
+    ) -> None:
+        with subprocess.Popen(python(FAMILY, "obedient"), stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            pids = [int(word) for word in process.stdout.readline().split()]
+            controller.signal.attach(process)
+            controller.abort()
+            wait_until(lambda: not any(map(is_there, pids)))
+
+    def test_one_that_is_detached_is_left_alone(self, controller: AbortController) -> None:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            detach = controller.signal.attach(process)
+            assert detach() is True
+            assert detach() is False
+            controller.abort()
+            time.sleep(0.1)
+            assert process.poll() is None
+            process.kill()
+
+    def test_one_that_has_ended_is_nobody_any_more(self, controller: AbortController) -> None:
+        with subprocess.Popen(["true"]) as process:
+            process.wait()
+        detach = controller.signal.attach(process)
+        assert detach() is False
+        assert not controller.signal._effects
+
+    def test_one_whose_number_is_another_s_by_now_is_not_touched(
+        self, controller: AbortController
+    ) -> None:
+        """Forced: the attached one is reaped, and its pidfd is all that there is of it."""
+        with subprocess.Popen(["sleep", "600"]) as process:
+            controller.signal.attach(process)
+            process.kill()
+            process.wait()
+        sent: list[Any] = []
+        original = signals.pidfd_send_signal
+        try:
+            signals.pidfd_send_signal = lambda *args: sent.append(args) or original(*args)  # type: ignore[func-returns-value,assignment]
+            controller.abort()
+            time.sleep(0.2)
+        finally:
+            signals.pidfd_send_signal = original
+        assert len(sent) <= 1  # through the pidfd, which is nobody else's
+
+    def test_an_aborted_signal_ends_it_at_once(self, controller: AbortController) -> None:
+        controller.abort()
+        with subprocess.Popen(["sleep", "600"]) as process:
+            controller.signal.attach(process)
+            assert process.wait(20) == -signals.SIGTERM
+
+    def test_a_process_of_asyncio(self, controller: AbortController) -> None:
+        async def main() -> int:
+            process = await asyncio.create_subprocess_exec("sleep", "600")
+            controller.signal.attach(process)
+            controller.abort()
+            return await asyncio.wait_for(process.wait(), 20)
+
+        assert asyncio.run(main()) == -signals.SIGTERM
+
+
+class TestRunAsync:
+    def test_is_like_run(self, controller: AbortController) -> None:
+        async def main() -> Any:
+            return await controller.signal.run_async(
+                python("print(input())"), input="text", capture_output=True, text=True
+            )
+
+        done = asyncio.run(main())
+        assert (done.returncode, done.stdout) == (0, "text\n")
+
+    def test_an_abort_ends_it_and_keeps_its_output(self, configure: Configure) -> None:
+        configure(REDIS_URL=None, LISTEN=False)
+        code = "print('so far', flush=True); import time; time.sleep(600)"
+
+        async def main() -> None:
+            async with abortable_run("run-1") as signal:
+                asyncio.get_running_loop().call_later(0.7, registry.abort, "run-1")
+                await signal.run_async(python(code), capture_output=True, text=True)
+
+        with pytest.raises(RunAborted) as raised:
+            asyncio.run(main())
+        assert raised.value.process is not None
+        assert raised.value.process.stdout == "so far\n"
+
+    def test_a_cancellation_from_elsewhere_ends_it_too(
+        self, controller: AbortController, tmp_path: Path, rungs: list[str]
+    ) -> None:
+        path = tmp_path / "pid"
+
+        async def main() -> None:
+            task = asyncio.ensure_future(
+                controller.signal.run_async(["sh", "-c", f"echo $$ > {path}; exec sleep 600"])
+            )
+            while not (path.exists() and path.read_text()):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not is_there(int(path.read_text()))
+
+        asyncio.run(main())
+        assert rungs == []
+
+    def test_it_does_not_block_the_loop(self, controller: AbortController) -> None:
+        async def main() -> int:
+            task = asyncio.ensure_future(controller.signal.run_async(["sleep", "0.3"]))
+            turns = 0
+            while not task.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            return turns
+
+        assert asyncio.run(main()) > 10
+
+
+class TestProcfs:
+    def test_tells_of_this_process(self) -> None:
+        entry = procfs.entry_of(os.getpid())
+        assert entry is not None
+        assert (entry.pid, entry.parent, entry.group) == (
+            os.getpid(),
+            os.getppid(),
+            os.getpgrp(),
+        )
+        assert not entry.is_dead
+        assert entry in set(procfs.processes())
+        assert 0 < time.time() - (procfs.boot_time() + entry.began) < 24 * 3600
+
+    def test_a_name_with_parentheses(self, tmp_path: Path) -> None:
+        program = tmp_path / "a) R 1 (b"
+        program.symlink_to("/bin/sleep")
+        with subprocess.Popen([str(program), "600"]) as process:
+            wait_until(lambda: procfs.entry_of(process.pid) is not None)
+            entry = procfs.entry_of(process.pid)
+            assert entry is not None
+            assert entry.parent == os.getpid()
+            process.kill()
+            wait_until(lambda: procfs.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
+
+    def test_of_nobody_nothing(self) -> None:
+        assert procfs.entry_of(2**22 + 1) is None
+        assert process_tree.family_of(2**22 + 1) is None

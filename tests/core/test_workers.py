@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import pytest
+
+from run_abort._concurrency import workers
+from run_abort._concurrency.workers import Lane, TimeUpError, call_bounded, call_logged
+from tests.support import wait_until
+
+
+class TestCallBounded:
+    def test_gives_the_result(self) -> None:
+        assert call_bounded(lambda: 7, 20, name="run_abort-test") == 7
+
+    def test_raises_what_the_call_raises(self) -> None:
+        def fails() -> None:
+            raise TimeoutError("of its own")
+
+        with pytest.raises(TimeoutError, match="of its own") as raised:
+            call_bounded(fails, 20, name="run_abort-test")
+        assert not isinstance(raised.value, TimeUpError)
+
+    def test_waits_no_longer_than_told_and_says_later_what_came(self) -> None:
+        release = threading.Event()
+        late: list[Future[str]] = []
+
+        def slow() -> str:
+            release.wait(20)
+            return "late"
+
+        started = time.monotonic()
+        with pytest.raises(TimeUpError):
+            call_bounded(slow, 0.05, name="run_abort-test", late=late.append)
+        assert time.monotonic() - started < 5
+        assert late == []
+        release.set()
+        wait_until(lambda: late)
+        assert late[0].result() == "late"
+
+    def test_in_time_nothing_is_said_later(self) -> None:
+        late: list[Future[int]] = []
+        call_bounded(lambda: 7, 20, name="run_abort-test", late=late.append)
+        assert late == []
+
+
+class TestCallLogged:
+    def test_logs_the_name_of_what_failed(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fails(what: object) -> None:
+            raise SystemExit(3)
+
+        call_logged(partial(partial, fails))
+        call_logged(partial(partial(fails, 1)))
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert "fails failed" in caplog.text
+        assert "SystemExit: 3" in caplog.text
+
+
+class TestLane:
+    def test_whoever_finds_it_running_finds_its_thread_started(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that exits next would lose its item, as the exit waits only for started threads."""
+        starting, release = threading.Event(), threading.Event()
+        start = workers._start
+
+        def slow_start(*args: Any, **kwargs: Any) -> bool:
+            starting.set()
+            release.wait(20)
+            return start(*args, **kwargs)
+
+        monkeypatch.setattr(workers, "_start", slow_start)
+        handled: list[int] = []
+        lane: Lane[int] = Lane(handled.append, name="run_abort-test", ours=True)
+        putters = [threading.Thread(target=lane.put, args=(item,)) for item in (1, 2)]
+        putters[0].start()
+        assert starting.wait(20)
+        putters[1].start()
+        putters[1].join(0.1)
+        assert putters[1].is_alive()
+        release.set()
+        for putter in putters:
+            putter.join(20)
+        assert lane.wait_idle(20)
+        assert sorted(handled) == [1, 2]
+
+    def test_handles_in_order_on_another_thread(self) -> None:
+        handled: list[tuple[int, bool]] = []
+        main = threading.get_ident()
+        lane: Lane[int] = Lane(
+            lambda item: handled.append((item, threading.get_ident() != main)),
+            name="run_abort-test",
+        )
+        for item in range(100):
+            assert lane.put(item)
+        assert lane.wait_idle(20)
+        assert handled == [(item, True) for item in range(100)]
+
+    def test_one_that_raises_is_logged_and_the_next_handled(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        handled: list[int] = []
+
+        def handle(item: int) -> None:
+            if item == 0:
+                raise KeyboardInterrupt
+            handled.append(item)
+
+        lane = Lane(handle, name="run_abort-test")
+        for item in range(3):
+            lane.put(item)
+        assert lane.wait_idle(20)
+        assert handled == [1, 2]
+        assert "KeyboardInterrupt" in caplog.text
+
+    def test_refuses_what_exceeds_its_limit(self) -> None:
+        release = threading.Event()
+        lane = Lane(lambda item: release.wait(20), name="run_abort-test", limit=2)
+        lane.put(0)
+        wait_until(lambda: not lane._waiting)
+        assert [lane.put(item) for item in (1, 2, 3)] == [True, True, False]
+        assert not lane.wait_idle(0.01)
+        release.set()
+        assert lane.wait_idle(20)
+
+    def test_has_no_thread_when_idle(self) -> None:
+        lane: Lane[int] = Lane(lambda item: None, name="run_abort-test-idle")
+        lane.put(1)
+        assert lane.wait_idle(20)
+        wait_until(
+            lambda: all(t.name != "run_abort-test-idle" for t in threading.enumerate()),
+        )
+
+    def test_in_a_forked_child_it_is_empty_and_works(self) -> None:
+        release = threading.Event()
+        lane: Lane[int] = Lane(lambda item: release.wait(20), name="run_abort-test")
+        lane.put(1)
+        lane.put(2)
+        lane._lock.acquire()  # as if another thread had held it at the fork
+        pid = os.fork()
+        if pid == 0:
+            lane.handle = os._exit
+            lane.put(42)
+            time.sleep(20)
+            os._exit(1)
+        lane._lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        release.set()
+        assert lane.wait_idle(20)
+
+
+class TestFork:
+    def test_no_helper_is_alive_at_a_fork(self) -> None:
+        release = threading.Event()
+        future = workers.submit(lambda: release.wait(20), name="run_abort-test")
+        threading.Timer(0.1, release.set).start()
+        workers._join_helpers()
+        assert future.done()
+        assert not any(thread.is_alive() for thread in workers._helpers)
+
+    def test_one_that_is_kept_waiting_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(workers, "JOIN_TIMEOUT", 0.05)
+        release = threading.Event()
+        future = workers.submit(lambda: release.wait(20), name="run_abort-test")
+        workers._join_helpers()
+        assert not future.done()
+        release.set()
+        future.result(20)
+
+    def test_run_in_the_callers_thread_nothing_of_the_callers_is_closed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        steps: list[str] = []
+        monkeypatch.setattr(workers, "_thread_end_hooks", [lambda: steps.append("closed")])
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert workers.submit(lambda: 7, name="run_abort-test").result() == 7
+        assert steps == []
+
+    def test_everything_is_done_before_there_is_a_result(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps: list[str] = []
+        monkeypatch.setattr(workers, "_thread_end_hooks", [lambda: steps.append("closed")])
+        for fn in (lambda: None, lambda: 1 / 0):
+            future = workers.submit(fn, name="run_abort-test")
+            future.add_done_callback(lambda future: steps.append("result"))
+            wait_until(lambda future=future: future.done())
+        wait_until(lambda: len(steps) == 4)
+        assert steps == ["closed", "result"] * 2
+
+
+def test_a_fork_waits_for_what_a_helper_starts_too() -> None:
+    handled: list[int] = []
+
+    def start_another(item: int) -> None:
+        time.sleep(0.1)
+        second.put(item)
+
+    def handle(item: int) -> None:
+        time.sleep(0.1)
+        handled.append(item)
+
+    first = Lane(start_another, name="run_abort-test", ours=True)
+    second = Lane(handle, name="run_abort-test", ours=True)
+    first.put(7)
+    workers._join_helpers()
+    assert handled == [7]

@@ -1,0 +1,524 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import threading
+import time
+import uuid
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils.functional import SimpleLazyObject
+from django.utils.translation import gettext_lazy
+
+from example.redis_server import free_port
+from run_abort import (
+    AbortOutcome,
+    RunAborted,
+    aabort_run,
+    abort_run,
+    abort_run_on_commit,
+    abort_runs,
+    abortable_run,
+    clear_run_abort,
+)
+from run_abort._store import database, requests
+from run_abort._transport import channel, listener
+from run_abort._transport.codec import AbortMessage
+from run_abort.models import AbortRequest
+from run_abort.signals import run_abort_requested
+from tests.conftest import Configure
+from tests.support import Foreign, wait_until
+
+
+@pytest.fixture
+def with_all(configure: Configure, transactional_db: None) -> None:
+    configure(INTENTS=True, LISTEN=False)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[AbortMessage]:
+    """What goes out, and on which state of things."""
+    messages: list[AbortMessage] = []
+
+    def publish_all(some: list[AbortMessage]) -> list[int]:
+        messages.extend(some)
+        return [3] * len(some)
+
+    monkeypatch.setattr(channel, "publish_all", publish_all)
+    return messages
+
+
+class TestAbortRun:
+    def test_local_then_intent_then_push(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps: list[str] = []
+        record, publish_all = requests.record, channel.publish_all
+
+        def recording(*args: Any, **kwargs: Any) -> bool:
+            steps.append(f"intent, aborted here: {signal.aborted}")
+            return record(*args, **kwargs)
+
+        def publishing(some: list[AbortMessage]) -> list[int | None]:
+            steps.append(f"push, rows: {AbortRequest.objects.count()}")
+            return publish_all(some)
+
+        monkeypatch.setattr(requests, "record", recording)
+        monkeypatch.setattr(channel, "publish_all", publishing)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            outcome = abort_run("run-1", reason="because", actor="ann")
+        assert steps == ["intent, aborted here: True", "push, rows: 1"]
+        row = AbortRequest.objects.get()
+        assert outcome == AbortOutcome(
+            run_id="run-1",
+            abort_id=row.pk,
+            local=1,
+            recorded=True,
+            published=True,
+            listeners=0,
+        )
+        assert outcome.asked
+        assert (row.run_id, row.reason, row.actor) == ("run-1", "because", "ann")
+        assert (row.published, row.listeners, row.origin) == (True, 0, channel.origin())
+
+    def test_what_goes_out(self, with_all: None, sent: list[AbortMessage]) -> None:
+        outcome = abort_run(7, reason="because", actor="ann")
+        assert sent == [
+            AbortMessage("7", channel.origin(), str(outcome.abort_id), "because", "ann")
+        ]
+        assert (outcome.published, outcome.listeners) == (True, 3)
+        row = AbortRequest.objects.get()
+        assert (row.published, row.listeners) == (True, 3)
+
+    @pytest.mark.parametrize(
+        ("run_id", "error"),
+        [(None, TypeError), (b"x", TypeError), ("", ValueError), ("x" * 256, ValueError)],
+    )
+    def test_bad_ids_change_nothing(
+        self, with_all: None, sent: list[AbortMessage], run_id: Any, error: type[Exception]
+    ) -> None:
+        with pytest.raises(error):
+            abort_run(run_id)
+        with pytest.raises(error):
+            clear_run_abort(run_id)
+        assert sent == []
+        assert not AbortRequest.objects.exists()
+
+    def test_long_or_odd_texts_are_made_to_fit(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        abort_run("run-1", reason="x" * 5000, actor="y" * 5000)
+        assert (len(sent[0].reason), len(sent[0].actor)) == (1000, 255)
+        abort_run("run-1", reason=gettext_lazy("Yes"), actor=None)  # type: ignore[arg-type]
+        assert (sent[1].reason, sent[1].actor) == ("Yes", "")
+
+    def test_null_characters_are_left_out(self, with_all: None, sent: list[AbortMessage]) -> None:
+        outcome = abort_run("run-1", reason="be\0cause", actor="a\0nn")
+        assert outcome.recorded
+        assert (sent[0].reason, sent[0].actor) == ("because", "ann")
+
+    def test_who(self, with_all: None, sent: list[AbortMessage]) -> None:
+        user = User.objects.create_user("ann")
+        for actor, name, expected in (
+            (user, "ann", user),
+            (SimpleLazyObject(lambda: user), "ann", user),
+            (AnonymousUser(), "", None),
+            ("a script", "a script", None),
+            (User(username="unsaved"), "unsaved", None),
+        ):
+            outcome = abort_run("run-1", actor=actor)
+            row = AbortRequest.objects.get(pk=outcome.abort_id)
+            assert (row.actor, row.user) == (name, expected)
+
+    def test_the_signal_tells_the_outcome(self, with_all: None) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def receiver(**kwargs: Any) -> None:
+            seen.append(kwargs)
+
+        run_abort_requested.connect(receiver)
+        try:
+            outcome = abort_run("run-1", reason="because", actor="ann")
+        finally:
+            run_abort_requested.disconnect(receiver)
+        (facts,) = seen
+        assert facts.pop("signal") is run_abort_requested
+        assert facts == {
+            "sender": AbortOutcome,
+            "run_id": "run-1",
+            "reason": "because",
+            "actor": "ann",
+            "abort_id": outcome.abort_id,
+            "outcome": outcome,
+        }
+
+    def test_a_receiver_that_raises_is_logged(
+        self, with_all: None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(oops: str, **kwargs: Any) -> None:
+            raise ValueError(oops)
+
+        nameless = functools.partial(fails, "oops")
+        for receiver in (fails, nameless):
+            run_abort_requested.connect(receiver)
+            try:
+                assert abort_run("run-1").asked
+                assert asyncio.run(aabort_run("run-1")).asked
+            finally:
+                run_abort_requested.disconnect(receiver)
+        assert "A receiver of run_abort_requested failed" in caplog.text
+
+    def test_aborting_again_is_a_new_request_without_effect(self, with_all: None) -> None:
+        with pytest.raises(RunAborted, match="first"), abortable_run("run-1"):
+            assert abort_run("run-1", reason="first").local == 1
+            assert abort_run("run-1", reason="second").local == 0
+        assert AbortRequest.objects.count() == 2
+
+    def test_no_echo(self, configure: Configure) -> None:
+        heard: list[str] = []
+        listener.subscribe_to_run_aborts(heard.append)
+        wait_until(lambda: listener.status().state == "listening")
+        assert abort_run("run-1").listeners == 1
+        wait_until(lambda: listener.status().messages == 1)
+        assert heard == []
+
+    def test_cleared_the_id_runs_again(self, with_all: None) -> None:
+        abort_run("run-1")
+        assert clear_run_abort("run-1") == 1
+        with abortable_run("run-1"):
+            pass
+        assert AbortRequest.objects.get().cleared_at is not None
+
+
+class TestTransactions:
+    def test_it_acts_at_once_and_publishes_again_at_the_commit(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        with transaction.atomic():
+            outcome = abort_run("run-1")
+            assert (outcome.recorded, outcome.published) == (True, True)
+            assert len(sent) == 1
+        assert len(sent) == 2
+        assert sent[0] == sent[1]  # the same abort: handlers are told once
+
+    def test_a_rollback_takes_the_record_back_but_not_the_message(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            abort_run("run-1")
+            raise ZeroDivisionError
+        assert len(sent) == 1
+        assert not AbortRequest.objects.exists()
+
+
+class TestUnwell:
+    def test_without_redis_it_is_recorded(
+        self, with_all: None, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None, INTENTS=True)
+        outcome = abort_run("run-1")
+        assert (outcome.recorded, outcome.published, outcome.listeners) == (True, False, 0)
+        assert AbortRequest.objects.get().published is False
+
+    def test_with_redis_down_it_is_recorded(
+        self, with_all: None, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True, LISTEN=False)
+        outcome = abort_run("run-1")
+        assert (outcome.recorded, outcome.published) == (True, False)
+        assert "was not published" in caplog.text
+
+    def test_without_a_database_it_is_published(
+        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(INTENTS=True)
+        database._outage.lasts = False
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            outcome = abort_run("run-1")
+        assert (outcome.local, outcome.recorded, outcome.published) == (1, False, True)
+        assert "cannot be written or read" in caplog.text
+
+    def test_with_neither_nobody_is_asked(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None)
+        assert abort_run("run-1").asked is False
+
+    def test_bad_settings_do_not_keep_the_local_blocks_running(
+        self, settings: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings.RUN_ABORT = {"INTENTS": False, "LISTEN": False}
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            settings.RUN_ABORT = {"HEARTBEAT": "soon"}
+            outcome = abort_run("run-1")
+        assert (outcome.local, outcome.recorded, outcome.published) == (1, False, False)
+        assert "HEARTBEAT" in caplog.text
+
+    def test_with_both_black_holed_it_returns_within_its_bounds(
+        self,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+        transactional_db: None,
+    ) -> None:
+        release = threading.Event()
+        monkeypatch.setattr(database, "TIMEOUT", 0.2)
+        monkeypatch.setattr(
+            "run_abort.models.AbortRequest.save", lambda *args, **kwargs: release.wait(20)
+        )
+        monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: release.wait(20))
+        configure(
+            REDIS_URL="redis://redis.example/0", INTENTS=True, PUBLISH_TIMEOUT=0.2, LISTEN=False
+        )
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            started = time.monotonic()
+            outcome = abort_run("run-1")
+            assert signal.aborted
+        assert time.monotonic() - started < 5
+        assert (outcome.local, outcome.recorded, outcome.published) == (1, False, False)
+        release.set()
+
+
+class TestAsync:
+    def test_does_the_same(self, with_all: None, sent: list[AbortMessage]) -> None:
+        async def main() -> AbortOutcome:
+            return await aabort_run("run-1", reason="because", actor="ann")
+
+        outcome = asyncio.run(main())
+        assert (outcome.local, outcome.recorded, outcome.published) == (0, True, True)
+        assert sent[0].reason == "because"
+        assert AbortRequest.objects.get().pk == outcome.abort_id
+
+    def test_the_blocks_here_are_aborted_before_the_first_await(self, with_all: None) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+                coroutine = aabort_run("run-1")
+                task = asyncio.ensure_future(coroutine)
+                await asyncio.sleep(0)
+                assert signal.aborted
+                await task
+
+        asyncio.run(main())
+
+    def test_does_not_block_the_loop(self, with_all: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        release = threading.Event()
+        monkeypatch.setattr(channel, "publish_all", lambda some: release.wait(20) and [None])
+
+        async def main() -> None:
+            task = asyncio.ensure_future(aabort_run("run-1"))
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            assert not task.done()
+            release.set()
+            await task
+
+        asyncio.run(main())
+
+    def test_a_task_that_aborts_its_own_run_asks_the_others_all_the_same(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted):
+                async with abortable_run("run-1"):
+                    await aabort_run("run-1")
+            while not sent:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(main())
+        assert sent[0].run_id == "run-1"
+        assert AbortRequest.objects.count() == 1
+
+    def test_async_receivers_are_awaited(self, with_all: None) -> None:
+        seen: list[str] = []
+
+        async def receiver(run_id: str, **kwargs: Any) -> None:
+            await asyncio.sleep(0)
+            seen.append(run_id)
+
+        run_abort_requested.connect(receiver)
+        try:
+            asyncio.run(aabort_run("run-1"))
+        finally:
+            run_abort_requested.disconnect(receiver)
+        assert seen == ["run-1"]
+
+    def test_abort_run_in_a_coroutine_works_too(self, with_all: None) -> None:
+        async def main() -> AbortOutcome:
+            return abort_run("run-1")
+
+        outcome = asyncio.run(main())
+        assert (outcome.recorded, outcome.published) == (True, True)
+
+
+class TestNoGapInTheAbortersOwnProcess:
+    """A block that begins between the first look at the registry and the record."""
+
+    def enter_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> list[abortable_run]:
+        entered: list[abortable_run] = []
+        record = requests.record
+
+        def enter() -> None:
+            block = abortable_run("run-1")
+            block.__enter__()
+            entered.append(block)
+
+        def recording(*args: Any, **kwargs: Any) -> bool:
+            # On another thread, and so on another connection.
+            thread = threading.Thread(target=enter)
+            thread.start()
+            thread.join()
+            return record(*args, **kwargs)
+
+        monkeypatch.setattr(requests, "record", recording)
+        return entered
+
+    def test_it_is_aborted_by_the_second_look(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entered = self.enter_meanwhile(monkeypatch)
+        outcome = abort_run("run-1", reason="because")
+        (block,) = entered
+        with pytest.raises(RunAborted, match="because"):
+            block.__exit__(None, None, None)
+        assert outcome.local == 1
+
+    def test_one_that_begins_before_the_commit_is_aborted_by_the_third(
+        self, with_all: None
+    ) -> None:
+        with transaction.atomic():
+            abort_run("run-1")
+            block = abortable_run("run-1")
+            # As a thread would find it that cannot read the row yet.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(requests, "find", lambda *args, **kwargs: None)
+                signal = block.__enter__()
+            assert not signal.aborted
+        assert signal.aborted
+        with pytest.raises(RunAborted):
+            block.__exit__(None, None, None)
+
+
+class TestBesideBusyAsyncCode:
+    """Where other work keeps the one thread busy that Django's async code shares."""
+
+    def test_neither_asking_nor_entering_waits_for_it(self, with_all: None) -> None:
+        release = threading.Event()
+
+        async def main() -> AbortOutcome:
+            busy = asyncio.ensure_future(sync_to_async(release.wait)(20))
+            await asyncio.sleep(0)
+            try:
+                async with abortable_run("other"):
+                    return await aabort_run("run-1")
+            finally:
+                assert not busy.done()
+                release.set()
+                await busy
+
+        outcome = asyncio.run(main())
+        assert outcome.recorded
+        assert AbortRequest.objects.get().run_id == "run-1"
+
+
+class TestMany:
+    def test_all_here_first_then_one_query_then_one_pipeline(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch, sent: list[AbortMessage]
+    ) -> None:
+        ids = ["run-1", 2, uuid.UUID(int=3), "run-1"]
+        with ExitStack() as blocks:
+            for run_id in ids[:3]:
+                blocks.enter_context(pytest.raises(RunAborted, match="because"))
+                blocks.enter_context(abortable_run(run_id))
+            with CaptureQueriesContext(connection) as queries:
+                outcomes = abort_runs(ids, reason="because", actor="ann")
+        assert [outcome.run_id for outcome in outcomes] == ["run-1", "2", str(uuid.UUID(int=3))]
+        assert all(outcome.local == 1 and outcome.recorded for outcome in outcomes)
+        assert [outcome.listeners for outcome in outcomes] == [3, 3, 3]
+        rows = {str(row.pk): row.run_id for row in AbortRequest.objects.filter(listeners=3)}
+        assert rows == {message.abort_id: message.run_id for message in sent}
+        assert sum("INSERT" in query["sql"] for query in queries) <= 1
+
+    def test_ten_thousand(self, with_all: None, foreign: Foreign) -> None:
+        ids = [f"run-{number}" for number in range(10_000)]
+        with foreign.client.pubsub() as subscriber:
+            subscriber.subscribe(foreign.channel)
+            assert subscriber.get_message(timeout=20) is not None
+            outcomes = abort_runs(ids)
+            heard = [json.loads(subscriber.get_message(timeout=20)["data"]) for _ in ids]
+        assert [message["runId"] for message in heard] == ids
+        assert all(outcome.recorded and outcome.listeners == 1 for outcome in outcomes)
+        assert AbortRequest.objects.filter(published=True, listeners=1).count() == 10_000
+        assert list(AbortRequest.objects.order_by("requested_at").values_list("run_id")[:2]) == [
+            ("run-0",),
+            ("run-1",),
+        ]
+
+    def test_a_bad_one_among_them_changes_nothing(self, with_all: None) -> None:
+        with abortable_run("run-1") as signal:
+            for bad in ("", None):
+                with pytest.raises((TypeError, ValueError)):
+                    abort_runs(["run-1", bad])  # type: ignore[list-item]
+            assert not signal.aborted
+        assert not AbortRequest.objects.exists()
+
+    @pytest.mark.parametrize("single", ["run-1", b"run-1"])
+    def test_a_single_id_is_not_taken_apart(self, with_all: None, single: Any) -> None:
+        with pytest.raises(TypeError, match="use abort_run"):
+            abort_runs(single)
+
+    def test_none_is_none(self, with_all: None, sent: list[AbortMessage]) -> None:
+        assert abort_runs([]) == []
+        assert sent == []
+
+    def test_the_rows_are_written_all_or_none(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(requests, "BATCH", 2)
+        ids = ["1", "2", "3", "x" * 255]
+        refused = uuid.uuid4()
+        AbortRequest.objects.create(id=refused, run_id="taken", origin="inst_x")
+        others = uuid.uuid4
+        keys = iter([others(), others(), others(), refused])
+        with monkeypatch.context() as patch:
+            patch.setattr(uuid, "uuid4", lambda: next(keys, None) or others())
+            outcomes = abort_runs(ids)
+        assert not any(outcome.recorded for outcome in outcomes)
+        assert AbortRequest.objects.count() == 1
+
+
+class TestOnCommit:
+    def test_it_waits_for_the_commit(self, with_all: None, sent: list[AbortMessage]) -> None:
+        with pytest.raises(RunAborted, match="because"), abortable_run("run-1") as signal:
+            with transaction.atomic():
+                abort_run_on_commit("run-1", reason="because", actor="ann")
+                assert not signal.aborted
+                assert sent == []
+            assert signal.aborted
+        assert [message.actor for message in sent] == ["ann"]
+        assert AbortRequest.objects.get().reason == "because"
+
+    def test_a_rollback_takes_all_of_it_back(
+        self, with_all: None, sent: list[AbortMessage]
+    ) -> None:
+        with abortable_run("run-1"):
+            with pytest.raises(LookupError), transaction.atomic():
+                abort_run_on_commit("run-1")
+                raise LookupError
+        assert sent == []
+        assert not AbortRequest.objects.exists()
+
+    def test_outside_a_transaction_it_acts_at_once(self, with_all: None) -> None:
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            abort_run_on_commit("run-1", using="default")
+
+    def test_a_bad_id_is_told_at_once(self, with_all: None) -> None:
+        with transaction.atomic(), pytest.raises(ValueError, match="empty"):
+            abort_run_on_commit("")

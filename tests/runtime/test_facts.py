@@ -1,0 +1,466 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
+from run_abort._runtime import facts
+from run_abort._runtime.facts import Fact, on_fact
+from run_abort._store import requests
+from run_abort._transport import channel
+from tests.conftest import Configure, threads_of_ours
+from tests.support import Child, Foreign, Proxy, wait_until
+
+Facts = list[Fact]
+
+
+@pytest.fixture(autouse=True)
+def no_hooks() -> Iterator[None]:
+    yield
+    facts._hooks.clear()
+    assert facts.wait_recorded(20)
+
+
+@pytest.fixture
+def told() -> Facts:
+    """What a hook is told, in that order."""
+    told: Facts = []
+    on_fact(told.append)
+    return told
+
+
+def names(told: Facts) -> list[str]:
+    """What was told of by now."""
+    assert facts.wait_recorded(20)
+    return [fact.name for fact in told]
+
+
+def hold_until_aborted(run_id: str, *, ready: threading.Event | None = None) -> None:
+    try:
+        with abortable_run(run_id) as signal:
+            if ready is not None:
+                ready.set()
+            signal.wait(20)
+    except RunAborted:
+        pass
+
+
+@pytest.fixture
+def held(listening: None) -> Iterator[str]:
+    """A run that another thread works on, until it is aborted."""
+    ready = threading.Event()
+    thread = threading.Thread(target=hold_until_aborted, args=("run-1",), kwargs={"ready": ready})
+    thread.start()
+    assert ready.wait(20)
+    yield "run-1"
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+class TestWhatIsTold:
+    def test_of_an_abort_in_this_process(self, held: str, told: Facts) -> None:
+        before = datetime.now(UTC)
+        outcome = abort_run(held, reason="wrong file", actor="ada")
+        wait_until(lambda: len(told) == 4)
+        by_name = {fact.name: fact for fact in told}
+        ordered = [by_name[name] for name in ("requested", "aborted", "stopped")]
+        assert [fact.at for fact in ordered] == sorted(fact.at for fact in ordered)
+        assert before <= by_name["requested"].at <= by_name["published"].at <= datetime.now(UTC)
+        for fact in told:
+            assert fact.run_id == "run-1"
+            assert fact.abort_id == str(outcome.abort_id)
+            assert fact.origin.startswith("inst_")
+            assert fact.pid == os.getpid()
+            assert fact.host
+        requested, published = by_name["requested"], by_name["published"]
+        assert (requested.actor, requested.reason, requested.recorded) == (
+            "ada",
+            "wrong file",
+            False,
+        )
+        assert published.listeners == outcome.listeners == 1
+        assert (by_name["aborted"].way, by_name["aborted"].controllers) == ("local", 1)
+        seconds = by_name["stopped"].at - by_name["aborted"].at
+        assert by_name["stopped"].seconds == seconds.total_seconds()
+        # What a fact does not tell of is None.
+        assert (requested.way, published.actor, by_name["aborted"].seconds) == (None, None, None)
+
+    def test_of_an_abort_that_came_on_the_channel(
+        self, held: str, told: Facts, foreign: Foreign
+    ) -> None:
+        abort_id = str(uuid.uuid4())
+        foreign.publish(held, id=abort_id)
+        wait_until(lambda: len(told) == 2)
+        assert [fact.name for fact in told] == ["aborted", "stopped"]
+        assert [fact.abort_id for fact in told] == [abort_id] * 2
+        assert told[0].way == "channel"
+
+    def test_of_an_abort_without_an_id(
+        self, listening: None, told: Facts, foreign: Foreign, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "run_abort")
+        for _ in range(2):
+            with pytest.raises(RunAborted):
+                with abortable_run("run-1") as signal:
+                    foreign.publish("run-1")
+                    foreign.publish("run-1")
+                    foreign.publish("other")
+                    assert signal.wait(20)
+                    wait_until(lambda: "aborted" in names(told)[-1:])
+        assert names(told) == ["aborted", "stopped"] * 2
+        assert {(fact.run_id, fact.abort_id) for fact in told} == {("run-1", "")}
+        assert [fact.controllers for fact in told if fact.name == "aborted"] == [1, 1]
+        assert "Aborted: by the abort without an ID, run 'run-1'" in caplog.text
+
+    def test_of_nobody_who_was_not_there(self, configure: Configure, told: Facts) -> None:
+        abort_run("run-1")
+        assert names(told) == ["requested", "published"]
+
+    def test_of_one_request_for_each_run(self, configure: Configure, told: Facts) -> None:
+        outcomes = abort_runs(["run-1", "run-2"])
+        assert names(told) == ["requested"] * 2 + ["published"] * 2
+        assert [fact.abort_id for fact in told] == [str(o.abort_id) for o in outcomes] * 2
+
+    def test_from_async_code(self, configure: Configure, told: Facts) -> None:
+        asyncio.run(aabort_run("run-1"))
+        assert names(told) == ["requested", "published"]
+
+    def test_that_redis_took_it_only_if_it_did(
+        self, configure: Configure, proxy: Proxy, told: Facts
+    ) -> None:
+        proxy.refusing = True
+        configure(REDIS_URL=proxy.url)
+        assert not abort_run("run-1").published
+        assert names(told) == ["requested"]
+
+    def test_of_shards_once_the_last_has_left(self, listening: None, told: Facts) -> None:
+        with pytest.raises(RunAborted):
+            with abortable_run("run-1"):
+                with pytest.raises(RunAborted):
+                    with abortable_run("run-1"):
+                        abort_run("run-1")
+                assert names(told).count("aborted") == 1
+                assert "stopped" not in names(told)
+        assert sorted(names(told)) == ["aborted", "published", "requested", "stopped"]
+        assert [fact.controllers for fact in told if fact.name == "aborted"] == [2]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestWithTheDatabase:
+    def test_who_starts_later_is_told_of_each_time(self, configure: Configure, told: Facts) -> None:
+        configure(INTENTS=True)
+        abort_run("run-1")
+        for _ in range(2):
+            with pytest.raises(RunAborted):
+                with abortable_run("run-1"):
+                    raise AssertionError("the body ran")
+        assert names(told)[2:] == ["aborted", "stopped"] * 2
+        assert told[0].recorded is True
+        for aborted, stopped in (told[2:4], told[4:6]):
+            assert aborted.way in {"start", "reconcile"}  # whichever reads the row first
+            assert aborted.controllers == 1
+            assert aborted.at <= stopped.at
+            # Of this block, and not since the first one.
+            assert stopped.seconds == (stopped.at - aborted.at).total_seconds()
+
+    def test_what_is_pushed_twice_is_published_once(
+        self, configure: Configure, told: Facts
+    ) -> None:
+        configure(INTENTS=True)
+        with transaction.atomic():
+            abort_run("run-1")
+        assert names(told) == ["requested", "published"]
+
+    def test_what_is_only_published_at_the_commit_is_told_of_then(
+        self, configure: Configure, told: Facts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        configure(INTENTS=True)
+        with transaction.atomic():
+            with monkeypatch.context() as patch:
+                patch.setattr(channel, "publish_all", lambda messages: [None] * len(messages))
+                abort_run("run-1")
+            assert names(told) == ["requested"]
+        assert names(told) == ["requested", "published"]
+        assert told[1].at > told[0].at
+
+    def test_what_the_reconciler_finds(self, configure: Configure, told: Facts) -> None:
+        configure(INTENTS=True, REDIS_URL=None, POLL_INTERVAL=0.05, LISTEN=False)
+        with pytest.raises(RunAborted):
+            with abortable_run("run-1") as signal:
+                intent = requests.Intent(uuid.uuid4(), "run-1")
+                assert requests.record([intent], origin="inst_" + "0" * 32)
+                assert signal.wait(20)
+        assert names(told) == ["aborted", "stopped"]
+        assert told[0].way == "reconcile"
+
+
+class TestTheLog:
+    def test_each_fact_is_a_line_with_its_fields(
+        self, held: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "run_abort")
+        caplog.clear()
+        outcome = abort_run(held, reason="wrong\nfile", actor="ada")
+        wait_until(lambda: len(caplog.records) == 4)
+        lines = {record.__dict__["abort_name"]: record for record in caplog.records}
+        assert set(lines) == {"requested", "published", "aborted", "stopped"}
+        for record in lines.values():
+            assert record.name == "run_abort"
+            assert record.levelno == logging.INFO
+            fields = record.__dict__
+            assert fields["abort_id"] == str(outcome.abort_id)
+            assert fields["abort_run_id"] == "run-1"
+            assert fields["abort_pid"] == os.getpid()
+            assert fields["abort_host"]
+            assert fields["abort_origin"].startswith("inst_")
+            assert fields["abort_at"].tzinfo is UTC
+            assert "\n" not in record.getMessage()
+        assert lines["requested"].__dict__["abort_actor"] == "ada"
+        assert lines["requested"].__dict__["abort_reason"] == "wrong\nfile"
+        assert lines["requested"].__dict__["abort_recorded"] is False
+        assert lines["published"].__dict__["abort_listeners"] == 1
+        assert lines["aborted"].__dict__["abort_way"] == "local"
+        assert lines["aborted"].__dict__["abort_controllers"] == 1
+        assert lines["stopped"].__dict__["abort_seconds"] >= 0
+        assert "abort_way" not in lines["requested"].__dict__
+
+    def test_where_nobody_wants_to_know_nothing_is_done(
+        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "run_abort")
+        recorded = []
+        lane = facts._lane
+        original, lane.handle = lane.handle, recorded.append
+        try:
+            abort_run("run-1")
+            assert lane.wait_idle(20)
+        finally:
+            lane.handle = original
+        assert recorded == []
+
+    def test_a_log_that_is_held_up_holds_up_no_abort(
+        self, held: str, foreign: Foreign, told: Facts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        release = threading.Event()
+        logger = logging.getLogger("run_abort")
+        handler = logging.Handler()
+        monkeypatch.setattr(handler, "emit", lambda record: release.wait(20))
+        monkeypatch.setattr(logger, "level", logging.INFO)
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
+        logger.addHandler(handler)
+        try:
+            abort_run("held up")
+            with pytest.raises(RunAborted):
+                with abortable_run("run-2") as signal:
+                    foreign.publish("run-2")
+                    assert signal.wait(10)
+            abort_run(held)
+            assert told == []
+        finally:
+            release.set()
+            assert facts.wait_recorded(20)
+            logger.removeHandler(handler)
+            monkeypatch.undo()
+            logger.manager._clear_cache()  # type: ignore[attr-defined]
+        assert len(told) == 4 + 4
+
+    def test_a_log_that_fails_keeps_neither_abort_nor_hooks_from_it(
+        self, configure: Configure, told: Facts, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(record: logging.LogRecord) -> bool:
+            if hasattr(record, "abort_name"):
+                raise ValueError("a filter of the project")
+            return True
+
+        caplog.set_level(logging.INFO, "run_abort")
+        logger = logging.getLogger("run_abort")
+        logger.addFilter(fails)
+        try:
+            assert abort_run("run-1").published
+            assert names(told) == ["requested", "published"]
+        finally:
+            logger.removeFilter(fails)
+        assert "a filter of the project" in caplog.text
+
+    def test_a_log_that_is_too_far_behind_says_so_later(
+        self, configure: Configure, told: Facts, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        release = threading.Event()
+        lane = facts._lane
+        limit, lane._limit = lane._limit, 1
+        original = lane.handle
+
+        def handle(item: Any) -> None:
+            release.wait(20)
+            original(item)
+
+        lane.handle = handle
+        try:
+            for number in range(20):
+                abort_run(f"run-{number}")
+            assert caplog.records == []
+            release.set()
+            assert facts.wait_recorded(20)
+        finally:
+            release.set()
+            lane._limit, lane.handle = limit, original
+        assert "The log is so far behind that it missed" in caplog.text
+
+
+class TestHooks:
+    def test_one_that_raises_is_logged_and_the_others_are_called(
+        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(fact: Fact) -> None:
+            raise ValueError(fact.name)
+
+        on_fact(fails)
+        told: Facts = []
+        on_fact(told.append)
+        abort_run("run-1")
+        assert names(told) == ["requested", "published"]
+        failures = [record for record in caplog.records if "fails failed" in record.getMessage()]
+        assert len(failures) == 2
+        assert failures[0].exc_info
+
+    def test_a_slow_one_delays_no_abort_and_no_other(
+        self, held: str, foreign: Foreign, told: Facts
+    ) -> None:
+        release, called = threading.Event(), threading.Event()
+
+        def slow(fact: Fact) -> None:
+            called.set()
+            release.wait(20)
+
+        on_fact(slow)
+        try:
+            abort_run("slow")
+            assert called.wait(20)
+            with pytest.raises(RunAborted):
+                with abortable_run("run-2") as signal:
+                    foreign.publish("run-2")
+                    assert signal.wait(10)
+            abort_run(held)
+            wait_until(lambda: len(told) == 2 + 2 + 4)
+            assert not facts.wait_recorded(0)
+        finally:
+            release.set()
+
+    def test_runs_on_a_thread_of_its_own(self, configure: Configure) -> None:
+        threads: list[threading.Thread] = []
+        on_fact(lambda fact: threads.append(threading.current_thread()))
+        abort_run("run-1")
+        assert facts.wait_recorded(20)
+        assert {thread.name for thread in threads} == {"run_abort-fact"}
+        wait_until(lambda: not threads_of_ours())
+
+    def test_one_that_was_taken_out_is_told_nothing(self, configure: Configure) -> None:
+        told: Facts = []
+        remove = on_fact(told.append)
+        kept: Facts = []
+        on_fact(kept.append)
+        abort_run("run-1")
+        assert names(told)
+        remove()
+        remove()
+        told.clear()
+        abort_run("run-2")
+        assert len(names(kept)) == 4
+        assert told == []
+
+    def test_adding_one_again_changes_nothing(self, configure: Configure) -> None:
+        told: Facts = []
+        on_fact(told.append)
+        on_fact(told.append)
+        abort_run("run-1")
+        assert names(told) == ["requested", "published"]
+
+    def test_has_to_be_callable(self) -> None:
+        with pytest.raises(TypeError, match="hook must be callable, not str"):
+            on_fact("hook")  # type: ignore[arg-type]
+        assert facts._hooks == []
+
+    def test_one_that_is_too_far_behind_misses_facts_and_that_is_said(
+        self,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(facts, "MAX_WAITING", 3)
+        monkeypatch.setattr(facts, "_overflow", facts.Throttle())
+        release = threading.Event()
+        on_fact(lambda fact: release.wait(20))
+        told: Facts = []
+        monkeypatch.undo()
+        on_fact(told.append)
+        abort_runs([f"run-{number}" for number in range(5)])
+        wait_until(lambda: len(told) == 10)
+        release.set()
+        assert "is so far behind that it missed a fact about run" in caplog.text
+
+
+class TestProcesses:
+    def test_a_forked_child_tells_of_itself(self, configure: Configure, settings: Any) -> None:
+        code = """
+import os, sys, threading
+import django
+django.setup()
+from run_abort import RunAborted, abort_run, abortable_run
+from run_abort._runtime import facts
+from run_abort._transport import listener
+facts.on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
+blocked = threading.Event()
+facts.on_fact(lambda fact: blocked.wait(600))
+abort_run("before")
+pid = os.fork()
+try:
+    with abortable_run("run-1"):
+        abort_run("run-1")
+except RunAborted:
+    facts.wait_recorded(1)
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+blocked.set()
+"""
+        options = settings.RUN_ABORT | {"LISTEN": False}
+        with Child(
+            "-W", "ignore::DeprecationWarning", "-c", code, settings={"RUN_ABORT": options}
+        ) as child:
+            assert child.wait() == 0
+        each = ["aborted", "published", "requested", "stopped"]
+        assert sorted(child.output) == sorted(
+            f"True {name}" for name in [*each, *each, "published", "requested"]
+        )
+
+    def test_what_a_short_process_did_is_told_before_it_ends(
+        self, configure: Configure, settings: Any
+    ) -> None:
+        code = """
+import logging, sys, time
+import django
+django.setup()
+logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
+from run_abort import abort_run
+from run_abort._runtime import facts
+facts.on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
+abort_run("run-1")
+"""
+        options = settings.RUN_ABORT | {"LISTEN": False}
+        with Child("-c", code, settings={"RUN_ABORT": options}) as child:
+            assert child.wait() == 0
+        assert sorted(child.output) == [
+            "hook published",
+            "hook requested",
+            "published run-1",
+            "requested run-1",
+        ]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from run_abort import RunAborted, abort_run, abortable_run
+from run_abort._runtime import facts
+from run_abort._transport import listener
+from run_abort.contrib import prometheus
+from tests.conftest import Configure
+from tests.support import Child, Foreign, Proxy, wait_until
+
+
+@pytest.fixture
+def registry() -> Iterator[CollectorRegistry]:
+    registry = CollectorRegistry(auto_describe=True)
+    prometheus.install(registry)
+    yield registry
+    facts._hooks.clear()
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    assert facts.wait_recorded(20)
+    return registry.get_sample_value(f"run_abort_{name}", labels)
+
+
+def test_counts_what_happens(
+    listening: None, registry: CollectorRegistry, foreign: Foreign
+) -> None:
+    assert value(registry, "requested_total") == 0
+    assert value(registry, "held_runs") == 0
+    assert value(registry, "stop_seconds_count") == 0
+
+    with pytest.raises(RunAborted):
+        with abortable_run("run-1", groups=["group"]), abortable_run("run-1"):
+            assert value(registry, "held_runs") == 1
+            abort_run("run-1")
+    with pytest.raises(RunAborted):
+        with abortable_run("run-2") as signal:
+            foreign.publish("run-2")
+            assert signal.wait(20)
+    assert value(registry, "requested_total") == 1
+    assert value(registry, "published_total") == 1
+    assert value(registry, "aborted_total", way="local") == 2
+    assert value(registry, "aborted_total", way="channel") == 1
+    assert value(registry, "stop_seconds_count") == 2
+    assert 0 <= (value(registry, "stop_seconds_sum") or 0) < 20
+    assert value(registry, "held_runs") == 0
+    assert "run-1" not in generate_latest(registry).decode()
+
+
+def test_shows_how_the_listener_is(
+    configure: Configure, proxy: Proxy, registry: CollectorRegistry
+) -> None:
+    configure(REDIS_URL=proxy.url)
+    assert value(registry, "listener_up") == 0
+    listener.ensure_started()
+    wait_until(lambda: value(registry, "listener_up") == 1)
+    assert value(registry, "reconnects_total") == 0
+    proxy.cut()
+    wait_until(lambda: value(registry, "reconnects_total") == 1)
+    wait_until(lambda: value(registry, "listener_up") == 1)
+
+
+def test_installing_again_changes_nothing(
+    configure: Configure, registry: CollectorRegistry
+) -> None:
+    prometheus.install(registry)
+    abort_run("run-1")
+    assert value(registry, "requested_total") == 1
+
+
+def test_two_registries_both_count(configure: Configure, registry: CollectorRegistry) -> None:
+    other = CollectorRegistry()
+    prometheus.install(other)
+    abort_run("run-1")
+    assert value(registry, "requested_total") == value(other, "requested_total") == 1
+
+
+FORK = """
+import os, threading, time
+import django
+django.setup()
+from prometheus_client import REGISTRY
+from run_abort import abort_run
+from run_abort._runtime import facts
+from run_abort.contrib import prometheus
+
+lock, locked = threading.Lock(), threading.Event()
+count = prometheus._Metrics.count
+def slow(metrics, fact):
+    with lock:
+        locked.set()
+        time.sleep(0.2)
+        count(metrics, fact)
+prometheus._Metrics.count = slow
+prometheus.install()
+abort_run("before")
+locked.wait(20)
+pid = os.fork()
+abort_run("after")
+assert lock.acquire(timeout=5)
+lock.release()
+assert facts.wait_recorded(20)
+assert REGISTRY.get_sample_value("run_abort_requested_total") == 2
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_fork_leaves_no_lock_locked() -> None:
+    options = {"LISTEN": False, "INTENTS": False}
+    with Child("-c", FORK, settings={"RUN_ABORT": options}) as child:
+        assert child.wait() == 0, child
+
+
+def test_without_prometheus_client_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "run_abort.contrib.prometheus")
+    with pytest.raises(ImportError, match=r"pip install 'django-run-abort\[prometheus\]'"):
+        __import__("run_abort.contrib.prometheus")

@@ -1,0 +1,129 @@
+"""Task queues that are told of the aborts which this process requests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from run_abort import aabort_run, abort_run, abort_runs
+from run_abort._runtime import queues
+from run_abort._store.requests import Intent
+from run_abort.testing import record_aborts
+from tests.conftest import Configure
+from tests.support import TIMEOUT
+
+
+class Queue:
+    """What would ask its broker, and how often it was told what."""
+
+    def __init__(self) -> None:
+        self.told: list[Intent] = []
+        self.threads: set[str] = set()
+        self.is_well = threading.Event()
+        self.is_well.set()
+
+    def revoke(self, intent: Intent) -> None:
+        assert self.is_well.wait(TIMEOUT)
+        self.threads.add(threading.current_thread().name)
+        self.told.append(intent)
+
+    @property
+    def run_ids(self) -> list[str]:
+        assert queues._lanes[self].wait_idle(TIMEOUT)
+        return [intent.run_id for intent in self.told]
+
+
+@pytest.fixture
+def queue(configure: Configure) -> Queue:
+    return connected("one")
+
+
+@pytest.fixture
+def another(configure: Configure) -> Queue:
+    return connected("two")
+
+
+def connected(name: str) -> Queue:
+    queue = Queue()
+    queues.revoke_with(queue.revoke, name=name, key=queue)
+    return queue
+
+
+def test_it_is_told_who_and_why_on_a_thread_of_its_own(queue: Queue) -> None:
+    outcome = abort_run("a", reason="because", actor="ann")
+    assert queue.run_ids == ["a"]
+    assert queue.told == [Intent(outcome.abort_id, "a", "because", "ann")]
+    assert queue.threads == {"run_abort-one"}
+
+
+def test_each_of_many_in_order(queue: Queue) -> None:
+    abort_runs(["a", 2, "c"])
+    assert queue.run_ids == ["a", "2", "c"]
+
+
+def test_the_same_one_is_connected_once(queue: Queue) -> None:
+    queues.revoke_with(queue.revoke, name="again", key=queue)
+    abort_run("a")
+    assert queue.run_ids == ["a"]
+    assert queue.threads == {"run_abort-one"}
+
+
+def test_neither_the_abort_nor_another_queue_waits_for_it(queue: Queue, another: Queue) -> None:
+    queue.is_well.clear()
+    abort_runs(["a", "b"])
+    assert another.run_ids == ["a", "b"]
+    assert queue.told == []
+    queue.is_well.set()
+    assert queue.run_ids == ["a", "b"]
+
+
+def test_async_code_does_not_wait_for_it_either(queue: Queue) -> None:
+    queue.is_well.clear()
+    asyncio.run(asyncio.wait_for(aabort_run("a"), TIMEOUT))
+    assert queue.told == []
+    queue.is_well.set()
+    assert queue.run_ids == ["a"]
+
+
+def test_what_it_raises_is_logged_and_the_next_one_told(
+    queue: Queue, another: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_once(intent: Intent) -> None:
+        monkeypatch.undo()
+        raise OSError("no broker")
+
+    monkeypatch.setattr(queues._lanes[queue], "handle", fail_once)
+    abort_runs(["a", "b"])
+    assert queue.run_ids == ["b"]
+    assert another.run_ids == ["a", "b"]
+    assert "no broker" in caplog.text
+
+
+def test_the_tests_of_a_project_have_none(queue: Queue) -> None:
+    with record_aborts():
+        with record_aborts():
+            abort_run("a")
+        abort_run("b")
+    abort_run("c")
+    assert queue.run_ids == ["c"]
+
+
+def test_it_is_told_while_the_thread_of_all_sync_code_is_busy(queue: Queue) -> None:
+    release = threading.Event()
+
+    async def main() -> Any:
+        busy = asyncio.ensure_future(sync_to_async(release.wait)(TIMEOUT))
+        await asyncio.sleep(0)
+        try:
+            await aabort_run("a")
+            assert await asyncio.to_thread(lambda: queue.run_ids) == ["a"]
+            assert not busy.done()
+        finally:
+            release.set()
+            await busy
+
+    asyncio.run(main())

@@ -1,0 +1,515 @@
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from example.redis_server import RedisServer, free_port
+from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
+from run_abort._core.registry import registry
+from run_abort._runtime import reconciler
+from run_abort._store import database, requests
+from run_abort._transport import channel, listener
+from run_abort.models import AbortRequest
+from run_abort.signals import run_abort_received
+from tests.conftest import Configure, threads_of_ours
+from tests.support import Foreign, Proxy, unmigrated, wait_until
+
+THREAD = "run_abort-reconciler"
+pytestmark = pytest.mark.usefixtures("transactional_db")
+
+
+@pytest.fixture
+def polling(settings: Any) -> None:
+    """Intents, and no Redis."""
+    settings.RUN_ABORT = {"LISTEN": False, "POLL_INTERVAL": 0.05}
+    database._outage.lasts = False
+
+
+def request(run_id: str = "run-1", **fields: Any) -> AbortRequest:
+    """What another process wrote."""
+    return AbortRequest.objects.create(run_id=run_id, origin="inst_x", **fields)
+
+
+def is_running() -> bool:
+    return THREAD in threads_of_ours()
+
+
+class Looks:
+    """Counts how often the held runs' intents were read, and with which IDs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: list[list[str]] = []
+        standing_for = requests.standing_for
+
+        def counting(ids: list[str]) -> Any:
+            self.ids.append(ids)
+            return standing_for(ids)
+
+        monkeypatch.setattr(requests, "standing_for", counting)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+class TestWithoutRedis:
+    def test_what_another_process_requested_aborts_within_the_interval(self, polling: None) -> None:
+        with pytest.raises(RunAborted, match="because") as caught, abortable_run("run-1") as signal:
+            row = request(reason="because", actor="ann")
+            assert signal.wait(20)
+            signal.raise_if_aborted()
+        assert caught.value.actor == "ann"
+        assert row.pk
+
+    def test_so_does_what_its_group_was(self, polling: None) -> None:
+        with (
+            pytest.raises(RunAborted) as caught,
+            abortable_run("run-1", groups=("parent",)) as signal,
+        ):
+            request("parent")
+            signal.wait(20)
+        assert caught.value.run_id == "run-1"
+
+    def test_other_runs_go_on(self, polling: None, looks: Looks) -> None:
+        with abortable_run("run-1") as signal:
+            request("run-2")
+            request("RUN-1")
+            seen = len(looks)
+            wait_until(lambda: len(looks) > seen + 2)
+            assert not signal.aborted
+
+    def test_what_was_cleared_or_is_too_old_aborts_nobody(
+        self, polling: None, looks: Looks
+    ) -> None:
+        with abortable_run("run-1") as signal:
+            request(cleared_at=timezone.now())
+            request(requested_at=timezone.now() - timedelta(days=8))
+            seen = len(looks)
+            wait_until(lambda: len(looks) > seen + 2)
+            assert not signal.aborted
+
+    def test_of_several_requests_the_first_gives_its_reason(self, polling: None) -> None:
+        now = timezone.now()
+        with pytest.raises(RunAborted, match="first"), abortable_run("run-1") as signal:
+            AbortRequest.objects.bulk_create(
+                AbortRequest(run_id="run-1", reason=reason, requested_at=now + timedelta(seconds=s))
+                for s, reason in ((2, "second"), (1, "first"))
+            )
+            signal.wait(20)
+
+
+class TestPace:
+    def test_while_it_listens_it_looks_seldom(
+        self, configure: Configure, looks: Looks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
+        with abortable_run("run-1"):
+            wait_until(listener.is_listening)
+            wait_until(lambda: len(looks) >= 1)  # at the subscription
+            time.sleep(0.3)
+            seen = len(looks)
+            time.sleep(0.5)
+            assert len(looks) == seen
+
+    def test_it_looks_at_every_interval_all_the_same(
+        self, configure: Configure, looks: Looks
+    ) -> None:
+        configure(INTENTS=True, RECONCILE_INTERVAL=0.1)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            wait_until(listener.is_listening)
+            request()  # and nothing is published
+            assert signal.wait(20)
+
+    def test_when_the_link_is_lost_it_looks_at_once_and_often(
+        self, configure: Configure, own_redis: RedisServer, looks: Looks
+    ) -> None:
+        configure(
+            INTENTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05
+        )
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            wait_until(listener.is_listening)
+            own_redis.kill()
+            wait_until(lambda: not listener.is_listening())
+            request()
+            assert signal.wait(20)
+
+    def test_when_it_subscribes_it_looks_at_once(
+        self, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(
+            INTENTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600
+        )
+        own_redis.kill()
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            wait_until(lambda: listener.status().state == "reconnecting")
+            request()
+            own_redis.start()
+            assert signal.wait(20)
+
+    def test_where_none_are_kept_nobody_looks(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+        with abortable_run("run-1"):
+            assert not is_running()
+
+
+class TestLife:
+    def test_it_lives_while_runs_are_held_and_a_little_longer(
+        self, polling: None, looks: Looks
+    ) -> None:
+        assert not is_running()
+        with abortable_run("run-1"):
+            assert is_running()
+            wait_until(lambda: looks.ids[-1:] == [["run-1"]])
+        wait_until(lambda: not is_running())
+        with abortable_run("run-2"):
+            assert is_running()
+
+    def test_a_run_that_begins_while_it_retires_is_looked_after(
+        self, polling: None, looks: Looks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # It has found that no run is held; before it says so, one begins and sees its thread.
+        blocks: list[abortable_run] = []
+        instance = reconciler._reconciler
+        retire = instance._retire
+
+        def begin_first(thread: Any) -> bool:
+            if not blocks:
+                blocks.append(abortable_run("late"))
+                blocks[0].__enter__()
+            return retire(thread)
+
+        monkeypatch.setattr(instance, "_retire", begin_first)
+        with abortable_run("run-1"):
+            pass
+        wait_until(lambda: ["late"] in looks.ids)
+        request("late")
+        with pytest.raises(RunAborted):
+            wait_until(lambda: blocks[0]._controller is not None and _is_aborted(blocks[0]))
+            blocks[0].__exit__(None, None, None)
+
+    def test_a_database_error_is_told_once_and_tried_again(
+        self, polling: None, looks: Looks, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "run_abort"), pytest.raises(RunAborted):
+            with abortable_run("run-1") as signal:
+                with unmigrated():
+                    seen = len(looks)
+                    wait_until(lambda: len(looks) > seen + 3)
+                request()
+                assert signal.wait(20)
+        told = [record for record in caplog.records if not hasattr(record, "abort_id")]
+        assert [record.levelname for record in told] == ["WARNING", "INFO"]
+
+    def test_after_an_error_it_looks_again_soon_also_while_it_listens(
+        self, configure: Configure
+    ) -> None:
+        configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            wait_until(listener.is_listening)
+            with unmigrated():
+                database._outage.lasts = False
+                reconciler.hurry()
+                wait_until(lambda: database._outage.lasts)
+            request()
+            assert signal.wait(20)
+
+    def test_whatever_happens_it_goes_on(
+        self, polling: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail_once() -> list[str]:
+            monkeypatch.undo()
+            raise LookupError("oops")
+
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            monkeypatch.setattr(registry, "ids", fail_once)
+            wait_until(lambda: "oops" in caplog.text)
+            request()
+            assert signal.wait(20)
+
+    def test_it_keeps_no_connection(
+        self, polling: None, looks: Looks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closed: list[str] = []
+        close_all = connections.close_all
+
+        def noting() -> None:
+            close_all()
+            closed.append(threading.current_thread().name)
+
+        monkeypatch.setattr(connections, "close_all", noting)
+        with abortable_run("run-1"):
+            wait_until(lambda: closed.count(THREAD) >= 2)
+
+    def test_it_stops_promptly_and_starts_again(self, configure: Configure) -> None:
+        configure(INTENTS=True, LISTEN=False, POLL_INTERVAL=3600)
+        with abortable_run("run-1"):
+            began = time.monotonic()
+            assert reconciler.stop()
+            assert time.monotonic() - began < 1
+            assert not is_running()
+            with abortable_run("run-2"):
+                assert is_running()
+
+    def test_where_no_thread_can_be_had_it_says_so(
+        self, polling: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reconciler._Thread, "start", refuse)
+            with abortable_run("run-1"):
+                pass
+        assert "can't start new thread" in caplog.text
+        with abortable_run("run-1"):
+            assert is_running()
+
+
+def _is_aborted(block: abortable_run) -> bool:
+    return block._controller is not None and block._controller.signal.aborted
+
+
+class TestFork:
+    def test_there_is_no_thread_at_a_fork_and_one_after_it_where_runs_are_held(
+        self, polling: None
+    ) -> None:
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            assert is_running()
+            pid = os.fork()
+            if pid == 0:  # works on the run, too
+                os._exit(0 if is_running() and signal.wait(20) else 1)
+            assert is_running()
+            request()
+            assert signal.wait(20)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
+        self, polling: None
+    ) -> None:
+        with abortable_run("run-1"):
+            reconciler._reconciler.before_fork()
+            assert not is_running()
+            with abortable_run("run-2"):
+                assert not is_running()
+                reconciler._reconciler.after_fork_in_parent()
+                assert is_running()
+
+    def test_where_none_is_held_none_is_started(self, polling: None) -> None:
+        with abortable_run("run-1"):
+            pass
+        pid = os.fork()
+        if pid == 0:
+            os._exit(1 if is_running() else 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert not is_running()
+
+
+class TestMissed:
+    """What receivers and handlers are told of after an outage."""
+
+    @pytest.fixture
+    def heard(self, configure: Configure, proxy: Proxy) -> Iterator[list[str]]:
+        configure(INTENTS=True, REDIS_URL=proxy.url)
+        heard: list[str] = []
+
+        def receiver(run_id: str, **kwargs: Any) -> None:
+            received.append(run_id)
+
+        received = self.received = []
+        run_abort_received.connect(receiver)
+        assert subscribe_to_run_aborts(heard.append)
+        wait_until(listener.is_listening)
+        wait_until(lambda: not is_running())  # the first look
+        yield heard
+        run_abort_received.disconnect(receiver)
+
+    received: list[str]
+
+    def cut_off(self, proxy: Proxy) -> None:
+        proxy.refusing = True
+        proxy.cut()
+        wait_until(lambda: not listener.is_listening())
+
+    def reconnect(self, proxy: Proxy) -> None:
+        proxy.refusing = False
+        wait_until(listener.is_listening)
+
+    def test_they_hear_it_once_and_in_the_order_of_request(
+        self, heard: list[str], proxy: Proxy, foreign: Foreign
+    ) -> None:
+        assert foreign.publish("before", id=str(request("before").pk)) == 1
+        wait_until(lambda: heard == ["before"])
+        self.cut_off(proxy)
+        now = datetime.now(UTC)
+        for order in (3, 1, 2):
+            request(f"missed-{order}", requested_at=now + timedelta(milliseconds=order))
+        request("cleared", cleared_at=now)
+        AbortRequest.objects.create(run_id="our own", origin=channel.origin())
+        self.reconnect(proxy)
+        expected = ["before", "missed-1", "missed-2", "missed-3"]
+        wait_until(lambda: len(heard) >= 4 and len(self.received) >= 4)
+        self.cut_off(proxy)
+        self.reconnect(proxy)
+        request("after")
+        row = request("last")
+        wait_until(lambda: foreign.publish("last", id=str(row.pk)) == 1)
+        wait_until(lambda: "last" in heard)
+        wait_until(lambda: not is_running())
+        assert [run_id for run_id in heard if run_id != "after"] == [*expected, "last"]
+        assert [run_id for run_id in self.received if run_id != "after"] == [*expected, "last"]
+
+    def test_so_they_do_where_times_are_kept_naive(
+        self, heard: list[str], proxy: Proxy, settings: Any
+    ) -> None:
+        settings.USE_TZ = False
+        self.cut_off(proxy)
+        request("missed")
+        self.reconnect(proxy)
+        wait_until(lambda: heard == ["missed"])
+
+    def test_a_database_that_is_away_then_is_asked_again(
+        self, heard: list[str], proxy: Proxy, settings: Any
+    ) -> None:
+        reconciler.stop()
+        self.cut_off(proxy)
+        request("missed")
+        with unmigrated():
+            self.reconnect(proxy)
+            wait_until(lambda: database._outage.lasts)
+        wait_until(lambda: heard == ["missed"])
+
+    def test_what_was_requested_before_this_process_began_is_not_for_it(
+        self, configure: Configure
+    ) -> None:
+        configure(INTENTS=True)
+        heard: list[str] = []
+        request("long ago", requested_at=reconciler._reconciler._began - timedelta(seconds=1))
+        assert subscribe_to_run_aborts(heard.append)
+        wait_until(listener.is_listening)
+        wait_until(lambda: not is_running())
+        assert heard == []
+
+    def test_more_than_can_be_told_is_an_error(
+        self,
+        heard: list[str],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(reconciler, "MAX_MISSED", 3)
+        self.cut_off(proxy)
+        for number in range(5):
+            request(f"missed-{number}")
+        self.reconnect(proxy)
+        wait_until(lambda: len(heard) == 3)
+        assert "More than 3 aborts were requested" in caplog.text
+
+    def test_nobody_asks_where_nobody_wants_to_hear(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[object] = []
+        monkeypatch.setattr(requests, "requested_since", lambda *a, **k: asked.append(a))
+        configure(INTENTS=True)
+        listener.ensure_started()
+        wait_until(listener.is_listening)
+        assert not is_running()
+        assert asked == []
+
+
+class TestScale:
+    @pytest.mark.parametrize("count", [1, 2_500])
+    def test_many_held_runs_take_few_queries(
+        self, polling: None, django_assert_max_num_queries: Any, count: int
+    ) -> None:
+        ids = [f"run-{number}" for number in range(count)]
+        request(ids[0], reason="first")
+        request(ids[-1], reason="last")
+        with django_assert_max_num_queries(1 + count // 900):
+            found = requests.standing_for(ids)
+        assert found is not None
+        assert [intent.reason for intent in found] == ["first", "last"]
+
+
+def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
+    abort_run("run-1")
+    with pytest.raises(RunAborted), abortable_run("run-1"):
+        pass
+    assert clear_run_abort("run-1") == 1
+    with abortable_run("run-1") as signal:
+        time.sleep(0.2)
+        assert not signal.aborted
+    assert AbortRequest.objects.count() == 1
+
+
+def test_with_redis_down_a_run_is_aborted_over_the_database(
+    configure: Configure,
+) -> None:
+    configure(INTENTS=True, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", POLL_INTERVAL=0.05)
+    with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+        request(id=uuid.uuid4())
+        assert signal.wait(20)
+
+
+class TestPushAgain:
+    def test_what_could_not_be_published_is_when_redis_is_back(
+        self, configure: Configure, own_redis: RedisServer, channel_name: str
+    ) -> None:
+        configure(INTENTS=True, REDIS_URL=own_redis.url, LISTEN=False, POLL_INTERVAL=0.05)
+        own_redis.kill()
+        outcome = abort_run("run-1", reason="because")
+        assert (outcome.recorded, outcome.published) == (True, False)
+        assert is_running()
+        own_redis.start()
+        with own_redis.client() as client, client.pubsub() as subscriber:
+            subscriber.subscribe(channel_name)
+            wait_until(lambda: AbortRequest.objects.get().published)
+            wait_until(lambda: not is_running())
+            kinds = [subscriber.get_message(timeout=1) for _ in range(2)]
+        assert [kind["type"] for kind in kinds if kind] in (["subscribe"], ["subscribe", "message"])
+
+    def test_a_handler_with_a_link_of_its_own_hears_of_it_once(
+        self, configure: Configure, proxy: Proxy, foreign: Foreign, settings: Any
+    ) -> None:
+        with foreign.client.pubsub() as subscriber:
+            subscriber.subscribe(foreign.channel)
+            assert subscriber.get_message(timeout=20)
+            configure(INTENTS=True, REDIS_URL=proxy.url, LISTEN=False, POLL_INTERVAL=0.05)
+            proxy.refusing = True
+            abort_run("run-1")
+            proxy.refusing = False
+            message = subscriber.get_message(timeout=20)
+            assert "run-1" in str(message)
+            wait_until(lambda: not is_running())
+            assert subscriber.get_message(timeout=0.2) is None
+
+    def test_it_gives_up_in_the_end(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reconciler, "PUSH_FOR", 0.2)
+        configure(
+            INTENTS=True,
+            REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
+            LISTEN=False,
+            POLL_INTERVAL=0.05,
+        )
+        abort_run("run-1")
+        assert is_running()
+        wait_until(lambda: not is_running())
+
+    def test_without_redis_there_is_nothing_to_push(self, polling: None) -> None:
+        abort_run("run-1")
+        assert not is_running()

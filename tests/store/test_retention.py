@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import math
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from run_abort._store import requests, retention
+from run_abort._store.retention import Old, count, prune, prune_cursors
+from run_abort.models import AbortRequest, ListenerCursor
+from tests.support import unmigrated
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def enabled(settings: Any) -> None:
+    settings.RUN_ABORT = {"LISTEN": False, "INTENT_TTL": timedelta(days=7)}
+
+
+def requested(run_id: str, *, days: float, cleared: bool = False) -> AbortRequest:
+    """A request of so many days ago."""
+    now = timezone.now()
+    return AbortRequest.objects.create(
+        run_id=run_id,
+        requested_at=now - timedelta(days=days),
+        cleared_at=now if cleared else None,
+        origin="inst_" + "0" * 32,
+    )
+
+
+def left() -> list[str]:
+    return list(AbortRequest.objects.order_by("requested_at").values_list("run_id", flat=True))
+
+
+class TestWhatGoes:
+    def test_what_is_older_goes_and_the_rest_stays(self) -> None:
+        for days in (400, 91, 89, 0):
+            requested(f"run-{days}", days=days)
+        assert prune(90) == 2
+        assert left() == ["run-89", "run-0"]
+
+    @pytest.mark.parametrize("age", [0.5, timedelta(hours=12)])
+    def test_an_age_is_days_or_a_timedelta(self, age: float | timedelta) -> None:
+        requested("older", days=0.51, cleared=True)
+        requested("younger", days=0.49, cleared=True)
+        assert prune(age) == 1
+        assert left() == ["younger"]
+
+    def test_what_still_stands_is_kept_whatever_the_age(self) -> None:
+        requested("over", days=7.01)
+        requested("stands", days=6.99)
+        requested("cleared", days=6.99, cleared=True)
+        assert count(1) == Old(prunable=2, standing=1)
+        assert prune(1) == 2
+        assert left() == ["stands"]
+        assert requests.find(["stands"], late=print) is not None
+        assert count(1) == Old(prunable=0, standing=1)
+
+    def test_intent_ttl_says_what_stands(self, settings: Any) -> None:
+        requested("run-1", days=2)
+        assert count(1) == Old(prunable=0, standing=1)
+        settings.RUN_ABORT = {"LISTEN": False, "INTENT_TTL": timedelta(days=1)}
+        assert count(1) == Old(prunable=1, standing=0)
+        assert prune(1) == 1
+
+    def test_what_is_younger_counts_as_neither(self) -> None:
+        requested("run-1", days=1)
+        requested("run-2", days=1, cleared=True)
+        assert count(2) == Old(0, 0)
+        assert prune(2) == 0
+        assert len(left()) == 2
+
+    def test_nothing_to_delete_is_fine(self) -> None:
+        assert prune(1) == 0
+
+    def test_what_is_requested_meanwhile_is_not_touched(self) -> None:
+        for number in range(3):
+            requested(f"old-{number}", days=30)
+
+        def on_batch(number: int) -> None:
+            if AbortRequest.objects.filter(run_id="new").exists():
+                return
+            requested("new", days=0, cleared=True)
+
+        assert prune(0, batch=1, on_batch=on_batch) == 3
+        assert left() == ["new"]
+
+
+class TestBatches:
+    def test_each_deletes_so_many_and_not_more(self) -> None:
+        for days in range(100, 107):
+            requested(f"run-{days}", days=days)
+        numbers: list[int] = []
+        seen: list[list[str]] = []
+
+        def on_batch(number: int) -> None:
+            numbers.append(number)
+            seen.append(left())
+
+        with CaptureQueriesContext(connection) as queries:
+            assert prune(90, batch=3, on_batch=on_batch) == 7
+        assert numbers == [3, 3, 1]
+        # The oldest first, and gone for others before the next begin.
+        assert seen[0] == ["run-103", "run-102", "run-101", "run-100"]
+        assert seen[1] == ["run-100"]
+        deletes = [q["sql"] for q in queries.captured_queries if q["sql"].startswith("DELETE")]
+        assert sum("run_abort_abortrequest" in sql for sql in deletes) == 3
+        assert sum("run_abort_abortdelivery" in sql for sql in deletes) == 3
+        assert len(deletes) == 6
+        selects = [q["sql"] for q in queries.captured_queries if "LIMIT 3" in q["sql"]]
+        assert len(selects) == 3
+
+    @pytest.mark.parametrize(("rows", "batches"), [(0, 0), (1, 1), (4, 2), (5, 3)])
+    def test_the_queries_are_three_for_each_and_at_most_one_more(
+        self, rows: int, batches: int
+    ) -> None:
+        for number in range(rows):
+            requested(f"run-{number}", days=100)
+        with CaptureQueriesContext(connection) as queries:
+            assert prune(90, batch=2) == rows
+        words = [query["sql"].split()[0] for query in queries.captured_queries]
+        assert words.count("DELETE") == 2 * batches
+        assert words.count("SELECT") == batches + (rows % 2 == 0)
+        assert set(words) <= {"SELECT", "DELETE", "BEGIN", "COMMIT"}
+
+    def test_requests_of_the_same_moment_are_not_left_behind(self) -> None:
+        at = timezone.now() - timedelta(days=100)
+        AbortRequest.objects.bulk_create(
+            AbortRequest(run_id=f"run-{number}", requested_at=at) for number in range(10)
+        )
+        assert prune(90, batch=3) == 10
+
+    def test_those_that_are_kept_do_not_end_it_early(self) -> None:
+        for number in range(5):
+            requested(f"kept-{number}", days=5 - number / 100)
+            requested(f"gone-{number}", days=5 - number / 100, cleared=True)
+        assert prune(1, batch=2) == 5
+        assert left() == [f"kept-{number}" for number in range(5)]
+
+    def test_no_batch_is_larger_than_the_database_takes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A property of the class, an attribute of it, or kept by the instance: as Django has it.
+        monkeypatch.delitem(vars(connection.features), "max_query_params", raising=False)
+        monkeypatch.setattr(type(connection.features), "max_query_params", 2)
+        for number in range(5):
+            requested(f"run-{number}", days=100)
+        numbers: list[int] = []
+        assert prune(90, on_batch=numbers.append) == 5
+        assert numbers == [2, 2, 1]
+
+    def test_each_is_over_for_other_connections_before_the_next_begins(self) -> None:
+        """No lock is held between two: another connection writes."""
+        for number in range(4):
+            requested(f"run-{number}", days=100)
+        failed: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                requested("new", days=0)
+                AbortRequest.objects.filter(run_id="run-3").update(reason="seen")
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                connections.close_all()
+
+        def on_batch(number: int) -> None:
+            assert not connection.in_atomic_block
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive()
+
+        assert prune(90, batch=2, on_batch=on_batch) == 4
+        assert not failed
+        assert left() == ["new", "new"]
+
+    def test_two_at_once_delete_each_row_once(self) -> None:
+        for number in range(40):
+            requested(f"run-{number}", days=100)
+        deleted: list[int] = []
+
+        def work() -> None:
+            try:
+                deleted.append(prune(90, batch=3))
+            finally:
+                connections.close_all()
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(deleted) == 2
+        assert sum(deleted) == 40
+        assert left() == []
+
+    def test_an_error_leaves_deleted_what_was_deleted(self) -> None:
+        for number in range(4):
+            requested(f"run-{number}", days=100 - number)
+
+        def on_batch(number: int) -> None:
+            raise DatabaseError("gone away")
+
+        with pytest.raises(DatabaseError, match="gone away"):
+            prune(90, batch=1, on_batch=on_batch)
+        assert left() == ["run-1", "run-2", "run-3"]
+
+    def test_inside_a_transaction_it_is_part_of_that(self) -> None:
+        requested("run-1", days=100)
+        with transaction.atomic():
+            assert prune(90) == 1
+            transaction.set_rollback(True)
+        assert left() == ["run-1"]
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        "age", [-1, -0.001, math.nan, math.inf, 36_501, timedelta(days=-1), timedelta.max]
+    )
+    def test_an_age_that_is_none_deletes_nothing(self, age: float | timedelta) -> None:
+        requested("run-1", days=100)
+        with pytest.raises(ValueError, match="between 0 and 36500 days"):
+            prune(age)
+        with pytest.raises(ValueError, match="between 0 and 36500 days"):
+            count(age)
+        assert left() == ["run-1"]
+
+    @pytest.mark.parametrize("batch", [0, -1, retention.MAX_BATCH + 1])
+    def test_a_batch_is_bounded(self, batch: int) -> None:
+        requested("run-1", days=100)
+        with pytest.raises(ValueError, match="1 to 10000 rows"):
+            prune(90, batch=batch)
+        assert left() == ["run-1"]
+
+    def test_the_database_is_the_one_that_is_written_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[object] = []
+
+        def db_for_write(model: object, **hints: object) -> str:
+            asked.append(model)
+            return "default"
+
+        monkeypatch.setattr("run_abort._store.retention.router.db_for_write", db_for_write)
+        count(90)
+        prune(90)
+        assert asked == [AbortRequest, AbortRequest]
+
+    def test_a_failing_database_is_not_hidden(self) -> None:
+        with unmigrated():
+            with pytest.raises(DatabaseError):
+                prune(90)
+            with pytest.raises(DatabaseError):
+                count(90)
+
+
+class TestCursors:
+    @pytest.mark.parametrize(("days_ago", "older_than", "left"), [(31, 30, 0), (29, 30, 1)])
+    def test_those_not_used_for_so_long_go(
+        self, db: None, days_ago: float, older_than: float, left: int
+    ) -> None:
+        used = timezone.now() - timedelta(days=days_ago)
+        ListenerCursor.objects.create(name="one", heard_until=used)
+        assert prune_cursors(older_than) == 1 - left
+        assert ListenerCursor.objects.count() == left
+
+    def test_none_goes_whose_listener_may_still_have_to_hear_of_something(self, db: None) -> None:
+        used = timezone.now() - timedelta(days=6)  # INTENT_TTL is 7
+        ListenerCursor.objects.create(name="one", heard_until=used)
+        assert prune_cursors(1) == 0

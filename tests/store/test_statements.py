@@ -1,0 +1,260 @@
+"""Statements that an abort cancels: on SQLite, and in CI on PostgreSQL and MariaDB."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import Error, connection, connections, transaction
+
+from run_abort import AbortController, RunAborted, abortable_run
+from run_abort._core import interrupts
+from run_abort._core.registry import registry
+from run_abort._core.statements import Cancels
+from run_abort.models import ListenerCursor
+from tests.conftest import Configure
+from tests.support import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SLOW = {
+    "postgresql": "SELECT pg_sleep(60)",
+    "mysql": "SELECT SLEEP(60)",
+    "sqlite": """
+        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+        SELECT count(*) FROM numbers
+    """,
+}
+
+
+def execute(sql: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+
+def slow() -> Any:
+    return execute(SLOW[connection.vendor])
+
+
+def check_usable() -> None:
+    assert execute("SELECT 1") == [(1,)] or execute("SELECT 1") == ((1,),)
+    ListenerCursor.objects.create(name="usable", heard_until="2026-01-01T00:00Z")
+    assert ListenerCursor.objects.count() == 1
+    ListenerCursor.objects.all().delete()
+
+
+@pytest.fixture
+def controller() -> AbortController:
+    return AbortController("run-1")
+
+
+@pytest.fixture
+def abort_soon(controller: AbortController) -> Iterator[Callable[[], None]]:
+    timer = threading.Timer(0.3, controller.abort, ("because", "ann"))
+    yield timer.start
+    timer.cancel()
+
+
+def test_a_running_statement_is_cancelled(
+    controller: AbortController, abort_soon: Callable[[], None]
+) -> None:
+    abort_soon()
+    began = time.monotonic()
+    with pytest.raises(RunAborted) as raised:
+        with controller.signal.cancels(connection):
+            slow()
+            raise AssertionError("it went on")
+    assert 0.3 <= time.monotonic() - began < 20
+    assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
+    assert isinstance(raised.value.__cause__, Error)
+    assert not connection.execute_wrappers
+    check_usable()
+
+
+def test_within_a_transaction_that_is_rolled_back(
+    controller: AbortController, abort_soon: Callable[[], None]
+) -> None:
+    abort_soon()
+    with pytest.raises(RunAborted), transaction.atomic():
+        ListenerCursor.objects.create(name="lost", heard_until="2026-01-01T00:00Z")
+        with controller.signal.cancels(connection):
+            slow()
+    assert not ListenerCursor.objects.exists()
+    check_usable()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_around_transactions(
+    controller: AbortController, abort_soon: Callable[[], None], depth: int
+) -> None:
+    def within(depth: int) -> None:
+        if depth:
+            with transaction.atomic():
+                ListenerCursor.objects.create(name=f"lost-{depth}", heard_until="2026-01-01T00:00Z")
+                within(depth - 1)
+        else:
+            slow()
+
+    abort_soon()
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            within(depth)
+    assert not connection.in_atomic_block
+    assert not connection.needs_rollback
+    assert not ListenerCursor.objects.exists()
+    check_usable()
+
+
+def test_one_that_was_to_follow_is_not_begun(controller: AbortController) -> None:
+    executed = []
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            executed.append(execute("SELECT 1"))
+            controller.abort()
+            executed.append(execute("SELECT 2"))
+    assert len(executed) == 1
+    check_usable()
+
+
+def test_a_savepoint_is_released_though_the_abort_came(controller: AbortController) -> None:
+    with transaction.atomic():
+        with pytest.raises(RunAborted):
+            with controller.signal.cancels(connection):
+                with transaction.atomic():
+                    ListenerCursor.objects.create(name="kept", heard_until="2026-01-01T00:00Z")
+                    controller.abort()
+    assert ListenerCursor.objects.get().name == "kept"
+    ListenerCursor.objects.all().delete()
+
+
+def test_leaving_after_an_abort_is_aborted_too(controller: AbortController) -> None:
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            controller.abort()
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            raise AssertionError
+    assert not connection.execute_wrappers
+
+
+def test_without_an_abort_it_changes_nothing(controller: AbortController) -> None:
+    with controller.signal.cancels(connection):
+        execute("SELECT 1")
+    with pytest.raises(Error):
+        with controller.signal.cancels(connection):
+            execute("SELECT nothing FROM nowhere")
+    with pytest.raises(ValueError, match="own"):
+        with controller.signal.cancels(connection):
+            raise ValueError("own")
+    assert not connection.execute_wrappers
+    assert not controller.signal._effects
+    controller.abort()
+    check_usable()
+
+
+def test_what_comes_after_is_never_hit(controller: AbortController) -> None:
+    """Aborts at any moment of a block; the statements behind it are not cancelled."""
+    for number in range(60):
+        controller = AbortController("run-1")
+        timer = threading.Timer(number / 2000, controller.abort)
+        timer.start()
+        try:
+            with controller.signal.cancels(connection):
+                for _ in range(20):
+                    execute("SELECT 1")
+        except RunAborted:
+            pass
+        for _ in range(5):
+            execute("SELECT 1")
+        timer.join()
+
+
+def test_the_connection_is_that_of_the_thread(controller: AbortController) -> None:
+    ended_by: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with controller.signal.cancels(connection):
+                slow()
+        except BaseException as error:
+            ended_by.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.3)
+    controller.abort()
+    execute("SELECT 1")
+    thread.join(20)
+    assert isinstance(ended_by[0], RunAborted)
+
+
+def test_other_databases_are_refused(
+    controller: AbortController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "oracle")
+    with pytest.raises(ValueError, match="oracle"):
+        controller.signal.cancels(connection)
+
+
+def test_a_canceller_that_fails_is_logged_and_tried_again(
+    controller: AbortController,
+    abort_soon: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    block = Cancels(controller.signal, connection)
+    prepare, tried = block._prepare, []
+
+    def prepare_to_fail_first(connection: Any) -> Callable[[], object]:
+        cancel = prepare(connection)
+
+        def cancel_later() -> None:
+            tried.append(1)
+            if len(tried) == 1:
+                raise OSError("not now")
+            cancel()
+
+        return cancel_later
+
+    block._prepare = prepare_to_fail_first
+    abort_soon()
+    with pytest.raises(RunAborted), block:
+        slow()
+    assert len(tried) > 1
+    assert "is not cancelled yet: not now" in caplog.text
+    check_usable()
+
+
+def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage: None) -> None:
+    configure(REDIS_URL=None, LISTEN=False)
+    ended_by: list[BaseException] = []
+    wrappers: list[int] = []
+
+    def work() -> None:
+        try:
+            with abortable_run("run-1", grace=0, insist="interrupt") as signal:
+                while True:
+                    with signal.cancels(connection):
+                        pass
+        except BaseException as error:
+            ended_by.append(error)
+        finally:
+            wrappers.append(len(connection.execute_wrappers))
+            connections.close_all()
+
+    for _ in range(20):
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_until(lambda: "run-1" in registry.ids())
+        # The interrupt alone, without the flag that every look at it would tell of.
+        interruption = next(iter(interrupts.open_interruptions))
+        wait_until(interruption.send)
+        thread.join(20)
+        assert not thread.is_alive()
+    assert {type(error).__name__ for error in ended_by} == {"RunAborted"}
+    assert set(wrappers) == {0}

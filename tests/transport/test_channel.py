@@ -1,0 +1,427 @@
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import caches
+from django_redis.pool import ConnectionFactory
+
+from example.redis_server import RedisServer, free_port
+from run_abort import publish_run_abort
+from run_abort._transport import channel, listener
+from run_abort._transport.codec import AbortMessage, decode
+from tests.conftest import Configure
+from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
+
+LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+
+
+def django_redis(location: object, **options: Any) -> dict[str, Any]:
+    return {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": location,
+        "OPTIONS": options,
+    }
+
+
+@contextmanager
+def heard(client: redis.Redis, name: str) -> Iterator[list[bytes]]:
+    """What a stranger hears on a channel."""
+    messages: list[bytes] = []
+    pubsub = client.pubsub()
+    pubsub.subscribe(name)
+    while pubsub.get_message(timeout=5) is None:
+        pass
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            message = pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05)
+            if message:
+                messages.append(message["data"])
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield messages
+    finally:
+        stop.set()
+        thread.join()
+        pubsub.close()
+
+
+class TestWhichRedis:
+    @pytest.fixture(autouse=True)
+    def no_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+
+    def source(self) -> str | None:
+        found = channel.endpoint()
+        return found.source if found else None
+
+    def test_the_setting_comes_first(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        settings.CACHES = {"default": django_redis("redis://localhost")}
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
+        assert self.source() == "RUN_ABORT['REDIS_URL']"
+
+    @pytest.mark.parametrize("backend", ["django_redis.cache", "django.core.cache.backends.redis"])
+    def test_then_the_alias(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, backend: str
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        settings.CACHES = {
+            "default": LOCMEM,
+            "other": {"BACKEND": f"{backend}.RedisCache", "LOCATION": "redis://localhost:7/0"},
+        }
+        settings.RUN_ABORT = {"CACHE_ALIAS": "other"}
+        assert self.source() == "CACHES['other']"
+        assert channel.may_be_configured()
+
+    def test_then_the_environment(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings.CACHES = {"default": LOCMEM}
+        settings.RUN_ABORT = {}
+        assert self.source() is None
+        assert not channel.may_be_configured()
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        assert self.source() == "the environment's REDIS_URL"
+        assert channel.may_be_configured()
+        monkeypatch.delenv("REDIS_URL")
+        assert self.source() is None
+
+    def test_an_alias_that_is_missing_is_none(self, settings: Any) -> None:
+        settings.CACHES = {}
+        settings.RUN_ABORT = {}
+        assert self.source() is None
+        assert not channel.may_be_configured()
+
+    def test_is_found_once_and_again_after_a_change(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:1"}
+        first = channel.endpoint()
+        assert channel.endpoint() is first
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:2"}
+        assert channel.endpoint() is not first
+
+
+class TestOrigin:
+    def test_has_its_shape_and_stays(self) -> None:
+        assert re.fullmatch("inst_[0-9a-f]{32}", channel.origin())
+        assert channel.origin() == channel.origin()
+
+    def test_is_new_in_a_child(self) -> None:
+        reader, writer = os.pipe()
+        mine = channel.origin()
+        pid = os.fork()
+        if pid == 0:
+            os.write(writer, channel.origin().encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            theirs = pipe.read()
+        assert re.fullmatch("inst_[0-9a-f]{32}", theirs)
+        assert theirs != mine == channel.origin()
+
+
+class TestPublish:
+    def test_says_how_many_listened(
+        self, configure: Configure, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        message = AbortMessage("run-1", channel.origin(), "id", "because", "ann")
+        assert channel.publish(message) == 0
+        with shared_redis.client() as client, heard(client, channel_name) as messages:
+            assert channel.publish(message) == 1
+            wait_until(lambda: messages)
+        assert decode(messages[0]) == message
+
+    def test_keeps_one_connection(self, configure: Configure, shared_redis: RedisServer) -> None:
+        with shared_redis.client() as client:
+            publish_run_abort("run-1")
+            before = client.info("stats")["total_connections_received"]
+            threads = [
+                threading.Thread(target=publish_run_abort, args=("run-1",)) for _ in range(20)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert publish_run_abort("run-1")
+            used = client.info("stats")["total_connections_received"] - before
+        assert used <= 20
+        found = channel.endpoint()
+        assert found is not None
+        assert len(found.publisher._kept) <= 1
+
+    def test_survives_the_end_of_the_kept_connection(
+        self, configure: Configure, shared_redis: RedisServer
+    ) -> None:
+        with shared_redis.client() as client:
+            for _ in range(5):
+                assert publish_run_abort("run-1")
+                client.client_kill_filter(_type="normal", skipme=True)
+
+    def test_survives_a_kept_connection_that_was_cut_without_a_word(
+        self, configure: Configure, proxy: Proxy
+    ) -> None:
+        configure(REDIS_URL=proxy.url)
+        assert publish_run_abort("run-1")
+        proxy.freeze()
+        with proxy._lock:
+            proxy._links.clear()  # those that are frozen stay so
+        threading.Timer(0.1, proxy.thaw).start()
+        assert publish_run_abort("run-1")
+
+    def test_what_is_too_large_is_refused_with_a_warning(
+        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert publish_run_abort("x" * 20_000) is False
+        assert "must not be larger" in caplog.text
+
+    def test_refused_it_says_so_at_once(
+        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        with caplog.at_level(logging.WARNING, "run_abort"):
+            assert publish_run_abort("run-1") is False
+        assert "run 'run-1' was not published" in caplog.text
+
+    def test_an_acl_that_refuses_is_told(
+        self, configure: Configure, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with own_redis.client() as client:
+            client.execute_command("ACL SETUSER bob on >pw resetchannels ~* +@all")
+        configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
+        assert publish_run_abort("run-1") is False
+        assert "NOPERM" in caplog.text
+
+    def test_a_database_that_does_not_exist_does_not_matter(
+        self, configure: Configure, shared_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=shared_redis.url.replace("/0", "/9999"))
+        assert publish_run_abort("run-1") is True
+
+
+class TestBlackHole:
+    """A Redis that takes connections, or not even that, and never answers."""
+
+    @pytest.fixture
+    def silent_port(self) -> Iterator[int]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield server.getsockname()[1]
+
+    def seconds(self, fn: Callable[[], object]) -> float:
+        started = time.monotonic()
+        fn()
+        return time.monotonic() - started
+
+    @pytest.mark.parametrize("options", ["", "?retry_on_timeout=yes&socket_timeout=30"])
+    def test_publishing_takes_no_longer_than_its_bound(
+        self, configure: Configure, silent_port: int, options: str
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0{options}", PUBLISH_TIMEOUT=0.2)
+        results = []
+        assert self.seconds(lambda: results.append(publish_run_abort("run-1"))) < 2
+        assert results == [False]
+
+    def test_also_where_names_are_looked_up_in_vain(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        release = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20))
+        configure(REDIS_URL="redis://redis.example/0", PUBLISH_TIMEOUT=0.2)
+        assert self.seconds(lambda: publish_run_abort("run-1")) < 2
+        release.set()
+
+    def test_also_behind_sentinels_that_do_not_answer(
+        self, settings: Any, silent_port: int
+    ) -> None:
+        settings.CACHES = {
+            "default": django_redis(
+                "redis://primary/0",
+                CONNECTION_FACTORY="django_redis.pool.SentinelConnectionFactory",
+                SENTINELS=[("127.0.0.1", silent_port)],
+                SENTINEL_KWARGS={"socket_timeout": 3},
+            )
+        }
+        settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 0.2}
+        assert self.seconds(lambda: publish_run_abort("run-1")) < 2
+
+    def test_many_at_once_take_few_threads(self, configure: Configure, silent_port: int) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0", PUBLISH_TIMEOUT=0.5)
+        threads = [threading.Thread(target=publish_run_abort, args=("r",)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        helpers = [t for t in threading.enumerate() if t.name == "run_abort-publish"]
+        # Eight connect; one or the other that has given up has not ended yet.
+        assert 0 < len(helpers) < 16
+        for thread in threads:
+            thread.join()
+
+    def test_a_frozen_server_is_waited_for_no_longer_either(
+        self, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=own_redis.url, PUBLISH_TIMEOUT=0.4)
+        assert publish_run_abort("run-1")
+        own_redis.freeze()
+        assert self.seconds(lambda: publish_run_abort("run-1")) < 2
+        own_redis.thaw()
+        assert publish_run_abort("run-1")
+
+
+class TestAliasTraps:
+    """What breaks a listener that borrows the cache's connections."""
+
+    @pytest.fixture(autouse=True)
+    def new_pools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # django-redis keeps its pools by URL alone, with the options of whoever came first.
+        monkeypatch.setattr(ConnectionFactory, "_pools", {})
+
+    def hears(self, foreign: Foreign, settings: Any, *, use_cache: bool = True) -> None:
+        heard: list[str] = []
+        settings.RUN_ABORT = {"CHANNEL": foreign.channel, "INTENTS": False, "HEARTBEAT": 0.2}
+        assert listener.subscribe_to_run_aborts(heard.append)
+        wait_until(lambda: listener.status().state == "listening")
+        assert foreign.publish("before") == 1
+        wait_until(lambda: heard == ["before"])
+        if use_cache:
+            self.disturb()
+        time.sleep(0.5)  # longer than the time-outs under test
+        assert listener.status().reconnects == 0
+        assert foreign.publish("after") == 1
+        wait_until(lambda: heard == ["before", "after"])
+        assert publish_run_abort("run-1")
+
+    def disturb(self) -> None:
+        from django.core.signals import request_finished
+
+        cache = caches["default"]
+        cache.set("key", "value")
+        assert cache.get("key") == "value"
+        request_finished.send(sender=None)
+        cache.clear()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"SOCKET_TIMEOUT": 0.1, "SOCKET_CONNECT_TIMEOUT": 0.1},
+            {"CLOSE_CONNECTION": True},
+            {"CONNECTION_POOL_KWARGS": {"protocol": 3, "health_check_interval": 1}},
+            {"CONNECTION_POOL_KWARGS": {"retry_on_timeout": True, "retry_on_error": [OSError]}},
+            {
+                "CONNECTION_POOL_CLASS": "redis.BlockingConnectionPool",
+                "CONNECTION_POOL_KWARGS": {"max_connections": 2, "timeout": 0.1},
+            },
+            {"PARSER_CLASS": "redis.connection._RESP2Parser"},
+            {"COMPRESSOR": "django_redis.compressors.zlib.ZlibCompressor"},
+        ],
+    )
+    def test_of_django_redis(
+        self, settings: Any, shared_redis: RedisServer, foreign: Foreign, options: dict[str, Any]
+    ) -> None:
+        if options.get("CLOSE_CONNECTION"):
+            settings.DJANGO_REDIS_CLOSE_CONNECTION = True
+        settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
+        self.hears(foreign, settings)
+
+    def test_of_one_that_decodes(
+        self, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        options = {"CONNECTION_POOL_KWARGS": {"decode_responses": True}}
+        settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
+        # It can hold no pickled values, so it is used through its raw connection alone.
+        self.hears(foreign, settings, use_cache=False)
+
+    @pytest.mark.parametrize("options", [{}, {"decode_responses": False, "socket_timeout": 0.1}])
+    def test_of_djangos_own_cache(
+        self, settings: Any, shared_redis: RedisServer, foreign: Foreign, options: dict[str, Any]
+    ) -> None:
+        backend = "django.core.cache.backends.redis.RedisCache"
+        settings.CACHES = {
+            "default": {"BACKEND": backend, "LOCATION": shared_redis.url, "OPTIONS": options}
+        }
+        self.hears(foreign, settings)
+
+    def test_several_locations_the_first_is_written_to(
+        self, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        dead = f"redis://127.0.0.1:{free_port()}/0"
+        for location in ([shared_redis.url, dead], f"{shared_redis.url},{dead}"):
+            settings.CACHES = {"default": django_redis(location)}
+            settings.RUN_ABORT = {"CHANNEL": foreign.channel}
+            assert publish_run_abort("run-1")
+
+    def test_two_aliases_with_one_url_each_keep_their_options(
+        self, settings: Any, own_redis: RedisServer
+    ) -> None:
+        with own_redis.client() as client:
+            client.config_set("requirepass", "secret")
+        settings.CACHES = {
+            "default": django_redis(own_redis.url, PASSWORD="wrong"),
+            "aborts": django_redis(own_redis.url, PASSWORD="secret"),
+        }
+        with pytest.raises(Exception, match="invalid|WRONGPASS"):
+            caches["default"].get("key")
+        settings.RUN_ABORT = {"CACHE_ALIAS": "aborts", "INTENTS": False}
+        assert publish_run_abort("run-1")
+
+    def test_a_unix_socket(
+        self, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        settings.CACHES = {"default": django_redis(f"unix://{shared_redis.socket_path}?db=3")}
+        self.hears(foreign, settings)
+
+    def test_a_user_and_a_password(
+        self, settings: Any, own_redis: RedisServer, channel_name: str
+    ) -> None:
+        with own_redis.client() as client:
+            # The least that is needed: docs/deploy.md names it.
+            client.execute_command(
+                f"ACL SETUSER app on >secret resetchannels &{channel_name} "
+                "+subscribe +publish +ping"
+            )
+        url = f"redis://127.0.0.1:{own_redis.port}/5"
+        settings.CACHES = {"default": django_redis(url, USERNAME="app", PASSWORD="secret")}
+        settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False}
+        assert listener.ensure_started()
+        wait_until(lambda: listener.status().state == "listening")
+        assert publish_run_abort("run-1")
+        wait_until(lambda: listener.status().messages == 1)
+
+
+class TestTls:
+    def test_is_spoken(self, settings: Any, shared_redis: RedisServer, channel_name: str) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            settings.CACHES = {
+                "default": django_redis(
+                    f"rediss://127.0.0.1:{proxy.port}/0",
+                    CONNECTION_POOL_KWARGS={"ssl_ca_certs": str(CERTIFICATE)},
+                )
+            }
+            settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False, "HEARTBEAT": 0.1}
+            assert listener.ensure_started()
+            wait_until(lambda: listener.status().state == "listening")
+            for number in range(1, 4):
+                assert publish_run_abort("run-1")
+                wait_until(lambda number=number: listener.status().messages == number)
+                time.sleep(0.3)  # several PINGs
+            assert listener.status().reconnects == 0
+            assert listener.stop()
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(
+        self, configure: Configure, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            configure(REDIS_URL=f"rediss://127.0.0.1:{proxy.port}/0")
+            assert not publish_run_abort("run-1")
+            assert "CERTIFICATE_VERIFY_FAILED" in caplog.text

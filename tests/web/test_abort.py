@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, Client, RequestFactory
+from django.urls import reverse
+
+from example.redis_server import free_port
+from run_abort import RunAborted, abortable_run
+from run_abort.models import AbortRequest
+from run_abort.views.abort import AbortView
+from tests.conftest import Configure
+
+JSON = "application/json"
+HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def recorded_and_published(configure: Configure) -> None:
+    configure(INTENTS=True)
+
+
+@pytest.fixture
+def ann() -> User:
+    user = User.objects.create_user("ann")
+    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
+    return user
+
+
+@pytest.fixture
+def client(ann: User) -> Client:
+    client = Client()
+    client.force_login(ann)
+    return client
+
+
+@pytest.fixture
+def bob(ann: User) -> Client:
+    """Logged in, but without the permission."""
+    client = Client()
+    client.force_login(User.objects.create_user("bob"))
+    return client
+
+
+def url(run_id: str = "run-1") -> str:
+    return reverse("run_abort:abort", kwargs={"run_id": run_id})
+
+
+def texts(response: HttpResponse) -> list[tuple[str, str]]:
+    messages = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
+    return [(message.level_tag, str(message)) for message in messages]
+
+
+def assert_nothing_happened() -> None:
+    assert not AbortRequest.objects.exists()
+
+
+class TestPost:
+    def test_aborts_and_answers_json_to_who_prefers_it(self, client: Client, ann: User) -> None:
+        with pytest.raises(RunAborted, match="because"), abortable_run("run-1"):
+            response = client.post(url(), {"reason": " because "}, headers={"accept": JSON})
+        assert response.status_code == 202
+        row = AbortRequest.objects.get()
+        assert response.json() == {
+            "ok": True,
+            "runId": "run-1",
+            "abortId": str(row.pk),
+            "aborted": 1,
+            "recorded": True,
+            "published": True,
+            "listeners": 1,
+        }
+        assert (row.run_id, row.reason, row.actor, row.user) == ("run-1", "because", "ann", ann)
+        assert "no-store" in response["Cache-Control"]
+
+    @pytest.mark.parametrize("accept", [HTML, "*/*", None, "text/plain"])
+    def test_redirects_others_with_a_message(self, client: Client, accept: str | None) -> None:
+        headers = {"accept": accept} if accept else {}
+        response = client.post(url(), {"next": "/runs/?page=2"}, headers=headers)
+        assert (response.status_code, response["Location"]) == (302, "/runs/?page=2")
+        assert texts(response) == [("success", "Run “run-1” was asked to abort.")]
+
+    def test_takes_a_json_body(self, client: Client) -> None:
+        body = json.dumps({"reason": "because"})
+        response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
+        assert response.status_code == 202
+        assert AbortRequest.objects.get().reason == "because"
+
+    @pytest.mark.parametrize("body", ["", "{}"])
+    def test_takes_an_empty_body(self, client: Client, body: str) -> None:
+        response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
+        assert response.status_code == 202
+
+    @pytest.mark.parametrize(
+        "body",
+        ["{", "[]", '"x"', "[" * 100_000, b"\xff", '{"reason": "' + "x" * 10_000 + '"}'],
+        ids=lambda body: str(body[:9]),
+    )
+    def test_a_bad_body_is_refused_and_changes_nothing(
+        self, client: Client, body: str | bytes
+    ) -> None:
+        response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
+        assert response.status_code == 400
+        answer = response.json()
+        assert answer["ok"] is False
+        assert answer["error"]
+        assert_nothing_happened()
+
+    def test_a_reason_that_is_too_long_is_shown_again(self, client: Client) -> None:
+        response = client.post(url(), {"reason": "x" * 10_000}, headers={"accept": HTML})
+        assert response.status_code == 400
+        assert "at most 1000 characters" in response.content.decode()
+        assert_nothing_happened()
+
+    @pytest.mark.parametrize("accept", [JSON, HTML])
+    def test_an_id_that_is_too_long_is_refused(self, client: Client, accept: str) -> None:
+        response = client.post(url("x" * 300), headers={"accept": accept})
+        assert response.status_code == 400
+        assert "must not be longer than 255" in response.content.decode()
+        assert_nothing_happened()
+
+    def test_what_did_not_go_out_is_told(self, client: Client, configure: Configure) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
+        response = client.post(url())
+        ((level, text),) = texts(response)
+        assert level == "info"
+        assert "hear of it from the database" in text
+        answer = client.post(url(), headers={"accept": JSON}).json()
+        assert (answer["ok"], answer["published"], answer["recorded"]) == (True, False, True)
+
+    def test_if_nobody_could_be_asked_it_says_so(
+        self, client: Client, configure: Configure
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        ((level, text),) = texts(client.post(url()))
+        assert level == "error"
+        assert "Nobody could be asked" in text
+        response = client.post(url(), headers={"accept": JSON})
+        assert response.status_code == 503
+        assert response.json()["ok"] is False
+
+    def test_if_only_this_process_was_asked_it_says_so(
+        self, client: Client, configure: Configure
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            ((level, text),) = texts(client.post(url()))
+        assert (level, "in this process only" in text) == ("warning", True)
+
+
+class TestNext:
+    @pytest.mark.parametrize(
+        "unsafe",
+        [
+            "https://evil.example/",
+            "//evil.example/",
+            "http:///evil.example/",
+            "javascript:alert(1)",
+            "\\\\evil.example",
+            "/\\evil.example",
+            " https://evil.example",
+            "\x00//evil.example",
+            "",
+        ],
+    )
+    def test_an_unsafe_one_is_not_followed(self, client: Client, unsafe: str) -> None:
+        response = client.post(url(), {"next": unsafe})
+        assert (response.status_code, response["Location"]) == (302, "/")
+
+    @pytest.mark.parametrize("again", ["{}", "{}?next=/runs/", "http://testserver{}"])
+    def test_the_question_is_not_asked_again(self, client: Client, again: str) -> None:
+        response = client.post(url(), {"next": again.format(url())})
+        assert response["Location"] == "/"
+
+    def test_one_of_this_host_is(self, client: Client) -> None:
+        response = client.post(url(), {"next": "http://testserver/runs/"})
+        assert response["Location"] == "http://testserver/runs/"
+
+    def test_else_it_goes_back_to_where_it_came_from(self, client: Client) -> None:
+        response = client.post(url(), headers={"referer": "http://testserver/runs/7/"})
+        assert response["Location"] == "http://testserver/runs/7/"
+        response = client.post(url(), headers={"referer": "https://evil.example/"})
+        assert response["Location"] == "/"
+
+    def test_but_not_to_the_question_itself(self, client: Client) -> None:
+        response = client.post(url(), headers={"referer": f"http://testserver{url()}"})
+        assert response["Location"] == "/"
+
+
+class TestGet:
+    def test_asks_and_acts_on_nothing(self, client: Client) -> None:
+        response = client.get(url(), {"next": "/runs/"})
+        assert response.status_code == 200
+        page = response.content.decode()
+        assert "Abort run “run-1”?" in page
+        assert 'name="next" value="/runs/"' in page
+        assert 'href="/runs/"' in page
+        assert "csrfmiddlewaretoken" in page
+        assert_nothing_happened()
+
+    def test_what_it_shows_is_escaped(self, client: Client) -> None:
+        page = client.get(url('<script>alert("x")</script>')).content.decode()
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+
+    def test_head_and_options_act_on_nothing(self, client: Client) -> None:
+        assert client.head(url()).status_code == 200
+        assert client.options(url())["Allow"] == "GET, HEAD, OPTIONS, POST"
+        assert_nothing_happened()
+
+    @pytest.mark.parametrize("method", ["put", "patch", "delete"])
+    def test_other_methods_are_refused(self, client: Client, method: str) -> None:
+        assert getattr(client, method)(url()).status_code == 405
+        assert_nothing_happened()
+
+    def test_speaks_the_visitors_language(self, client: Client) -> None:
+        response = client.get(url(), headers={"accept-language": "de"})
+        assert 'lang="de"' in response.content.decode()
+
+
+class TestPermission:
+    @pytest.mark.parametrize("method", ["get", "post"])
+    def test_anonymous(self, ann: User, method: str) -> None:
+        ask = getattr(Client(), method)
+        response = ask(url(), headers={"accept": HTML})
+        assert response.status_code == 302
+        assert response["Location"] == f"/accounts/login/?next={quote(url())}"
+        response = ask(url(), headers={"accept": JSON})
+        assert response.status_code == 401
+        assert response.json()["ok"] is False
+        assert_nothing_happened()
+
+    @pytest.mark.parametrize("method", ["get", "post"])
+    def test_without_permission(self, bob: Client, method: str) -> None:
+        ask = getattr(bob, method)
+        assert ask(url(), headers={"accept": HTML}).status_code == 403
+        response = ask(url(), headers={"accept": JSON})
+        assert response.status_code == 403
+        assert response.json() == {"ok": False, "error": "You may not abort this run."}
+        assert_nothing_happened()
+
+    def test_a_project_may_decide_by_run(self, ann: User) -> None:
+        class MyView(AbortView):
+            def get_run_id(self) -> str:
+                return f"job-{self.kwargs['pk']}"
+
+            def has_abort_permission(self, run_id: str) -> bool:
+                return run_id == "job-7"
+
+        def post(pk: int) -> HttpResponse:
+            request: HttpRequest = RequestFactory().post("/", headers={"accept": JSON})
+            request.user = ann
+            request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
+            response: HttpResponse = MyView.as_view()(request, pk=pk)
+            return response
+
+        assert post(7).status_code == 202
+        assert post(8).status_code == 403
+        assert [row.run_id for row in AbortRequest.objects.all()] == ["job-7"]
+
+
+class TestCsrf:
+    def test_without_a_token_it_is_refused(self, ann: User) -> None:
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(ann)
+        assert client.post(url()).status_code == 403
+        assert_nothing_happened()
+
+    def test_also_where_the_project_has_no_middleware_for_it(
+        self, ann: User, settings: Any
+    ) -> None:
+        settings.MIDDLEWARE = [each for each in settings.MIDDLEWARE if "Csrf" not in each]
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(ann)
+        assert client.post(url()).status_code == 403
+        assert_nothing_happened()
+
+    def test_with_the_token_of_the_page_it_is_taken(self, ann: User) -> None:
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(ann)
+        client.get(url())
+        token = client.cookies["csrftoken"].value
+        assert client.post(url(), {"csrfmiddlewaretoken": token}).status_code == 302
+        assert AbortRequest.objects.exists()
+
+
+class TestIds:
+    @pytest.mark.parametrize(
+        "run_id",
+        [
+            "run-1",
+            "a/b//c/",
+            "/",
+            "..",
+            ".",
+            "a/../b",
+            "with space",
+            "ümlaut 🙂",
+            "100%",
+            "a%2Fb",
+            "a?b#c;d=e&f",
+            "line\nbreak\x01",
+            "/abort/",
+        ],
+    )
+    def test_any_id_has_an_address_of_its_own(self, client: Client, run_id: str) -> None:
+        address = url(run_id)
+        # What browsers and proxies would rewrite does not occur.
+        assert "//" not in address
+        assert "/../" not in address
+        assert "/./" not in address
+        response = client.post(address, headers={"accept": JSON})
+        assert response.status_code == 202
+        assert response.json()["runId"] == run_id
+
+    def test_an_address_written_by_hand_works_too(self, client: Client) -> None:
+        for path, run_id in (("run-1", "run-1"), ("a/b", "a/b"), ("a%20b", "a b")):
+            response = client.post(f"/runs/{path}/abort/", headers={"accept": JSON})
+            assert response.json()["runId"] == run_id
+
+
+def test_under_asgi(ann: User) -> None:
+    async def main() -> HttpResponse:
+        client = AsyncClient()
+        await client.aforce_login(ann)
+        response: HttpResponse = await client.post(url(), headers={"accept": JSON})
+        await sync_to_async(connections.close_all)()  # of the thread that served it
+        return response
+
+    response = asyncio.run(main())
+    assert response.status_code == 202
+    assert json.loads(response.content)["recorded"] is True

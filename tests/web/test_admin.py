@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from html import unescape
+from typing import Any
+
+import django
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from example.redis_server import free_port
+from run_abort import abortable_run
+from run_abort._core.answers import ProcessAnswer, ProcessState
+from run_abort.aborts import AbortOutcome
+from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
+from run_abort.admin import runs as rooms_of_runs
+from run_abort.admin.outcomes import tell
+from run_abort.models import AbortRequest
+from tests.blocks import held
+from tests.conftest import Configure
+from tests.jobs.admin import JobAdmin
+from tests.jobs.models import Job
+from tests.support import Foreign
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LIST = "/admin/jobs/job/"
+ACTION = {"action": "abort_selected_runs", "index": 0}
+
+
+WAIT = AbortRunsMixin.abort_wait
+
+
+@pytest.fixture(autouse=True)
+def recorded_and_published(configure: Configure) -> None:
+    configure(INTENTS=True, POLL_INTERVAL=0.2)
+
+
+@pytest.fixture(autouse=True)
+def not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0)
+
+
+def login(name: str, *codenames: str) -> Client:
+    user = User.objects.create_user(name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def viewer() -> Client:
+    """Who may view and abort, and nothing else."""
+    return login("viewer", "view_job", "abort_run")
+
+
+@pytest.fixture
+def onlooker() -> Client:
+    """Who may view and change, but not abort."""
+    return login("onlooker", "view_job", "change_job")
+
+
+@pytest.fixture
+def jobs() -> list[Job]:
+    return [Job.objects.create(name=name) for name in ("one", "two")]
+
+
+@pytest.fixture
+def over() -> Job:
+    return Job.objects.create(name="over", is_over=True)
+
+
+def select(*jobs: Job) -> dict[str, Any]:
+    return {"_selected_action": [job.pk for job in jobs]}
+
+
+def confirmed(page: HttpResponse, **more: Any) -> dict[str, Any]:
+    """What the form of a confirmation page sends."""
+    fields: dict[str, Any] = {}
+    inputs = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', text(page))
+    for name, value in inputs:
+        fields.setdefault(unescape(name), []).append(unescape(value))
+    return fields | more
+
+
+def text(response: HttpResponse) -> str:
+    if hasattr(response, "render"):
+        response.render()
+    return response.content.decode()
+
+
+def messages(response: HttpResponse) -> list[tuple[str, str]]:
+    found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
+    return [(message.level_tag, str(message)) for message in found]
+
+
+def aborted() -> set[str]:
+    return set(AbortRequest.objects.values_list("run_id", flat=True))
+
+
+class TestAction:
+    def test_asks_first_and_aborts_then(self, viewer: Client, jobs: list[Job]) -> None:
+        page = viewer.post(f"{LIST}?is_over__exact=0", ACTION | select(*jobs))
+        assert page.status_code == 200
+        assert "Abort jobs" in text(page)
+        assert "one" in text(page)
+        assert aborted() == set()
+
+        response = viewer.post(f"{LIST}?is_over__exact=0", confirmed(page, reason="because"))
+        assert response.status_code == 302
+        assert response["Location"] == f"{LIST}?is_over__exact=0"
+        assert messages(response) == [("success", "Asked to abort: 2 jobs.")]
+        assert aborted() == {f"job-{job.pk}" for job in jobs}
+        row = AbortRequest.objects.first()
+        assert row is not None
+        assert (row.reason, row.actor) == ("because", "viewer")
+
+    def test_leaves_one_line_per_run_in_the_log(self, viewer: Client, jobs: list[Job]) -> None:
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        viewer.post(LIST, confirmed(page, reason="because"))
+        viewer.post(LIST, confirmed(page))
+        entries = LogEntry.objects.all()
+        assert {entry.object_id for entry in entries} == {str(job.pk) for job in jobs}
+        assert {entry.change_message for entry in entries} == {
+            "Asked to abort: because",
+            "Asked to abort.",
+        }
+        assert len(entries) == 4
+        assert {entry.user.get_username() for entry in entries} == {"viewer"}
+
+    def test_counts_honestly(self, viewer: Client, jobs: list[Job], over: Job) -> None:
+        denied = Job.objects.create(name="not yours")
+        page = viewer.post(LIST, ACTION | select(*jobs, over, denied))
+        assert "there is nothing to abort" in text(page)
+        assert "you may not abort it" in text(page)
+        assert "these 2 jobs" in text(page)
+        response = viewer.post(LIST, confirmed(page))
+        assert messages(response) == [
+            ("success", "Asked to abort: 2 jobs."),
+            ("warning", "Skipped, nothing to abort: 1 job."),
+            ("error", "Skipped, not permitted: 1 job."),
+        ]
+        assert aborted() == {f"job-{job.pk}" for job in jobs}
+        assert LogEntry.objects.count() == 2
+
+    def test_says_what_did_not_go_out(
+        self, viewer: Client, jobs: list[Job], configure: Configure
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
+        assert (level, "hear of it from the database" in told) == ("info", True)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
+        assert (level, "Nobody could be asked" in told) == ("error", True)
+
+    def test_with_nothing_to_abort_there_is_no_button(self, viewer: Client, over: Job) -> None:
+        page = viewer.post(LIST, ACTION | select(over))
+        assert "Nothing that you selected can be aborted" in text(page)
+        assert 'type="submit" value="Yes, abort"' not in text(page)
+
+    def test_a_reason_that_is_too_long_is_asked_for_again(
+        self, viewer: Client, jobs: list[Job]
+    ) -> None:
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        page = viewer.post(LIST, confirmed(page, reason="x" * 1001))
+        assert page.status_code == 200
+        assert "at most 1000 characters" in text(page)
+        assert aborted() == set()
+        viewer.post(LIST, confirmed(page, reason="shorter"))
+        assert len(aborted()) == 2
+
+    def test_a_long_list_is_cut_but_aborted_whole(
+        self, viewer: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        jobs = [Job.objects.create(name=f"number {n}") for n in range(12)]
+        monkeypatch.setattr(JobAdmin, "abort_confirmation_max_display", 5)
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        assert text(page).count("number ") == 5
+        assert "and 7 more" in text(page)
+        viewer.post(LIST, confirmed(page))
+        assert len(aborted()) == 12
+
+    def test_across_all_pages_it_names_none_of_them_in_the_form(
+        self, viewer: Client, jobs: list[Job], over: Job
+    ) -> None:
+        page = viewer.post(LIST, ACTION | select(jobs[0]) | {"select_across": 1})
+        fields = confirmed(page)
+        assert fields["select_across"] == ["1"]
+        assert len(fields["_selected_action"]) == 1
+        viewer.post(LIST, fields)
+        assert aborted() == {f"job-{job.pk}" for job in jobs}
+
+    def test_what_it_shows_is_escaped(self, viewer: Client) -> None:
+        job = Job.objects.create(name="<script>x</script>")
+        page = viewer.post(LIST, ACTION | select(job))
+        assert "<script>x" not in text(page)
+
+    def test_without_permission_it_is_neither_offered_nor_done(
+        self, onlooker: Client, jobs: list[Job]
+    ) -> None:
+        assert "abort_selected_runs" not in text(onlooker.get(LIST))
+        response = onlooker.post(LIST, ACTION | select(*jobs) | {"post": "yes"})
+        assert ("warning", "No action selected.") in messages(response)
+        assert aborted() == set()
+
+    def test_called_past_the_filter_it_is_refused(
+        self, onlooker: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            JobAdmin, "_filter_actions_by_permissions", lambda self, request, actions: actions
+        )
+        response = onlooker.post(LIST, ACTION | select(*jobs) | {"post": "yes"})
+        assert response.status_code == 403
+        assert aborted() == set()
+
+    def test_the_projects_own_actions_stay(self, viewer: Client, jobs: list[Job]) -> None:
+        page = text(viewer.get(LIST))
+        assert 'value="rename"' in page
+        assert ">Abort selected jobs</option>" in page
+
+    def test_a_csrf_token_is_needed(self, viewer: Client, jobs: list[Job]) -> None:
+        viewer.handler.enforce_csrf_checks = True
+        assert viewer.post(LIST, ACTION | select(*jobs) | {"post": "yes"}).status_code == 403
+        assert aborted() == set()
+
+    def test_actions_that_are_switched_off_stay_off(self) -> None:
+        class Without(AbortRunsMixin, admin.ModelAdmin):  # type: ignore[type-arg]
+            actions = None
+
+        assert Without(Job, admin.site).actions is None
+
+
+if django.VERSION >= (6, 1):
+
+    class TestActionOnTheChangeForm:
+        @pytest.fixture(autouse=True)
+        def offered_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+            monkeypatch.setattr(
+                AbortRunsMixin.abort_selected_runs,
+                "locations",
+                [admin.ActionLocation.CHANGE_FORM],
+                raising=False,
+            )
+
+        def test_its_field_is_echoed_by_its_name(self, viewer: Client, jobs: list[Job]) -> None:
+            address = f"{LIST}{jobs[0].pk}/change/"
+            assert "CHANGE_FORM-action" in text(viewer.get(address))
+            sent = {"CHANGE_FORM-action": "abort_selected_runs"} | select(jobs[0])
+            page = viewer.post(address, sent)
+            fields = confirmed(page)
+            assert fields["CHANGE_FORM-action"] == ["abort_selected_runs"]
+            response = viewer.post(address, fields)
+            assert response.status_code == 302
+            assert aborted() == {f"job-{jobs[0].pk}"}
+
+
+class TestButton:
+    def address(self, job: Job) -> str:
+        return reverse("admin:jobs_job_abort", args=[job.pk])
+
+    def test_is_on_the_change_form_and_leads_to_the_question(
+        self, viewer: Client, jobs: list[Job]
+    ) -> None:
+        filters = "_changelist_filters=is_over__exact%3D0"
+        page = text(viewer.get(f"{LIST}{jobs[0].pk}/change/?{filters}"))
+        assert f'href="{self.address(jobs[0])}?{filters}" class="abortlink">Abort job</a>' in page
+
+        question = viewer.get(f"{self.address(jobs[0])}?{filters}")
+        assert "one" in text(question)
+        assert f'href="{LIST}{jobs[0].pk}/change/?{filters}"' in text(question)
+        assert aborted() == set()
+
+        response = viewer.post(f"{self.address(jobs[0])}?{filters}", {"reason": "because"})
+        assert response["Location"] == f"{LIST}{jobs[0].pk}/change/?{filters}"
+        assert messages(response) == [("success", "Asked to abort: 1 job.")]
+        assert aborted() == {f"job-{jobs[0].pk}"}
+        assert LogEntry.objects.get().change_message == "Asked to abort: because"
+
+    def test_a_reason_that_is_too_long_is_asked_for_again(
+        self, viewer: Client, jobs: list[Job]
+    ) -> None:
+        page = viewer.post(self.address(jobs[0]), {"reason": "x" * 1001})
+        assert "at most 1000 characters" in text(page)
+        assert aborted() == set()
+
+    def test_is_not_there_when_there_is_nothing_to_abort(self, viewer: Client, over: Job) -> None:
+        assert "abortlink" not in text(viewer.get(f"{LIST}{over.pk}/change/"))
+        response = viewer.post(self.address(over))
+        assert messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
+        assert aborted() == set()
+
+    def test_is_not_there_without_permission(
+        self, onlooker: Client, viewer: Client, jobs: list[Job]
+    ) -> None:
+        assert "abortlink" not in text(onlooker.get(f"{LIST}{jobs[0].pk}/change/"))
+        for ask in (onlooker.get, onlooker.post):
+            assert ask(self.address(jobs[0])).status_code == 403
+        denied = Job.objects.create(name="not yours")
+        assert "abortlink" not in text(viewer.get(f"{LIST}{denied.pk}/change/"))
+        assert viewer.post(self.address(denied)).status_code == 403
+        assert aborted() == set()
+
+    def test_who_may_abort_but_not_view_may_not(self, jobs: list[Job]) -> None:
+        client = login("blind", "abort_run")
+        assert client.post(self.address(jobs[0])).status_code == 403
+        assert aborted() == set()
+
+    def test_who_is_not_of_the_staff_logs_in(self, jobs: list[Job]) -> None:
+        response = Client().post(self.address(jobs[0]))
+        assert response.status_code == 302
+        assert "login" in response["Location"]
+
+    def test_of_a_run_that_is_gone(self, viewer: Client, jobs: list[Job]) -> None:
+        for gone in ("999", "nonsense"):
+            assert viewer.get(f"{LIST}{gone}/abort/").status_code == 404
+
+    def test_a_csrf_token_is_needed(self, viewer: Client, jobs: list[Job]) -> None:
+        viewer.handler.enforce_csrf_checks = True
+        assert viewer.post(self.address(jobs[0])).status_code == 403
+
+    def test_the_form_to_add_is_as_it_was(self) -> None:
+        client = login("adder", "add_job", "view_job", "abort_run")
+        page = client.get(f"{LIST}add/")
+        assert page.status_code == 200
+        assert "abortlink" not in text(page)
+
+    def test_a_template_of_the_projects_own_is_extended(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_admin = admin.site._registry[Job]
+        monkeypatch.setattr(
+            job_admin, "_wrapped_change_form_template", "admin/change_form_object_tools.html"
+        )
+        assert viewer.get(f"{LIST}{jobs[0].pk}/change/").status_code == 200
+
+
+class TestWaiting:
+    """What is told once the processes have answered, by the action and by the button."""
+
+    @pytest.fixture(autouse=True)
+    def waited(self, not_waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", WAIT)
+
+    def abort(self, client: Client, *jobs: Job) -> list[tuple[str, str]]:
+        page = client.post(LIST, ACTION | select(*jobs))
+        return messages(client.post(LIST, confirmed(page)))
+
+    @pytest.mark.usefixtures("listening")
+    def test_each_run_is_told_of_as_far_as_is_known(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.5)
+        unknown, finished = (Job.objects.create(name=name) for name in ("three", "four"))
+        with abortable_run(f"job-{finished.pk}"):
+            pass
+        with held(f"job-{jobs[0].pk}"), held(f"job-{jobs[1].pk}", is_stubborn=True):
+            told = self.abort(viewer, *jobs, unknown, finished)
+        assert told == [
+            ("success", "1 job stopped, on 1 process."),
+            ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
+            ("info", "1 job had already finished."),
+            ("info", "1 job was asked to abort; no process that works on it is known."),
+        ]
+        assert LogEntry.objects.count() == 4
+
+    @pytest.mark.usefixtures("listening")
+    def test_the_button_tells_as_the_action_does(self, viewer: Client, jobs: list[Job]) -> None:
+        with held(f"job-{jobs[0].pk}"):
+            response = viewer.post(reverse("admin:jobs_job_abort", args=[jobs[0].pk]))
+        assert messages(response) == [("success", "1 job stopped, on 1 process.")]
+
+    def test_listeners_that_do_not_answer_are_told_of(
+        self, viewer: Client, jobs: list[Job], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.3)
+        with foreign.client.pubsub() as pubsub, held(f"job-{jobs[0].pk}"):
+            pubsub.subscribe(foreign.channel)
+            assert pubsub.get_message(timeout=5) is not None
+            told = self.abort(viewer, *jobs)
+        assert told == [
+            ("info", "1 job stopped on 1 process, but not everybody has answered."),
+            ("info", "1 job was asked to abort; no process that works on it is known."),
+            ("warning", "1 listener did not answer; what it works on is not known."),
+        ]
+
+    def test_without_redis_nobody_is_said_to_have_finished(
+        self, viewer: Client, jobs: list[Job], configure: Configure
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True, POLL_INTERVAL=0.2)
+        with abortable_run(f"job-{jobs[1].pk}"):
+            pass
+        with held(f"job-{jobs[0].pk}"):
+            told = self.abort(viewer, *jobs)
+        assert told == [
+            ("success", "1 job stopped, on 1 process."),
+            (
+                "info",
+                (
+                    "Asked to abort; other processes hear of it from the database, some seconds "
+                    "later: 1 job."
+                ),
+            ),
+        ]
+
+    def test_with_nothing_left_to_abort_nobody_is_asked(
+        self, viewer: Client, over: Job, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level("DEBUG", "run_abort"):
+            response = viewer.post(reverse("admin:jobs_job_abort", args=[over.pk]))
+        assert messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
+        assert not [each for each in caplog.records if each.name == "run_abort"]
+
+    def test_too_many_are_not_waited_for(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rooms_of_runs, "MAX_AWAITED", 1)
+        with held(f"job-{jobs[0].pk}"):
+            assert self.abort(viewer, *jobs) == [("success", "Asked to abort: 2 jobs.")]
+
+    def test_several_processes_are_counted_once_each(self) -> None:
+        def outcome(run_id: str, states: dict[str, ProcessState], **more: Any) -> AbortOutcome:
+            processes = [
+                ProcessAnswer(origin, "host", 1, state) for origin, state in states.items()
+            ]
+            return AbortOutcome(
+                run_id, uuid.uuid4(), 0, True, True, 9, processes=tuple(processes), **more
+            )
+
+        outcomes = [
+            outcome("1", {"a": "stopped", "b": "stopped", "x": "not here"}, stopped=True),
+            outcome("2", {"b": "stopped", "c": "stopped"}, stopped=True),
+            outcome("3", {"a": "stopped", "b": "aborting", "c": "aborting"}),
+            outcome("4", {"a": "aborting"}, unanswered=3),
+            outcome("5", {"a": "finished"}),
+            outcome("6", {"a": "finished"}, unanswered=3),
+        ]
+        told = tell(outcomes, lambda count: "run" if count == 1 else "runs", waited=True)
+        assert [text for _level, text in told] == [
+            "2 runs stopped, on 3 processes.",
+            "2 runs were asked to abort and are still stopping, on 3 processes.",
+            "1 run had already finished.",
+            "1 run was asked to abort; no process that works on it is known.",
+            "3 listeners did not answer; what they work on is not known.",
+        ]
+
+
+def test_the_requests_are_registered_by_importing_the_admin() -> None:
+    assert type(admin.site._registry[AbortRequest]) is AbortRequestAdmin
+
+
+class TestRequests:
+    @pytest.fixture
+    def row(self) -> Iterator[AbortRequest]:
+        return AbortRequest.objects.create(run_id="<b>run-1</b>", reason="because", actor="ann")
+
+    def test_are_read(self, row: AbortRequest) -> None:
+        client = login("reader", "view_abortrequest")
+        page = text(client.get("/admin/run_abort/abortrequest/?q=because"))
+        assert "&lt;b&gt;run-1&lt;/b&gt;" in page
+        day = timezone.localdate()
+        assert client.get(f"/admin/run_abort/abortrequest/?requested_at__year={day.year}")
+        page = text(client.get(f"/admin/run_abort/abortrequest/{row.pk}/change/"))
+        assert "because" in page
+        assert 'name="_save"' not in page
+
+    def test_and_nothing_else(self, row: AbortRequest) -> None:
+        user = User.objects.create_superuser("root")
+        client = Client()
+        client.force_login(user)
+        base = "/admin/run_abort/abortrequest/"
+        assert client.get(f"{base}add/").status_code == 403
+        assert client.post(f"{base}{row.pk}/change/", {"reason": "x"}).status_code == 403
+        assert client.post(f"{base}{row.pk}/delete/", {"post": "yes"}).status_code == 403
+        assert AbortRequest.objects.get().reason == "because"

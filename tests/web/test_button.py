@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.contrib.staticfiles import finders
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template import Context, RequestContext, Template
+from django.test import Client, RequestFactory, override_settings
+from django.urls import NoReverseMatch, clear_script_prefix, include, path, set_script_prefix
+from django.utils.safestring import mark_safe
+
+from run_abort.models import AbortRequest
+from run_abort.views.abort import AbortView
+from run_abort.views.progress import AbortProgressView
+from tests.conftest import Configure
+
+pytestmark = pytest.mark.django_db
+
+IDS = [
+    "run-1",
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "a/b//c/",
+    "..",
+    "with space",
+    "ümlaut 🙂",
+    "100%25?b#c&d",
+    "line\nbreak\x01",
+    "/abort/",
+    "/abort/progress/",
+    "{{ secret }}",
+]
+
+
+class OnlySeven:
+    """What a project decides by run; the ID in the URL is not yet the run's."""
+
+    kwargs: dict[str, Any]
+
+    def get_run_id(self) -> str:
+        return f"job-{self.kwargs['pk']}"
+
+    def has_abort_permission(self, run_id: str) -> bool:
+        if run_id == "job-404":
+            raise Http404
+        if run_id == "job-403":
+            raise PermissionDenied
+        return run_id == "job-7"
+
+
+class JobAbortView(OnlySeven, AbortView):
+    pass
+
+
+class JobProgressView(OnlySeven, AbortProgressView):
+    pass
+
+
+def page(request: HttpRequest, run_id: str) -> HttpResponse:
+    return HttpResponse(render("{% abort_button run_id %}", request, run_id=run_id))
+
+
+urlpatterns = [
+    path("runs/", include("run_abort.urls")),
+    path("jobs/<int:pk>/abort/", JobAbortView.as_view(), name="abort-job"),
+    path("jobs/<int:pk>/progress/", JobProgressView.as_view(), name="job-progress"),
+    path("page/<path:run_id>/", page, name="page"),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_urls() -> Iterator[None]:
+    with override_settings(ROOT_URLCONF="tests.test_button"):
+        yield
+
+
+@pytest.fixture
+def ann() -> User:
+    user = User.objects.create_user("ann")
+    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
+    return user
+
+
+def request_of(user: User | AnonymousUser, url: str = "/runs/?page=2") -> HttpRequest:
+    request = RequestFactory().get(url)
+    request.user = user
+    SessionMiddleware(lambda _: HttpResponse())(request)
+    return request
+
+
+def render(source: str, request: HttpRequest | None, **context: Any) -> str:
+    template = Template("{% load run_abort %}" + source)
+    # Without context processors, as in a project that has none.
+    return str(template.render(Context({"request": request, **context}))).strip()
+
+
+class Parsed(HTMLParser):
+    """The elements of a page, each with its attributes."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for each, attributes in self.elements if each == tag]
+
+    def field(self, name: str) -> str:
+        (value,) = [field.get("value") for field in self.all("input") if field["name"] == name]
+        return value or ""
+
+
+class TestWhoSeesIt:
+    def test_whoever_may_abort(self, ann: User) -> None:
+        button = render("{% abort_button 'run-1' %}", request_of(ann))
+        (form,) = Parsed(button).all("form")
+        assert (form["method"], form["action"]) == ("post", "/runs/run-1/abort/")
+        assert "Abort run “run-1”?" in button
+
+    def test_nobody_else(self, ann: User) -> None:
+        bob = User.objects.create_user("bob")
+        for user in (bob, AnonymousUser()):
+            assert render("{% abort_button 'run-1' %}", request_of(user)) == ""
+
+    def test_nobody_where_nobody_is_known(self, ann: User) -> None:
+        assert render("{% abort_button 'run-1' %}", None) == ""
+        assert render("{% abort_button 'run-1' %}", RequestFactory().get("/")) == ""
+
+    @pytest.mark.parametrize(("pk", "shown"), [(7, True), (8, False), (403, False), (404, False)])
+    def test_a_project_that_decides_by_run_decides_here_too(self, pk: int, shown: bool) -> None:
+        source = "{% abort_button pk view='abort-job' progress='job-progress' %}"
+        button = render(source, request_of(AnonymousUser()), pk=pk)
+        assert bool(button) is shown
+        if shown:
+            assert Parsed(button).all("form")[0]["action"] == "/jobs/7/abort/"
+            assert Parsed(button).all("div")[0]["data-progress"] == "/jobs/7/progress/"
+
+    @pytest.mark.parametrize("pk", [7, 8])
+    def test_the_view_agrees_with_the_button(self, pk: int, configure: Configure) -> None:
+        source = "{% abort_button pk view='abort-job' progress='' %}"
+        shown = bool(render(source, request_of(AnonymousUser()), pk=pk))
+        response = Client().get(f"/jobs/{pk}/abort/")
+        assert (response.status_code == 200) is shown
+
+    def test_under_a_script_prefix(self, ann: User) -> None:
+        set_script_prefix("/ä b/")
+        try:
+            button = render("{% abort_button 'run-1' %}", request_of(ann))
+        finally:
+            clear_script_prefix()
+        assert Parsed(button).all("form")[0]["action"] == "/%C3%A4%20b/runs/run-1/abort/"
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("run_id", "error"),
+        [("", ValueError), ("x" * 256, ValueError), ("\0", ValueError), (None, TypeError)],
+    )
+    def test_what_is_no_id(self, ann: User, run_id: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match="a run ID must"):
+            render("{% abort_button run_id %}", request_of(ann), run_id=run_id)
+
+    def test_what_is_no_abort_view(self, ann: User) -> None:
+        with pytest.raises(ImproperlyConfigured, match="/page/run-1/ is not served by"):
+            render("{% abort_button 'run-1' view='page' %}", request_of(ann))
+        with pytest.raises(NoReverseMatch):
+            render("{% abort_button 'run-1' view='nothing' %}", request_of(ann))
+
+
+class TestForm:
+    @pytest.mark.parametrize("run_id", IDS)
+    def test_any_id_is_shown_as_it_is_and_leads_to_its_run(
+        self, ann: User, run_id: str, configure: Configure
+    ) -> None:
+        configure(INTENTS=True)
+        button = render("{% abort_button run_id %}", request_of(ann), run_id=run_id)
+        parsed = Parsed(button)
+        assert not {"script", "style", "img"} & {tag for tag, _ in parsed.elements}
+        assert run_id in html.unescape(button)
+        client = Client()
+        client.force_login(ann)
+        response = client.post(
+            str(parsed.all("form")[0]["action"]), headers={"accept": "application/json"}
+        )
+        assert response.json()["runId"] == run_id
+        progress = parsed.all("div")[0]["data-progress"]
+        response = client.get(f"{progress}?abort={response.json()['abortId']}")
+        assert response.json()["runId"] == run_id
+
+    def test_an_id_is_no_html_whoever_says_so(self, ann: User) -> None:
+        said = mark_safe("<script>")
+        for source in ("{% abort_button said %}", "{% abort_button '<script>' reason=said %}"):
+            assert "<script>" not in render(source, request_of(ann), said=said)
+
+    def test_ids_that_are_no_text(self, ann: User) -> None:
+        button = render("{% abort_button 17 %}", request_of(ann))
+        assert Parsed(button).all("form")[0]["action"] == "/runs/17/abort/"
+
+    def test_its_token_is_the_visitors(self, ann: User, configure: Configure) -> None:
+        configure(INTENTS=True)
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(ann)
+        shown = Parsed(client.get("/page/run-1/").content.decode())
+        action = str(shown.all("form")[0]["action"])
+        fields = {name: shown.field(name) for name in ("csrfmiddlewaretoken", "next")}
+        response = client.post(action, fields | {"csrfmiddlewaretoken": "x" * 64})
+        assert response.status_code == 403
+        assert not AbortRequest.objects.exists()
+        response = client.post(action, fields | {"reason": "because"})
+        assert response["Location"] == "/page/run-1/"
+        assert AbortRequest.objects.get().reason == "because"
+
+    def test_it_leads_back_to_its_page(self, ann: User) -> None:
+        button = render("{% abort_button 'run-1' %}", request_of(ann, "/runs/?page=2&x=<"))
+        assert Parsed(button).field("next") == "/runs/?page=2&x=%3C"
+        button = render("{% abort_button 'run-1' next='/done/?a=\"' %}", request_of(ann))
+        assert Parsed(button).field("next") == '/done/?a="'
+
+    def test_what_it_says_may_be_chosen(self, ann: User) -> None:
+        source = "{% abort_button 'run-1' label=label reason=reason %}"
+        button = render(source, request_of(ann), label="<b>Stop</b>", reason='"wrong"')
+        assert "<summary>&lt;b&gt;Stop&lt;/b&gt;<span>: run-1</span></summary>" in button
+        assert Parsed(button).field("reason") == '"wrong"'
+        assert "<summary>Abort<" in render("{% abort_button 'run-1' %}", request_of(ann))
+
+    def test_several_have_nothing_that_collides(self, ann: User) -> None:
+        both = render("{% abort_button 'a' %}{% abort_button 'b' %}", request_of(ann))
+        assert [form["action"] for form in Parsed(both).all("form")] == [
+            "/runs/a/abort/",
+            "/runs/b/abort/",
+        ]
+        assert not [attributes for _, attributes in Parsed(both).elements if "id" in attributes]
+
+    def test_it_asks_before_it_acts_and_tells_politely(self, ann: User) -> None:
+        parsed = Parsed(render("{% abort_button 'run-1' %}", request_of(ann)))
+        tags = [tag for tag, _ in parsed.elements]
+        assert tags.index("details") < tags.index("summary") < tags.index("form")
+        assert "open" not in parsed.all("details")[0]
+        assert parsed.all("button") == [{"type": "submit"}]
+        status = parsed.all("p")[-1]
+        assert (status["role"], status["aria-live"]) == ("status", "polite")
+
+    def test_nothing_in_it_needs_a_lenient_policy(self, ann: User) -> None:
+        source = "{% abort_button_media %}{% abort_button 'run-1' %}"
+        for tag, attributes in Parsed(render(source, request_of(ann))).elements:
+            assert tag != "style"
+            assert "style" not in attributes
+            assert not [name for name in attributes if name.startswith("on")]
+            assert tag != "script" or attributes["src"]
+
+
+def test_the_script_finds_every_text_that_it_shows(ann: User) -> None:
+    script = finders.find("run_abort/abort_button.js")
+    assert isinstance(script, str)
+    with open(script, encoding="utf-8") as file:  # noqa: PTH123
+        used = set(re.findall(r"box\.dataset\.(\w+)", file.read())) - {"state"}
+    (box,) = Parsed(render("{% abort_button 'run-1' %}", request_of(ann))).all("div")
+    given = {
+        re.sub("-(.)", lambda match: match[1].upper(), name.removeprefix("data-"))
+        for name in box
+        if name.startswith("data-")
+    }
+    assert used == given - {"runAbort"}
+
+
+def test_the_media_are_files_of_ours() -> None:
+    parsed = Parsed(render("{% abort_button_media %}", None))
+    ((link,), (script,)) = parsed.all("link"), parsed.all("script")
+    assert (link["rel"], link["href"]) == ("stylesheet", "/static/run_abort/abort_button.css")
+    assert "defer" in script
+    for url in (link["href"], script["src"]):
+        assert finders.find(str(url).removeprefix("/static/"))
+
+
+def test_with_context_processors_it_is_the_same(ann: User) -> None:
+    template = Template("{% load run_abort %}{% abort_button 'run-1' %}")
+    button = template.render(RequestContext(request_of(ann)))
+    assert Parsed(button).field("csrfmiddlewaretoken")

@@ -1,0 +1,795 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connection, transaction
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.test import AsyncClient, Client, RequestFactory
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, http
+from run_abort._core.registry import registry
+from run_abort._store import requests
+from run_abort._store.requests import Intent
+from run_abort.http import (
+    LOST,
+    AbortableRequest,
+    Chunk,
+    StreamAborted,
+    abortable_stream,
+    abortable_view,
+)
+from run_abort.models import AbortRequest
+from run_abort.signals import run_abort_requested
+from tests.jobs.models import Job
+from tests.support import TIMEOUT
+
+factory = RequestFactory()
+happened: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def alone(settings: Any) -> None:
+    """No Redis, no database: what happens inside this process."""
+    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    settings.ROOT_URLCONF = __name__
+    happened.clear()
+
+
+def by_name(request: HttpRequest, name: str = "run-1") -> str:
+    return name
+
+
+abortable = abortable_view(by_name)
+
+
+# What is served.
+
+
+@abortable
+def look(request: AbortableRequest, name: str) -> HttpResponse:
+    registry.abort(name, "a secret", "ann")
+    request.abort_signal.raise_if_aborted()
+    return HttpResponse("whole")
+
+
+@abortable
+async def look_async(request: AbortableRequest, name: str) -> HttpResponse:
+    asyncio.get_running_loop().call_later(0.01, registry.abort, name)
+    await asyncio.sleep(TIMEOUT)
+    return HttpResponse("whole")
+
+
+@abortable
+def write(request: AbortableRequest, name: str) -> HttpResponse:
+    Job.objects.create(name=name)
+    if "abort" in request.GET:
+        registry.abort(name)
+    return HttpResponse("whole")
+
+
+@abortable_view(by_name, on_abort=lambda request, aborted: HttpResponse(Job.objects.count()))
+def count(request: AbortableRequest, name: str) -> HttpResponse:
+    Job.objects.create(name=name)
+    registry.abort(name)
+    return HttpResponse("whole")
+
+
+@method_decorator(abortable, name="dispatch")
+class Sync(View):
+    def get(self, request: AbortableRequest, name: str) -> HttpResponse:
+        return look(request, name=name)
+
+
+class Async(View):
+    @method_decorator(abortable)
+    async def get(self, request: AbortableRequest, name: str) -> HttpResponse:
+        return await look_async(request, name=name)
+
+
+class Undecorated(View):
+    async def get(self, request: AbortableRequest, name: str) -> HttpResponse:
+        request.abort_signal.raise_if_aborted()
+        return await look_async(request, name=name)
+
+
+@method_decorator(abortable, name="dispatch")
+class Wrong(Undecorated):
+    pass
+
+
+async def wait(request: HttpRequest, name: str) -> HttpResponse:
+    try:
+        happened.append("began")
+        await asyncio.sleep(TIMEOUT)
+    finally:
+        happened.append("left")
+    return HttpResponse("whole")
+
+
+@abortable_view(by_name, abort_on_disconnect=True)
+async def answer(request: HttpRequest, name: str) -> HttpResponse:
+    return HttpResponse("whole")
+
+
+@abortable_view(by_name, abort_on_disconnect=True)
+def tied_in_vain(request: HttpRequest, name: str) -> HttpResponse:
+    return HttpResponse("whole")
+
+
+async def rows_async(signal: AbortSignal, *, length: int = 0) -> AsyncGenerator[Chunk, None]:
+    try:
+        yield "x" * length
+        happened.append("went on")
+        await asyncio.sleep(TIMEOUT)
+    finally:
+        await sync_to_async(happened.append)("left")
+
+
+async def stream_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
+    rows = partial(rows_async, length=3)
+    tied = "tied" in request.GET
+    return StreamingHttpResponse(abortable_stream(name, rows, abort_on_disconnect=tied))
+
+
+async def short_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
+    async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
+        yield b"1"
+        yield ""
+        yield "2"
+
+    return StreamingHttpResponse(abortable_stream(name, rows, abort_on_disconnect=True))
+
+
+async def busy_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
+    async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
+        for _ in range(10_000):
+            yield "row"
+
+    return StreamingHttpResponse(abortable_stream(name, rows))
+
+
+urlpatterns = [
+    path("look/<name>/", look, name="the-look"),
+    path("look-async/<name>/", look_async),
+    path("write/<name>/", write),
+    path("count/<name>/", count),
+    path("sync/<name>/", Sync.as_view()),
+    path("async/<name>/", Async.as_view()),
+    path("wrapped/<name>/", abortable(Undecorated.as_view())),
+    path("dispatch/<name>/", Wrong.as_view()),
+    path("wait/<name>/", abortable(wait)),
+    path("wait-tied/<name>/", abortable_view(by_name, abort_on_disconnect=True)(wait)),
+    path("answer/<name>/", answer),
+    path("tied-in-vain/<name>/", tied_in_vain),
+    path("stream-async/<name>/", stream_async),
+    path("short-async/<name>/", short_async),
+    path("busy-async/<name>/", busy_async),
+]
+
+
+class Handler(ASGIHandler):
+    """Django 5.2 leaves the body of the request open if the response fails."""
+
+    async def read_body(self, receive: Any) -> Any:
+        self.request_body = await super().read_body(receive)
+        return self.request_body
+
+
+class Asgi:
+    """One request to Django's ASGI application; made in an event loop."""
+
+    def __init__(self, path: str, *, reads: bool = True) -> None:
+        address, _, query = path.partition("?")
+        scope = {"type": "http", "method": "GET", "path": address, "headers": []}
+        scope["query_string"] = query.encode()
+        self.sent: list[dict[str, Any]] = []
+        self.is_gone = asyncio.Event()
+        self.reads = asyncio.Event()  # whether the client reads the body
+        if reads:
+            self.reads.set()
+        self._asks = iter([{"type": "http.request", "body": b""}])
+        self._handler = Handler()
+        self.task = asyncio.ensure_future(self._handler(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        for message in self._asks:
+            return message
+        await self.is_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+        if message.get("body"):
+            await self.reads.wait()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.sent) and self.sent[-1].get("more_body", False) is False
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(TIMEOUT):
+            while not condition():
+                assert not self.task.done(), self.sent
+                await asyncio.sleep(0.002)
+
+    async def end(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await self.task
+        finally:
+            self._handler.request_body.close()
+
+
+def requested(run_id: str = "run-1") -> None:
+    """As if it had been requested in another process."""
+    requests.record([Intent(AbortRequest().pk, run_id, "because", "ann", None)], origin="inst_x")
+
+
+class TestView:
+    def test_what_is_not_aborted_answers_as_ever(self) -> None:
+        @abortable_view(by_name, get_groups=lambda request: ["parent"], label="a report")
+        def view(request: AbortableRequest) -> JsonResponse:
+            ((_, holding),) = registry.holdings()
+            signal = request.abort_signal
+            return JsonResponse([*registry.ids(), holding.label, signal.run_id], safe=False)
+
+        response = view(factory.get("/"))
+        assert (response.status_code, response.content.decode()) == (
+            200,
+            '["run-1", "parent", "a report", "run-1"]',
+        )
+        assert registry.ids() == []
+
+    @pytest.mark.parametrize("url", ["look", "sync"])
+    def test_an_aborted_one_says_so_and_not_by_whom(self, client: Client, url: str) -> None:
+        response = client.get(f"/{url}/run-1/", headers={"accept": "text/html"})
+        assert (response.status_code, response.content) == (409, b"This was aborted.")
+        assert response["Content-Type"] == "text/plain; charset=utf-8"
+        response = client.get(f"/{url}/run-1/", headers={"accept": "application/json"})
+        assert (response.status_code, response.json()) == (
+            409,
+            {"ok": False, "error": "This was aborted."},
+        )
+
+    @pytest.mark.parametrize("url", ["look-async", "async", "wrapped"])
+    def test_an_async_one_is_cancelled(self, url: str) -> None:
+        response = asyncio.run(AsyncClient().get(f"/{url}/run-1/"))
+        assert (response.status_code, response.content) == (409, b"This was aborted.")
+
+    def test_an_async_one_is_served_under_wsgi_too(self, client: Client) -> None:
+        assert client.get("/look-async/run-1/").status_code == 409
+
+    def test_what_people_see_of_it_is_the_name_of_its_url(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        labels: list[object] = []
+        register = registry.register
+        monkeypatch.setattr(
+            registry, "register", lambda *args: (labels.append(args[-1]), register(*args))
+        )
+        client.get("/look/run-1/")
+        assert labels == ["the-look"]
+
+    @pytest.mark.parametrize("url", ["dispatch", "tied-in-vain"])
+    def test_what_cannot_work_is_an_error(self, client: Client, url: str) -> None:
+        match = "async methods" if url == "dispatch" else "a sync view"
+        with pytest.raises((TypeError, RuntimeError), match=match):
+            client.get(f"/{url}/run-1/")
+        assert registry.ids() == []
+
+    def test_what_get_run_id_raises_is_the_answer(self) -> None:
+        def missing(request: HttpRequest) -> str:
+            raise Http404
+
+        with pytest.raises(Http404):
+            abortable_view(missing)(look)(factory.get("/"))
+
+    def test_what_fails_after_the_abort_was_aborted(self) -> None:
+        @abortable
+        def view(request: HttpRequest) -> HttpResponse:
+            registry.abort("run-1")
+            raise OSError("a killed subprocess")
+
+        assert view(factory.get("/")).status_code == 409
+
+    def test_what_fails_without_has_failed(self) -> None:
+        @abortable
+        def view(request: HttpRequest) -> HttpResponse:
+            raise OSError("a full disk")
+
+        with pytest.raises(OSError, match="full"):
+            view(factory.get("/"))
+        assert registry.ids() == []
+
+    def test_one_that_does_not_look_is_interrupted(self) -> None:
+        @abortable_view(by_name, grace=0, insist="interrupt")
+        def view(request: HttpRequest) -> HttpResponse:
+            threading.Timer(0.01, registry.abort, ["run-1"]).start()
+            while True:
+                pass
+
+        assert view(factory.get("/")).status_code == 409
+
+    def test_the_project_answers(self) -> None:
+        def on_abort(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
+            return HttpResponse(f"{request.path} {aborted.reason}", status=503)
+
+        @abortable_view(by_name, on_abort=on_abort)
+        def view(request: HttpRequest) -> HttpResponse:
+            registry.abort("run-1", "because")
+            return HttpResponse("whole")
+
+        response = view(factory.get("/path/"))
+        assert (response.status_code, response.content) == (503, b"/path/ because")
+
+    def test_the_project_answers_asynchronously(self) -> None:
+        async def on_abort(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
+            await asyncio.sleep(0)
+            return HttpResponse(aborted.run_id)
+
+        view = abortable_view(by_name, on_abort=on_abort)(look_async.__wrapped__)
+        response = asyncio.run(view(factory.get("/"), "run-1"))
+        assert response.content == b"run-1"
+
+
+@pytest.mark.django_db(transaction=True)
+class TestDatabase:
+    @pytest.fixture
+    def atomic_requests(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+
+    @pytest.mark.parametrize("url", ["write", "wait", "look-async"])
+    def test_what_was_requested_before_does_not_begin(self, settings: Any, url: str) -> None:
+        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+        requested()
+        if url == "write":
+            response: Any = Client().get("/write/run-1/")
+        else:
+            response = asyncio.run(AsyncClient().get(f"/{url}/run-1/"))
+        assert response.status_code == 409
+        assert happened == []
+        assert not Job.objects.exists()
+
+    def test_a_stream_that_was_requested_before_does_not_begin(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+        requested()
+        with pytest.raises(StreamAborted, match="because"):
+            next(abortable_stream("run-1", lambda signal: happened))
+
+        async def main() -> None:
+            with pytest.raises(StreamAborted, match="because"):
+                await anext(abortable_stream("run-1", rows_async))
+
+        asyncio.run(main())
+        assert happened == []
+
+    def test_an_abort_rolls_the_request_back(self, atomic_requests: None) -> None:
+        client = Client()
+        assert client.get("/write/run-1/?abort").status_code == 409
+        assert not Job.objects.exists()
+        assert client.get("/write/run-1/").status_code == 200
+        assert Job.objects.count() == 1
+
+    def test_it_is_rolled_back_when_the_answer_is_made(self, atomic_requests: None) -> None:
+        assert Client().get("/count/run-1/").content == b"1"
+        assert not Job.objects.exists()
+
+    def test_the_transaction_of_a_test_is_left_alone(self) -> None:
+        with transaction.atomic():
+            assert Client().get("/write/run-1/?abort").status_code == 409
+            assert Job.objects.count() == 1
+
+    def test_a_disconnect_is_recorded(self, settings: Any) -> None:
+        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+
+        async def main() -> None:
+            asgi = Asgi("/wait-tied/run-1/")
+            await asgi.until(lambda: happened)
+            asgi.is_gone.set()
+            await asgi.end()
+
+        asyncio.run(main())
+        (row,) = AbortRequest.objects.all()
+        assert (row.run_id, row.reason, row.actor) == ("run-1", LOST, "")
+
+
+class TestStream:
+    def test_it_is_held_from_the_first_chunk_to_the_end(self) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            yield signal.run_id
+            yield b"2"
+
+        stream = abortable_stream("run-1", rows, groups=["parent"], label="an export")
+        assert registry.ids() == []
+        assert next(stream) == "run-1"
+        assert registry.ids() == ["run-1", "parent"]
+        assert [holding.label for _, holding in registry.holdings()] == ["an export"]
+        assert list(stream) == [b"2"]
+        assert registry.ids() == []
+
+    def test_any_iterable_will_do(self) -> None:
+        assert list(abortable_stream("run-1", lambda signal: ["1", "2"])) == ["1", "2"]
+
+    def test_a_wrong_id_is_told_at_once(self) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            abortable_stream("", lambda signal: [])
+
+    def test_it_is_cut_by_an_abort(self) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            try:
+                yield "1"
+                happened.append("went on")
+                yield "2"
+            finally:
+                happened.append(signal.aborted)
+
+        response = StreamingHttpResponse(abortable_stream("run-1", rows))
+        chunks = iter(response)
+        assert next(chunks) == b"1"
+        registry.abort("run-1", "because")
+        with pytest.raises(StreamAborted, match="because") as raised:
+            next(chunks)
+        assert isinstance(raised.value.__cause__, RunAborted)
+        assert happened == [True]
+        assert registry.ids() == []
+        response.close()
+
+    def test_what_comes_after_the_abort_is_not_sent(self) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            registry.abort("run-1")
+            yield "too late"
+
+        with pytest.raises(StreamAborted):
+            next(abortable_stream("run-1", rows))
+
+    def test_what_ends_after_the_abort_was_aborted(self) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            yield "1"
+            registry.abort("run-1")
+
+        with pytest.raises(StreamAborted):
+            list(abortable_stream("run-1", rows))
+
+    @pytest.mark.parametrize("aborted", [False, True])
+    def test_its_own_errors(self, aborted: bool) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            yield "1"
+            if aborted:
+                registry.abort("run-1")
+            raise OSError
+
+        with pytest.raises(StreamAborted if aborted else OSError):
+            list(abortable_stream("run-1", rows))
+        assert registry.ids() == []
+
+    def test_the_project_says_the_last_word(self) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            yield "1"
+            signal.sleep(TIMEOUT)
+
+        def on_abort(aborted: RunAborted) -> Chunk:
+            return f"event: aborted\ndata: {aborted.reason}\n\n"
+
+        stream = abortable_stream("run-1", rows, on_abort=on_abort)
+        assert next(stream) == "1"
+        registry.abort("run-1", "because")
+        assert list(stream) == ["event: aborted\ndata: because\n\n"]
+
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_closed_before_its_end(self, tied: bool) -> None:
+        def rows(signal: AbortSignal) -> Iterator[Chunk]:
+            try:
+                yield from "12"
+            finally:
+                happened.append(signal.aborted)
+
+        stream = abortable_stream("run-1", rows, abort_on_disconnect=tied)
+        response = StreamingHttpResponse(stream)
+        assert next(iter(response)) == b"1"
+        with other_holder() as other:
+            response.close()
+            assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
+        assert happened == [tied]
+        assert registry.ids() == []
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_closed_before_its_beginning_or_after_its_end(self, begun: bool) -> None:
+        stream = abortable_stream("run-1", lambda signal: ["1"], abort_on_disconnect=True)
+        response = StreamingHttpResponse(stream)
+        if begun:
+            assert list(response) == [b"1"]
+        with other_holder() as other:
+            response.close()
+            assert not other.aborted
+
+
+class other_holder(abortable_run):  # noqa: N801
+    """Somebody else who works on run-1."""
+
+    def __init__(self) -> None:
+        super().__init__("run-1")
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            super().__exit__(*exc_info)
+        except RunAborted:
+            if exc_info[0] is not None:
+                raise
+
+
+class TestAsyncStream:
+    def test_whole(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/short-async/run-1/")
+            await asgi.end()
+            assert (asgi.body, asgi.is_whole) == (b"12", True)
+            assert len(registry.holdings()) == 1
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert not other.aborted
+
+    def test_an_abort_cancels_what_waits_for_the_next_chunk(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/stream-async/run-1/")
+            await asgi.until(lambda: happened)
+            assert registry.ids() == ["run-1"]
+            abort_run("run-1", reason="because")
+            with pytest.raises(StreamAborted, match="because"):
+                await asgi.end()
+            assert (asgi.body, asgi.is_whole) == (b"xxx", False)
+            assert happened == ["went on", "left"]
+            assert registry.ids() == []
+
+        asyncio.run(main())
+
+    def test_an_abort_does_not_cancel_the_sending(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/stream-async/run-1/", reads=False)
+            await asgi.until(lambda: asgi.body)
+            abort_run("run-1")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not asgi.task.done()
+            asgi.reads.set()
+            with pytest.raises(StreamAborted):
+                await asgi.end()
+            assert happened == ["left"]
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("tied", [False, True])
+    @pytest.mark.parametrize("while_sending", [False, True])
+    def test_disconnected(self, tied: bool, while_sending: bool) -> None:
+        async def main() -> None:
+            asgi = Asgi("/stream-async/run-1/" + "?tied" * tied, reads=not while_sending)
+            await asgi.until(lambda: asgi.body if while_sending else happened)
+            asgi.is_gone.set()
+            await asgi.end()
+            assert happened == (["left"] if while_sending else ["went on", "left"])
+            assert len(registry.holdings()) == 1
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
+        assert registry.ids() == []
+
+    def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/busy-async/run-1/")
+            await asgi.until(lambda: asgi.body)
+            asgi.is_gone.set()
+            await asgi.end()
+            assert not asgi.is_whole
+
+        asyncio.run(main())
+        assert registry.ids() == []
+
+    def test_an_abort_may_come_with_the_disconnect(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/stream-async/run-1/?tied")
+            await asgi.until(lambda: happened)
+            abort_run("run-1", reason="because")
+            asgi.is_gone.set()
+            with suppress(StreamAborted):  # whichever comes first
+                await asgi.end()
+            assert len(registry.holdings()) == 1
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert other.reason == "because"
+        assert registry.ids() == []
+
+    def test_one_that_swallows_the_cancellation_goes_no_further_than_its_next_chunk(self) -> None:
+        async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
+            yield "1"
+            try:
+                await asyncio.sleep(TIMEOUT)
+            except asyncio.CancelledError:
+                yield "too late"
+            yield "never"
+
+        async def main() -> None:
+            stream = abortable_stream("run-1", rows)
+            assert await anext(stream) == "1"
+            asyncio.get_running_loop().call_later(0.01, registry.abort, "run-1")
+            with pytest.raises(StreamAborted):
+                await anext(stream)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            assert registry.ids() == []
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("aborted", [False, True])
+    def test_its_own_errors(self, aborted: bool) -> None:
+        async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
+            yield "1"
+            if aborted:
+                registry.abort("run-1")
+            raise OSError
+
+        async def main() -> None:
+            stream = abortable_stream("run-1", rows)
+            assert await anext(stream) == "1"
+            with pytest.raises(StreamAborted if aborted else OSError):
+                await anext(stream)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+
+        asyncio.run(main())
+        assert registry.ids() == []
+
+    def test_the_project_says_the_last_word(self) -> None:
+        async def main() -> None:
+            stream = abortable_stream("run-1", rows_async, on_abort=lambda aborted: "aborted")
+            assert await anext(stream) == ""
+            asyncio.get_running_loop().call_later(0.01, registry.abort, "run-1")
+            assert [chunk async for chunk in stream] == ["aborted"]
+            assert happened == ["went on", "left"]
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+
+        asyncio.run(main())
+
+    def test_within_a_block_that_may_be_interrupted(self) -> None:
+        async def main() -> None:
+            for run_id in ("run-1", "outer"):
+                stream = abortable_stream(run_id, rows_async)
+                assert await anext(stream) == ""
+                registry.abort(run_id)
+                with pytest.raises(StreamAborted):
+                    await anext(stream)
+
+        with pytest.raises(RunAborted), abortable_run("outer", insist="interrupt"):
+            asyncio.run(main())
+        assert happened == ["left", "left"]
+        assert registry.ids() == []
+
+    def test_closed_in_the_event_loop_it_ends_soon(self) -> None:
+        async def main() -> None:
+            response = StreamingHttpResponse(abortable_stream("run-1", rows_async))
+            async for chunk in response:
+                assert chunk == b""
+                break
+            response.close()
+            while not happened:
+                await asyncio.sleep(0.002)
+
+        asyncio.run(main())
+        assert happened == ["left"]
+        assert registry.ids() == []
+
+    def test_one_that_is_cancelled_while_it_begins_is_not_held_for_ever(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def slowly(fn: Callable[[], Any]) -> Any:
+            entered = fn()
+            happened.append("entered")
+            await asyncio.sleep(0.01)
+            return entered
+
+        monkeypatch.setattr(http, "call_from_loop", slowly)
+
+        async def main() -> None:
+            asgi = Asgi("/stream-async/run-1/")
+            await asgi.until(lambda: happened)
+            assert registry.ids() == ["run-1"]
+            asgi.is_gone.set()
+            await asgi.end()
+            while registry.ids():
+                await asyncio.sleep(0.002)
+
+        asyncio.run(main())
+        assert happened == ["entered"]
+
+
+class TestDisconnect:
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_a_view_that_waits(self, tied: bool) -> None:
+        async def main() -> None:
+            asgi = Asgi("/wait-tied/run-1/" if tied else "/wait/run-1/")
+            await asgi.until(lambda: happened)
+            asgi.is_gone.set()
+            await asgi.end()
+            assert asgi.sent == []
+            assert happened == ["began", "left"]
+            assert len(registry.holdings()) == 1
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
+
+    def test_the_request_ends_when_everybody_was_asked(self) -> None:
+        async def slowly(**facts: Any) -> None:
+            await asyncio.sleep(0.05)
+            happened.append(facts["run_id"])
+
+        async def main() -> None:
+            asgi = Asgi("/wait-tied/run-1/")
+            await asgi.until(lambda: happened)
+            asgi.is_gone.set()
+            await asgi.end()
+            assert happened == ["began", "left", "run-1"]
+
+        run_abort_requested.connect(slowly)
+        try:
+            asyncio.run(main())
+        finally:
+            run_abort_requested.disconnect(slowly)
+
+    def test_what_was_attached_to_it_hears_of_it(self) -> None:
+        heard = threading.Event()
+
+        @abortable_view(by_name, abort_on_disconnect=True)
+        async def view(request: AbortableRequest) -> HttpResponseBase:
+            request.abort_signal.add_callback(heard.set)
+            await asyncio.sleep(TIMEOUT)
+            raise AssertionError
+
+        async def main() -> None:
+            task = asyncio.ensure_future(view(factory.get("/")))
+            while not registry.ids():
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        assert heard.wait(TIMEOUT)
+
+    def test_a_view_that_has_answered(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/answer/run-1/")
+            await asgi.end()
+            asgi.is_gone.set()
+            assert (asgi.body, asgi.is_whole) == (b"whole", True)
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert not other.aborted
