@@ -1,7 +1,7 @@
-"""What has to happen around a fork, also where a C program forks and does not say so.
+"""What has to happen around a fork, also where a C program forks without calling Python's hooks.
 
 Python calls the hooks of ``os.register_at_fork`` itself. uWSGI calls them only if it is told to
-(``py-call-uwsgi-fork-hooks``); without, its children find out by their process ID.
+(``py-call-uwsgi-fork-hooks``); without that, its children find out by their process ID.
 """
 
 from __future__ import annotations
@@ -11,49 +11,48 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from .hooks import Hook
+
 __all__ = ["at_fork", "catch_up"]
 
 logger = logging.getLogger("run_abort")
 
-Hook = Callable[[], object]
 
-_in_child: Final[list[Hook]] = []
-_pid = os.getpid()
+class _Process:
+    """This process, as far as its children have to know that they are others."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.in_child: Hook[[]] = Hook()
+
+    def after_fork_in_child(self) -> None:
+        self.pid = os.getpid()
+        self.in_child()
+
+
+_process: Final = _Process()
 
 
 def at_fork(
-    *, before: Hook | None = None, after_in_parent: Hook | None = None, after_in_child: Hook
+    *,
+    before: Callable[[], object],
+    after_in_parent: Callable[[], object],
+    after_in_child: Callable[[], object],
 ) -> None:
-    """Call the hooks around every fork from now on; there is no way to take them back.
-
-    Those in the child are called in the order in which they were given.
-    """
-    _in_child.append(after_in_child)
+    """Call the functions around every fork from now on; they cannot be removed again."""
+    _process.in_child.add(after_in_child)
     if hasattr(os, "register_at_fork"):
-        if before is not None:
-            os.register_at_fork(before=before)
-        if after_in_parent is not None:
-            os.register_at_fork(after_in_parent=after_in_parent)
+        os.register_at_fork(before=before, after_in_parent=after_in_parent)
 
 
 def catch_up() -> None:
-    """Do what was to be done after the fork, if this process is a child that was not told."""
-    if _pid != os.getpid():
-        _after_fork_in_child()
-
-
-def _after_fork_in_child() -> None:
-    global _pid
-    _pid = os.getpid()
-    for hook in _in_child:
-        try:
-            hook()
-        except Exception:
-            logger.exception("A hook failed after a fork")
+    """Do what a fork has to do in the child, if this process is a child in which it was not done."""
+    if _process.pid != os.getpid():
+        _process.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_process.after_fork_in_child)
 
 try:
     import uwsgi  # type: ignore[import-not-found, import-untyped, unused-ignore]

@@ -1,7 +1,7 @@
-"""Short-lived threads for code whose duration is not ours to know: the user's, or a driver's.
+"""Short-lived threads for code that may take any time: the user's, or a driver's.
 
-Every thread here is started on demand and ends with its work, so an idle process has none.
-None is carried over a fork: a child starts with empty lanes.
+Every thread here is started on demand and ends with its work, so an idle process has none. A fork
+waits for those that run this app's own code, for a second at most; the child begins with no work.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from contextlib import suppress
 from functools import partial
 from typing import ClassVar, Final, Generic, TypeVar
 
-from .forks import at_fork
+from .hooks import Hook, call_logged, name_of
 
-__all__ = ["Lane", "TimeUpError", "call_bounded", "call_logged", "on_thread_end", "spawn", "submit"]
+__all__ = [
+    "SerialWorker",
+    "TimeUpError",
+    "after_fork_in_child",
+    "before_fork",
+    "call_bounded",
+    "spawn",
+    "submit",
+    "thread_ends",
+]
 
 logger = logging.getLogger("run_abort")
 
@@ -28,34 +37,19 @@ T = TypeVar("T")
 
 JOIN_TIMEOUT: Final = 1.0  # seconds
 
-_thread_end_hooks: list[Callable[[], object]] = []
-# The threads that may still live and that a fork waits for; only ever changed by one operation at
-# a time.
-_helpers: dict[threading.Thread, None] = {}
+# Called at the end of every thread of this module, in that thread: packages that know Django close
+# their database connections there.
+thread_ends: Final[Hook[[]]] = Hook()
 
-
-def on_thread_end(hook: Callable[[], object]) -> None:
-    """Call ``hook`` at the end of every thread of this module, in that thread.
-
-    It is how the rooms that know Django get their database connections closed.
-    """
-    if hook not in _thread_end_hooks:
-        _thread_end_hooks.append(hook)
-
-
-def call_logged(fn: Callable[[], object]) -> None:
-    """Call ``fn``; whatever it raises is logged with its traceback and goes no further."""
-    try:
-        fn()
-    except BaseException:
-        logger.exception("%s failed", _name_of(fn))
+# The threads that may still run and that a fork waits for; each change is a single operation.
+_helpers: Final[dict[threading.Thread, None]] = {}
 
 
 def spawn(fn: Callable[[], object], *, name: str) -> None:
-    """Call ``fn`` on a thread of its own, through :func:`call_logged`. The exit waits for it.
+    """Call ``fn`` on a thread of its own, which the interpreter's exit waits for.
 
-    Where no thread can be had (a limit of the system, a late stage of the interpreter's exit),
-    ``fn`` is called at once in the calling thread: late is better than never.
+    What ``fn`` raises is logged. Where no thread can be started (a limit of the system, a late
+    stage of the interpreter's exit), ``fn`` is called at once in the calling thread.
     """
     if not _start(fn, name=name):
         call_logged(fn)
@@ -68,7 +62,7 @@ def _start(
 
     :param daemon: whether the interpreter may exit while ``fn`` runs.
     :param joined: whether a fork waits for it, for a while.
-    :return: False, with a warning in the log, if no thread can be had.
+    :return: False, with a warning in the log, if no thread can be started.
     """
     thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
     try:
@@ -83,36 +77,45 @@ def _start(
 
 def _body(fn: Callable[[], object]) -> None:
     call_logged(fn)
-    _end_thread()
-
-
-def _name_of(fn: Callable[..., object]) -> str:
-    while isinstance(fn, partial):
-        fn = fn.args[0] if fn.args and callable(fn.args[0]) else fn.func
-    return getattr(fn, "__qualname__", None) or repr(fn)
+    thread_ends()
 
 
 def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
     """Call ``fn`` on a thread of its own; the future gets its result."""
     future: Future[T] = Future()
     thread = threading.Thread(
-        target=_fulfil, args=(future, fn, _end_thread), name=name, daemon=True
+        target=_fulfil, args=(future, fn), kwargs={"at_end": thread_ends}, name=name, daemon=True
     )
     try:
         thread.start()
     except RuntimeError:
         _warn_of_no_thread(fn)
-        _fulfil(future, fn, at_end=bool)  # the connections are the caller's
+        _fulfil(future, fn)  # in the caller's thread, so the connections there stay open
     else:
         _remember(thread)
     return future
 
 
+def _fulfil(
+    future: Future[T], fn: Callable[[], T], at_end: Callable[[], object] | None = None
+) -> None:
+    try:
+        result = fn()
+    except BaseException as error:
+        set_outcome = partial(future.set_exception, error)
+    else:
+        set_outcome = partial(future.set_result, result)
+    # The caller may fork as soon as it has the result: everything else is done before.
+    if at_end is not None:
+        at_end()
+    set_outcome()
+
+
 def _warn_of_no_thread(fn: Callable[..., object]) -> None:
-    # CPython 3.12.0 to 3.12.2 start none once the main thread is over, which is nobody's fault.
+    # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended: expected at exit.
     is_ending = sys.is_finalizing() or not threading.main_thread().is_alive()
     level = logging.DEBUG if is_ending else logging.WARNING
-    logger.log(level, "No thread can be started: %s runs in its caller's", _name_of(fn))
+    logger.log(level, "No thread can be started: %s runs in its caller's", name_of(fn))
 
 
 def _remember(thread: threading.Thread) -> None:
@@ -123,72 +126,42 @@ def _remember(thread: threading.Thread) -> None:
 
 
 class TimeUpError(TimeoutError):
-    """Raised by :func:`call_bounded` when it has waited for long enough."""
+    """Raised by :func:`call_bounded` when the time is up."""
 
 
 def call_bounded(
-    fn: Callable[[], T], timeout: float, *, name: str, late: Callable[[Future[T]], object] = bool
+    fn: Callable[[], T],
+    timeout: float,
+    *,
+    name: str,
+    on_late: Callable[[Future[T]], object] | None = None,
 ) -> T:
     """Call ``fn`` on a thread of its own and wait for its result, at most ``timeout`` seconds.
 
-    :param late: called with the finished future if ``fn`` ends after the time was up; usually in
-        the thread of ``fn``.
+    :param on_late: called with the finished future if ``fn`` ends after the time was up; usually
+        in the thread of ``fn``.
     :raises TimeUpError: when the time is up. ``fn`` goes on: a thread cannot be cancelled.
-    :raises Exception: whatever ``fn`` raised within the time.
+    :raises Exception: what ``fn`` raised within the time.
     """
     future = submit(fn, name=name)
     if not wait([future], timeout).done:
-        future.add_done_callback(late)
+        if on_late is not None:
+            future.add_done_callback(on_late)
         raise TimeUpError
     return future.result()
 
 
-def _fulfil(future: Future[T], fn: Callable[[], T], at_end: Callable[[], object]) -> None:
-    # Whoever waits may fork as soon as there is a result: everything else is done before.
-    try:
-        result = fn()
-    except BaseException as error:
-        at_end()
-        future.set_exception(error)
-    else:
-        at_end()
-        future.set_result(result)
-
-
-def _end_thread() -> None:
-    for hook in _thread_end_hooks:
-        call_logged(hook)
-
-
-def _join_helpers() -> None:
-    """Before a fork: a helper may hold a lock of a driver, which nobody would release in the child.
-
-    One that a database or a server keeps waiting is left alone after a while.
-    """
-    deadline = time.monotonic() + JOIN_TIMEOUT
-    this = threading.current_thread()
-    # Looked at anew each time: one that ends may have started another.
-    while alive := [each for each in tuple(_helpers) if each is not this and each.is_alive()]:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return
-        alive[0].join(left)
-
-
-def _forget_helpers() -> None:
-    _helpers.clear()
-
-
-class Lane(Generic[T]):
+class SerialWorker(Generic[T]):
     """Hands items to one function, one after the other, on a thread that lives while there are any.
 
-    :param handle: called with each item, in the order in which they were given.
-    :param limit: how many items may wait; what comes beyond is refused.
+    :param handle: called with each item, in the order in which they were put; what it raises is
+        logged.
+    :param limit: the number of items that may wait; what comes beyond is refused.
     :param ours: whether ``handle`` is this app's own code, which takes a bounded time: then a fork
         and the interpreter's exit wait for it.
     """
 
-    _all: ClassVar[weakref.WeakSet[Lane[object]]] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakSet[SerialWorker[object]]] = weakref.WeakSet()
 
     def __init__(
         self,
@@ -206,8 +179,8 @@ class Lane(Generic[T]):
         self._reset()
 
     def _reset(self) -> None:
-        # Guards _waiting together with _running: a lane has one thread or none. Reentrant, because
-        # a signal handler that aborts may interrupt its own thread inside put().
+        # Guards _waiting together with _running: a worker has one thread or none. Reentrant,
+        # because a signal handler that aborts may interrupt its own thread inside put().
         self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
         self._running = False
@@ -215,7 +188,10 @@ class Lane(Generic[T]):
         self._idle.set()
 
     def put(self, item: T) -> bool:
-        """Queue ``item``. False, and nothing is queued, when the lane is full."""
+        """Queue ``item``; never waits for the worker.
+
+        :return: False if the queue is full; then nothing is queued.
+        """
         with self._lock:
             if len(self._waiting) >= self._limit:
                 return False
@@ -224,15 +200,18 @@ class Lane(Generic[T]):
                 return True
             self._running = True
             self._idle.clear()
-            # Within the lock: whoever finds it running may exit next, and the exit waits for
-            # threads that have been started.
+            # Within the lock: the caller may exit next, and the exit waits for started threads.
             if _start(self._drain, name=self._name, daemon=not self._ours, joined=self._ours):
                 return True
         call_logged(self._drain)
         return True
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until nothing is queued or being handled, at most ``timeout`` seconds."""
+        """Wait until no item is queued or being handled.
+
+        :param timeout: seconds to wait at most.
+        :return: whether that is so.
+        """
         return self._idle.wait(timeout)
 
     def _drain(self) -> None:
@@ -247,11 +226,27 @@ class Lane(Generic[T]):
 
     @classmethod
     def _reset_all(cls) -> None:
-        """In a forked child: the threads stayed in the parent, and so did what they had to do."""
-        for lane in list(cls._all):
+        for worker in list(cls._all):
             with suppress(Exception):
-                lane._reset()
+                worker._reset()
 
 
-at_fork(before=_join_helpers, after_in_child=_forget_helpers)
-at_fork(after_in_child=Lane._reset_all)
+def before_fork() -> None:
+    """Wait for this app's own threads: one may hold a driver's lock, which the child would keep.
+
+    A thread that a database or a server keeps waiting is left alone after ``JOIN_TIMEOUT``.
+    """
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    this = threading.current_thread()
+    # Computed anew each time: a thread that ends may have started another.
+    while alive := [each for each in tuple(_helpers) if each is not this and each.is_alive()]:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        alive[0].join(left)
+
+
+def after_fork_in_child() -> None:
+    """Forget the threads and the queued items: both stayed in the parent."""
+    _helpers.clear()
+    SerialWorker._reset_all()

@@ -1,82 +1,78 @@
 """``AbortController`` and ``AbortSignal``: the pair of the web platform, for threads and asyncio.
 
-Whoever holds the controller aborts; whoever works holds the signal and looks at it.
+The code that aborts holds the controller; the code that works holds the signal and looks at it.
 
-There is no lock in this module. Who wins between two aborts, or between an abort and the end of
-the block, is decided by one ``dict.setdefault``, which CPython executes as a whole. So a read of
+There is no lock in this module. Which of two aborts wins, or of an abort and the end of the block,
+is decided by one ``dict.setdefault``, which CPython executes as a whole. So a read of
 ``signal.aborted`` is the read of a slot, ``abort()`` may be called from a signal handler, and no
-lock can be left locked by a fork.
+fork can leave a lock locked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
-from run_abort._concurrency.workers import call_logged, spawn
+from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
 from .interrupts import Shield
 from .statements import Cancels
 from .subprocesses import Process, Run, attach, run_async
+from .types import Aborted, Escalated, Escalation, Event, Request
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-__all__ = ["GRACE", "AbortController", "AbortSignal", "on_rung"]
+__all__ = ["GRACE", "AbortController", "AbortSignal", "Emit"]
 
 GRACE: Final = 10.0  # seconds
 
-_CLOSED: Final = ("", "")
+_CLOSED: Final = Aborted(Request(""), "local", 0.0, ())
 
-_rung_hooks: list[Callable[[AbortSignal, str, datetime], object]] = []
-
-
-def on_rung(hook: Callable[[AbortSignal, str, datetime], object]) -> None:
-    """Call ``hook(signal, rung, at)`` when something was done because asking was not enough.
-
-    In any thread; it must neither block nor raise. Adding it again changes nothing.
-    """
-    if hook not in _rung_hooks:
-        _rung_hooks.append(hook)
+# Takes what happened, in the thread in which it happened; neither blocks nor raises.
+Emit = Callable[[Event], object]
 
 
 class AbortSignal:
     """What the code that works on a run looks at.
 
-    :ivar aborted: whether the run was aborted; goes from False to True once. Reading it costs a
-        slot read. To be read only: the controller writes it.
+    :ivar aborted: whether the run was aborted; goes from False to True once. A read costs one slot
+        read. Read-only: the controller writes it.
     :ivar reason: why, set before ``aborted``; else empty.
     :ivar actor: who, as text, set before ``aborted``; else empty.
     :ivar run_id: the ID of the run; empty for a bare ``AbortController()``.
-    :ivar grace: for how many seconds after the abort the work may take to end by itself.
-    :ivar abort_ids: of the aborts that it was aborted by, as far as they are noted; None before.
+    :ivar grace: seconds that the work may take to end by itself after the abort.
+    :ivar aborted_by: the abort, set before ``aborted``; else None.
     """
 
     __slots__ = (
         "__weakref__",
         "_effects",
-        "abort_ids",
+        "_emit",
         "aborted",
+        "aborted_by",
         "actor",
         "grace",
         "reason",
         "run_id",
     )
 
-    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
+    def __init__(self, run_id: str = "", grace: float = GRACE, emit: Emit | None = None) -> None:
         self.run_id = run_id
         self.grace = grace
-        self.abort_ids: tuple[str, ...] | None = None
+        self._emit = emit
+        self.aborted_by: Aborted | None = None
         self.aborted = False
         self.reason = ""
         self.actor = ""
-        # What an abort has to wake or call. Whoever pops an entry runs it, so each runs once.
+        # What an abort has to wake or call. The thread that pops an entry runs it: each runs once.
         self._effects: dict[object, Callable[[], object]] = {}
 
     def __repr__(self) -> str:
@@ -93,18 +89,19 @@ class AbortSignal:
         return RunAborted(self.run_id, self.reason, self.actor)
 
     def raise_if_aborted(self) -> None:
-        """Return at once, or
+        """Return at once, or raise.
 
         :raises RunAborted: if the run was aborted.
         """
-        # Nothing to look at: an abort makes the signal an _AbortedSignal, which raises.
+        if self.aborted:
+            raise self.exception()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the run is aborted.
 
         In asyncio code use :meth:`wait_async`, which does not block the loop.
 
-        :param timeout: at most so many seconds; ``None`` waits for ever.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
         :return: whether the run was aborted.
         """
         if self.aborted:
@@ -231,10 +228,13 @@ class AbortSignal:
         """
         return Cancels(self, connection)
 
-    def tell_rung(self, rung: str, at: datetime) -> None:
-        """Have it known what was done, as asking was not enough, and when. Never blocks."""
-        for hook in _rung_hooks:
-            hook(self, rung, at)
+    def escalated(self, escalation: Escalation) -> None:
+        """Report that something was done because the block went on. Never blocks.
+
+        :param escalation: what was done, just now.
+        """
+        if self._emit is not None:
+            self._emit(Escalated(self, escalation, time.time()))
 
     def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], bool]:
         """Call ``wake``, which must neither block nor raise, in the thread that aborts."""
@@ -254,27 +254,24 @@ class AbortSignal:
         return self._effects.pop(key, None) is not None
 
 
-class _AbortedSignal(AbortSignal):
-    __slots__ = ()
-
-    def raise_if_aborted(self) -> None:
-        raise self.exception()
-
-
 class AbortController:
     """Aborts its ``signal``, once.
 
     ``abortable_run`` makes one for each block; code that wants the pair for itself makes its own.
 
-    :ivar signal: the :class:`AbortSignal` to hand to whoever works.
+    :ivar signal: the :class:`AbortSignal` for the code that works.
+    :ivar left_at: when its block was left, in seconds since the epoch; None before.
     """
 
-    __slots__ = ("__weakref__", "_verdict", "signal")
+    __slots__ = ("__weakref__", "_verdict", "left_at", "signal")
 
-    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
-        self.signal = AbortSignal(run_id, grace)
-        # At most one entry: the abort, or _CLOSED. The first to come stays.
-        self._verdict: dict[str, tuple[str, str]] = {}
+    signal_class: ClassVar[type[AbortSignal]] = AbortSignal
+
+    def __init__(self, run_id: str = "", grace: float = GRACE, emit: Emit | None = None) -> None:
+        self.signal = self.signal_class(run_id, grace, emit)
+        self.left_at: float | None = None
+        # At most one entry: the abort, or _CLOSED. The first one stays.
+        self._verdict: dict[str, Aborted] = {}
 
     @property
     def closed(self) -> bool:
@@ -282,7 +279,7 @@ class AbortController:
         return self._verdict.get("verdict") is _CLOSED
 
     def abort(self, reason: str = "", actor: str = "") -> bool:
-        """Abort the signal: flag and waiters at once, callbacks on their own threads.
+        """Abort the signal: set the flag and wake waiters at once, start callbacks on threads.
 
         Never blocks; may be called from any thread, also from a signal handler.
 
@@ -290,24 +287,24 @@ class AbortController:
         :param actor: who, as text.
         :return: True if this call aborted it, False if it was aborted or had ended before.
         """
-        flipped = self.flip(reason, actor)
+        request = Request(self.signal.run_id, reason=reason, actor=actor)
+        flipped = self.flip(Aborted(request, "local", time.time(), (self,)))
         if flipped:
             self.take_effect()
         return flipped
 
-    def flip(self, reason: str = "", actor: str = "") -> bool:
-        """The first half of :meth:`abort`: the flag. To be followed by :meth:`take_effect`.
+    def flip(self, aborted: Aborted) -> bool:
+        """The first half of an abort: set the flag. To be followed by :meth:`take_effect`.
 
-        Apart, so that whoever aborts many sets every flag before the first callback is started.
+        Apart, so that an abort of many controllers sets every flag before it starts a callback.
         """
-        verdict = (reason, actor)
-        if self._verdict.setdefault("verdict", verdict) is not verdict:
+        if self._verdict.setdefault("verdict", aborted) is not aborted:
             return False
-        _flip(self.signal, reason, actor)
+        _flip(self.signal, aborted)
         return True
 
     def take_effect(self) -> None:
-        """The second half of :meth:`abort`: wake the waiters, start the callbacks."""
+        """The second half of an abort: wake the waiters, start the callbacks."""
         effects = self.signal._effects
         for key in list(effects):
             effect = effects.pop(key, None)
@@ -325,22 +322,22 @@ class AbortController:
             self.signal._effects.clear()
             return True
         # The aborting thread may have been stopped between its verdict and the flag.
-        _flip(self.signal, *verdict)
+        _flip(self.signal, verdict)
         return False
 
 
-def _flip(signal: AbortSignal, reason: str, actor: str) -> None:
-    # The flag last: whoever sees it finds the rest.
-    signal.reason = reason
-    signal.actor = actor
-    signal.__class__ = _AbortedSignal
+def _flip(signal: AbortSignal, aborted: Aborted) -> None:
+    # The flag last: code that sees it finds the rest.
+    signal.aborted_by = aborted
+    signal.reason = aborted.request.reason
+    signal.actor = aborted.request.actor
     signal.aborted = True
 
 
 def _call_in_loop(
     loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object
 ) -> None:
-    with suppress(RuntimeError):  # the loop is closed, and whoever waited in it is gone
+    with suppress(RuntimeError):  # the loop is closed, and nothing waits in it any more
         loop.call_soon_threadsafe(fn, *args)
 
 

@@ -1,42 +1,42 @@
-"""Insistence: what is done about a block that was aborted and has not been left in time.
+"""Escalation: what is done about a block that was aborted and goes on.
 
-One thread looks after all of them. Who starts it: the abort of a block that is to be insisted on.
-Who stops it: itself, when there is none left. A fork finds no such thread: it is stopped and
-joined before, and started again after, in the parent and in the child, if there are any.
+One thread looks after all blocks of a process. The abort of a block that may be escalated starts
+it; it ends itself when there is nothing left to do. A fork finds no such thread: it is stopped
+before, and started again after, in the parent and in the child, if there is anything to do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Final
 
-from run_abort._concurrency.forks import at_fork
-from run_abort._concurrency.workers import call_logged
+from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.service import Life, Service
 
-__all__ = ["Insistence", "Rung", "cease", "clean_grace", "clean_rungs", "insist"]
+from .types import Escalation
 
-logger = logging.getLogger("run_abort")
+__all__ = ["Cancellation", "EscalationPlan", "Escalator", "clean_grace", "clean_insist"]
 
-# What a block may be insisted on by: a task is cancelled again, a thread interrupted.
-Rung = Literal["cancel", "interrupt"]
-RUNGS: Final = get_args(Rung)
+# What the parameter ``insist`` takes; terminating and killing is for programs.
+INSIST: Final[tuple[Escalation, ...]] = ("cancel", "interrupt")
 
 MAX_GRACE: Final = 86_400.0  # seconds
-AGAIN: Final = 0.05  # seconds until what could not be tried is tried; doubles, too
-STUCK: Final = 1.0  # seconds in which it could not be tried
-LONGEST: Final = 60.0  # seconds between two tries; each is twice as far from the last
-JOIN_TIMEOUT: Final = 5.0  # seconds
+RETRY_DELAY: Final = 0.05  # seconds; doubled after each attempt that could not be made
+STUCK: Final = 1.0  # seconds without an attempt that could be made
+MAX_DELAY: Final = 60.0  # seconds between two attempts; each delay is twice the last
 
 
 def clean_grace(grace: object) -> float:
-    """A number of seconds.
+    """Check ``grace``.
 
+    :return: seconds.
     :raises TypeError: if it is no number.
     :raises ValueError: if it is negative, not finite, or more than a day.
     """
@@ -47,150 +47,171 @@ def clean_grace(grace: object) -> float:
     return float(grace)
 
 
-def clean_rungs(insist: object) -> tuple[Rung, ...]:
-    """The rungs that were given: one, several, or none.
+def clean_insist(insist: object) -> tuple[Escalation, ...]:
+    """Check ``insist``: one escalation, several, or none.
 
     :raises TypeError: if it is neither a string nor an iterable of strings.
-    :raises ValueError: if one of them is no rung.
+    :raises ValueError: if one of them is not known.
     """
     if isinstance(insist, str):
         insist = (insist,)
     if not isinstance(insist, Iterable):
         raise TypeError(f"insist must be a string or strings, not {type(insist).__name__}")
-    rungs = tuple(dict.fromkeys(insist))
-    for rung in rungs:
-        if not isinstance(rung, str):
-            raise TypeError(f"insist must be a string or strings, not {type(rung).__name__}")
-        if rung not in RUNGS:
-            raise ValueError(f"insist must be of {' and '.join(map(repr, RUNGS))}, not {rung!r}")
-    return rungs
+    escalations = tuple(dict.fromkeys(insist))
+    for each in escalations:
+        if not isinstance(each, str):
+            raise TypeError(f"insist must be a string or strings, not {type(each).__name__}")
+        if each not in INSIST:
+            raise ValueError(f"insist must be of {' and '.join(map(repr, INSIST))}, not {each!r}")
+    return escalations
 
 
-class Insistence:
-    """What is done about one aborted block, until it is left.
+class EscalationPlan:
+    """What is done about one aborted block until it is left.
 
-    :param grace: seconds from the abort to the first try, and then to the second.
-    :param attempt: tries to make the block end; False if it could not be tried now. It takes a
-        moment, and raises nothing.
-    :param on_stuck: called if it could not be tried for a second.
+    :param grace: seconds from the abort to the first attempt, and then to the second.
+    :param attempt: tries to end the block, in the escalator's thread; False if that could not be
+        tried now. It takes a moment, and raises nothing.
+    :param on_stuck: called once if no attempt could be made for a second.
     :ivar is_over: whether the block was left.
     """
 
-    __slots__ = ("_attempt", "_on_stuck", "_pause", "_stuck", "is_over")
+    __slots__ = ("_attempt", "_delay", "_on_stuck", "_stuck", "grace", "is_over")
 
     def __init__(
-        self, grace: float, attempt: Callable[[], bool], *, on_stuck: Callable[[], object] = bool
+        self,
+        grace: float,
+        attempt: Callable[[], bool],
+        *,
+        on_stuck: Callable[[], object] | None = None,
     ) -> None:
+        self.grace = grace
         self._attempt = attempt
         self._on_stuck = on_stuck
-        self._pause = max(grace, AGAIN)
+        self._delay = max(grace, RETRY_DELAY)
         self._stuck = 0.0
         self.is_over = False
 
     def step(self) -> float:
-        """Try once; return after how many seconds to try again."""
+        """Make an attempt.
+
+        :return: seconds until the next one.
+        """
         if self._attempt():
             self._stuck = 0.0
-            pause, self._pause = self._pause, min(2 * self._pause, max(self._pause, LONGEST))
-            return pause
-        was_stuck, pause = self._stuck, min(max(self._stuck, AGAIN), LONGEST)
-        self._stuck += pause
-        if was_stuck < STUCK <= self._stuck:
+            delay, self._delay = self._delay, min(2 * self._delay, max(self._delay, MAX_DELAY))
+            return delay
+        was_stuck, delay = self._stuck, min(max(self._stuck, RETRY_DELAY), MAX_DELAY)
+        self._stuck += delay
+        if was_stuck < STUCK <= self._stuck and self._on_stuck is not None:
             self._on_stuck()
-        return pause
+        return delay
 
 
-class _Insister:
-    """The thread, and what it is to do when."""
+class Escalator:
+    """The thread that escalates, and its agenda."""
 
     def __init__(self) -> None:
-        self._agenda: list[tuple[float, int, Insistence]] = []  # a heap
-        self._number = itertools.count()
-        self._reset()
-
-    def _reset(self) -> None:
-        # Guards what follows and _agenda, so that there is one thread while there is anything to
-        # do, and none at a fork. Reentrant, because a signal handler that aborts may interrupt
-        # its own thread inside.
+        # Guards _agenda. Reentrant, because a signal handler that aborts may interrupt its own
+        # thread inside.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._forking = 0
+        self._agenda: list[tuple[float, int, EscalationPlan]] = []  # a heap
+        self._number = itertools.count()
+        self.service = Service("run_abort-escalator", self._run)
 
-    def add(self, delay: float, insistence: Insistence) -> None:
-        """Try in ``delay`` seconds, unless the block was left. Never blocks."""
-        with self._lock:
-            if insistence.is_over:
-                return
-            heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._number), insistence))
-            self._ensure_started()
-            self._changed.notify_all()
+    def add(self, plan: EscalationPlan) -> None:
+        """The block was aborted: make the first attempt after its grace. Never blocks."""
+        self._schedule(plan, plan.grace)
 
-    def drop(self, insistence: Insistence) -> None:
-        """The block was left: do no more about it."""
+    def drop(self, plan: EscalationPlan) -> None:
+        """The block was left: make no further attempt."""
         with self._lock:
-            insistence.is_over = True
-            self._agenda = [entry for entry in self._agenda if entry[2] is not insistence]
+            plan.is_over = True
+            self._agenda = [entry for entry in self._agenda if entry[2] is not plan]
             heapq.heapify(self._agenda)
-            self._changed.notify_all()
+        self.service.wake()
 
-    def _ensure_started(self) -> None:
-        if self._thread is not None or self._forking or not self._agenda:
-            return
-        self._thread = threading.Thread(target=self._run, name="run_abort-insister", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # a limit of the system, or its exit is near
-            self._thread = None
-            logger.warning("Nobody insists on what was aborted: %s", error)
-
-    def _run(self) -> None:
-        while (insistence := self._next()) is not None:
-            call_logged(partial(self._step, insistence))
-
-    def _next(self) -> Insistence | None:
-        """The next that is due; None once there is nothing to wait for."""
-        this = threading.current_thread()
+    def _schedule(self, plan: EscalationPlan, delay: float) -> None:
         with self._lock:
-            while self._thread is this and self._agenda:
-                wait = self._agenda[0][0] - time.monotonic()
-                if wait <= 0:
-                    return heapq.heappop(self._agenda)[2]
-                self._changed.wait(wait)
-            if self._thread is this:
-                self._thread = None
-        return None
+            if plan.is_over:
+                return
+            heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._number), plan))
+        self.service.start()
 
-    def _step(self, insistence: Insistence) -> None:
-        self.add(insistence.step(), insistence)
+    def _is_needed(self) -> bool:
+        return bool(self._agenda)
 
-    # Around a fork.
+    def _run(self, life: Life) -> None:
+        while not life.stopping:
+            due, delay = self._take_due()
+            if due is not None:
+                call_logged(partial(self._step, due))
+            elif delay is not None:
+                life.pause(delay)
+            elif self.service.retire(life, self._is_needed):
+                return
 
-    def before_fork(self) -> None:
+    def _step(self, plan: EscalationPlan) -> None:
+        self._schedule(plan, plan.step())
+
+    def _take_due(self) -> tuple[EscalationPlan | None, float | None]:
+        """The plan that is due; else the seconds until the next one is, None if there is none."""
         with self._lock:
-            self._forking += 1
-            thread, self._thread = self._thread, None
-            self._changed.notify_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(JOIN_TIMEOUT)
-
-    def after_fork_in_parent(self) -> None:
-        with self._lock:
-            self._forking -= 1
-            self._ensure_started()
+            if not self._agenda:
+                return None, None
+            delay = self._agenda[0][0] - time.monotonic()
+            if delay > 0:
+                return None, delay
+            return heapq.heappop(self._agenda)[2], None
 
     def after_fork_in_child(self) -> None:
-        self._reset()
-        with self._lock:
-            self._ensure_started()
+        """Renew the lock, which another thread may have held, and go on with the agenda."""
+        self._lock = threading.RLock()
+        self.service.after_fork_in_child(rest=-1)
+        if self._is_needed():
+            self.service.start()
 
 
-_insister = _Insister()
+class Cancellation:
+    """Cancels the task that makes it, as ``asyncio.timeout`` does, and can take that back.
 
-insist = _insister.add
-cease = _insister.drop
-at_fork(
-    before=_insister.before_fork,
-    after_in_parent=_insister.after_fork_in_parent,
-    after_in_child=_insister.after_fork_in_child,
-)
+    :raises RuntimeError: if no task runs.
+    """
+
+    __slots__ = ("_before", "_loop", "_sent", "_task", "is_open")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("async with abortable_run() has to be used inside a task")
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._before = task.cancelling()
+        self._sent = 0
+        self.is_open = True
+
+    def send(self) -> bool:
+        """Cancel the task soon; from any thread.
+
+        :return: False if its loop is closed, and the task has ended with it.
+        """
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._cancel)
+            return True
+        return False
+
+    def _cancel(self) -> None:
+        if self.is_open:
+            self._sent += 1
+            self._task.cancel()
+
+    def withdraw(self) -> bool:
+        """Take back what was sent, and send no more; in the task's own thread.
+
+        :return: whether a CancelledError that arrived can only be this one's.
+        """
+        self.is_open = False
+        left = self._before
+        for _ in range(self._sent):
+            left = self._task.uncancel()
+        return self._sent > 0 and left <= self._before

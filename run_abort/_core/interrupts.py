@@ -21,17 +21,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, Final, Protocol
 from weakref import ref
 
-from run_abort._concurrency.forks import at_fork
 from run_abort.exceptions import RunAborted
 
 __all__ = [
     "Held",
     "Interruption",
+    "KeptBlock",
     "Shield",
+    "after_fork_in_child",
     "is_interruptible",
     "kept_exit",
     "open_interruptions",
@@ -279,62 +280,86 @@ def _take_back(target: _Target) -> None:
         target.owed, target.sent = target.sent, None
 
 
-class _Kept(Protocol):
+class KeptBlock(Protocol):
+    """What :class:`kept_exit` needs of a block."""
+
     held: Held | None
 
+    def is_kept(self) -> bool:
+        """Whether an interrupt may arrive as the block ends."""
+
     def abandon(self) -> None:
-        """Do what the end of the block has to, if that was not done. It raises nothing."""
+        """Do what the end of the block has to, if that was not done. Raises nothing."""
+
+
+class _Guard:
+    """Abandons its block when it is deleted, unless it was disarmed."""
+
+    __slots__ = ("__weakref__", "block")
+
+    def __init__(self, block: KeptBlock) -> None:
+        self.block: KeptBlock | None = block
+
+    def __del__(self) -> None:
+        if self.block is not None:
+            self.block.abandon()
 
 
 class _Exit(partial[None]):
     """What a ``with`` statement calls at its end, and then lets go of.
 
-    The traceback of an interrupt keeps what was called, and so the block, but not this.
+    The traceback of an interrupt keeps what was called, and so the block, but not this object. So
+    the guard is deleted when the statement has ended.
     """
 
-    def __del__(self) -> None:
-        self.args[0].abandon()
-
-
-class _DoneExit(partial[None]):
-    """One that has nothing left to do, and so no code that an interrupt could be lost in."""
+    guard: _Guard | None = None
 
 
 class Held:
     """What is known of the object that a ``with`` statement holds.
 
-    :ivar over: not empty once the statement has ended. It tells without a reference to the object,
-        which would keep that alive.
+    :ivar over: not empty once the statement has ended. It tells so without a reference to the
+        guard, which would keep that alive.
     """
 
-    __slots__ = ("_exit", "over")
+    __slots__ = ("_exit", "_guard", "over")
 
-    def __init__(self, exit: _Exit) -> None:  # noqa: A002
+    def __init__(self, exit: _Exit, guard: _Guard) -> None:  # noqa: A002
         self.over: list[object] = []
-        self._exit = ref(exit, self.over.append)
+        self._exit = ref(exit)
+        self._guard = ref(guard, self.over.append)
 
     def spend(self) -> None:
-        """The block is left, and nothing is to be done when the statement ends; in its thread."""
-        exit = self._exit()  # noqa: A001
+        """The block was left: do nothing when the statement ends. In the block's thread.
+
+        The guard is deleted here, behind a shield: its ``__del__`` would swallow an interrupt.
+        """
+        exit, guard = self._exit(), self._guard()  # noqa: A001
+        if guard is not None:
+            guard.block = None
         if exit is not None:
-            exit.__class__ = _DoneExit  # type: ignore[assignment]  # they have the same layout
+            exit.guard = None
 
 
 class kept_exit:  # noqa: N801  a decorator
     """Makes an ``__exit__`` that an interrupt cannot prevent, if a ``with`` statement calls it.
 
-    The block gets ``held``.
+    A ``with`` statement looks it up just before it calls ``__enter__``: then it is decided whether
+    the block has to be kept. Such a block gets ``held``.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
         self.__doc__ = function.__doc__
 
-    def __get__(self, block: _Kept | None, owner: type | None = None) -> Callable[..., None]:
+    def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Callable[..., None]:
         if block is None:
             return self._function  # contextlib.ExitStack calls that of the class
+        if not block.is_kept():
+            return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
-        block.held = Held(exit)
+        exit.guard = _Guard(block)
+        block.held = Held(exit, exit.guard)
         return exit
 
 
@@ -351,14 +376,11 @@ def _asynchronously() -> Callable[[int | None, int | None], int]:
         raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
 
 
-def _after_fork_in_child() -> None:
-    # The lock may have been another thread's, and the other threads stayed in the parent.
+def after_fork_in_child() -> None:
+    """Renew the lock, which another thread may have held; the other threads are not here."""
     target: _Target | None = getattr(_here, "target", None)
     if target is not None:
         target.lock = threading.Lock()
     for each in tuple(open_interruptions):
         if not each.is_of(target):
             del open_interruptions[each]
-
-
-at_fork(after_in_child=_after_fork_in_child)

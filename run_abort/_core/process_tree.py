@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from .procfs import PROC, Entry, entry_of, owner_of, processes
+from .types import Escalation
 
 __all__ = ["Family", "Tell", "can_hold", "end", "family_of", "family_of_stranger"]
 
@@ -26,7 +27,7 @@ KILL_TIMEOUT: Final = 5.0  # seconds for what was killed to be gone
 LOOK: Final = 0.02  # seconds until it is looked for new children; doubles up to
 LOOK_SELDOM: Final = 0.25
 
-Tell = Callable[[str], object]
+Tell = Callable[[Escalation], object]
 
 
 class Family(Protocol):
@@ -201,9 +202,12 @@ def end(family: Family, grace: float, tell: Tell) -> bool:
     :param tell: called with ``"terminate"``, and with ``"kill"`` if that is done.
     :return: whether all are gone.
     """
-    steps = ("terminate", signals.SIGTERM, grace), ("kill", signals.SIGKILL, KILL_TIMEOUT)
-    for rung, number, patience in steps:
-        tell(rung)
+    steps: tuple[tuple[Escalation, signals.Signals, float], ...] = (
+        ("terminate", signals.SIGTERM, grace),
+        ("kill", signals.SIGKILL, KILL_TIMEOUT),
+    )
+    for escalation, number, patience in steps:
+        tell(escalation)
         deadline = time.monotonic() + patience
         while True:
             family.send(number)

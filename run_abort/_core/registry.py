@@ -1,71 +1,27 @@
-"""This process's map from run IDs and group IDs to the live controllers that answer to them."""
+"""A process's map from run IDs and group IDs to the live controllers that answer to them."""
 
 from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from run_abort._concurrency.forks import at_fork
+from run_abort._concurrency.hooks import Hook
 
 from .controller import AbortController
+from .types import Aborted, Event, Request, Way
 
-__all__ = ["MAX_ID_LENGTH", "Holding", "Registry", "Way", "clean_id", "clean_ids", "registry"]
+__all__ = ["Holding", "Registry"]
 
-MAX_ID_LENGTH = 255  # characters; what every database that Django supports can index
 REMEMBERED: Final = 4096  # IDs that have ended here; up to twice as many are known
-
-# How this process heard of an abort.
-Way = Literal["local", "channel", "reconcile", "start"]
-
-OnRegister = Callable[[AbortController], object]
-OnAborted = Callable[[Sequence[AbortController], str], object]
-OnReceived = Callable[[Sequence[AbortController], str, Way], object]
-
-
-def clean_id(run_id: object) -> str:
-    """The run ID as text.
-
-    :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
-    :raises TypeError: if it is anything else.
-    :raises ValueError: if it is empty, longer than 255 characters, or contains a null character,
-        which PostgreSQL cannot keep.
-    """
-    if type(run_id) is not str:
-        if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
-            name = type(run_id).__name__
-            raise TypeError(f"a run ID must be a str, an int or a UUID, not {name}")
-        run_id = str(run_id)
-    if not run_id:
-        raise ValueError("a run ID must not be empty")
-    if "\0" in run_id:
-        raise ValueError("a run ID must not contain a null character")
-    if len(run_id) > MAX_ID_LENGTH:
-        raise ValueError(f"a run ID must not be longer than {MAX_ID_LENGTH} characters")
-    return run_id
-
-
-def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
-    """The ID of a run, and after it its further IDs, each once.
-
-    :raises TypeError: as :func:`clean_id`, and if ``groups`` is not an iterable of IDs.
-    :raises ValueError: as :func:`clean_id`.
-    """
-    first = clean_id(run_id)
-    if not groups:
-        return (first,)
-    if isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable):
-        raise TypeError("groups must be a list or tuple of IDs; for a single one write (group,)")
-    return tuple(dict.fromkeys([first, *map(clean_id, groups)]))
 
 
 class Holding(NamedTuple):
     """A block that runs here.
 
     :ivar ident: of the thread that entered it.
-    :ivar label: what it does, for people.
+    :ivar label: what the block does, for people.
     :ivar since: when it was entered, in seconds since the epoch.
     """
 
@@ -79,28 +35,25 @@ class Registry:
 
     Any number of controllers may answer to one ID, and one controller to several IDs.
 
-    :ivar on_register: called with each controller before it answers to any ID, so before anybody
-        can abort it, in the thread that registers it. For tests of projects. It must neither block
-        nor raise.
-    :ivar on_received: called with the controllers that are aborted and were to be, by this abort
-        or an earlier one, with the abort's ID and the way on which it came: before whatever waits
-        for them is woken, in the thread that aborts. It must neither block nor raise.
-    :ivar on_aborted: called after that with those that this abort flipped, perhaps none, and the
-        abort's ID. As above.
+    :ivar events: called with each :data:`Event`, in the thread in which it happened, after the
+        flags are set and the waiters are woken. Its functions neither block nor raise.
+    :ivar on_register: called with each controller before it answers to any ID, in the thread that
+        registers it.
+    :ivar controller_class: of the controllers that :meth:`new_controller` makes.
     """
 
     def __init__(self) -> None:
-        self.on_register: OnRegister | None = None
-        self.on_aborted: OnAborted | None = None
-        self.on_received: OnReceived | None = None
+        self.events: Hook[[Event]] = Hook()
+        self.on_register: Hook[[AbortController]] = Hook()
+        self.controller_class: Callable[..., AbortController] = AbortController
         # ID → controller → what a Holding has. No ID without a controller.
         self._holders: dict[str, dict[AbortController, tuple[int, str, float]]] = {}
-        self._forget_ended()
+        self.forget_ended()
         self._renew_lock()
 
-    def _forget_ended(self) -> None:
-        # The IDs that were held here, and are not. In two generations, because the oldest entry of
-        # a single dict takes ever longer to find.
+    def forget_ended(self) -> None:
+        """Forget which IDs were held here and are not any more."""
+        # In two generations, because the oldest entry of a single dict takes ever longer to find.
         self._ended: dict[str, None] = {}
         self._ended_before: dict[str, None] = {}
 
@@ -110,7 +63,7 @@ class Registry:
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        """How many IDs are answered to."""
+        """The number of IDs that are answered to."""
         return len(self._holders)
 
     def ids(self) -> list[str]:
@@ -129,7 +82,7 @@ class Registry:
         return sorted(found.items(), key=lambda held: held[1].since)
 
     def holding_of(self, controller: AbortController) -> Holding | None:
-        """The block of ``controller``; None once that was left."""
+        """The block of ``controller``; None once it was left."""
         with self._lock:
             held = self._holders.get(controller.signal.run_id, {}).get(controller)
         return None if held is None else Holding(*held)
@@ -143,9 +96,13 @@ class Registry:
                 or any(controller.closed for controller in self._holders.get(run_id, ()))
             )
 
+    def new_controller(self, run_id: str, grace: float) -> AbortController:
+        """A controller whose events come to this registry; not registered yet."""
+        return self.controller_class(run_id, grace, self.events)
+
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """From now on ``controller`` answers to ``ids``."""
-        if self.on_register is not None:
+        if self.on_register:
             self.on_register(controller)
         # A plain tuple: to make a Holding takes as long as all the rest.
         holding = (threading.get_ident(), label, time.time())
@@ -166,48 +123,34 @@ class Registry:
                         if len(self._ended) > REMEMBERED:
                             self._ended_before, self._ended = self._ended, {}
 
-    def abort(
-        self,
-        run_id: str,
-        reason: str = "",
-        actor: str = "",
-        abort_id: str = "",
-        way: Way = "local",
-    ) -> int:
-        """Abort every controller that answers to ``run_id``, in the calling thread.
+    def abort(self, request: Request, way: Way = "local") -> int:
+        """Abort every controller that answers to ``request.run_id``, in the calling thread.
 
         :return: how many this call aborted.
         """
-        if run_id not in self._holders:
+        if request.run_id not in self._holders:
             return 0
         with self._lock:
-            controllers = tuple(self._holders.get(run_id, ()))
-        return self.abort_controllers(controllers, reason, actor, abort_id, way)
+            controllers = tuple(self._holders.get(request.run_id, ()))
+        return self.abort_controllers(controllers, request, way)
 
     def abort_controllers(
-        self,
-        controllers: Sequence[AbortController],
-        reason: str = "",
-        actor: str = "",
-        abort_id: str = "",
-        way: Way = "local",
+        self, controllers: Sequence[AbortController], request: Request, way: Way
     ) -> int:
-        """Abort just these: every flag first, then whatever waits for them.
+        """Abort just these: every flag first, then the waiters, then the event.
 
         :return: how many this call aborted.
         """
+        aborted = Aborted(request, way, time.time(), tuple(controllers))
         flipped = []
         for controller in controllers:
-            if controller.flip(reason, actor):
+            if controller.flip(aborted):
                 flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
-        # Not by the flag: another thread may be between its verdict and that.
-        aborted = [controller for controller in controllers if not controller.closed]
-        if aborted and self.on_received is not None:
-            self.on_received(aborted, abort_id, way)
-        for controller in flipped:
-            controller.take_effect()
-        if aborted and self.on_aborted is not None:
-            self.on_aborted(flipped, abort_id)
+        try:
+            for controller in flipped:
+                controller.take_effect()
+        finally:
+            self.events(aborted)
         return len(flipped)
 
     def after_fork_in_child(self) -> None:
@@ -216,14 +159,10 @@ class Registry:
         A child that is forked inside a block works on that run too, so an abort must reach it.
         """
         self._renew_lock()
-        self._forget_ended()
+        self.forget_ended()
         ident = threading.get_ident()
         kept = (
             (run_id, {c: held for c, held in holders.items() if held[0] == ident})
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}
-
-
-registry = Registry()
-at_fork(after_in_child=registry.after_fork_in_child)

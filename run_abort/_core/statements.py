@@ -84,8 +84,11 @@ class Cancels(AbstractContextManager[None]):
         if self._signal.aborted and is_error:
             raise self._signal.exception() from exc
 
+    def is_kept(self) -> bool:
+        return True
+
     def abandon(self) -> None:
-        """Do what ``__exit__`` did not come to. Raises nothing."""
+        """Do what ``__exit__`` did not do. Raises nothing."""
         with suppress(BaseException):
             self._leave()
 

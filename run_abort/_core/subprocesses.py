@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from run_abort._concurrency.workers import spawn, submit
 from run_abort.exceptions import RunAborted
 
 from .process_tree import Family, end, family_of
+from .types import Escalation
 
 __all__ = ["Process", "Run", "attach", "run_async"]
 
@@ -31,7 +31,7 @@ class Signal(Protocol):
     def exception(self) -> RunAborted: ...
     def raise_if_aborted(self) -> None: ...
     def shield(self) -> AbstractContextManager[None]: ...
-    def tell_rung(self, rung: str, at: datetime) -> None: ...
+    def escalated(self, escalation: Escalation) -> None: ...
 
 
 class Process(Protocol):
@@ -64,9 +64,9 @@ class _Attachment:
                 family.close()
                 self.over.set()
 
-    def _tell(self, rung: str) -> None:
+    def _tell(self, escalation: Escalation) -> None:
         if self._signal.aborted:  # and not only stopped by somebody else
-            self._signal.tell_rung(rung, datetime.now(UTC))
+            self._signal.escalated(escalation)
 
     def detach(self) -> bool:
         """Leave the family alone; if it is being ended, wait for that, and return False."""

@@ -1,0 +1,1 @@
+"""The push over Redis pub/sub."""

@@ -1,0 +1,62 @@
+"""Callbacks: "call me when this happens"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Generic, ParamSpec
+
+__all__ = ["Hook", "call_logged", "name_of"]
+
+logger = logging.getLogger("run_abort")
+
+P = ParamSpec("P")
+
+
+def call_logged(function: Callable[[], object]) -> None:
+    """Call ``function``; log what it raises, with its traceback, and raise nothing."""
+    try:
+        function()
+    except BaseException:
+        logger.exception("%s failed", name_of(function))
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """The name of a function for the log, also of one inside a ``partial``."""
+    while isinstance(function, partial):
+        is_wrapper = function.args and callable(function.args[0])
+        function = function.args[0] if is_wrapper else function.func
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+class Hook(Generic[P]):
+    """The functions to call when one thing happens, in the order in which they were added.
+
+    Calling the hook calls each of them in the calling thread. What one raises is logged and does
+    not reach the others. Adding and removing replace the tuple of functions, so a call that runs
+    meanwhile finishes with the functions that it began with.
+    """
+
+    def __init__(self) -> None:
+        self._functions: tuple[Callable[P, object], ...] = ()
+
+    def add(self, function: Callable[P, object]) -> Callable[[], None]:
+        """Call ``function`` from now on; adding it again changes nothing.
+
+        :return: a function that removes it again.
+        """
+        if function not in self._functions:
+            self._functions = (*self._functions, function)
+
+        def remove() -> None:
+            self._functions = tuple(each for each in self._functions if each != function)
+
+        return remove
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        for function in self._functions:
+            call_logged(partial(function, *args, **kwargs))
+
+    def __bool__(self) -> bool:
+        return bool(self._functions)

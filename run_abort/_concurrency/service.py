@@ -1,0 +1,202 @@
+"""The lifecycle of a thread that lives long."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["JOIN_TIMEOUT", "Life", "Service"]
+
+logger = logging.getLogger("run_abort")
+
+JOIN_TIMEOUT: Final = 5.0  # seconds
+
+
+class Life:
+    """One life of a service: what its thread looks at.
+
+    :param rest: seconds for which the thread rests before it begins, unless it is woken.
+    :ivar stopping: whether the thread has to end.
+    :ivar on_stop: called in the thread that stops this one, after ``stopping`` was set: for what
+        ends a wait that is no pause. The thread sets it, and looks at ``stopping`` afterwards.
+    """
+
+    def __init__(self, rest: float) -> None:
+        self.stopping = False
+        self.rest = rest
+        self.on_stop: Callable[[], object] | None = None
+        self._wake = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def pause(self, seconds: float | None) -> None:
+        """Wait until somebody wakes the thread, at most ``seconds`` seconds."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def wake(self) -> None:
+        """End a pause, now or the next one. Any thread may call it."""
+        self._wake.set()
+
+
+class Service:
+    """At most one thread that lives long; none while the process forks.
+
+    A thread that is alive at a fork can leave the child with half-imported modules and with locks
+    that nothing will release. So :meth:`before_fork` stops and joins it, and it is started again in
+    the parent and in the child.
+
+    :param name: of the thread.
+    :param run: called with the :class:`Life`, in the thread; it returns when ``life.stopping``.
+    """
+
+    def __init__(self, name: str, run: Callable[[Life], object]) -> None:
+        self._name = name
+        self._run = run
+        self._reset()
+
+    def _reset(self) -> None:
+        # Guards the attributes below: there is one thread, and none at a fork. Reentrant, because
+        # a signal handler may interrupt its own thread inside and start the service.
+        self._lock = threading.RLock()
+        self._life: Life | None = None
+        self._forking = 0
+        self._resume = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a thread that is not about to end."""
+        life = self._life
+        return life is not None and life.thread is not None and life.thread.is_alive()
+
+    def is_current(self, life: Life) -> bool:
+        """Whether ``life`` is that of the present thread: one that was replaced has no say."""
+        return life is self._life
+
+    def ensure_started(self) -> None:
+        """Start the thread if there is none; costs one look if there is."""
+        if self._life is None:
+            self.start()
+
+    def start(self, *, rest: float = 0.0) -> bool:
+        """Start the thread; wake the one that rests, unless ``rest`` is given.
+
+        :return: whether it runs, or will once the process has forked; False if no thread can be
+            started, which is logged.
+        """
+        with self._lock:
+            if self._forking:
+                self._resume = True
+                return True
+            if self.is_running:
+                if not rest:
+                    self.wake()
+                return True
+            life = Life(rest)
+            life.thread = threading.Thread(
+                target=self._body, args=(life,), name=self._name, daemon=True
+            )
+            self._life = life
+            try:
+                life.thread.start()
+            except RuntimeError as error:  # a limit of the system, or the interpreter exits
+                self._life = None
+                logger.warning("Cannot start the thread %s: %s", self._name, error)
+                return False
+            return True
+
+    def wake(self) -> None:
+        """End the thread's pause, if it runs."""
+        life = self._life
+        if life is not None:
+            life.wake()
+
+    def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
+        """Stop the thread and wait for its end. The next :meth:`start` begins another life.
+
+        Idempotent; any thread may call it, the service's own included, which is not joined.
+
+        :param timeout: seconds to wait; ``None`` waits for ever.
+        :return: whether the thread has ended.
+        """
+        with self._lock:
+            life, self._life = self._life, None
+            self._resume = False
+        return self._end(life, timeout)
+
+    def retire(self, life: Life, is_needed: Callable[[], bool]) -> bool:
+        """Let the thread end itself because nothing is left to do; called by the thread.
+
+        Whoever comes to need the service while it retires either sees no thread and starts one, or
+        makes ``is_needed()`` true before it is asked, and the thread goes on.
+
+        :return: whether the thread has to end.
+        """
+        with self._lock:
+            if self._life is not life:
+                return True
+            self._life = None
+        if not is_needed():
+            return True
+        with self._lock:
+            if self._forking or life.stopping or self._life is not None:
+                return True
+            self._life = life
+        return False
+
+    def _body(self, life: Life) -> None:
+        if life.rest:
+            life.pause(life.rest)
+        if not life.stopping:
+            self._run(life)
+
+    def _end(self, life: Life | None, timeout: float | None) -> bool:
+        if life is None or life.thread is None:
+            return True
+        life.stopping = True
+        life.wake()
+        if life.on_stop is not None:
+            life.on_stop()
+        if life.thread is not threading.current_thread():
+            life.thread.join(timeout)
+        return not life.thread.is_alive()
+
+    def before_fork(self) -> None:
+        """Stop the thread, and remember to start it again; called in the thread that forks."""
+        with self._lock:
+            self._forking += 1
+            life = self._life
+            if life is None or life.thread is threading.current_thread() or not self.is_running:
+                return
+            self._life = None
+            self._resume = True
+        if not self._end(life, JOIN_TIMEOUT):
+            logger.warning("The thread %s is busy and stays alive at the fork", self._name)
+
+    def after_fork_in_parent(self, *, rest: float = 0.0) -> None:
+        """Start the thread again if the fork has stopped it.
+
+        :param rest: seconds until the thread begins.
+        """
+        with self._lock:
+            self._forking -= 1
+            if self._forking or not self._resume:
+                return
+            self._resume = False
+        self.start(rest=rest)
+
+    def after_fork_in_child(self, *, rest: float = 0.0) -> bool:
+        """Forget the parent's thread; start one if the parent had one.
+
+        :param rest: seconds until the thread begins; negative: do not start.
+        :return: whether the parent had one.
+        """
+        life = self._life
+        resume = self._resume or life is not None
+        if life is not None:  # the service's own thread has forked: it must not go on here
+            life.stopping = True
+        self._reset()
+        if resume and rest >= 0:
+            self.start(rest=rest)
+        return resume

@@ -1,0 +1,352 @@
+"""``Scope``: the ``with`` statement in which a run is worked on, for threads and for asyncio.
+
+It registers a controller, and closes it at the end: the end of the block and an abort exclude each
+other. With ``async with`` an abort cancels the task. A block that goes on after its abort is
+escalated, if it allows that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Final
+
+from run_abort.exceptions import RunAborted
+
+from .controller import GRACE, AbortController, AbortSignal
+from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
+from .ids import clean_ids
+from .interrupts import (
+    Held,
+    Interruption,
+    Shield,
+    is_interruptible,
+    kept_exit,
+    open_interruptions,
+    take_for_arrived,
+)
+from .registry import Registry
+from .types import Escalation, Left
+
+__all__ = ["Scope"]
+
+logger = logging.getLogger("run_abort")
+
+_INTERRUPT_ONLY: Final = (
+    "with abortable_run() can be insisted on by 'interrupt' only, and not in an event loop: there, "
+    "use async with, and 'cancel'"
+)
+
+
+class Scope:
+    """A block that works on a run.
+
+    Subclasses name the registry and the escalator of the process in :meth:`_parts`, and say in
+    :meth:`_look` and :meth:`_alook` how it is found out whether the abort was requested before.
+
+    :param run_id: of the run.
+    :param groups: further IDs that the run answers to.
+    :param label: what the block does, for people.
+    :param grace: seconds that the block may take to end by itself after an abort.
+    :param insist: what is done then, again and again until the block is left: ``"interrupt"``
+        raises ``RunAborted`` in its thread; ``"cancel"``, for ``async with``, cancels the task
+        again.
+    """
+
+    __slots__ = (
+        "_cancellation",
+        "_controller",
+        "_escalator",
+        "_grace",
+        "_ids",
+        "_insist",
+        "_interruption",
+        "_is_kept",
+        "_label",
+        "_plan",
+        "_registry",
+        "held",
+    )
+
+    def __init__(
+        self,
+        run_id: object,
+        *,
+        groups: Iterable[object] = (),
+        label: str = "",
+        grace: float = GRACE,
+        insist: str | Iterable[str] = (),
+    ) -> None:
+        self._ids = clean_ids(run_id, groups)
+        self._label = label
+        self._grace = grace if grace is GRACE else clean_grace(grace)
+        self._insist = clean_insist(insist) if insist else ()
+        self._controller: AbortController | None = None
+        self._cancellation: Cancellation | None = None
+        self._plan: EscalationPlan | None = None
+        self._interruption: Interruption | None = None
+        # Whether the end of the block is still to come and must not be prevented by an interrupt.
+        self._is_kept = False
+        self.held: Held | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._ids[0]!r})"
+
+    # What a subclass adds.
+
+    def _parts(self) -> tuple[Registry, Escalator]:
+        """The registry and the escalator of this process."""
+        raise NotImplementedError
+
+    def _registered(self) -> None:
+        """Called once an abort can reach the controller, before it is looked for requests."""
+
+    def _look(self, controller: AbortController) -> None:
+        """Abort the controller if that was requested before."""
+
+    async def _alook(self, controller: AbortController) -> None:
+        """:meth:`_look` for asyncio code; does not block the loop."""
+
+    # with
+
+    def __enter__(self) -> AbortSignal:
+        # No call where nothing can be interrupted: each block pays for it.
+        if not self._insist and (not open_interruptions or not is_interruptible()):
+            return self._enter()
+        return self._enter_kept()
+
+    @kept_exit
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_kept:
+            self._leave_kept(exc)
+            return
+        signal = self._end()
+        if signal is not None and (exc is None or _gives_way(exc, signal)):
+            raise signal.exception() from exc
+
+    def _enter(self) -> AbortSignal:
+        controller = self._begin()
+        try:
+            self._look(controller)
+            controller.signal.raise_if_aborted()
+        except BaseException:
+            self._end()
+            raise
+        return controller.signal
+
+    # async with
+
+    async def __aenter__(self) -> AbortSignal:
+        if self._insist and "cancel" not in self._insist:
+            raise RuntimeError("async with abortable_run() can be insisted on by 'cancel' only")
+        cancellation = Cancellation()
+        controller = self._begin()
+        try:
+            await self._alook(controller)
+            controller.signal.raise_if_aborted()
+        except BaseException:
+            self._end()
+            raise
+        self._cancellation = cancellation
+        if self._insist:
+            self._escalate_by("cancel", cancellation.send)
+        controller.signal._when_aborted(cancellation.send)
+        return controller.signal
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        signal = self._end()
+        if signal is None or self._cancellation is None:
+            return
+        was_ours = self._cancellation.withdraw()
+        if isinstance(exc, asyncio.CancelledError):
+            gives_way = was_ours
+        else:
+            gives_way = exc is None or _gives_way(exc, signal)
+        if gives_way:
+            raise signal.exception() from exc
+
+    # The registry.
+
+    def hold(self) -> tuple[AbortSignal, Callable[[], bool]]:
+        """Work on the run without a ``with`` statement: for work that another program does.
+
+        :return: the signal, which is aborted if that was requested before, and a function that
+            ends the work and returns whether that came before any abort.
+        """
+        controller = self._begin()
+        try:
+            self._look(controller)
+        except BaseException:
+            self._end()
+            raise
+        return controller.signal, lambda: self._end() is None
+
+    def _begin(self) -> AbortController:
+        if self._controller is not None:
+            raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
+        # Register, then read the requests; the aborter writes its request, then publishes. So,
+        # whatever the interleaving, one of the two meets the other.
+        self._registry, self._escalator = self._parts()
+        self._controller = controller = self._registry.new_controller(self._ids[0], self._grace)
+        self._registry.register(controller, self._ids, self._label)
+        try:
+            self._registered()
+        except BaseException:
+            self._end()
+            raise
+        return controller
+
+    def _end(self) -> AbortSignal | None:
+        """Leave the registry.
+
+        :return: the signal if an abort came before; else None.
+        """
+        controller = self._controller
+        if controller is None:
+            return None
+        was_first = controller.close()
+        self._registry.leave(controller, self._ids)
+        if was_first:
+            return None
+        if self._plan is not None:
+            self._escalator.drop(self._plan)
+        if controller.left_at is None:
+            controller.left_at = time.time()
+            self._registry.events(Left(controller, controller.left_at))
+        return controller.signal
+
+    # Escalation.
+
+    def _escalate_by(
+        self, escalation: Escalation, send: Callable[[], bool], *, warns: bool = False
+    ) -> None:
+        """Have ``send`` called after the grace, and again, if the block is aborted and goes on."""
+        controller = self._controller
+        assert controller is not None  # noqa: S101  the block was begun
+        signal = controller.signal
+
+        def attempt() -> bool:
+            was_sent = send()
+            if was_sent:
+                signal.escalated(escalation)
+            return was_sent
+
+        def warn() -> None:
+            logger.warning(
+                "The thread that works on the aborted run %r cannot be interrupted now: it is in C "
+                "code, or waits for something",
+                signal.run_id,
+            )
+
+        self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
+        signal._when_aborted(partial(self._escalator.add, self._plan))
+
+    # A block that may be interrupted, or that is within one.
+
+    def is_kept(self) -> bool:
+        """Whether an interrupt may arrive in this thread as the block begins or ends."""
+        return bool(self._insist) or is_interruptible()
+
+    def _enter_kept(self) -> AbortSignal:
+        if self._insist and ("interrupt" not in self._insist or _in_event_loop()):
+            raise RuntimeError(_INTERRUPT_ONLY)
+        try:
+            with Shield():  # from interrupts of a block around this one
+                self._is_kept = True
+                if self._insist:
+                    over = self.held.over if self.held is not None else ()
+                    self._interruption = Interruption(self._exception, over)
+                with Shield():  # and from those of this block
+                    signal = self._enter()
+                    if self._interruption is not None:
+                        self._escalate_by("interrupt", self._interrupt, warns=True)
+            return signal
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _interrupt(self) -> bool:
+        interruption = self._interruption
+        if interruption is None:
+            return False
+        if interruption.is_orphaned():
+            self._close()
+            return False
+        return interruption.send()
+
+    def abandon(self) -> None:
+        """Leave the block if its end was prevented. Raises nothing."""
+        if self._is_kept:
+            take_for_arrived()
+            with suppress(BaseException):
+                self._leave_kept(None)
+
+    def _exception(self) -> RunAborted:
+        if self._controller is None:
+            return RunAborted(self._ids[0])
+        return self._controller.signal.exception()
+
+    def _leave_kept(self, exc: BaseException | None) -> None:
+        """Leave the block; an interrupt that arrives meanwhile counts as what ended its body."""
+        shield = Shield()
+        ended_by = exc
+        while not shield.is_up:
+            ended_by = _put_up(shield) or ended_by
+        signal = self._close()
+        shield.take_down()
+        if signal is not None and (ended_by is None or _gives_way(ended_by, signal)):
+            raise signal.exception() from ended_by
+        if ended_by is not None and ended_by is not exc:
+            raise ended_by
+
+    def _close(self) -> AbortSignal | None:
+        self._is_kept = False
+        if self._interruption is not None:
+            self._interruption.close()
+        if self.held is not None:
+            self.held.spend()
+        return self._end()
+
+
+def _put_up(shield: Shield) -> RunAborted | None:
+    """Put the shield up; return the interrupt that came before, if one did."""
+    try:
+        shield.put_up()
+    except RunAborted as interrupt:
+        return interrupt
+    return None
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
+    """Whether an exception that leaves an aborted block leaves it as this block's RunAborted.
+
+    KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError stay what they are.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split((Exception, RunAborted))[1] is None
+    if isinstance(exc, RunAborted):
+        return exc.run_id != signal.run_id
+    return isinstance(exc, Exception)
