@@ -50,6 +50,7 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	@$(RUN) -m ruff check --output-format concise
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports --no-cache
 
 messages: $(VENV)/.installed-test
 	@cd run_abort && ../$(RUN) -m django makemessages --locale de --locale zh_Hans --no-obsolete \

@@ -25,6 +25,7 @@ from typing import Any
 
 from example.redis_server import RedisServer
 from run_abort._core.answers import ProcessAnswer, ProcessStatus, encode_answer, encode_status
+from run_abort._core.ids import new_origin
 from run_abort._transport import codec
 from run_abort._transport.codec import Question
 from run_abort._transport.redis.resp import MessageReader
@@ -193,7 +194,7 @@ class Simulated:
         self._publisher = socket.create_connection(("127.0.0.1", port))
         self._subscriber.sendall(f"SUBSCRIBE {channel}\r\n".encode())
         now = datetime.now(UTC)
-        who = codec.new_origin(), socket.gethostname(), number
+        who = new_origin(), socket.gethostname(), number
         self._status = ProcessStatus(*who, kind="simulated", listener="listening", since=now)
         self._answer = (
             ProcessAnswer(*who, "not here")
@@ -210,7 +211,8 @@ class Simulated:
         while (data := self._reader.next()) is not None:
             message = codec.decode(data)
             if message is not None:
-                self._publish(message.abort_id, encode_answer(self._answer, message.abort_id))
+                abort_id = message.request.id
+                self._publish(abort_id, encode_answer(self._answer, abort_id))
             elif (question := codec.decode_question(data)) is not None:
                 self._publish(question.question_id, encode_status(self._status))
 
@@ -227,9 +229,9 @@ def fork(pipe: Connection, url: str, channel: str, count: int) -> None:
     """Be so many processes that work on one run after the other, until each is aborted."""
     set_up_django(REDIS_URL=url, CHANNEL=channel)
 
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
-    listener.ensure_started()
+    current().listener.ensure_started()
     wait_until_listening()
     reading, writing = os.pipe()
     for _ in range(count - 1):

@@ -101,10 +101,10 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
 
 def wait_until_listening() -> None:
     """Wait for the server's confirmation that this process is subscribed."""
-    from run_abort._transport import listener
+    from run_abort import health
 
     deadline = time.monotonic() + TIMEOUT
-    while listener.status().state != "listening":
+    while health().state != "listening":
         if time.monotonic() > deadline:
             raise RuntimeError("the listener does not come up")
         time.sleep(0.01)

@@ -90,7 +90,10 @@ def abort_some(size: int, aborts: int, *, at_random: bool) -> list[int]:
     :param at_random: which; else always the one that was entered last.
     :return: nanoseconds of each abort.
     """
-    from run_abort._core.registry import registry
+    from run_abort._core.types import Request
+    from run_abort._runtime.runtime import current
+
+    registry = current().registry
 
     ids = [f"run-{number}" for number in range(size)]
     blocks = {run_id: enter(run_id) for run_id in ids}
@@ -98,7 +101,7 @@ def abort_some(size: int, aborts: int, *, at_random: bool) -> list[int]:
     for _ in range(aborts):
         run_id = random.choice(ids) if at_random else ids[-1]
         before = time.perf_counter_ns()
-        registry.abort(run_id)
+        registry.abort(Request(run_id))
         times.append(time.perf_counter_ns() - before)
         leave_aborted(blocks[run_id])
         blocks[run_id] = enter(run_id)

@@ -81,15 +81,16 @@ def read(pipe: Connection, url: str, count: int) -> None:
     set_up_django(REDIS_URL=url, CHANNEL=CHANNEL, LISTEN=False)
 
     from run_abort import abortable_run
-    from run_abort._transport import channel, listener
+    from run_abort._runtime.runtime import current
 
     abortable_run("mine").__enter__()
-    link = channel.subscription()
+    runtime = current()
+    link = runtime.push.subscription()
     if link is None:
         raise RuntimeError("there is no Redis")
     link.open()
-    handle, receive = listener._listener.handle, link.receive
-    origin = channel.origin()
+    handle, receive = runtime.listener._receive, link.receive
+    origin = runtime.origin()
     pipe.send("ready")
     while pipe.recv():
         start = time.perf_counter()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ._core.controller import AbortController, AbortSignal
     from ._runtime.health import health
-    from ._transport.channel import publish_run_abort
-    from ._transport.listener import subscribe_to_run_aborts
+    from ._runtime.verbs import publish_run_abort, subscribe_to_run_aborts
     from .aborts import (
         AbortOutcome,
         aabort_run,
@@ -43,7 +42,10 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_ROOMS: Final = {
+# The old homes of modules that have moved; they warn, and go in 0.2.
+__path__.append(f"{__path__[0]}/_moved")
+
+_HOMES: Final = {
     "AbortController": "_core.controller",
     "AbortOutcome": "aborts",
     "AbortSignal": "_core.controller",
@@ -55,16 +57,16 @@ _ROOMS: Final = {
     "abortable_run": "runs",
     "clear_run_abort": "aborts",
     "health": "_runtime.health",
-    "publish_run_abort": "_transport.channel",
-    "subscribe_to_run_aborts": "_transport.listener",
+    "publish_run_abort": "_runtime.verbs",
+    "subscribe_to_run_aborts": "_runtime.verbs",
 }
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
-    if room is None:
+    home = _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{room}", __name__), name)
+    value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 

@@ -18,14 +18,13 @@ from django.conf import settings
 from django.db import transaction
 
 from ._core.answers import ProcessAnswer
+from ._core.ids import clean_id
 from ._core.interrupts import Shield
-from ._core.registry import clean_id, registry
-from ._runtime import facts, queues, reconciler
+from ._core.types import Request
 from ._runtime.inquiry import Findings, Inquiry
+from ._runtime.runtime import current
 from ._store import database, requests
-from ._store.requests import Intent
-from ._transport import channel
-from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT, AbortMessage
+from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT
 from .signals import run_abort_requested
 
 if TYPE_CHECKING:
@@ -194,9 +193,9 @@ async def aabort_run(
         inquiry = await asyncio.to_thread(batch.inquire) if batch.wait else None
         ask = inquiry is not None and inquiry.is_open
         (outcome,) = await database.call_from_loop(partial(batch.elsewhere, local, ask=ask))
-        sent = _facts(batch.intents[0], outcome)
+        sent = _facts(batch.requests[0], outcome)
         try:
-            await run_abort_requested.asend_robust(AbortOutcome, **sent)
+            await run_abort_requested.asend_robust(database.model(), **sent)
         except Exception:
             logger.exception(_RECEIVER_FAILED)
         if inquiry is not None:
@@ -234,9 +233,9 @@ def _abort(
         # Before the push, or the first answers would find nobody listening.
         inquiry = batch.inquire() if batch.wait else None
         outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
-    for intent, outcome in zip(batch.intents, outcomes, strict=True):
+    for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
-            run_abort_requested.send_robust(AbortOutcome, **_facts(intent, outcome))
+            run_abort_requested.send_robust(database.model(), **_facts(request, outcome))
         except Exception:
             logger.exception(_RECEIVER_FAILED)
     return outcomes if inquiry is None else _answered(inquiry, outcomes)
@@ -258,13 +257,13 @@ def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortO
 
 
 class _Batch(NamedTuple):
-    """Requests to abort, on their way.
+    """Requests on their way.
 
-    :ivar wait: for how many seconds to wait for answers; 0 for not at all.
-    :ivar at: when they were requested, in UTC.
+    :ivar wait: seconds to wait for answers; 0 for not at all.
+    :ivar at: when they were made, in UTC.
     """
 
-    intents: list[Intent]
+    requests: list[Request]
     wait: float
     at: datetime
 
@@ -281,85 +280,74 @@ class _Batch(NamedTuple):
         seconds = _seconds(wait)
         if seconds and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
-        intents = [Intent(uuid.uuid4(), run_id, text, name, user_pk) for run_id in ids]
-        return cls(intents, seconds if intents else 0.0, datetime.now(UTC))
+        origin = current().origin()
+        some = [Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk) for run_id in ids]
+        return cls(some, seconds if some else 0.0, datetime.now(UTC))
 
     def here(self) -> list[int]:
-        return [
-            registry.abort(run_id, reason, actor, str(abort_id))
-            for abort_id, run_id, reason, actor, _ in self.intents
-        ]
+        registry = current().registry
+        return [registry.abort(request) for request in self.requests]
 
     def inquire(self) -> Inquiry:
-        about = [(str(intent.abort_id), intent.run_id) for intent in self.intents]
+        about = [(request.id, request.run_id) for request in self.requests]
         return Inquiry(about, wait=self.wait)
 
     def elsewhere(self, local: list[int], *, ask: bool = False) -> list[AbortOutcome]:
-        # The intents first, then the push: whoever registers in between reads the intent. In this
+        # The rows first, then the push: a block that is entered in between reads the row. In this
         # process, which hears no push of its own, a second look at the registry is the push.
-        messages = self._messages(wait=self.wait if ask else 0.0)
+        runtime = current()
         began = time.monotonic()
-        recorded = requests.record(self.intents, origin=channel.origin())
+        recorded = requests.record(self.requests)
         left = database.TIMEOUT - (time.monotonic() - began)
         local = [first + second for first, second in zip(local, self.here(), strict=True)]
-        published = channel.publish_all(messages)
+        published = runtime.push.publish(self.requests, wait=self.wait if ask else 0.0)
         published_at = datetime.now(UTC)
         if recorded:
             requests.mark_published(self._listeners(published), timeout=left)
-            reconciler.push_later(_untaken(messages, published))
-            # Until the commit nobody else can read the intents.
+            runtime.reconciler.push_later(self._untaken(published))
+            # Until the commit nobody else can read the rows.
             database.on_commit(partial(self._push_again, published))
-        queues.tell(self.intents)
-        facts.requested(self.intents, at=self.at, recorded=recorded)
-        facts.published(self.intents, published, at=published_at)
+        runtime.queues.notify(self.requests)
+        runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
+        runtime.facts.published(self.requests, published, at=published_at)
         return [
             AbortOutcome(
-                run_id=intent.run_id,
-                abort_id=intent.abort_id,
+                run_id=request.run_id,
+                abort_id=uuid.UUID(request.id),
                 local=here,
                 recorded=recorded,
                 published=listeners is not None,
                 listeners=listeners or 0,
             )
-            for intent, here, listeners in zip(self.intents, local, published, strict=True)
-        ]
-
-    def _messages(self, *, wait: float = 0.0) -> list[AbortMessage]:
-        origin = channel.origin()
-        return [
-            AbortMessage(run_id, origin, str(abort_id), reason, actor, wait)
-            for abort_id, run_id, reason, actor, _ in self.intents
+            for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
 
     def _listeners(self, published: Sequence[int | None]) -> dict[uuid.UUID, int]:
-        """How many subscribers Redis knew of, by the IDs of those that it took."""
-        pairs = zip(self.intents, published, strict=True)
-        return {intent.abort_id: count for intent, count in pairs if count is not None}
+        """The number of subscribers that Redis knew of, by the IDs of the requests it took."""
+        pairs = zip(self.requests, published, strict=True)
+        return {uuid.UUID(request.id): count for request, count in pairs if count is not None}
+
+    def _untaken(self, published: Sequence[int | None]) -> list[Request]:
+        """The requests that Redis did not take."""
+        pairs = zip(self.requests, published, strict=True)
+        return [request for request, count in pairs if count is None]
 
     def _push_again(self, before: Sequence[int | None]) -> None:
+        runtime = current()
         self.here()
-        messages = self._messages()
-        published = channel.publish_all(messages)
-        reconciler.push_later(_untaken(messages, published))
+        published = runtime.push.publish(self.requests)
+        runtime.reconciler.push_later(self._untaken(published))
         pairs = zip(before, published, strict=True)
         new = [count if first is None else None for first, count in pairs]
-        facts.published(self.intents, new, at=datetime.now(UTC))
+        runtime.facts.published(self.requests, new, at=datetime.now(UTC))
 
 
-def _untaken(
-    messages: Sequence[AbortMessage], published: Sequence[int | None]
-) -> list[AbortMessage]:
-    """Those that Redis did not take."""
-    return [each for each, count in zip(messages, published, strict=True) if count is None]
-
-
-def _facts(intent: Intent, outcome: AbortOutcome) -> dict[str, Any]:
-    abort_id, run_id, reason, actor, _ = intent
+def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:
     return {
-        "run_id": run_id,
-        "reason": reason,
-        "actor": actor,
-        "abort_id": abort_id,
+        "run_id": request.run_id,
+        "reason": request.reason,
+        "actor": request.actor,
+        "abort_id": outcome.abort_id,
         "outcome": outcome,
     }
 

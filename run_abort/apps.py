@@ -16,8 +16,7 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
 from . import checks, conf
-from ._runtime import wiring
-from ._transport import listener
+from ._runtime.runtime import current
 
 logger = logging.getLogger("run_abort")
 
@@ -34,11 +33,10 @@ class RunAbortConfig(AppConfig):
     def ready(self) -> None:
         register(checks.check_settings)
         register(checks.check_deployment, deploy=True)
-        wiring.join()
         try:
             listen = conf.settings().LISTEN
             if listen is True or (listen == "auto" and _is_long_lived()):
-                listener.start_soon()
+                current().listener.start_soon()
         except Exception as error:
             # A server shall come up, whatever is wrong with an optional part of it.
             logger.error("This process does not listen for aborts: %s", error)

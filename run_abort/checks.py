@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from django.apps import AppConfig
@@ -13,7 +12,7 @@ from django.core.checks import Warning as CheckWarning
 from django.utils.module_loading import import_string
 
 from . import conf
-from ._transport import channel
+from ._runtime.runtime import current
 
 __all__ = ["check_deployment", "check_settings"]
 
@@ -66,7 +65,7 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
         if unimportable:
             return
     try:
-        endpoint = channel.endpoint()
+        transport = current().push.transport()
     except Exception as error:
         yield Error(
             f"The Redis that the settings name cannot be used: {error}",
@@ -74,7 +73,7 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             id="run_abort.E007",
         )
         return
-    if endpoint is None:
+    if transport is None:
         yield from _check_without_redis(explicit=explicit)
 
 
@@ -110,17 +109,17 @@ def check_deployment(
     """What is right on one's own machine, and in production perhaps not."""
     try:
         options = conf.settings()
-        endpoint = channel.endpoint()
+        transport = current().push.transport()
     except Exception:  # check_settings says what is wrong
         return []
-    if endpoint is None:
+    if transport is None:
         return []
     found: list[CheckMessage] = []
     if options.LISTEN is False:
         found.append(
             CheckWarning(
                 "RUN_ABORT['LISTEN'] is False: no process hears of aborts through "
-                f"{endpoint.source}.",
+                f"{transport.source}.",
                 hint='Leave it out, or set it to "auto".',
                 id="run_abort.W003",
             )
@@ -134,11 +133,11 @@ def check_deployment(
                 id="run_abort.W004",
             )
         )
-    lacks = _lacking_protection(endpoint.pool.connection_kwargs, endpoint.pool.connection_class)
+    lacks = transport.lacks()
     if lacks:
         found.append(
             CheckWarning(
-                f"The Redis of {endpoint.source} is reached over the network without "
+                f"The Redis of {transport.source} is reached over the network without "
                 f"{' and without '.join(lacks)}: who gets at it can abort every run.",
                 hint="Use a rediss:// URL with a password. If its network is closed to others, "
                 "silence this.",
@@ -146,25 +145,6 @@ def check_deployment(
             )
         )
     return found
-
-
-def _lacking_protection(options: Mapping[str, Any], connection_class: type) -> list[str]:
-    """What of password and TLS a Redis on another host is used without."""
-    if "path" in options or _is_local(options.get("host", "localhost")):
-        return []
-    lacks = []
-    if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
-        lacks.append("a password")
-    if not any("SSL" in each.__name__ for each in connection_class.__mro__):
-        lacks.append("TLS")
-    return lacks
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:

@@ -32,9 +32,9 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
-from ._core.cancellation import Cancellation
 from ._core.controller import GRACE, AbortSignal
-from ._core.escalation import Rung
+from ._core.escalation import Cancellation
+from ._core.types import Escalation
 from ._store.database import call_from_loop, in_event_loop
 from .aborts import aabort_run, abort_run
 from .exceptions import RunAborted
@@ -81,7 +81,7 @@ def abortable_view(
     get_groups: Callable[..., Iterable[RunID]] = _no_groups,
     label: str = "",
     grace: float = GRACE,
-    insist: Rung | Iterable[Rung] = (),
+    insist: Escalation | Iterable[Escalation] = (),
     abort_on_disconnect: bool = False,
     on_abort: Callable[[HttpRequest, RunAborted], Any] = _refuse,
 ) -> Callable[[View], View]:

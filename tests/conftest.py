@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort._core.registry import registry
-from run_abort._runtime import deliveries, dispatch, queues, reconciler
-from run_abort._transport import listener
+from run_abort._runtime.runtime import Runtime, install
 from tests.support import Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
@@ -65,10 +63,10 @@ def foreign(shared_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
 
 
 @pytest.fixture
-def listening(configure: Configure) -> None:
+def listening(configure: Configure, runtime: Runtime) -> None:
     """This process is subscribed."""
-    assert listener.ensure_started()
-    wait_until(lambda: listener.status().state == "listening")
+    assert runtime.listener.ensure_started()
+    wait_until(runtime.listener.is_listening)
 
 
 @pytest.fixture
@@ -84,19 +82,12 @@ def no_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def leave_nothing_behind() -> Iterator[None]:
-    """After each test: no listener, handler, queue, thread of ours, run, or memory of one."""
-    yield
-    assert listener.stop()
-    assert reconciler.stop()
-    reconciler._reconciler._reset()
-    listener._listener._reset()
-    dispatch._lanes.clear()
-    queues._lanes.clear()
-    assert registry.ids() == []
-    registry._forget_ended()
-    deliveries._deliveries.reset()
-    dispatch._watch.stop()
+def runtime() -> Iterator[Runtime]:
+    """A runtime of the test's own; at its end no thread of ours runs and no run is held."""
+    runtime = install(Runtime())
+    yield runtime
+    assert runtime.close()
+    assert runtime.registry.ids() == []
     wait_until(lambda: not threads_of_ours())
 
 

@@ -12,13 +12,12 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
-from run_abort._core.registry import registry
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
 
 
 def status(request: HttpRequest) -> JsonResponse:
-    now = listener.status()
+    now = current().listener.status()
     return JsonResponse({"pid": os.getpid(), "state": now.state, "origin": now.origin})
 
 
@@ -54,7 +53,7 @@ def abort(request: HttpRequest, run_id: str) -> JsonResponse:
 def inside(request: HttpRequest) -> JsonResponse:
     """What this process holds, and which threads of ours it has."""
     names = sorted(t.name for t in threading.enumerate() if t.name.startswith("run_abort"))
-    return JsonResponse({"held": registry.ids(), "threads": names})
+    return JsonResponse({"held": current().registry.ids(), "threads": names})
 
 
 def say(text: str) -> None:

@@ -20,11 +20,11 @@ def subscribe() -> None:
     django.setup()
 
     from run_abort import subscribe_to_run_aborts
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
     say("subscribed", subscribe_to_run_aborts(lambda run_id: say("heard", run_id)))
-    wait_for(lambda: listener.status().state == "listening")
-    say("listening", listener.status().origin)
+    wait_for(lambda: current().listener.status().state == "listening")
+    say("listening", current().listener.status().origin)
     time.sleep(600)
 
 
@@ -34,12 +34,12 @@ def hold(run_id: str, *, setup: bool = True) -> None:
         django.setup()
 
     from run_abort import RunAborted, abortable_run
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
     try:
         with abortable_run(run_id) as signal:
-            wait_for(lambda: listener.status().state == "listening")
-            say("holding", run_id, listener.status().origin)
+            wait_for(lambda: current().listener.status().state == "listening")
+            say("holding", run_id, current().listener.status().origin)
             signal.wait()
             signal.raise_if_aborted()
     except RunAborted as error:
@@ -54,12 +54,12 @@ def linger(run_id: str, label: str, seconds: str, *, after: str = "") -> None:
     django.setup()
 
     from run_abort import RunAborted, abortable_run
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
     try:
         with abortable_run(run_id, label=label) as signal:
-            wait_for(lambda: listener.status().state in {"listening", "off"})
-            say("holding", run_id, listener.status().origin)
+            wait_for(lambda: current().listener.status().state in {"listening", "off"})
+            say("holding", run_id, current().listener.status().origin)
             signal.wait()
             time.sleep(float(seconds))
     except RunAborted:

@@ -46,7 +46,7 @@ def at_fork(
 
 
 def catch_up() -> None:
-    """Do what a fork has to do in the child, if this process is a child in which it was not done."""
+    """Call the functions for a child, if this process is one in which they were not called."""
     if _process.pid != os.getpid():
         _process.after_fork_in_child()
 

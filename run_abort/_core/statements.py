@@ -59,7 +59,7 @@ class Cancels(AbstractContextManager[None]):
         self._is_cancelling = False
         self._is_held = False
         self._is_over = True
-        self._remove: Callable[[], bool] = bool
+        self._remove: Callable[[], bool] | None = None
         self.held: Held | None = None
 
     def __enter__(self) -> None:
@@ -97,7 +97,8 @@ class Cancels(AbstractContextManager[None]):
             return
         if self.held is not None:
             self.held.spend()
-        self._remove()
+        if self._remove is not None:
+            self._remove()
         with suppress(ValueError):
             self._connection.execute_wrappers.remove(self._execute)
         self._stop()

@@ -62,7 +62,7 @@ class Request(NamedTuple):
 class Aborted:
     """A request took effect on blocks of this process.
 
-    Made before the first flag is set, and emitted after the flags are set and the waiters are woken.
+    Made before the first flag is set; emitted once the flags are set and the waiters are woken.
 
     :ivar request: the request.
     :ivar way: how this process learned of it.

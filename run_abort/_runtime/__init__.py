@@ -1,5 +1,5 @@
 """What a process does: it owns the parts, joins them, and starts and stops their threads.
 
-May import ``_transport``, ``_store``, ``_core`` and ``_concurrency``. Others use ``runtime.current``,
-which gives the ``Runtime`` of this process.
+May import ``_transport``, ``_store``, ``_core`` and ``_concurrency``. Others use
+``runtime.current()``, the verbs, ``health`` and the inquiry.
 """

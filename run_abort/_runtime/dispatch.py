@@ -1,74 +1,45 @@
-"""What this process does with an abort that it hears of.
+"""What this process does with a request that it hears of.
 
-First the controllers, then the receivers of ``run_abort_received``, both in the thread that heard
-of it, then the handlers of ``subscribe_to_run_aborts``, each on a thread of its own. Receivers and
-handlers get one abort ID once; the controllers may be told again, which has no effect.
+First the controllers are aborted, then the receivers of ``run_abort_received`` are called, both in
+the thread that heard of it; then the handlers of ``subscribe_to_run_aborts``, each on a thread of
+its own. Receivers and handlers get one request once; the controllers may get it again, which has no
+effect.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from django.db import close_old_connections
-from django.dispatch import Signal
 
-from run_abort._concurrency.forks import at_fork
-from run_abort._concurrency.workers import Lane, call_logged
+from run_abort._concurrency.hooks import Hook, call_logged
+from run_abort._concurrency.throttle import Throttle
+from run_abort._concurrency.workers import SerialWorker
 from run_abort._core.controller import AbortController
-from run_abort._transport.codec import AbortMessage
+from run_abort._core.registry import Registry
+from run_abort._core.types import Request
+from run_abort._store import database
 from run_abort.signals import run_abort_received, run_aborted
 
-__all__ = [
-    "Throttle",
-    "add_handler",
-    "announce",
-    "deliver_to",
-    "has_audience",
-    "on_dispatched",
-    "receive",
-    "remember",
-    "wait_for_handlers",
-]
+__all__ = ["Dispatch"]
 
 logger = logging.getLogger("run_abort")
 
-# (run ID, reason, actor, abort ID) → whatever: aborts the controllers here that answer to the ID.
-AbortHere = Callable[[str, str, str, str], object]
+SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning
+REMEMBERED: Final = 50_000  # request IDs that are recognised when they come again
 
-SLOW: Final = 1.0  # seconds that receivers may take before a warning names the one that runs
-REMEMBERED: Final = 50_000  # abort IDs that are recognised when they come again
-
-
-class Throttle:
-    """Lets one of many log lines through per minute."""
-
-    def __init__(self, interval: float = 60.0) -> None:
-        self._interval = interval
-        self._next = 0.0
-        self._held_back = 0
-
-    def admit(self) -> int | None:
-        """None to keep quiet; else how many were kept quiet since the last time."""
-        now = time.monotonic()
-        if now < self._next:
-            self._held_back += 1
-            return None
-        self._next = now + self._interval
-        held_back, self._held_back = self._held_back, 0
-        return held_back
+_UID: Final = "run_abort.dispatch"
 
 
 class _Seen:
-    """The last abort IDs that were heard."""
+    """The last request IDs that this process heard of."""
 
     def __init__(self) -> None:
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -78,255 +49,177 @@ class _Seen:
         # Guards _ids.
         self._lock = threading.Lock()
 
-    def add(self, abort_id: str) -> bool:
-        """Whether it is new."""
+    def add(self, request_id: str) -> bool:
+        """Remember the ID; return whether it is new."""
         with self._lock:
-            if abort_id in self._ids:
+            if request_id in self._ids:
                 return False
-            self._ids[abort_id] = None
+            self._ids[request_id] = None
             if len(self._ids) > REMEMBERED:
                 self._ids.popitem(last=False)
             return True
 
 
-class _Watch:
-    """Names the receiver that holds up the thread which dispatches.
+class Dispatch:
+    """Hands requests to the registry, to receivers and to handlers.
 
-    Its own thread lives while receivers are being called, and a few seconds longer.
+    :ivar dispatched: called with each request once receivers have returned and handlers have it
+        in their queues, in the thread that heard of it.
     """
 
-    def __init__(self) -> None:
-        self.reset()
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.dispatched: Hook[[Request]] = Hook()
+        self._seen = _Seen()
+        self._adding = threading.Lock()  # guards _handlers against two workers for one handler
+        self._handlers: list[SerialWorker[str]] = []  # only ever appended to
+        self._overflow = Throttle()
+        self._slow = Throttle()
+        self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
+        # The request of which this thread is calling the receivers.
+        self._calling = threading.local()
 
-    def reset(self) -> None:
-        # Guards _since and _thread: whoever begins finds a thread that will look at it.
-        self._lock = threading.Lock()
-        self._since: float | None = None
-        self._watched = 0
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+    def connect(self) -> None:
+        """Have a project that sends ``run_abort_received`` itself abort the controllers here."""
+        run_abort_received.connect(self._on_signal, dispatch_uid=_UID)
 
-    def __enter__(self) -> None:
-        with self._lock:
-            self._since = time.monotonic()
-            self._watched = threading.get_ident()
-            if self._thread is not None:
-                return
-            thread = threading.Thread(
-                target=self._look, args=(self._stop,), name="run_abort-watch", daemon=True
-            )
-            with suppress(RuntimeError):  # no thread can be had, so nobody watches
-                thread.start()
-                self._thread = thread
+    def disconnect(self) -> None:
+        """Take :meth:`connect` back."""
+        run_abort_received.disconnect(dispatch_uid=_UID)
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._since = None
+    def remember(self, request_ids: Iterable[str]) -> None:
+        """Do not tell receivers and handlers of these requests."""
+        for request_id in request_ids:
+            self._seen.add(request_id)
 
-    def _look(self, stop: threading.Event) -> None:
-        idle = 0
-        warned_of: float | None = None
-        while not stop.wait(SLOW):
-            with self._lock:
-                since = self._since
-                idle = idle + 1 if since is None else 0
-                if idle > 5:
-                    self._thread = None
-                    return
-            if since is not None and since != warned_of and time.monotonic() - since >= SLOW:
-                warned_of = since
-                logger.warning(
-                    "The receiver %s of run_abort_received has been running for more than %g s. "
-                    "It holds up the messages behind it: let it hand its work to another thread",
-                    _receiver_run_by(self._watched),
-                    SLOW,
-                )
+    def has_audience(self) -> bool:
+        """Whether there are receivers or handlers, beside the controllers."""
+        return bool(self._handlers) or self._has_receivers()
 
-    def stop(self) -> None:
-        """End the thread; the next receivers to be called start another."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-            self._stop.set()
-            self._stop = threading.Event()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+    def receive(self, request: Request) -> None:
+        """Do what is to be done here about a request that another process made. Raises nothing."""
+        self._registry.abort(request, "channel")
+        if not request.id or self._seen.add(request.id):
+            if self._has_receivers():
+                call_logged(partial(self._call_receivers, request))
+            self._call_handlers(request.run_id)
+        self.dispatched(request)
 
-
-def _receiver_run_by(ident: int) -> str:
-    frame = sys._current_frames().get(ident)
-    while frame is not None and frame.f_back is not None:
-        if frame.f_back.f_code is Signal.send_robust.__code__:
-            return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
-        frame = frame.f_back
-    return "(name unknown)"
-
-
-_seen = _Seen()
-_watch = _Watch()
-_abort_here: AbortHere | None = None
-_on_dispatched: list[Callable[[AbortMessage], object]] = []
-_lanes: list[Lane[str]] = []  # one for each handler; only ever appended to
-_adding = threading.Lock()  # guards _lanes against two lanes for one handler
-_overflow = Throttle()
-
-
-def deliver_to(abort_here: AbortHere) -> None:
-    """Abort the controllers through ``abort_here``, before any receiver is called.
-
-    It becomes the first receiver of ``run_abort_received``, whatever was connected before, so
-    that no receiver of the project delays an abort.
-    """
-    global _abort_here
-    _abort_here = abort_here
-    uid = "run_abort.dispatch"
-    run_abort_received.disconnect(dispatch_uid=uid)
-    run_abort_received.connect(_to_controllers, dispatch_uid=uid)
-    with run_abort_received.lock:
-        run_abort_received.receivers.insert(0, run_abort_received.receivers.pop())
-
-
-def _to_controllers(
-    run_id: str,
-    reason: str = "",
-    actor: str = "",
-    abort_id: uuid.UUID | None = None,
-    **kwargs: object,
-) -> None:
-    if _abort_here is not None:
-        _abort_here(run_id, reason, actor, str(abort_id or ""))
-
-
-def on_dispatched(hook: Callable[[AbortMessage], object]) -> Callable[[], object]:
-    """Call ``hook(message)`` once receivers have dealt with a message, and handlers have it.
-
-    :return: a function that takes the hook out again.
-    """
-    _on_dispatched.append(hook)
-    return lambda: _on_dispatched.remove(hook)
-
-
-def remember(abort_ids: Iterable[str]) -> None:
-    """Take these aborts for known: receivers and handlers are not told of them."""
-    for abort_id in abort_ids:
-        _seen.add(abort_id)
-
-
-def has_audience() -> bool:
-    """Whether anybody but the controllers wants to hear of aborts."""
-    return bool(_lanes) or len(run_abort_received.receivers) > 1
-
-
-def receive(message: AbortMessage, *, watched: bool = True) -> None:
-    """Do with ``message`` what is to be done here. Raises nothing.
-
-    :param watched: whether a receiver that takes long is to be named: it holds up the listener. At
-        most one thread at a time may say so.
-    """
-    run_id, _, abort_id, reason, actor, _ = message
-    is_new = not abort_id or _seen.add(abort_id)
-    if is_new and len(run_abort_received.receivers) > 1:
-        call_logged(partial(_call_receivers, message, _watch if watched else nullcontext()))
-    elif _abort_here is not None:
-        _abort_here(run_id, reason, actor, abort_id)
-    if is_new and _lanes:
-        _put_into_lanes(run_id)
-    for hook in tuple(_on_dispatched):
-        call_logged(partial(hook, message))
-
-
-def _put_into_lanes(run_id: str) -> None:
-    for lane in tuple(_lanes):
-        if not lane.put(run_id) and (before := _overflow.admit()) is not None:
+    def announce(self, controllers: Sequence[AbortController], request: Request) -> None:
+        """Send ``run_aborted`` for controllers that flipped; does not wait for its receivers."""
+        if not run_aborted.receivers or self._announcements.put((controllers, request)):
+            return
+        if (before := self._overflow.admit()) is not None:
             logger.error(
-                "The handler %r is so far behind that it missed the abort of run %r and %d before",
-                lane.handle,
-                run_id,
+                "The receivers of run_aborted are so far behind that they miss the abort of run %r "
+                "and %d before",
+                controllers[0].signal.run_id,
                 before,
             )
 
+    def add_handler(self, on_abort: Callable[[str], object]) -> None:
+        """Call ``on_abort(run_id)`` for each request from now on; adding it again changes nothing.
 
-def announce(controllers: Sequence[AbortController], abort_id: str) -> None:
-    """Have ``run_aborted`` sent for controllers that flipped; does not wait for its receivers."""
-    if (
-        run_aborted.receivers
-        and not _announcements.put((controllers, abort_id))
-        and (before := _overflow.admit()) is not None
-    ):
-        logger.error(
-            "The receivers of run_aborted are so far behind that they miss the abort of run %r "
-            "and %d before",
-            controllers[0].signal.run_id,
-            before,
+        :raises TypeError: if it is not callable.
+        """
+        if not callable(on_abort):
+            raise TypeError(f"on_abort must be callable, not {type(on_abort).__name__}")
+        with self._adding:
+            if all(worker.handle != on_abort for worker in self._handlers):
+                self._handlers.append(SerialWorker(on_abort, name="run_abort-handler"))
+
+    def wait_for_handlers(self, timeout: float) -> bool:
+        """Wait until every handler, and every receiver of ``run_aborted``, has returned.
+
+        :param timeout: seconds to wait at most, for all of them.
+        :return: whether they have.
+        """
+        deadline = time.monotonic() + timeout
+        waits = [worker.wait_idle for worker in self._handlers]
+        return all(
+            wait_idle(max(deadline - time.monotonic(), 0))
+            for wait_idle in (*waits, self._announcements.wait_idle)
         )
 
+    def after_fork_in_child(self) -> None:
+        """Renew the locks, which another thread may have held."""
+        self._adding = threading.Lock()
+        self._seen.renew_lock()
 
-def _send_run_aborted(flipped: tuple[Sequence[AbortController], str]) -> None:
-    controllers, abort_id = flipped
-    signal = controllers[0].signal
-    # A group has many runs, a run many shards: one signal for each run.
+    def _has_receivers(self) -> bool:
+        return len(run_abort_received.receivers) > 1  # the first is this object's
+
+    def _on_signal(
+        self,
+        run_id: str,
+        reason: str = "",
+        actor: str = "",
+        abort_id: uuid.UUID | None = None,
+        **kwargs: object,
+    ) -> None:
+        """A project has sent the signal itself: abort the controllers of this process.
+
+        What this object sends was aborted before. It is not aborted a second time: the receivers
+        may take long, and the run may have been cleared and started again meanwhile.
+        """
+        request = Request(run_id, str(abort_id or ""), reason, actor)
+        if getattr(self._calling, "request", None) != (run_id, request.id):
+            self._registry.abort(request, "channel")
+
+    def _call_receivers(self, request: Request) -> None:
+        began = time.monotonic()
+        self._calling.request = (request.run_id, request.id)
+        close_old_connections()
+        try:
+            run_abort_received.send_robust(
+                database.model(),
+                run_id=request.run_id,
+                origin=request.origin,
+                abort_id=_as_uuid(request.id),
+                reason=request.reason,
+                actor=request.actor,
+            )
+        finally:
+            self._calling.request = None
+            close_old_connections()
+        seconds = time.monotonic() - began
+        if seconds > SLOW and self._slow.admit() is not None:
+            logger.warning(
+                "The receivers of run_abort_received took %.1f s for run %r. They hold up the "
+                "requests behind it: let them hand their work to another thread",
+                seconds,
+                request.run_id,
+            )
+
+    def _call_handlers(self, run_id: str) -> None:
+        for worker in tuple(self._handlers):
+            if not worker.put(run_id) and (before := self._overflow.admit()) is not None:
+                logger.error(
+                    "The handler %r is so far behind that it missed the abort of run %r and %d "
+                    "before",
+                    worker.handle,
+                    run_id,
+                    before,
+                )
+
+
+def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request]) -> None:
+    controllers, request = flipped
+    # A group has many runs, a run many blocks: one signal for each run.
     counted = Counter(controller.signal.run_id for controller in controllers)
     for run_id, number in counted.items():
-        run_aborted.send_robust(
-            AbortController,
-            run_id=run_id,
-            reason=signal.reason,
-            actor=signal.actor,
-            abort_id=_as_uuid(abort_id),
-            controllers=number,
-        )
+        facts: dict[str, Any] = {
+            "run_id": run_id,
+            "reason": request.reason,
+            "actor": request.actor,
+            "abort_id": _as_uuid(request.id),
+            "controllers": number,
+        }
+        run_aborted.send_robust(database.model(), **facts)
 
 
-_announcements = Lane(_send_run_aborted, name="run_abort-run_aborted")
-
-
-def _call_receivers(message: AbortMessage, watch: AbstractContextManager[None]) -> None:
-    close_old_connections()
+def _as_uuid(request_id: str) -> uuid.UUID | None:
     try:
-        with watch:
-            facts = message._asdict() | {"abort_id": _as_uuid(message.abort_id)}
-            del facts["wait"]
-            run_abort_received.send_robust(AbortMessage, **facts)
-    finally:
-        close_old_connections()
-
-
-def _as_uuid(abort_id: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(abort_id)
+        return uuid.UUID(request_id)
     except ValueError:
         return None
-
-
-def add_handler(on_abort: Callable[[str], object]) -> None:
-    """Call ``on_abort(run_id)`` for each abort from now on; adding it again changes nothing.
-
-    :raises TypeError: if it is not callable.
-    """
-    if not callable(on_abort):
-        raise TypeError(f"on_abort must be callable, not {type(on_abort).__name__}")
-    with _adding:
-        if all(lane.handle != on_abort for lane in _lanes):
-            _lanes.append(Lane(on_abort, name="run_abort-handler"))
-
-
-def wait_for_handlers(timeout: float) -> bool:
-    """Wait until every handler, and every receiver of ``run_aborted``, has dealt with what it got.
-
-    :param timeout: at most so many seconds, for all of them.
-    :return: whether they have.
-    """
-    deadline = time.monotonic() + timeout
-    waits = [lane.wait_idle for lane in tuple(_lanes)]
-    return all(
-        wait_idle(max(deadline - time.monotonic(), 0))
-        for wait_idle in (*waits, _announcements.wait_idle)
-    )
-
-
-def _after_fork_in_child() -> None:
-    global _adding
-    _adding = threading.Lock()
-    _seen.renew_lock()
-    _watch.reset()
-
-
-at_fork(before=_watch.stop, after_in_child=_after_fork_in_child)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from run_abort import conf
-from run_abort._core.registry import registry
-from run_abort._transport import channel, listener
-from run_abort._transport.subscriber import State
+from run_abort._transport.listener import State
+
+from .runtime import current
 
 __all__ = ["Health", "health"]
 
@@ -49,14 +49,15 @@ def health() -> Health:
 
     The first call may import redis-py.
     """
-    now = listener.status()
+    runtime = current()
+    now = runtime.listener.status()
     ok = now.state == "listening"
     redis = database = False
     last_error = now.last_error
     try:
         options = conf.settings()
         database = options.INTENTS
-        redis = channel.may_be_configured() and channel.endpoint() is not None
+        redis = runtime.push.may_be_configured() and runtime.push.transport() is not None
     except Exception as error:
         last_error = f"{type(error).__name__}: {error}"
     else:
@@ -71,5 +72,5 @@ def health() -> Health:
         origin=now.origin,
         redis=redis,
         database=database,
-        held=len(registry.holdings()),
+        held=len(runtime.registry.holdings()),
     )

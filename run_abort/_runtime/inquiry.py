@@ -21,13 +21,12 @@ from run_abort._concurrency.workers import TimeUpError, call_bounded
 from run_abort._core import answers
 from run_abort._core.answers import ProcessAnswer, ProcessStatus
 from run_abort._store import database, timeline
-from run_abort._transport import channel
 from run_abort._transport.codec import Question
 
-from . import responder
+from .runtime import current
 
 if TYPE_CHECKING:
-    from run_abort._transport.redis.connections import Subscription
+    from run_abort._transport.base import Subscription
 
 __all__ = ["Census", "Findings", "Inquiry", "ask_about", "ask_status", "settling_time"]
 
@@ -98,7 +97,7 @@ def ask_about(
     question = Question("abort", str(uuid.uuid4()), timeout, str(abort_id), run_id)
     about = [(str(abort_id), run_id)]
     with closing(Inquiry(about, wait=timeout, address=question.question_id)) as inquiry:
-        listeners = channel.ask(question) if inquiry.is_open else None
+        listeners = current().push.ask(question) if inquiry.is_open else None
         return inquiry.collect([listeners], since=requested_at)[0]
 
 
@@ -113,7 +112,7 @@ def ask_status(*, timeout: float = 1.0) -> Census:
     listeners = None
     with closing(_Inbox([question.question_id], timeout)) as inbox:
         if inbox.is_open:
-            listeners = channel.ask(question)
+            listeners = current().push.ask(question)
         while listeners is not None and len(found) < listeners:
             data = inbox.receive(deadline)
             if data is None:
@@ -122,7 +121,7 @@ def ask_status(*, timeout: float = 1.0) -> Census:
             if status is not None:
                 found[status.origin] = status
     unanswered = max((listeners or 0) - len(found), 0)
-    here = responder.status_here()
+    here = current().responder.status_here()
     if listeners is None or here.held:
         found[here.origin] = here
     return Census(_sorted(found.values()), unanswered, reachable=listeners is not None)
@@ -142,7 +141,7 @@ class _Inbox:
     def __init__(self, addresses: Sequence[str], timeout: float) -> None:
         self._link: Subscription | None = None
         try:
-            link = channel.inbox(addresses, limit=answers.MAX_ANSWER_BYTES)
+            link = current().push.inbox(addresses, limit=answers.MAX_ANSWER_BYTES)
             if link is not None:
                 self._open(link, min(timeout, conf.settings().PUBLISH_TIMEOUT))
         except Exception as error:
@@ -153,7 +152,7 @@ class _Inbox:
             link.close()
 
         try:
-            call_bounded(link.open, timeout, name="run_abort-inbox", late=close)
+            call_bounded(link.open, timeout, name="run_abort-inbox", on_late=close)
         except TimeUpError:
             raise
         except BaseException:
@@ -203,7 +202,7 @@ class _Case:
 
     def look_here(self) -> bool:
         """Take what is so in this process; return whether it is still to stop."""
-        answer = responder.answer_about(self.abort_id, self.run_id)
+        answer = current().responder.answer_about(self.abort_id, self.run_id)
         if answer.state != "not here":
             self._take(answer)
         return answer.state == "aborting"

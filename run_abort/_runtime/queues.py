@@ -1,45 +1,49 @@
-"""Task queues, which are told of each abort here, so that no worker begins what has not begun.
+"""Task queues: each is notified of the requests of this process, so that no worker begins the job.
 
-Each has a thread of its own, as its broker may keep whoever asks it waiting for long: neither the
-abort nor another queue waits for it. Nothing depends on it, as what is begun all the same is
-aborted at its start.
+Each queue has a thread of its own, because its broker may keep it waiting: neither the abort nor
+another queue waits for it. A job that begins all the same is aborted at its start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Final
 
-from run_abort._concurrency.workers import Lane
+from run_abort._concurrency.workers import SerialWorker
+from run_abort._core.types import Request
 
-if TYPE_CHECKING:
-    from run_abort._store.requests import Intent
-
-__all__ = ["cut_off", "revoke_with", "tell"]
-
-# Whether none is told. Tests of projects say so.
-cut_off = False
-
-_lanes: Final[dict[Hashable, Lane[Intent]]] = {}
+__all__ = ["Queues"]
 
 
-def revoke_with(revoke: Callable[[Intent], object], *, name: str, key: Hashable) -> None:
-    """Call ``revoke(intent)`` for each abort that this process requests from now on.
+class Queues:
+    """The queues of this process.
 
-    What it raises is logged. Forked children keep it.
-
-    :param name: of the queue's kind, for the thread.
-    :param key: of the queue; another call for the same one changes nothing.
+    :ivar cut_off: whether no queue is notified. Tests of projects set it.
     """
-    if key not in _lanes:
-        _lanes[key] = Lane(revoke, name=f"run_abort-{name}")
 
+    def __init__(self) -> None:
+        self.cut_off = False
+        self._workers: dict[Hashable, SerialWorker[Request]] = {}
 
-def tell(intents: Iterable[Intent]) -> None:
-    """Tell each queue of the aborts that were just requested, without waiting for any."""
-    if cut_off:
-        return
-    lanes = tuple(_lanes.values())
-    for intent in intents:
-        for lane in lanes:
-            lane.put(intent)
+    def revoke_with(self, revoke: Callable[[Request], object], *, name: str, key: Hashable) -> None:
+        """Call ``revoke(request)`` for each request that this process makes from now on.
+
+        What it raises is logged. Forked children keep it.
+
+        :param name: of the queue's kind, for the thread.
+        :param key: of the queue; another call for the same one changes nothing.
+        """
+        if key not in self._workers:
+            self._workers[key] = SerialWorker(revoke, name=f"run_abort-{name}")
+
+    def notify(self, requests: Iterable[Request]) -> None:
+        """Notify each queue of the requests, without waiting for any."""
+        if self.cut_off:
+            return
+        workers = tuple(self._workers.values())
+        for request in requests:
+            for worker in workers:
+                worker.put(request)
+
+    def clear(self) -> None:
+        """Forget all queues."""
+        self._workers.clear()

@@ -11,23 +11,23 @@ import socket
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from run_abort._concurrency.forks import at_fork
-from run_abort._concurrency.workers import Lane
+from run_abort._concurrency.workers import SerialWorker
 from run_abort._core import answers
 from run_abort._core.answers import HeldRun, ProcessAnswer, ProcessStatus
-from run_abort._core.registry import registry
-from run_abort._transport import channel, listener
+from run_abort._core.registry import Registry
+from run_abort._core.types import Delivery
 from run_abort._transport.codec import Question
+from run_abort._transport.listener import ListenerStatus
+from run_abort._transport.push import Push
 
-from . import deliveries
-from .deliveries import Delivery
 from .kind import kind_of_process
 
-__all__ = ["answer", "answer_about", "expect", "status_here", "tell", "wait_answered"]
+__all__ = ["Responder"]
 
 MAX_ASKED: Final = 10_000  # aborts that somebody waits for; the oldest are forgotten
 
@@ -62,88 +62,102 @@ class _Asked:
             return [question for question, until in questions.items() if until > now]
 
 
-_asked = _Asked()
+class Responder:
+    """Answers for this process.
 
-
-def expect(question: Question) -> None:
-    """Know that somebody waits for what becomes of an abort, before it is dealt with.
-
-    A process may exit as soon as it was aborted: what it tells then, :func:`tell` has to send.
+    :param delivery_of: what a request did here.
+    :param listener_status: how the listener is.
     """
-    _asked.add(question)
 
+    def __init__(
+        self,
+        registry: Registry,
+        push: Push,
+        delivery_of: Callable[[str], Delivery | None],
+        listener_status: Callable[[], ListenerStatus],
+    ) -> None:
+        self._registry = registry
+        self._push = push
+        self._delivery_of = delivery_of
+        self._listener_status = listener_status
+        self._asked = _Asked()
+        self._worker = SerialWorker(self._send, name="run_abort-answers", ours=True)
 
-def answer(question: Question) -> None:
-    """Answer soon; and about an abort once more whenever there is news of it. Never blocks."""
-    if question.ask == "abort":
-        _asked.add(question)
-    _lane.put(question)
+    def expect(self, question: Question) -> None:
+        """Know that somebody waits for what becomes of an abort, before it is dealt with.
 
+        A process may exit as soon as it was aborted: what it says then, :meth:`tell` has to send.
+        """
+        self._asked.add(question)
 
-def tell(delivery: Delivery) -> None:
-    """Tell those who asked that there is news of an abort. Never blocks."""
-    for question in _asked.about(delivery.abort_id):
-        _lane.put(question)
+    def answer(self, question: Question) -> None:
+        """Answer soon; and about an abort again whenever its delivery changes. Never blocks."""
+        if question.ask == "abort":
+            self._asked.add(question)
+        self._worker.put(question)
 
+    def tell(self, delivery: Delivery) -> None:
+        """Answer those who asked about an abort again. Never blocks."""
+        for question in self._asked.about(delivery.request_id):
+            self._worker.put(question)
 
-def wait_answered(timeout: float) -> bool:
-    """Wait until all is answered that was asked, at most ``timeout`` seconds.
+    def wait_answered(self, timeout: float) -> bool:
+        """Wait until all is answered that was asked.
 
-    :return: whether that is so.
-    """
-    return _lane.wait_idle(timeout)
+        :param timeout: seconds to wait at most.
+        :return: whether that is so.
+        """
+        return self._worker.wait_idle(timeout)
 
+    def answer_about(self, abort_id: str, run_id: str) -> ProcessAnswer:
+        """What became of the abort in this process."""
+        origin = self._listener_status().origin
+        here = partial(ProcessAnswer, origin, socket.gethostname(), os.getpid())
+        delivery = self._delivery_of(abort_id)
+        if delivery is None:
+            return here("finished" if self._registry.has_ended(run_id) else "not here")
+        return here(
+            "aborting" if delivery.stopped_at is None else "stopped",
+            way=delivery.way,
+            controllers=delivery.controllers,
+            labels=delivery.labels,
+            insisted=tuple(escalation for escalation, _ in delivery.tried),
+            received_at=delivery.received_at,
+            stopped_at=delivery.stopped_at,
+        )
 
-def answer_about(abort_id: str, run_id: str) -> ProcessAnswer:
-    """What became of the abort in this process."""
-    here = partial(ProcessAnswer, channel.origin(), socket.gethostname(), os.getpid())
-    delivery = deliveries.delivery_of(abort_id)
-    if delivery is None:
-        return here("finished" if registry.has_ended(run_id) else "not here")
-    return here(
-        "aborting" if delivery.stopped_at is None else "stopped",
-        way=delivery.way,
-        controllers=delivery.controllers,
-        labels=delivery.labels,
-        insisted=tuple(rung for rung, _ in delivery.tried),
-        received_at=delivery.received_at,
-        stopped_at=delivery.stopped_at,
-    )
+    def status_here(self) -> ProcessStatus:
+        """What this process is, and what it works on."""
+        held = self._registry.holdings()
+        now = self._listener_status()
+        return ProcessStatus(
+            origin=now.origin,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kind=kind_of_process(),
+            listener=now.state,
+            since=now.since,
+            last_error=now.last_error,
+            held=len(held),
+            runs=tuple(
+                HeldRun(
+                    run_id=controller.signal.run_id,
+                    label=holding.label,
+                    since=datetime.fromtimestamp(holding.since, UTC),
+                    aborted=controller.signal.aborted,
+                )
+                for controller, holding in held[: answers.MAX_RUNS]
+            ),
+        )
 
+    def after_fork_in_child(self) -> None:
+        """Forget what the parent was asked."""
+        self._asked.reset()
 
-def status_here() -> ProcessStatus:
-    """What this process is, and what it works on."""
-    held = registry.holdings()
-    now = listener.status()
-    return ProcessStatus(
-        origin=now.origin,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        kind=kind_of_process(),
-        listener=now.state,
-        since=now.since,
-        last_error=now.last_error,
-        held=len(held),
-        runs=tuple(
-            HeldRun(
-                run_id=controller.signal.run_id,
-                label=holding.label,
-                since=datetime.fromtimestamp(holding.since, UTC),
-                aborted=controller.signal.aborted,
-            )
-            for controller, holding in held[: answers.MAX_RUNS]
-        ),
-    )
-
-
-def _send(question: Question) -> None:
-    if question.ask == "status":
-        data = answers.encode_status(status_here())
-    else:
-        found = answer_about(question.abort_id, question.run_id)
-        data = answers.encode_answer(found, question.abort_id)
-    channel.answer(question.question_id, [data])
-
-
-_lane = Lane(_send, name="run_abort-answers", ours=True)
-at_fork(after_in_child=_asked.reset)
+    def _send(self, question: Question) -> None:
+        if question.ask == "status":
+            data = answers.encode_status(self.status_here())
+        else:
+            found = self.answer_about(question.abort_id, question.run_id)
+            data = answers.encode_answer(found, question.abort_id)
+        self._push.answer(question.question_id, [data])

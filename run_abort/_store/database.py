@@ -33,7 +33,7 @@ from django.db.utils import InterfaceError, OperationalError, ProgrammingError
 from django.utils import timezone
 
 from run_abort import conf
-from run_abort._concurrency.workers import TimeUpError, call_bounded, on_thread_end, submit
+from run_abort._concurrency.workers import TimeUpError, call_bounded, submit, thread_ends
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -64,7 +64,7 @@ ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"
 
 T = TypeVar("T")
 
-on_thread_end(connections.close_all)
+thread_ends.add(connections.close_all)
 
 
 def enabled() -> bool:
@@ -82,13 +82,18 @@ def write(operation: Callable[[str], T], *, otherwise: T, timeout: float | None 
     return _run(operation, otherwise=otherwise, lend=True, timeout=timeout)
 
 
-def read(operation: Callable[[str], T], *, otherwise: T, late: Callable[[Future[T]], object]) -> T:
+def read(
+    operation: Callable[[str], T],
+    *,
+    otherwise: T,
+    on_late: Callable[[Future[T]], object] | None = None,
+) -> T:
     """Call ``operation(alias)``, which reads.
 
-    :param late: called with the future, on a helper thread, if it takes longer than ``TIMEOUT``.
+    :param on_late: called with the future, on a helper thread, if it takes longer than ``TIMEOUT``.
     :return: its result; ``otherwise`` if the database failed or took too long.
     """
-    return _run(operation, otherwise=otherwise, lend=False, late=late)
+    return _run(operation, otherwise=otherwise, lend=False, on_late=on_late)
 
 
 def read_here(operation: Callable[[str], T]) -> T | None:
@@ -184,14 +189,14 @@ def _run(
     *,
     otherwise: T,
     lend: bool,
-    late: Callable[[Future[T]], object] = bool,
+    on_late: Callable[[Future[T]], object] | None = None,
     timeout: float | None = None,
 ) -> T:
     try:
         if not enabled():
             return otherwise
         patience = TIMEOUT if timeout is None else max(timeout, 0.05)
-        result = _call(operation, lend=lend, late=late, timeout=patience)
+        result = _call(operation, lend=lend, on_late=on_late, timeout=patience)
     except Exception as error:
         _outage.report(error)
         return otherwise
@@ -203,7 +208,7 @@ def _call(
     operation: Callable[[str], T],
     *,
     lend: bool,
-    late: Callable[[Future[T]], object],
+    on_late: Callable[[Future[T]], object] | None,
     timeout: float,
 ) -> T:
     """Run ``operation`` on the right thread with the right connection.
@@ -222,7 +227,9 @@ def _call(
             with _savepoint(connection, writes=lend):
                 return operation(alias)
 
-    return call_bounded(partial(operation, alias), timeout, name="run_abort-database", late=late)
+    return call_bounded(
+        partial(operation, alias), timeout, name="run_abort-database", on_late=on_late
+    )
 
 
 def _lend(connection: BaseDatabaseWrapper, operation: Callable[[str], T], timeout: float) -> T:
@@ -245,7 +252,7 @@ def _lend(connection: BaseDatabaseWrapper, operation: Callable[[str], T], timeou
             work,
             timeout,
             name="run_abort-database",
-            late=lambda future: connection.close(),
+            on_late=lambda future: connection.close(),
         )
     except TimeUpError:
         del connections[alias]

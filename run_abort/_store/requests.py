@@ -1,4 +1,4 @@
-"""Intents: writing and reading the rows, in bounded time, never raising."""
+"""The rows of the requests: written and read in bounded time, never raising."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from concurrent.futures import Future
 from datetime import datetime, timedelta
 from itertools import chain
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from django.db import IntegrityError, connections
 from django.utils import timezone
 
 from run_abort import conf
+from run_abort._core.types import Request
 
 from . import database
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from run_abort.models import AbortRequest
 
 __all__ = [
-    "Intent",
-    "Requested",
     "clear",
     "find",
     "mark_published",
@@ -41,39 +40,13 @@ PAGE: Final = 100  # rows that are read at first
 T = TypeVar("T")
 
 
-class Intent(NamedTuple):
-    """That a run or a group is to be aborted.
-
-    :ivar actor: who, as text.
-    :ivar user_pk: who, as the key of a user of the project; None if it was none.
-    """
-
-    abort_id: uuid.UUID
-    run_id: str
-    reason: str = ""
-    actor: str = ""
-    user_pk: Any = None
+_FIELDS: Final = ("run_id", "id", "reason", "actor", "origin")  # of the model, as Request has them
 
 
-class Requested(NamedTuple):
-    """An intent, and where it comes from.
+def record(some: Sequence[Request]) -> bool:
+    """Write the requests as rows, all or none.
 
-    :ivar origin: the ID on the wire of the process that was asked.
-    :ivar at: when it was asked, by the clock of its host.
-    """
-
-    intent: Intent
-    origin: str
-    at: datetime
-
-
-_FIELDS: Final = ("id", "run_id", "reason", "actor")  # of the model, as Intent has them
-
-
-def record(intents: Sequence[Intent], *, origin: str) -> bool:
-    """Write the intents as rows, all or none.
-
-    :param origin: the requesting process's ID on the wire.
+    :param some: requests of this process, each with an ID.
     :return: whether the rows are known to be written.
     """
 
@@ -82,15 +55,15 @@ def record(intents: Sequence[Intent], *, origin: str) -> bool:
         host = socket.gethostname()
         rows = [
             requests.model(
-                id=intent.abort_id,
-                run_id=intent.run_id,
-                reason=intent.reason,
-                actor=intent.actor,
-                user_id=intent.user_pk,
-                origin=origin,
+                id=uuid.UUID(request.id),
+                run_id=request.run_id,
+                reason=request.reason,
+                actor=request.actor,
+                user_id=request.user_pk,
+                origin=request.origin,
                 host=host,
             )
-            for intent in intents
+            for request in some
         ]
         try:
             if len(rows) == 1:  # without a transaction around it
@@ -99,11 +72,11 @@ def record(intents: Sequence[Intent], *, origin: str) -> bool:
                 requests.bulk_create(rows, batch_size=BATCH)
         except IntegrityError:
             # The first of two attempts got through, though its answer was lost.
-            if not requests.filter(pk=intents[0].abort_id).exists():
+            if not requests.filter(pk=rows[0].pk).exists():
                 raise
         return True
 
-    return database.write(insert, otherwise=False, timeout=_patience(len(intents)))
+    return database.write(insert, otherwise=False, timeout=_patience(len(some)))
 
 
 def mark_published(listeners: Mapping[uuid.UUID, int], *, timeout: float) -> None:
@@ -145,30 +118,32 @@ def clear(run_id: str) -> int | None:
     return database.write(update, otherwise=None)
 
 
-def find(ids: Sequence[str], *, late: Callable[[Intent], object]) -> Intent | None:
-    """The first standing intent for any of ``ids``: one indexed query.
+def find(
+    ids: Sequence[str], *, on_late: Callable[[Request], object] | None = None
+) -> Request | None:
+    """The first standing request for any of ``ids``: one indexed query.
 
-    :param late: called with the intent, on a helper thread, if the database took longer to name it
-        than this function waits.
+    :param on_late: called with the request, on a helper thread, if the database took longer to
+        name it than this function waits.
     """
 
-    def select(alias: str) -> Intent | None:
+    def select(alias: str) -> Request | None:
         rows = _standing(alias).filter(run_id__in=ids).values_list(*_FIELDS)
         # Compared once more, because some databases compare without regard to case.
         first = list(rows[:PAGE])
         rest = rows[PAGE:] if len(first) == PAGE else ()
-        return next((Intent(*row) for row in chain(first, rest) if row[1] in ids), None)
+        return next((_request(*row) for row in chain(first, rest) if row[0] in ids), None)
 
-    def found_late(future: Future[Intent | None]) -> None:
-        intent = None if future.exception() else future.result()
-        if intent is not None:
-            late(intent)
+    def found_late(future: Future[Request | None]) -> None:
+        request = None if future.exception() else future.result()
+        if request is not None and on_late is not None:
+            on_late(request)
 
-    return database.read(select, otherwise=None, late=found_late)
+    return database.read(select, otherwise=None, on_late=found_late)
 
 
-def standing_for(ids: Sequence[str]) -> list[Intent] | None:
-    """The standing intents for any of ``ids``, in the order of request.
+def standing_for(ids: Sequence[str]) -> list[Request] | None:
+    """The standing requests for any of ``ids``, in the order in which they were made.
 
     For the reconciler: in the calling thread, for as long as the database takes.
 
@@ -176,35 +151,40 @@ def standing_for(ids: Sequence[str]) -> list[Intent] | None:
     """
     known = set(ids)
 
-    def select(alias: str) -> list[Intent]:
+    def select(alias: str) -> list[Request]:
         found: list[tuple[Any, ...]] = []
         for some in _chunks(ids, alias):
             rows = _standing(alias).filter(run_id__in=some)
             found += rows.values_list("requested_at", *_FIELDS)
-        return [Intent(*row[1:]) for row in sorted(found, key=itemgetter(0)) if row[2] in known]
+        in_order = sorted(found, key=itemgetter(0))
+        return [_request(*row, at=at) for at, *row in in_order if row[0] in known]
 
     return database.read_here(select)
 
 
-def requested_since(since: datetime, *, but_by: str, limit: int) -> list[Requested] | None:
-    """What was requested after ``since`` and stands, in the order of request.
+def requested_since(since: datetime, *, but_by: str, limit: int) -> list[Request] | None:
+    """What was requested after ``since`` and stands, in the order in which it was requested.
 
     For the reconciler, as :func:`standing_for`.
 
     :param but_by: the origin whose requests are left out.
-    :param limit: at most so many.
+    :param limit: the number of requests, at most.
     :return: None if the database could not be asked.
     """
 
-    def select(alias: str) -> list[Requested]:
+    def select(alias: str) -> list[Request]:
         rows = _standing(alias).filter(requested_at__gt=database.stored(since))
-        rows = rows.exclude(origin=but_by)
-        return [
-            Requested(Intent(*row[2:]), row[0], database.aware(row[1]))
-            for row in rows.values_list("origin", "requested_at", *_FIELDS)[:limit]
-        ]
+        found = rows.exclude(origin=but_by).values_list("requested_at", *_FIELDS)[:limit]
+        return [_request(*row, at=at) for at, *row in found]
 
     return database.read_here(select)
+
+
+def _request(*fields: Any, at: datetime | None = None) -> Request:
+    """A request from ``_FIELDS`` of its row."""
+    run_id, request_id, reason, actor, origin = fields
+    requested_at = None if at is None else database.aware(at)
+    return Request(run_id, str(request_id), reason, actor, origin, requested_at=requested_at)
 
 
 def _standing(alias: str) -> QuerySet[AbortRequest]:

@@ -67,7 +67,7 @@ def prune(
     older_than: timedelta | float,
     *,
     batch: int = BATCH,
-    on_batch: Callable[[int], object] = bool,
+    on_batch: Callable[[int], object] | None = None,
 ) -> int:
     """Delete the requests that are older than an age, the oldest first.
 
@@ -96,7 +96,8 @@ def prune(
     while found := _oldest(left, size):
         number = _delete(alias, [pk for pk, _ in found])
         deleted += number
-        on_batch(number)
+        if on_batch is not None:
+            on_batch(number)
         if len(found) < size:
             break
         # Those that are kept among the old ones are not walked over once more for each batch.

@@ -1,7 +1,7 @@
 """The timeline of an abort: one row for each process that held the run, written and read here.
 
 A process that cannot write its row loses nothing but that. Rows are written on a thread of their
-own, many at once if they come quickly; a fork and the exit of the interpreter wait for it.
+own, many at once if they come quickly; a fork and the interpreter's exit wait for it.
 """
 
 from __future__ import annotations
@@ -10,55 +10,93 @@ import os
 import socket
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from django.db import connections
 
-from run_abort._concurrency.forks import at_fork
-from run_abort._concurrency.workers import Lane
+from run_abort._concurrency.workers import SerialWorker
 from run_abort._core.answers import ProcessAnswer
-from run_abort._runtime.deliveries import Delivery, delivery_of
-from run_abort._transport import channel
+from run_abort._core.types import Delivery
 
 from . import database
 
-__all__ = ["finish", "note", "rows_of", "wait_written"]
+__all__ = ["Timeline", "rows_of"]
 
 BATCH: Final = 500  # rows of one query
 MAX_WAITING: Final = 20_000  # rows; of a flood beyond it the oldest are lost
 
-# What is to be written: appended to by whoever has news, taken by the lane's thread.
-_news: deque[tuple[str, Delivery]] = deque(maxlen=MAX_WAITING)
-_is_late = False
 
+class Timeline:
+    """Writes the rows of this process.
 
-def note(delivery: Delivery) -> None:
-    """Have the row of ``delivery`` written soon. Never blocks before :func:`finish`."""
-    if database.enabled() and _is_uuid(delivery.abort_id):
-        _news.append((channel.origin(), delivery))
-        _lane.put(None)
-        if _is_late:
-            wait_written(database.TIMEOUT)
-
-
-def wait_written(timeout: float) -> bool:
-    """Wait until nothing is still to be written, at most ``timeout`` seconds.
-
-    :return: whether that is so.
+    :param origin: gives this process's ID on the wire.
+    :param delivery_of: what a request did here by now. It takes no lock.
     """
-    return _lane.wait_idle(timeout)
 
+    def __init__(
+        self, origin: Callable[[], str], delivery_of: Callable[[str], Delivery | None]
+    ) -> None:
+        self._origin = origin
+        self._delivery_of = delivery_of
+        # What is to be written: whoever changes a delivery appends, the worker takes.
+        self._changed: deque[tuple[str, Delivery]] = deque(maxlen=MAX_WAITING)
+        self._is_late = False
+        self._worker = SerialWorker(self._write, name="run_abort-timeline", ours=True)
 
-def finish() -> None:
-    """At the exit of the interpreter, before :func:`wait_written`.
+    def note(self, delivery: Delivery) -> None:
+        """Write the row of ``delivery`` soon. Never blocks before :meth:`finish`."""
+        if database.enabled() and _is_uuid(delivery.request_id):
+            self._changed.append((self._origin(), delivery))
+            self._worker.put(None)
+            if self._is_late:
+                self.wait_written(database.TIMEOUT)
 
-    Nobody would wait for the lane's thread any more. So whoever has news from now on waits until
-    they are written, at most ``database.TIMEOUT`` seconds: who waits for that thread waits for the
-    row.
-    """
-    global _is_late
-    _is_late = True
+    def wait_written(self, timeout: float) -> bool:
+        """Wait until nothing is still to be written.
+
+        :param timeout: seconds to wait at most.
+        :return: whether that is so.
+        """
+        return self._worker.wait_idle(timeout)
+
+    def finish(self) -> None:
+        """At the interpreter's exit, before :meth:`wait_written`.
+
+        Nothing waits for the worker's thread any more. So :meth:`note` waits itself from now on, at
+        most ``database.TIMEOUT`` seconds: who waits for its thread waits for the row.
+        """
+        self._is_late = True
+
+    def after_fork_in_child(self) -> None:
+        """The parent writes what was noted before."""
+        self._changed.clear()
+
+    def _write(self, _: None) -> None:
+        latest = {}
+        while self._changed:
+            origin, delivery = self._changed.popleft()
+            latest[delivery.key] = origin, delivery
+        if not latest:
+            return
+
+        def upsert(alias: str) -> None:
+            written = None
+            # If it took long, a later change may have been written before, and is written again.
+            while (rows := self._newest(latest.values())) != written:
+                _upsert(rows, alias)
+                written = rows
+
+        timeout = database.TIMEOUT * (1 + len(latest) // BATCH)
+        database.write(upsert, otherwise=None, timeout=timeout)
+
+    def _newest(self, noted: Iterable[tuple[str, Delivery]]) -> list[tuple[str, Delivery]]:
+        rows = []
+        for origin, delivery in noted:
+            newest = self._delivery_of(delivery.request_id)
+            is_same = newest is not None and newest.key == delivery.key
+            rows.append((origin, newest if newest is not None and is_same else delivery))
+        return rows
 
 
 def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
@@ -91,31 +129,7 @@ def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
             ]
         return found
 
-    return database.read(select, otherwise=[], late=bool)
-
-
-def _write(_: None) -> None:
-    latest = {}
-    while _news:
-        origin, delivery = _news.popleft()
-        latest[delivery.key] = origin, delivery
-    if not latest:
-        return
-
-    def upsert(alias: str) -> None:
-        written = None
-        # If it took long, what came later may have been written before, and is again.
-        while (newest := [(origin, _newest(each)) for origin, each in latest.values()]) != written:
-            _upsert(newest, alias)
-            written = newest
-
-    database.write(upsert, otherwise=None, timeout=database.TIMEOUT * (1 + len(latest) // BATCH))
-
-
-def _newest(delivery: Delivery) -> Delivery:
-    # Two threads that have news of one may tell them in the wrong order.
-    newest = delivery_of(delivery.abort_id)
-    return delivery if newest is None or newest.key != delivery.key else newest
+    return database.read(select, otherwise=[])
 
 
 def _upsert(some: Sequence[tuple[str, Delivery]], alias: str) -> None:
@@ -126,7 +140,7 @@ def _upsert(some: Sequence[tuple[str, Delivery]], alias: str) -> None:
     for origin, delivery in some:
         row = deliveries.model(
             id=delivery.key,
-            request_id=uuid.UUID(delivery.abort_id),
+            request_id=uuid.UUID(delivery.request_id),
             origin=origin,
             host=host,
             pid=pid,
@@ -151,7 +165,3 @@ def _is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
-
-
-_lane = Lane(_write, name="run_abort-timeline", ours=True)
-at_fork(after_in_child=_news.clear)

@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
 from run_abort._core.answers import HeldRun, ProcessStatus
-from run_abort._core.registry import clean_id
+from run_abort._core.ids import clean_id
 from run_abort._runtime.inquiry import Census, ask_status
 from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest

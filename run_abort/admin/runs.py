@@ -18,7 +18,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from run_abort._core.registry import clean_id
+from run_abort._core.ids import clean_id
 from run_abort.aborts import abort_runs
 from run_abort.views.forms import AbortForm
 

@@ -31,9 +31,9 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.escalation import Rung
-from run_abort._runtime import queues
-from run_abort._store.requests import Intent, find
+from run_abort._core.types import Escalation, Request
+from run_abort._runtime.runtime import current
+from run_abort._store.requests import find
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -110,7 +110,7 @@ class AbortableTask(Task):
 
     abstract = True
     abort_grace: ClassVar[float] = GRACE
-    abort_insist: ClassVar[Rung | Iterable[Rung]] = ()
+    abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
 
     def get_run_id(self, request: Any) -> str:
         """The run that an execution works on; by default the task's ID. To be overridden.
@@ -180,20 +180,20 @@ def _chained(request: Any) -> Iterable[str]:
             yield task_id
 
 
-def _revoke(intent: Intent) -> None:
+def _revoke(aborted: Request) -> None:
     # Celery's current app would be the fallback here: it is current in its own thread only.
     for app in list(_state._get_active_apps()):
         if time.monotonic() < _away_until.get(app, 0):
             continue
         try:
             if _has_workers(app):
-                app.control.revoke(intent.run_id)
+                app.control.revoke(aborted.run_id)
         except Exception as error:  # of any broker's driver; the next app is asked, too
             _away_until[app] = time.monotonic() + AWAY
             logger.warning(
                 "Celery could not be asked to revoke the task %r, which is left to whoever begins "
                 "it, as are those of the next %g s: %s: %s",
-                intent.run_id,
+                aborted.run_id,
                 AWAY,
                 type(error).__name__,
                 error,
@@ -212,7 +212,7 @@ def _has_workers(app: Celery) -> bool:
 # By app, until when its broker is not asked again. Only ever used by the queue's one thread.
 _away_until: Final[WeakKeyDictionary[Celery, float]] = WeakKeyDictionary()
 
-queues.revoke_with(_revoke, name="celery", key="celery")
+current().queues.revoke_with(_revoke, name="celery", key="celery")
 
 
 @signals.task_revoked.connect(dispatch_uid="run_abort.celery")
@@ -223,6 +223,6 @@ def _mark_revoked(
     if not isinstance(sender, AbortableTask) or terminated or kwargs.get("expired"):
         return
     ids = [sender.get_run_id(request), *sender.get_run_groups(request)]
-    intent = find(ids, late=bool)
-    if intent is not None:
-        _mark(sender, request, TaskAborted(intent.run_id, intent.reason, intent.actor))
+    found = find(ids)
+    if found is not None:
+        _mark(sender, request, TaskAborted(found.run_id, found.reason, found.actor))

@@ -35,8 +35,8 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.dramatiq needs Dramatiq: pip install dramatiq") from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.escalation import Rung
-from run_abort._core.registry import clean_ids
+from run_abort._core.ids import clean_ids
+from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted
 from run_abort.runs import abortable_run
 
@@ -80,7 +80,7 @@ class Abortable(Middleware):
         *,
         abortable: bool = True,
         abort_grace: float = GRACE,
-        abort_insist: Rung | Iterable[Rung] = (),
+        abort_insist: Escalation | Iterable[Escalation] = (),
     ) -> None:
         self.defaults: dict[str, Any] = {
             "abortable": abortable,

@@ -34,9 +34,9 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.huey needs Huey: pip install huey") from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.escalation import Rung
-from run_abort._runtime import queues
-from run_abort._store.requests import Intent, find
+from run_abort._core.types import Escalation, Request
+from run_abort._runtime.runtime import current
+from run_abort._store.requests import find
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -61,7 +61,7 @@ class AbortableHuey(Huey):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.signal(SIGNAL_REVOKED)(self._note_revoked)
-        queues.revoke_with(self._revoke_aborted, name="huey", key=("huey", id(self)))
+        current().queues.revoke_with(self._revoke_aborted, name="huey", key=("huey", id(self)))
 
     def get_run_id(self, task: Task) -> str:
         """The run that an execution works on; by default the task's ID. To be overridden.
@@ -89,20 +89,20 @@ class AbortableHuey(Huey):
             result["run_abort"] = exception.facts()
         return result
 
-    def _revoke_aborted(self, intent: Intent) -> None:
+    def _revoke_aborted(self, request: Request) -> None:
         # Only what waits: another revocation would stand until a task of that ID comes.
         waiting = chain(self.storage.enqueued_items(), self.storage.scheduled_items())
-        if any(self.serializer.deserialize(each).id == intent.run_id for each in waiting):
-            self.revoke_by_id(intent.run_id, revoke_once=True)
+        if any(self.serializer.deserialize(each).id == request.run_id for each in waiting):
+            self.revoke_by_id(request.run_id, revoke_once=True)
 
     def _note_revoked(self, signal: str, task: Task) -> None:
         """In the worker: what was revoked because it was aborted has been aborted."""
         if not self.results or isinstance(task, PeriodicTask):
             return
-        intent = find([self.get_run_id(task), *self.get_run_groups(task)], late=bool)
-        if intent is None:
+        request = find([self.get_run_id(task), *self.get_run_groups(task)])
+        if request is None:
             return
-        aborted = TaskAborted(intent.run_id, intent.reason, intent.actor)
+        aborted = TaskAborted(request.run_id, request.reason, request.actor)
         error = Error(self.build_error_result(task, aborted))
         while task is not None:
             self.put_result(task.id, error)
@@ -126,7 +126,7 @@ class _Abortable(Task):
 
     huey: AbortableHuey
     abort_grace: float
-    abort_insist: Rung | Iterable[Rung]
+    abort_insist: Escalation | Iterable[Escalation]
 
     def execute(self) -> Any:
         before = _current.set(None)

@@ -28,9 +28,9 @@ except ImportError as error:
         "pip install 'django-run-abort[prometheus]'"
     ) from error
 
-from run_abort._core.registry import registry as runs
-from run_abort._runtime.facts import Fact, on_fact
+from run_abort._runtime.facts import Fact
 from run_abort._runtime.health import health
+from run_abort._runtime.runtime import current
 
 __all__ = ["install"]
 
@@ -57,7 +57,7 @@ def install(registry: CollectorRegistry = REGISTRY) -> None:
     if registry not in _installed:
         _installed[registry] = metrics = _Metrics(registry)
         # A fork waits for it, as the locks of prometheus_client would stay locked in the child.
-        on_fact(metrics.count, is_short=True)
+        current().facts.add_hook(metrics.count, is_short=True)
         registry.register(_AtScrape())
 
 
@@ -101,7 +101,7 @@ class _Metrics:
 class _AtScrape(Collector):
     def collect(self) -> Iterator[Metric]:
         now = health()
-        held = {controller.signal.run_id for controller, _ in runs.holdings()}
+        held = {controller.signal.run_id for controller, _ in current().registry.holdings()}
         yield GaugeMetricFamily("run_abort_held_runs", "Runs that this process works on", len(held))
         yield GaugeMetricFamily(
             "run_abort_listener_up", "Whether this process listens", now.state == "listening"

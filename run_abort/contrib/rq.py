@@ -32,10 +32,8 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.rq needs RQ: pip install rq") from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.escalation import Rung
-from run_abort._runtime import queues
-from run_abort._runtime.wiring import settle
-from run_abort._store.requests import Intent
+from run_abort._core.types import Escalation, Request
+from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -68,7 +66,7 @@ class AbortableJob(Job):
     """
 
     abort_grace: ClassVar[float] = GRACE
-    abort_insist: ClassVar[Rung | Iterable[Rung]] = ()
+    abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
     abort_signal: AbortSignal | None = None
     _ended_as: JobStatus | None = None
 
@@ -98,7 +96,9 @@ class AbortableJob(Job):
                 return super().perform()
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if self.abort_signal else JobStatus.CANCELED
-            settle(EXIT_TIMEOUT)  # RQ ends the process with the job, and waits for no thread
+            current().settle(
+                EXIT_TIMEOUT
+            )  # RQ ends the process with the job, and waits for no thread
             error = TaskAborted(*aborted.args)
             self.meta[META] = error.facts()
             self.save_meta()  # type: ignore[no-untyped-call]
@@ -154,7 +154,9 @@ class _CanceledJobs(FailedJobRegistry):
     key_template = CanceledJobRegistry.key_template
 
 
-def abort_options(*, grace: float = GRACE, insist: Rung | Iterable[Rung] = ()) -> Callable[[F], F]:
+def abort_options(
+    *, grace: float = GRACE, insist: Escalation | Iterable[Escalation] = ()
+) -> Callable[[F], F]:
     """For a function that is executed as an :class:`AbortableJob`::
 
         @abort_options(grace=5, insist="interrupt")
@@ -193,12 +195,14 @@ def cancel_aborted(queue: Queue) -> None:
 
     :param queue: any one of those whose jobs are kept where this one's are.
     """
-    queues.revoke_with(partial(_cancel, queue), name="rq", key=("rq", id(queue.connection)))
+    current().queues.revoke_with(
+        partial(_cancel, queue), name="rq", key=("rq", id(queue.connection))
+    )
 
 
-def _cancel(queue: Queue, intent: Intent) -> None:
-    run_id = intent.run_id
-    who_and_why = TaskAborted(run_id, intent.reason, intent.actor).facts()
+def _cancel(queue: Queue, request: Request) -> None:
+    run_id = request.run_id
+    who_and_why = TaskAborted(run_id, request.reason, request.actor).facts()
     try:
         if Job.exists(run_id, queue.connection):
             job = Job.fetch(run_id, connection=queue.connection, serializer=queue.serializer)

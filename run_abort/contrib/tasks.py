@@ -44,7 +44,8 @@ else:
         ) from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.escalation import Rung, clean_grace, clean_rungs
+from run_abort._core.escalation import clean_grace, clean_insist
+from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -84,7 +85,7 @@ def abortable_task(
     run_id: Callable[[TaskResult], str] = ...,
     groups: Callable[[TaskResult], Iterable[str]] = ...,
     grace: float = ...,
-    insist: Rung | Iterable[Rung] = ...,
+    insist: Escalation | Iterable[Escalation] = ...,
 ) -> Callable[
     [Callable[Concatenate[AbortableContext, P], T]], Callable[Concatenate[Any, P], T]
 ]: ...
@@ -96,7 +97,7 @@ def abortable_task(
     run_id: Callable[[TaskResult], str] = _id_of,
     groups: Callable[[TaskResult], Iterable[str]] = _no_groups,
     grace: float = GRACE,
-    insist: Rung | Iterable[Rung] = (),
+    insist: Escalation | Iterable[Escalation] = (),
 ) -> Callable[..., Any]:
     """Make each execution of a task an abortable run; below ``@task(takes_context=True)``.
 
@@ -112,7 +113,7 @@ def abortable_task(
         raises ``TypeError`` if it takes no context.
     :raises TaskAborted: in the task, if that was aborted, also before it began.
     """
-    grace, rungs = clean_grace(grace), clean_rungs(insist)
+    grace, rungs = clean_grace(grace), clean_insist(insist)
 
     def block(context: Any) -> abortable_run:
         result = getattr(context, "task_result", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError
 from math import inf
 
-from run_abort._core.registry import clean_id
+from run_abort._core.ids import clean_id
 
 __all__ = ["add_run_ids", "count", "run_id", "seconds"]
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from django.core.management.base import CommandError
 
-from run_abort._transport import channel
+from run_abort._runtime.runtime import current
 
 __all__ = ["has_endpoint", "log_to", "require_endpoint"]
 
@@ -22,7 +22,7 @@ def has_endpoint() -> bool:
     :raises CommandError: if one is that cannot be used.
     """
     try:
-        return channel.endpoint() is not None
+        return current().push.transport() is not None
     except Exception as error:
         raise CommandError(f"The configured Redis cannot be used: {error}") from error
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from run_abort._runtime import dispatch, reconciler
+from run_abort._runtime.runtime import current
 from run_abort._store.cursors import Cursor
-from run_abort._transport import listener
 
 __all__ = ["Place"]
 
@@ -24,8 +23,9 @@ class Place:
         if not self._is_taken and not self._is_to_forget:
             position = self.cursor.load()
             if position is not None:
-                dispatch.remember(position.heard)
-                reconciler.resume(position.heard_until, began=position.began_at)
+                runtime = current()
+                runtime.dispatch.remember(position.heard)
+                runtime.reconciler.resume(position.heard_until, began=position.began_at)
                 self.cursor.touch()
                 self._is_taken = True
         return self._is_taken
@@ -40,8 +40,10 @@ class Place:
         is_current = self.is_current()
         if not self.cursor.collect():
             return True
-        return is_current and dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
+        return is_current and current().dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
 
     def is_current(self) -> bool:
         """Whether nothing that was requested before now is still to be heard of."""
-        return self._is_taken and listener.is_listening() and reconciler.is_caught_up()
+        runtime = current()
+        is_listening = self._is_taken and runtime.listener.is_listening()
+        return is_listening and runtime.reconciler.is_caught_up()

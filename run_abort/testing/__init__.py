@@ -28,10 +28,9 @@ from django.conf import settings
 from django.test import override_settings
 
 from run_abort import conf
-from run_abort._core.registry import clean_id, registry
-from run_abort._runtime import queues
+from run_abort._core.ids import clean_id
+from run_abort._runtime.runtime import current
 from run_abort._store import database
-from run_abort._transport import channel
 from run_abort.exceptions import RunAborted
 from run_abort.signals import run_abort_requested
 
@@ -125,15 +124,16 @@ def recording() -> Iterator[Aborts]:
     """
     aborts = Aborts()
     others = set(threading.enumerate())
-    before = channel.only_named, queues.cut_off
-    channel.only_named = queues.cut_off = True
+    runtime = current()
+    before = runtime.push.only_named, runtime.queues.cut_off
+    runtime.push.only_named = runtime.queues.cut_off = True
     run_abort_requested.connect(aborts._note, weak=False, dispatch_uid=id(aborts))
     try:
         yield aborts
     finally:
         run_abort_requested.disconnect(dispatch_uid=id(aborts))
-        channel.only_named, queues.cut_off = before
-        registry._forget_ended()
+        runtime.push.only_named, runtime.queues.cut_off = before
+        runtime.registry.forget_ended()
         _join_ours(others)
 
 
@@ -253,8 +253,8 @@ _ENDS: Final = (Exception, BaseExceptionGroup, RunAborted, DoesNotStop, asyncio.
 def abort_everywhere(
     job: Callable[[], object],
     *,
-    before: Callable[[], object] = bool,
-    after: Callable[[], object] = bool,
+    before: Callable[[], object] | None = None,
+    after: Callable[[], object] | None = None,
     raises: Raised = RunAborted,
     awaits: bool = True,
     limit: int = LIMIT,
@@ -293,7 +293,8 @@ def abort_everywhere(
     __tracebackhide__ = True
 
     def attempt(watch: Watch) -> BaseException | None:
-        _complete(before)
+        if before is not None:
+            _complete(before)
         try:
             with watch:
                 _complete(job, in_steps=awaits)
@@ -308,7 +309,8 @@ def abort_everywhere(
         with _noted(watch):
             violations += _judge(watch, number, attempt(watch), raises)
             try:
-                _complete(after)
+                if after is not None:
+                    _complete(after)
             except Exception as broken:
                 violations.append(Violation(watch.aborted_at, number, _told(broken), broken))
         if watch.aborted_at is None:
@@ -320,7 +322,7 @@ def abort_everywhere(
 
 
 def _count(
-    attempt: Callable[[Watch], BaseException | None], after: Callable[[], object], limit: int
+    attempt: Callable[[Watch], BaseException | None], after: Callable[[], object] | None, limit: int
 ) -> tuple[Checkpoint, ...]:
     """Run the job without an abort; return its checkpoints."""
     __tracebackhide__ = True
@@ -334,7 +336,8 @@ def _count(
             ) from error
         if error is not None:
             raise error
-        _complete(after)
+        if after is not None:
+            _complete(after)
     if not watch.checkpoints:
         raise AssertionError("the job comes to no checkpoint: it enters no abortable_run")
     return watch.checkpoints

@@ -24,8 +24,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from run_abort._core.controller import AbortController, AbortSignal, _AbortedSignal
-from run_abort._core.registry import registry
+from run_abort._core.controller import AbortController, AbortSignal
+from run_abort._core.scope import Scope
+from run_abort._core.types import Request
+from run_abort._runtime.runtime import current
 
 __all__ = ["MAX_LOOKS", "Checkpoint", "DoesNotStop", "Watch", "steps_of"]
 
@@ -110,8 +112,10 @@ class Watch:
         self.aborted_at: Checkpoint | None = None
 
     def __enter__(self) -> Self:
+        self._registry = current().registry
         _watches.append(self)
-        registry.on_register = _watch
+        self._registry.controller_class = _WatchedController
+        self._stop = self._registry.on_register.add(_watch)
         return self
 
     def __exit__(
@@ -122,7 +126,8 @@ class Watch:
     ) -> None:
         _watches.remove(self)
         if not _watches:
-            registry.on_register = None
+            self._registry.controller_class = AbortController
+            self._stop()
         _inside.set(_open_here())
 
     @property
@@ -133,7 +138,7 @@ class Watch:
     @property
     def still_open(self) -> tuple[str, ...]:
         """The run IDs of the blocks that were entered within it and have not been left."""
-        open_ = (each for each in self._watched.values() if registry.holding_of(each) is not None)
+        open_ = (each for each in self._watched.values() if _is_open(each))
         return tuple(dict.fromkeys(controller.signal.run_id for controller in open_))
 
     def take(self, controller: AbortController) -> None:
@@ -163,11 +168,8 @@ class Watch:
 
     def _abort(self, checkpoint: Checkpoint) -> None:
         self.aborted_at = checkpoint
-        # As abort_run does it here; but nobody has asked for this one.
-        registry.abort(checkpoint.run_id, *self._by, str(uuid.uuid4()))
-        for signal in tuple(self._watched):
-            if type(signal) is _AbortedSignal:
-                signal.__class__ = _WatchedAbortedSignal
+        # As abort_run does it here, without a request.
+        self._registry.abort(Request(checkpoint.run_id, str(uuid.uuid4()), *self._by))
 
 
 _watches: list[Watch] = []
@@ -176,15 +178,17 @@ _inside: ContextVar[tuple[AbortController, ...]] = ContextVar("run_abort_inside"
 
 
 def _watch(controller: AbortController) -> None:
-    controller.__class__ = _WatchedController
-    controller.signal.__class__ = _WatchedSignal
     _inside.set((*_open_here(), controller))
     for watch in tuple(_watches):
         watch.take(controller)
 
 
 def _open_here() -> tuple[AbortController, ...]:
-    return tuple(each for each in _inside.get() if registry.holding_of(each) is not None)
+    return tuple(each for each in _inside.get() if _is_open(each))
+
+
+def _is_open(controller: AbortController) -> bool:
+    return current().registry.holding_of(controller) is not None
 
 
 class _WatchedSignal(AbortSignal):
@@ -193,16 +197,13 @@ class _WatchedSignal(AbortSignal):
     def __getattribute__(self, name: str) -> Any:
         if name in LOOKS:
             _look_by(self, name, sys._getframe(1))
-        # Not that of super(): meanwhile an abort may have changed the class.
-        return object.__getattribute__(self, name)
-
-
-class _WatchedAbortedSignal(_WatchedSignal, _AbortedSignal):
-    __slots__ = ()
+        return super().__getattribute__(name)
 
 
 class _WatchedController(AbortController):
     __slots__ = ()
+
+    signal_class = _WatchedSignal
 
     def close(self) -> bool:
         if not self._verdict:
@@ -221,7 +222,7 @@ def _look_by(signal: AbortSignal, name: str, frame: FrameType) -> None:
         # There, it is within something that the job was counted for.
         if name not in OUR_LOOKS or room == AbortSignal.__module__:
             return
-        if room == f"{_PACKAGE}.runs":
+        if room == Scope.__module__:
             name = ENTERING
     _look(signal, name, _outwards(frame))
 

@@ -14,8 +14,8 @@ from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
 
 from run_abort._runtime.inquiry import Findings, ask_about, settling_time
+from run_abort._runtime.runtime import current
 from run_abort._store import database
-from run_abort._transport import listener
 
 from .permissions import GuardedView
 
@@ -90,7 +90,7 @@ def _requests(abort_id: uuid.UUID) -> dict[str, datetime] | None:
         rows = database.model().objects.using(alias).filter(pk=abort_id)
         return {row.run_id: database.aware(row.requested_at) for row in rows}
 
-    return database.read(select, otherwise=None, late=bool)
+    return database.read(select, otherwise=None)
 
 
 def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _is_settled(age: timedelta | None) -> bool:
     :param age: of the request; None if there is no row of it to hear from.
     """
     if age is None:
-        return listener.status().state == "listening"
+        return current().listener.is_listening()
     return age.total_seconds() > settling_time()
 
 

@@ -97,14 +97,14 @@ def test_a_project_with_pytest_django(run: Run) -> None:
 
             import project
             from run_abort import RunAborted, abortable_run, conf
-            from run_abort._core.registry import registry
+            from run_abort._runtime.runtime import current
             from run_abort.testing import abort_after, abort_everywhere
 
             @pytest.fixture(autouse=True)
             def no_warning(caplog):
                 yield
                 assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-                assert not registry.ids()
+                assert not current().registry.ids()
                 assert not [t for t in threading.enumerate() if t.name.startswith("run_abort")]
 
             def test_database_is_refused():
@@ -119,7 +119,7 @@ def test_a_project_with_pytest_django(run: Run) -> None:
             def test_nothing_is_remembered(aborts, client):
                 assert aborts == []
                 project.import_rows(7)
-                assert not registry.has_ended("import-8")
+                assert not current().registry.has_ended("import-8")
 
             def test_abort_after(aborts):
                 with abort_after(1), pytest.raises(RunAborted):

@@ -16,7 +16,7 @@ from example.redis_server import RedisServer, free_port
 from run_abort import abortable_run, publish_run_abort
 from run_abort._core.answers import HeldRun, ProcessStatus
 from run_abort._runtime.inquiry import Census
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from run_abort.management.commands import run_abort_status
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Child
@@ -29,11 +29,11 @@ STUBBORN = """
 import django, time
 django.setup()
 from run_abort import abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from tests.workers import say, wait_for
 with abortable_run("run-2", label="second step"), abortable_run("run-1") as signal:
     signal.add_callback(lambda: say("asked"))
-    wait_for(listener.is_listening)
+    wait_for(current().listener.is_listening)
     say("holding")
     time.sleep(600)
 """
@@ -147,7 +147,7 @@ class TestRealProcesses:
 
     def test_starts_no_listener(self, configure: Configure) -> None:
         assert call() == "0 process(es) answer; they work in 0 block(s).\n"
-        assert listener.status().state == "off"
+        assert current().listener.status().state == "off"
         assert "run_abort-listener" not in threads_of_ours()
 
     def test_does_not_count_the_process_it_runs_in(self, listening: None) -> None:

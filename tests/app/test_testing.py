@@ -25,9 +25,7 @@ from run_abort import (
     abortable_run,
     checks,
 )
-from run_abort._core.registry import registry
-from run_abort._store import timeline
-from run_abort._transport import channel, listener
+from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_aborted
 from run_abort.testing import (
@@ -47,7 +45,7 @@ from tests.support import Foreign, wait_until
 @pytest.fixture(autouse=True)
 def leave_nothing_watched() -> Iterator[None]:
     yield
-    assert registry.on_register is None
+    assert current().registry.on_register is None
     assert not channel.only_named
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal
@@ -150,7 +148,7 @@ class TestRecordAborts:
         with record_aborts():
             assert not abort_run("a").published
             with abortable_run("a"):
-                assert listener.status().state in ("off", "stopped")
+                assert current().listener.status().state in ("off", "stopped")
                 assert not threads_of_ours()
             assert not checks.check_settings()[0].is_serious()
         assert abort_run("a").published
@@ -160,10 +158,10 @@ class TestRecordAborts:
     ) -> None:
         monkeypatch.setenv("REDIS_URL", settings.RUN_ABORT["REDIS_URL"])
         settings.RUN_ABORT = {"INTENTS": False}
-        assert channel.is_configured()
+        assert current().push.is_configured()
         with recording():
-            assert not channel.is_configured()
-        assert channel.is_configured()
+            assert not current().push.is_configured()
+        assert current().push.is_configured()
 
     def test_settings_of_the_test_itself_count(self, db: None, configure: Configure) -> None:
         redis = {"REDIS_URL": channel.conf.settings().REDIS_URL}
@@ -189,10 +187,10 @@ class TestRecordAborts:
             with contextlib.suppress(RunAborted), abortable_run("a") as signal:
                 signal.add_callback(call)
                 abort_run("a")
-            assert registry.has_ended("a")
+            assert current().registry.has_ended("a")
         assert called
         assert not threads_of_ours()
-        assert not registry.has_ended("a")
+        assert not current().registry.has_ended("a")
 
 
 def work(run_id: str = "job") -> None:
@@ -220,7 +218,8 @@ class TestAbortAfter:
         assert {each.file for each in watch.checkpoints} == {__file__}
         assert [each.number for each in watch.checkpoints] == [1, 2, 3, 4, 5]
         assert (
-            str(watch.checkpoints[1]) == f"tests/app/test_testing.py:{look}, in work, raise_if_aborted"
+            str(watch.checkpoints[1])
+            == f"tests/app/test_testing.py:{look}, in work, raise_if_aborted"
         )
 
     @pytest.mark.parametrize("number", [1, 2, 3])
@@ -516,7 +515,7 @@ class TestAbortAfter:
             with abort_after(2, edges=True), pytest.raises(RunAborted):
                 work()
             assert not AbortRequest.objects.exists()
-            assert timeline.wait_written(10)
+            assert current().timeline.wait_written(10)
 
 
 class Store:

@@ -11,7 +11,7 @@ import pytest
 
 from example.redis_server import RedisServer, free_port
 from run_abort import publish_run_abort, subscribe_to_run_aborts
-from run_abort._transport import channel, listener
+from run_abort._runtime.runtime import current
 from run_abort._transport.codec import MAX_MESSAGE_BYTES
 from tests.conftest import Configure
 from tests.support import Child, Foreign, wait_until
@@ -25,7 +25,7 @@ def heard(configure: Configure) -> list[str]:
     """What a handler of this process hears."""
     heard: list[str] = []
     assert subscribe_to_run_aborts(heard.append) is True
-    wait_until(lambda: listener.status().state == "listening")
+    wait_until(lambda: current().listener.status().state == "listening")
     return heard
 
 
@@ -92,15 +92,15 @@ class TestMessages:
         assert foreign.publish_raw(payload) == 1
         assert foreign.publish("run-1") == 1
         wait_until(lambda: heard == ["run-1"])
-        status = listener.status()
+        status = current().listener.status()
         assert (status.malformed, status.messages, status.reconnects) == (1, 2, 0)
 
     def test_its_own_echo_is_dropped(self, heard: list[str], foreign: Foreign) -> None:
         assert publish_run_abort("mine")
-        foreign.publish_raw(json.dumps({"runId": "mine too", "origin": channel.origin()}))
+        foreign.publish_raw(json.dumps({"runId": "mine too", "origin": current().origin()}))
         foreign.publish("theirs")
         wait_until(lambda: heard == ["theirs"])
-        assert listener.status().messages == 3
+        assert current().listener.status().messages == 3
 
     def test_any_text_is_an_id(self, heard: list[str], foreign: Foreign) -> None:
         ids = ["a b", "ä/ö?ü", "🙂", "\n\t\x00", "x" * 1000, "{}"]
@@ -117,7 +117,7 @@ class TestPublishRunAbort:
             assert publish_run_abort('ä/🙂 "quoted"') is True
             wait_until(lambda: out)
         message = json.loads(out[0].decode("utf-8"))
-        assert message == {"runId": 'ä/🙂 "quoted"', "origin": channel.origin()}
+        assert message == {"runId": 'ä/🙂 "quoted"', "origin": current().origin()}
         assert re.fullmatch(r"inst_[0-9a-f]{32}", message["origin"])
 
     @pytest.mark.parametrize("run_id", ["", None, 7, b"run-1", ["run-1"], object()])
@@ -146,7 +146,7 @@ class TestSubscribeToRunAborts:
     ) -> None:
         with pytest.raises(TypeError):
             subscribe_to_run_aborts(handler)
-        assert listener.status().state == "off"
+        assert current().listener.status().state == "off"
 
     def test_without_redis_it_is_false(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
@@ -172,10 +172,10 @@ class TestSubscribeToRunAborts:
         try:
             configure(REDIS_URL=server.url)
             assert subscribe_to_run_aborts(heard.append) is True
-            wait_until(lambda: listener.status().state == "reconnecting")
+            wait_until(lambda: current().listener.status().state == "reconnecting")
             assert subscribe_to_run_aborts(heard.append) is True
             server.start()
-            wait_until(lambda: listener.status().state == "listening")
+            wait_until(lambda: current().listener.status().state == "listening")
             with server.client() as client:
                 assert Foreign(client, channel_name).publish("run-1") == 1
             wait_until(lambda: heard == ["run-1"])

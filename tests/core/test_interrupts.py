@@ -17,9 +17,8 @@ import pytest
 from run_abort import RunAborted, abortable_run, runs
 from run_abort._core import escalation, interrupts
 from run_abort._core.interrupts import Interruption, Shield
-from run_abort._core.registry import registry
-from run_abort._runtime import deliveries, facts
-from run_abort._runtime.facts import Fact, on_fact
+from run_abort._runtime.runtime import current
+from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure
 from tests.support import Child, wait_until
 
@@ -46,7 +45,7 @@ def told() -> Iterator[list[Fact]]:
     remove = on_fact(told.append)
     yield told
     remove()
-    assert facts.wait_recorded(20)
+    assert current().facts.wait_recorded(20)
 
 
 class Worker:
@@ -71,8 +70,8 @@ class Worker:
 
 
 def abort(run_id: str = "run-1", reason: str = "because") -> None:
-    wait_until(lambda: run_id in registry.ids())
-    registry.abort(run_id, reason, "ann", abort_id="5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
+    wait_until(lambda: run_id in current().registry.ids())
+    current().registry.abort(run_id, reason, "ann", abort_id="5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
 
 
 class TestThread:
@@ -90,8 +89,8 @@ class TestThread:
         assert isinstance(error, RunAborted)
         assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
         assert str(error) == "run 'run-1' was aborted by ann: because"
-        assert registry.ids() == []
-        assert facts.wait_recorded(20)
+        assert current().registry.ids() == []
+        assert current().facts.wait_recorded(20)
         assert [fact.name for fact in told] == ["aborted", "insisted", "stopped"]
         assert told[1].rung == "interrupt"
 
@@ -105,7 +104,7 @@ class TestThread:
         abort()
         assert isinstance(worker.join(), RunAborted)
         time.sleep(0.2)
-        assert facts.wait_recorded(20)
+        assert current().facts.wait_recorded(20)
         assert [fact.name for fact in told] == ["aborted", "stopped"]
 
     def test_one_that_swallows_it_is_interrupted_again(self, told: list[Fact]) -> None:
@@ -126,7 +125,7 @@ class TestThread:
         abort()
         assert isinstance(worker.join(), RunAborted)
         assert len(swallowed) == 3
-        assert facts.wait_recorded(20)
+        assert current().facts.wait_recorded(20)
         assert [fact.rung for fact in told].count("interrupt") == 3
 
     def test_swallowing_it_to_the_end_does_not_make_it_unaborted(self) -> None:
@@ -192,7 +191,7 @@ class TestThread:
             worker = Worker(work)
             abort()
             assert isinstance(worker.join(), RunAborted)
-            assert registry.ids() == []
+            assert current().registry.ids() == []
             assert not interrupts.open_interruptions
 
     def test_one_that_is_entered_when_the_abort_stands_never_runs(self) -> None:
@@ -279,12 +278,12 @@ class TestNested:
                         pass
 
         worker = Worker(work)
-        wait_until(lambda: "outer" in registry.ids())
+        wait_until(lambda: "outer" in current().registry.ids())
         abort("outer")
         error = worker.join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_for_the_outer_that_comes_while_the_inner_begins_leaves_nothing(
         self, monkeypatch: pytest.MonkeyPatch
@@ -312,7 +311,7 @@ class TestNested:
         error = Worker(work).join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_the_inner_one_alone_is_interrupted(self) -> None:
         outcome = []
@@ -341,7 +340,7 @@ class TestNested:
         worker = Worker(work)
         abort()
         assert isinstance(worker.join(), RunAborted)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
 
 STORM = """
@@ -350,7 +349,7 @@ from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
 from run_abort._core import interrupts
-from run_abort._core.registry import registry
+from run_abort._runtime.runtime import current
 
 BLOCKS = int(sys.argv[1])
 sys.setswitchinterval(1e-6)
@@ -362,7 +361,7 @@ def storm(number):
     while not is_over:
         block = current  # perhaps left long ago
         if block is not None and block._controller is not None:
-            registry.abort_controllers([block._controller])
+            current().registry.abort_controllers([block._controller])
             sent[number] += block._interruption.send()
 
 def after():
@@ -456,7 +455,7 @@ class TestTask:
 
         async def main() -> int:
             task = asyncio.ensure_future(work())
-            while "run-1" not in registry.ids():
+            while "run-1" not in current().registry.ids():
                 await asyncio.sleep(0)
             abort()
             with pytest.raises(RunAborted):
@@ -476,7 +475,7 @@ class TestTask:
             await asyncio.sleep(0.2)
 
         asyncio.run(main())
-        assert facts.wait_recorded(20)
+        assert current().facts.wait_recorded(20)
         assert [fact.name for fact in told] == ["aborted", "stopped"]
 
 
@@ -493,7 +492,7 @@ class TestArguments:
         for wrong in (asynchronous, synchronous):
             with pytest.raises(RuntimeError, match="insisted on by"):
                 asyncio.run(wrong())
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_a_block_of_a_thread_cannot_be_cancelled(self) -> None:
         with pytest.raises(RuntimeError, match="insisted on by 'interrupt' only"):
@@ -647,7 +646,7 @@ def test_the_tried_are_bounded() -> None:
             abort()
             for _ in range(50):
                 signal.tell_rung("kill", datetime.now(UTC))
-    delivery = deliveries.delivery_of("5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
+    delivery = current().events.delivery_of("5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
     assert delivery is not None
     assert len(delivery.tried) == 20
 
@@ -662,7 +661,7 @@ def test_one_that_could_not_be_left_is_left_by_the_insister_and_never_interrupte
     monkeypatch.setattr(interrupts._Exit, "__del__", lambda self: None)
     del held
     abort()
-    wait_until(lambda: registry.ids() == [])
+    wait_until(lambda: current().registry.ids() == [])
     assert not interrupts.open_interruptions
     time.sleep(0.1)  # nothing arrives here
 

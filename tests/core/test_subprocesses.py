@@ -16,7 +16,7 @@ import pytest
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import process_tree, procfs
 from run_abort._core.controller import on_rung
-from run_abort._core.registry import registry
+from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.support import is_there, wait_until
 
@@ -251,7 +251,7 @@ time.sleep(600)
         thread = threading.Thread(target=work)
         thread.start()
         wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
-        registry.abort("run-1")
+        current().registry.abort("run-1")
         thread.join(20)
         assert len(seen) == 1
         assert not is_there(int(path.read_text()))
@@ -357,7 +357,7 @@ class TestRunAsync:
 
         async def main() -> None:
             async with abortable_run("run-1") as signal:
-                asyncio.get_running_loop().call_later(0.7, registry.abort, "run-1")
+                asyncio.get_running_loop().call_later(0.7, current().registry.abort, "run-1")
                 await signal.run_async(python(code), capture_output=True, text=True)
 
         with pytest.raises(RunAborted) as raised:

@@ -12,7 +12,7 @@ import pytest
 
 from example.redis_server import RedisServer
 from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from run_abort._transport.redis.connections import PONG_TIMEOUT
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
@@ -20,7 +20,7 @@ from tests.support import Foreign, Proxy, wait_until
 
 
 def state() -> str:
-    return listener.status().state
+    return current().listener.status().state
 
 
 class Ear:
@@ -66,7 +66,7 @@ def test_the_server_is_killed_and_comes_back(
     # One warning for the outage however long it lasted, one line for its end.
     told = [record for record in caplog.records if not hasattr(record, "abort_id")]
     assert [record.levelname for record in told] == ["WARNING", "INFO"]
-    status = listener.status()
+    status = current().listener.status()
     assert status.reconnects == 1
     assert "Connection" in status.last_error or "closed" in status.last_error
 
@@ -80,9 +80,9 @@ def test_the_server_is_stopped_in_order_and_comes_back(ear: Ear, own_redis: Redi
 def test_the_subscription_is_killed_again_and_again(ear: Ear, own_redis: RedisServer) -> None:
     with own_redis.client() as client:
         for number in range(20):
-            before = listener.status().reconnects
+            before = current().listener.status().reconnects
             assert client.client_kill_filter(_type="pubsub") == 1
-            wait_until(lambda before=before: listener.status().reconnects > before)
+            wait_until(lambda before=before: current().listener.status().reconnects > before)
             ear.hears(f"after {number}")
 
 
@@ -130,7 +130,7 @@ def test_a_frozen_server_is_noticed_by_our_own_ping(
     wait_until(lambda: state() == "reconnecting")
     noticed = time.monotonic() - frozen
     assert noticed < heartbeat + PONG_TIMEOUT + 1
-    assert "PING" in listener.status().last_error
+    assert "PING" in current().listener.status().last_error
     own_redis.thaw()
     ear.hears("after it")
 
@@ -156,7 +156,7 @@ def test_a_quiet_link_stays(configure: Configure, proxy: Proxy, foreign: Foreign
     assert link is not None
     answers: set[float] = set()
     wait_until(lambda: answers.add(link.heard_at) or len(answers) > 5)
-    assert listener.status().reconnects == 0
+    assert current().listener.status().reconnects == 0
     ear.hears("after it")
 
 
@@ -169,9 +169,9 @@ def test_a_wrong_password_then_the_right_one(
     with own_redis.client() as admin:
         admin.config_set("requirepass", "right")
         configure(REDIS_URL=f"redis://:wrong@127.0.0.1:{own_redis.port}/0")
-        listener.ensure_started()
+        current().listener.ensure_started()
         wait_until(lambda: state() == "reconnecting")
-        assert "invalid" in listener.status().last_error.lower()
+        assert "invalid" in current().listener.status().last_error.lower()
         time.sleep(0.3)
         admin.config_set("requirepass", "wrong")
         wait_until(lambda: state() == "listening")
@@ -186,9 +186,9 @@ def test_a_channel_that_is_forbidden_then_allowed(
     with own_redis.client() as admin:
         admin.execute_command("ACL SETUSER bob on >pw resetchannels +@all")
         configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
-        listener.ensure_started()
+        current().listener.ensure_started()
         wait_until(lambda: state() == "reconnecting")
-        assert "NOPERM" in listener.status().last_error
+        assert "NOPERM" in current().listener.status().last_error
         admin.execute_command(f"ACL SETUSER bob &{channel_name}")
         ear = Ear(stranger)
         # Taken away again, the server closes the link; given back, it is there again.
@@ -233,7 +233,7 @@ def test_something_that_is_not_redis(
         thread = threading.Thread(target=greet, daemon=True)
         thread.start()
         configure(REDIS_URL=own_redis.url)
-        listener.ensure_started()
+        current().listener.ensure_started()
         wait_until(lambda: state() == "reconnecting")
         time.sleep(0.3)
         imposter.shutdown(socket.SHUT_RDWR)
@@ -248,7 +248,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_the_listener(
     with monkeypatch.context() as patch:
         patch.setattr("run_abort._transport.codec.decode", lambda data: 1 / 0)
         ear.foreign.publish("oops")
-        wait_until(lambda: "ZeroDivisionError" in listener.status().last_error)
+        wait_until(lambda: "ZeroDivisionError" in current().listener.status().last_error)
     ear.hears("after it")
 
 
@@ -274,5 +274,5 @@ def test_a_subscriber_that_redis_throws_out_for_slowness(ear: Ear, own_redis: Re
         finally:
             run_abort_received.disconnect(receiver)
             release.set()
-    wait_until(lambda: listener.status().reconnects >= 1)
+    wait_until(lambda: current().listener.status().reconnects >= 1)
     ear.hears("after it")

@@ -116,7 +116,7 @@ from tests.workers import *
 django.setup()
 import os, signal
 from run_abort import abort_run
-from run_abort._transport import channel
+from run_abort._runtime.runtime import current
 channel.publish_all = lambda some: os.kill(os.getpid(), signal.SIGKILL)
 abort_run("run-1", reason="because")
 """
@@ -174,10 +174,10 @@ import mmap, os, random, struct, time
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
-from run_abort._core.registry import registry
-listener.ensure_started()
-wait_for(lambda: listener.status().state == "listening")
+from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
+current().listener.ensure_started()
+wait_for(lambda: current().listener.status().state == "listening")
 board = mmap.mmap(os.open({str(board)!r}, os.O_RDWR), 8)
 aborted = finished = 0
 for number in range(1, {RACES} + 1):
@@ -191,7 +191,7 @@ for number in range(1, {RACES} + 1):
     else:
         assert not signal.aborted
         finished += 1
-assert registry.ids() == []
+assert current().registry.ids() == []
 say("aborted", aborted, "finished", finished)
 """
     with Child("-c", code, settings=project) as process, board.open("r+b") as file:

@@ -102,15 +102,18 @@ import django
 from tests.workers import say, wait_for
 started = time.perf_counter()
 django.setup()
-from run_abort._transport import listener
-state = listener.status().state
+from run_abort._runtime.runtime import current
+state = current().listener.status().state
 say("booted", state)
 """
 
 
 class TestBoot:
     def test_a_plain_script_listens(self, start: Start) -> None:
-        code = SCRIPT + "wait_for(lambda: listener.status().state == 'listening')\nsay('listens')"
+        code = (
+            SCRIPT
+            + "wait_for(lambda: current().listener.status().state == 'listening')\nsay('listens')"
+        )
         process = start("-c", code)
         process.wait_for("booted starting")
         process.wait_for("listens")
@@ -253,9 +256,9 @@ class TestSignals:
 from tests.workers import *
 django.setup()
 from run_abort import subscribe_to_run_aborts
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 subscribe_to_run_aborts(lambda run_id: None)
-wait_for(lambda: listener.status().messages > 10)
+wait_for(lambda: current().listener.status().messages > 10)
 say("over")
 """
         process = start("-c", code, program=(sys.executable, "-X", "dev"))

@@ -71,14 +71,14 @@ import os, sys, django
 from tests.workers import say, wait_for
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 
 try:
     with abortable_run("run-1") as signal:
-        wait_for(lambda: listener.status().state == "listening")
+        wait_for(lambda: current().listener.status().state == "listening")
         pid = os.fork()
-        wait_for(lambda: listener.status().state == "listening")
-        say("working", "parent" if pid else "child", listener.status().origin)
+        wait_for(lambda: current().listener.status().state == "listening")
+        say("working", "parent" if pid else "child", current().listener.status().origin)
         signal.sleep(60)
 except RunAborted as error:
     say("aborted", "parent" if pid else "child", error.reason)
@@ -136,12 +136,12 @@ import os, subprocess, sys
 from tests.workers import *
 django.setup()
 from run_abort import subscribe_to_run_aborts
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 subscribe_to_run_aborts(lambda run_id: say("heard", run_id))
-wait_for(lambda: listener.status().state == "listening")
+wait_for(lambda: current().listener.status().state == "listening")
 for _ in range(5):
     subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=True)
-wait_for(lambda: listener.status().state == "listening")
+wait_for(lambda: current().listener.status().state == "listening")
 say("listening")
 time.sleep(60)
 """

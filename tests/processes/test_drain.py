@@ -217,10 +217,10 @@ import atexit, sys, threading
 from tests.workers import *
 
 # The callback that was registered first is called last.
-atexit.register(lambda: say("at the end the listener is", listener.status().state))
+atexit.register(lambda: say("at the end the listener is", current().listener.status().state))
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 
 holding = threading.Event()
 
@@ -235,10 +235,10 @@ def work(begins):
             signal.wait(60)
     except RunAborted as error:
         say("aborted", error.reason)
-    say("after it the listener is", listener.status().state)
+    say("after it the listener is", current().listener.status().state)
 
 if sys.argv[2] == "redis":
-    wait_for(lambda: listener.status().state == "listening")
+    wait_for(lambda: current().listener.status().state == "listening")
 threading.Thread(target=work, args=sys.argv[1:2]).start()
 if sys.argv[1] == "before":
     holding.wait(20)
@@ -271,7 +271,7 @@ import asyncio, signal, sys, threading
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 
 async def work():
     try:
@@ -280,7 +280,7 @@ async def work():
             await asyncio.sleep(60)
     except RunAborted as error:
         say("aborted", error.reason)
-    say("after it the listener is", listener.status().state)
+    say("after it the listener is", current().listener.status().state)
 
 async def serve():
     told = asyncio.Event()
@@ -296,7 +296,7 @@ def serve_late():
     asyncio.run(work())
 
 if sys.argv[2] == "redis":
-    wait_for(lambda: listener.status().state == "listening")
+    wait_for(lambda: current().listener.status().state == "listening")
 if sys.argv[1] == "in the main thread":
     asyncio.run(serve())
 else:
@@ -336,7 +336,7 @@ atexit.register(lambda: (say("leaving"), thread.join(20)))  # before ours, and s
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 
 def work():
     try:
@@ -349,7 +349,7 @@ def work():
 thread.start()
 holding.wait(20)
 if sys.argv[1] == "redis":
-    wait_for(lambda: listener.status().state == "listening")
+    wait_for(lambda: current().listener.status().state == "listening")
 say("main thread is over")
 """
 

@@ -187,11 +187,11 @@ from contextlib import ExitStack
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 with ExitStack() as blocks:
     for number in range(int(sys.argv[1])):
         blocks.enter_context(suppress_aborted(abortable_run(f"run-{number}", label="x" * 255)))
-    wait_for(lambda: listener.status().state == "listening")
+    wait_for(lambda: current().listener.status().state == "listening")
     say("holding")
     if sys.argv[2] == "leave":
         wait_for(lambda: all(signal.aborted for signal in signals))
@@ -382,9 +382,9 @@ import mmap, os, random, struct, sys
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
-listener.ensure_started()
-wait_for(lambda: listener.status().state == "listening")
+from run_abort._runtime.runtime import current
+current().listener.ensure_started()
+wait_for(lambda: current().listener.status().state == "listening")
 board = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 24)
 for number in range(1, int(sys.argv[2]) + 1):
     try:
@@ -435,7 +435,7 @@ import multiprocessing, os, sys
 from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 
 looks = " ".join(sys.argv[1:])
 if "slow" in looks:
@@ -445,7 +445,7 @@ if "slow" in looks:
 def work():
     try:
         with abortable_run("run-1") as signal:
-            wait_for(lambda: listener.status().state == "listening")
+            wait_for(lambda: current().listener.status().state == "listening")
             say("holding", os.getpid())
             if looks == "polls":
                 while not signal.aborted:

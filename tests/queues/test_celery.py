@@ -15,7 +15,7 @@ from kombu import pools
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
-from run_abort._runtime import queues
+from run_abort._runtime.runtime import current
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.models import AbortDelivery
@@ -35,7 +35,7 @@ def client(
     """What sends the tasks. The broker is the test's own, the results are elsewhere."""
     client = Celery("client", broker=own_redis.url, backend=shared_redis.url)
     # The module does so but once, when it is imported.
-    queues.revoke_with(module._revoke, name="celery", key="celery")
+    current().queues.revoke_with(module._revoke, name="celery", key="celery")
     yield client
     wait_until_told()
     # Results that are collected later take leave of the backend, and would connect once more.

@@ -8,7 +8,6 @@ import time
 from typing import Any, NoReturn
 
 from run_abort import AbortOutcome, AbortSignal, abort_run
-from run_abort._runtime import queues
 from tests.support import Child, wait_until
 
 
@@ -75,7 +74,7 @@ def abort(run_id: str, **options: Any) -> AbortOutcome:
 
 def wait_until_told() -> None:
     """Wait until the queues have been told of all aborts so far."""
-    assert all(lane.wait_idle(60) for lane in queues._lanes.values())
+    assert all(lane.wait_idle(60) for lane in current().queues._workers.values())
 
 
 def began(worker: Child) -> list[str]:

@@ -28,8 +28,8 @@ from run_abort import (
     abortable_run,
     clear_run_abort,
 )
+from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
-from run_abort._transport import channel, listener
 from run_abort._transport.codec import AbortMessage
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
@@ -86,12 +86,12 @@ class TestAbortRun:
         )
         assert outcome.asked
         assert (row.run_id, row.reason, row.actor) == ("run-1", "because", "ann")
-        assert (row.published, row.listeners, row.origin) == (True, 0, channel.origin())
+        assert (row.published, row.listeners, row.origin) == (True, 0, current().origin())
 
     def test_what_goes_out(self, with_all: None, sent: list[AbortMessage]) -> None:
         outcome = abort_run(7, reason="because", actor="ann")
         assert sent == [
-            AbortMessage("7", channel.origin(), str(outcome.abort_id), "because", "ann")
+            AbortMessage("7", current().origin(), str(outcome.abort_id), "because", "ann")
         ]
         assert (outcome.published, outcome.listeners) == (True, 3)
         row = AbortRequest.objects.get()
@@ -183,10 +183,10 @@ class TestAbortRun:
 
     def test_no_echo(self, configure: Configure) -> None:
         heard: list[str] = []
-        listener.subscribe_to_run_aborts(heard.append)
-        wait_until(lambda: listener.status().state == "listening")
+        current().listener.subscribe_to_run_aborts(heard.append)
+        wait_until(lambda: current().listener.status().state == "listening")
         assert abort_run("run-1").listeners == 1
-        wait_until(lambda: listener.status().messages == 1)
+        wait_until(lambda: current().listener.status().messages == 1)
         assert heard == []
 
     def test_cleared_the_id_runs_again(self, with_all: None) -> None:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from run_abort._runtime.deliveries import Delivery, delivery_of
 
 from run_abort import RunAborted, abortable_run
 from run_abort._core.controller import AbortController
-from run_abort._core.registry import registry
-from run_abort._runtime import deliveries, responder
-from run_abort._runtime.deliveries import Delivery, delivery_of
+from run_abort._runtime.runtime import current
 from tests.blocks import held
 
 pytestmark = pytest.mark.usefixtures("configure")
@@ -53,7 +52,7 @@ class TestWhatIsKnown:
         with told() as news:
             with pytest.raises(RunAborted), abortable_run("run-1", label="outer"):
                 with pytest.raises(RunAborted), abortable_run("run-1", label="inner"):
-                    registry.abort("run-1", abort_id=abort_id, way="channel")
+                    current().registry.abort("run-1", abort_id=abort_id, way="channel")
                     first = known(abort_id)
                 assert known(abort_id).stopped_at is None
             last = known(abort_id)
@@ -68,18 +67,18 @@ class TestWhatIsKnown:
     def test_what_aborts_nobody_is_not_known(self) -> None:
         abort_id = new_id()
         with told() as news:
-            registry.abort("run-1", abort_id=abort_id)
+            current().registry.abort("run-1", abort_id=abort_id)
             with abortable_run("run-1"):
                 pass
-            registry.abort("run-1", abort_id=abort_id)
+            current().registry.abort("run-1", abort_id=abort_id)
         assert delivery_of(abort_id) is None
         assert news == []
 
     def test_each_of_several_aborts_has_its_own(self) -> None:
         first, second = new_id(), new_id()
         with pytest.raises(RunAborted), abortable_run("run-1", groups=["all"]):
-            registry.abort("run-1", abort_id=first)
-            registry.abort("all", abort_id=second, way="reconcile")
+            current().registry.abort("run-1", abort_id=first)
+            current().registry.abort("all", abort_id=second, way="reconcile")
             # It flipped nobody, but those are still to stop.
             assert known(second).stopped_at is None
         assert (known(first).way, known(second).way) == ("local", "reconcile")
@@ -90,17 +89,17 @@ class TestWhatIsKnown:
         with told() as news:
             with pytest.raises(RunAborted), abortable_run("run-1"):
                 for way in ("local", "channel", "reconcile", "channel"):
-                    registry.abort("run-1", abort_id=abort_id, way=way)
+                    current().registry.abort("run-1", abort_id=abort_id, way=way)
         assert (known(abort_id).way, known(abort_id).controllers) == ("local", 1)
         assert len(news) == 2
 
     def test_one_that_enters_later_is_to_stop_as_well(self) -> None:
         abort_id = new_id()
         with pytest.raises(RunAborted), abortable_run("run-1", label="early"):
-            registry.abort("run-1", abort_id=abort_id)
+            current().registry.abort("run-1", abort_id=abort_id)
         over = known(abort_id)
         with told() as news, pytest.raises(RunAborted), abortable_run("run-1", label="late"):
-            registry.abort("run-1", abort_id=abort_id, way="start")
+            current().registry.abort("run-1", abort_id=abort_id, way="start")
             assert known(abort_id).stopped_at is None
         last = known(abort_id)
         assert last.stopped_at is not None
@@ -115,10 +114,10 @@ class TestWhatIsKnown:
         labels = ["", "same", "same", *(str(number) for number in range(30))]
         controllers = [AbortController("run-1") for _ in labels]
         for controller, label in zip(controllers, labels, strict=True):
-            registry.register(controller, ["run-1"], label)
-        registry.abort("run-1", abort_id=abort_id)
+            current().registry.register(controller, ["run-1"], label)
+        current().registry.abort("run-1", abort_id=abort_id)
         for controller in controllers:
-            registry.leave(controller, ["run-1"])
+            current().registry.leave(controller, ["run-1"])
             deliveries.left(controller)
         assert known(abort_id).labels == ("same", *(str(number) for number in range(19)))
         assert known(abort_id).controllers == 33
@@ -130,12 +129,12 @@ class TestInterleavings:
 
     def registered(self) -> AbortController:
         controller = AbortController("run-1")
-        registry.register(controller, ["run-1"], "x")
+        current().registry.register(controller, ["run-1"], "x")
         return controller
 
     def leave(self, controller: AbortController) -> None:
         assert not controller.close()
-        registry.leave(controller, ["run-1"])
+        current().registry.leave(controller, ["run-1"])
         deliveries.left(controller)
 
     def test_one_that_leaves_before_it_was_awaited_has_stopped(self) -> None:
@@ -173,7 +172,7 @@ class TestInterleavings:
         began = time.monotonic()
         for _ in range(20):
             with pytest.raises(RunAborted), abortable_run("run-1"):
-                registry.abort("run-1")
+                current().registry.abort("run-1")
         assert time.monotonic() - began < 20 * deliveries.NOTE_TIMEOUT / 2
 
     def test_one_that_leaves_before_news_of_it_are_told_is_told_of_once(self) -> None:
@@ -193,7 +192,7 @@ class TestInterleavings:
         self.leave(controller)
         over = known(abort_id)
         with told() as news:
-            registry.abort_controllers(controllers, abort_id=abort_id, way="reconcile")
+            current().registry.abort_controllers(controllers, abort_id=abort_id, way="reconcile")
         assert known(abort_id) == over
         assert over.controllers == 1
         assert news == []
@@ -206,7 +205,7 @@ class TestInterleavings:
 
             def abort(start: threading.Barrier = start, abort_id: str = abort_id) -> None:
                 start.wait()
-                registry.abort("run-1", abort_id=abort_id, way="channel")
+                current().registry.abort("run-1", abort_id=abort_id, way="channel")
 
             threads = [threading.Thread(target=abort) for _ in range(2)]
             for thread in threads:
@@ -225,11 +224,11 @@ class TestBounds:
     def test_a_thousand_that_are_over_are_remembered(self) -> None:
         stubborn = new_id()
         with held("other", is_stubborn=True):
-            registry.abort("other", abort_id=stubborn)
+            current().registry.abort("other", abort_id=stubborn)
             ids = [new_id() for _ in range(1100)]
             for abort_id in ids:
                 with pytest.raises(RunAborted), abortable_run("run-1"):
-                    registry.abort("run-1", abort_id=abort_id)
+                    current().registry.abort("run-1", abort_id=abort_id)
             # Not one that is still to stop, however old.
             assert known(stubborn).stopped_at is None
             remembered = [each for each in ids if delivery_of(each) is not None]
@@ -239,9 +238,9 @@ class TestBounds:
 
     def test_no_block_is_kept_alive(self) -> None:
         controller = AbortController("run-1")
-        registry.register(controller, ["run-1"])
-        registry.abort("run-1", abort_id=new_id())
-        registry.leave(controller, ["run-1"])
+        current().registry.register(controller, ["run-1"])
+        current().registry.abort("run-1", abort_id=new_id())
+        current().registry.leave(controller, ["run-1"])
         deliveries.left(controller)
         reference = weakref.ref(controller)
         del controller
@@ -251,7 +250,7 @@ class TestBounds:
     def test_without_an_id_there_is_nothing_to_tell_apart(self) -> None:
         before = dict(deliveries._deliveries._facts)
         with told() as news, pytest.raises(RunAborted), abortable_run("run-1"):
-            registry.abort("run-1")
+            current().registry.abort("run-1")
         assert news == []
         assert deliveries._deliveries._facts == before
 
@@ -266,7 +265,7 @@ class TestHooks:
         deliveries.on_changed(fails)
         try:
             with told() as news, pytest.raises(RunAborted), abortable_run("run-1"):
-                registry.abort("run-1", abort_id=new_id())
+                current().registry.abort("run-1", abort_id=new_id())
         finally:
             deliveries._deliveries.hooks.remove(fails)
         assert len(news) == 2
@@ -276,25 +275,25 @@ class TestHooks:
         with told() as news:
             deliveries.on_changed(deliveries._deliveries.hooks[-1])
             with pytest.raises(RunAborted), abortable_run("run-1"):
-                registry.abort("run-1", abort_id=new_id())
+                current().registry.abort("run-1", abort_id=new_id())
         assert len(news) == 2
 
 
 def test_a_child_starts_without_its_parents_facts() -> None:
     abort_id = new_id()
     with held("run-1", is_stubborn=True):
-        registry.abort("run-1", abort_id=abort_id)
+        current().registry.abort("run-1", abort_id=abort_id)
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             own = deliveries._deliveries
             empty = not own._facts and not own._pending and not own._untold
-            state = responder.answer_about(abort_id, "run-1").state
+            state = current().responder.answer_about(abort_id, "run-1").state
             os.write(writing, f"{empty} {state}".encode())
             os._exit(0)
         os.waitpid(pid, 0)
         os.close(writing)
         with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
             assert pipe.read() == b"True not here"
-        assert responder.answer_about(abort_id, "run-1").state == "aborting"
-    assert responder.answer_about(abort_id, "run-1").state == "stopped"
+        assert current().responder.answer_about(abort_id, "run-1").state == "aborting"
+    assert current().responder.answer_about(abort_id, "run-1").state == "stopped"

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from run_abort import AbortController
-from run_abort._core.registry import registry
-from run_abort._runtime import dispatch, wiring
+from run_abort._runtime.runtime import current
 from run_abort._transport.codec import AbortMessage
 from run_abort.signals import run_abort_received, run_aborted
 from tests.support import wait_until
@@ -30,11 +29,11 @@ def connected(signal: Any, receiver: Callable[..., object]) -> Iterator[None]:
 @contextmanager
 def held(run_id: str, *groups: str) -> Iterator[AbortController]:
     controller = AbortController(run_id)
-    registry.register(controller, [run_id, *groups])
+    current().registry.register(controller, [run_id, *groups])
     try:
         yield controller
     finally:
-        registry.leave(controller, [run_id, *groups])
+        current().registry.leave(controller, [run_id, *groups])
 
 
 class TestReceive:
@@ -48,9 +47,9 @@ class TestReceive:
         receivers = run_abort_received.receivers
         receivers.insert(0, receivers.pop())  # as if connected before this app was loaded
         try:
-            dispatch.deliver_to(registry.abort)
+            current().dispatch.deliver_to(current().registry.abort)
             with held("run-1") as run:
-                dispatch.receive(AbortMessage("run-1", "inst_x", "", "because", "ann"))
+                current().dispatch.receive(AbortMessage("run-1", "inst_x", "", "because", "ann"))
         finally:
             run_abort_received.disconnect(receiver)
             wiring.join()
@@ -65,8 +64,8 @@ class TestReceive:
             seen.append(kwargs)
 
         with connected(run_abort_received, receiver):
-            dispatch.receive(AbortMessage("r", "inst_x", str(abort_id), "because", "ann"))
-            dispatch.receive(AbortMessage("r", "inst_x", "no UUID"))
+            current().dispatch.receive(AbortMessage("r", "inst_x", str(abort_id), "because", "ann"))
+            current().dispatch.receive(AbortMessage("r", "inst_x", "no UUID"))
         assert seen[0].pop("signal") is run_abort_received
         assert seen[0] == {
             "sender": AbortMessage,
@@ -87,30 +86,30 @@ class TestReceive:
         message = AbortMessage("run-1", "inst_x", str(uuid.uuid4()))
         received: list[str] = []
         handled: list[str] = []
-        dispatch.add_handler(handled.append)
+        current().dispatch.add_handler(handled.append)
 
         def receiver(run_id: str, **kwargs: Any) -> None:
             received.append(run_id)
 
         with connected(run_abort_received, receiver):
-            dispatch.receive(message)
+            current().dispatch.receive(message)
             with held("run-1") as late:
-                dispatch.receive(message)
-        assert dispatch.wait_for_handlers(20)
+                current().dispatch.receive(message)
+        assert current().dispatch.wait_for_handlers(20)
         assert late.signal.aborted
         assert received == handled == ["run-1"]
 
     def test_what_has_no_id_is_heard_each_time(self) -> None:
         handled: list[str] = []
-        dispatch.add_handler(handled.append)
+        current().dispatch.add_handler(handled.append)
         for _ in range(3):
-            dispatch.receive(AbortMessage("run-1", "inst_x"))
-        assert dispatch.wait_for_handlers(20)
+            current().dispatch.receive(AbortMessage("run-1", "inst_x"))
+        assert current().dispatch.wait_for_handlers(20)
         assert handled == ["run-1"] * 3
 
     def test_remembers_no_more_ids_than_it_has_to(self) -> None:
         for number in range(dispatch.REMEMBERED + 10):
-            dispatch.receive(AbortMessage("r", "inst_x", str(number)))
+            current().dispatch.receive(AbortMessage("r", "inst_x", str(number)))
         assert len(dispatch._seen._ids) == dispatch.REMEMBERED
 
     @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt()])
@@ -118,14 +117,14 @@ class TestReceive:
         self, caplog: pytest.LogCaptureFixture, error: BaseException
     ) -> None:
         handled: list[str] = []
-        dispatch.add_handler(handled.append)
+        current().dispatch.add_handler(handled.append)
 
         def receiver(**kwargs: Any) -> None:
             raise error
 
         with connected(run_abort_received, receiver), held("run-1") as run:
-            dispatch.receive(AbortMessage("run-1", "inst_x"))
-        assert dispatch.wait_for_handlers(20)
+            current().dispatch.receive(AbortMessage("run-1", "inst_x"))
+        assert current().dispatch.wait_for_handlers(20)
         assert run.signal.aborted
         assert handled == ["run-1"]
         assert type(error).__name__ in caplog.text or "oops" in caplog.text
@@ -141,7 +140,7 @@ class TestReceive:
 
         with connected(run_abort_received, sluggish_receiver):
             thread = threading.Thread(
-                target=dispatch.receive, args=(AbortMessage("run-1", "inst_x"),)
+                target=current().dispatch.receive, args=(AbortMessage("run-1", "inst_x"),)
             )
             thread.start()
             wait_until(lambda: "sluggish_receiver" in caplog.text)
@@ -161,7 +160,7 @@ class TestReceive:
 
         with connected(run_abort_received, receiver):
             for _ in range(3):
-                dispatch.receive(AbortMessage("run-1", "inst_x"))
+                current().dispatch.receive(AbortMessage("run-1", "inst_x"))
                 wait_until(lambda: dispatch._watch._thread is None)
 
 
@@ -176,24 +175,24 @@ class TestHandlers:
 
         handler = Handler()
         for _ in range(3):
-            dispatch.add_handler(handler.on_abort)
-        dispatch.receive(AbortMessage("run-1", "inst_x"))
-        assert dispatch.wait_for_handlers(20)
+            current().dispatch.add_handler(handler.on_abort)
+        current().dispatch.receive(AbortMessage("run-1", "inst_x"))
+        assert current().dispatch.wait_for_handlers(20)
         assert handler.heard == ["run-1"]
 
     def test_a_slow_one_delays_neither_aborts_nor_the_others(self) -> None:
         release = threading.Event()
         handled: list[str] = []
-        dispatch.add_handler(lambda run_id: release.wait(20))
-        dispatch.add_handler(handled.append)
+        current().dispatch.add_handler(lambda run_id: release.wait(20))
+        current().dispatch.add_handler(handled.append)
         with held("second") as run:
             for run_id in ("first", "second", "third"):
-                dispatch.receive(AbortMessage(run_id, "inst_x"))
+                current().dispatch.receive(AbortMessage(run_id, "inst_x"))
             assert run.signal.aborted
         wait_until(lambda: handled == ["first", "second", "third"])
-        assert not dispatch.wait_for_handlers(0.01)
+        assert not current().dispatch.wait_for_handlers(0.01)
         release.set()
-        assert dispatch.wait_for_handlers(20)
+        assert current().dispatch.wait_for_handlers(20)
 
     def test_one_that_raises_is_logged_and_goes_on(self, caplog: pytest.LogCaptureFixture) -> None:
         handled: list[str] = []
@@ -202,10 +201,10 @@ class TestHandlers:
             handled.append(run_id)
             raise ValueError(f"oops {run_id}")
 
-        dispatch.add_handler(fails_first)
+        current().dispatch.add_handler(fails_first)
         for run_id in ("first", "second"):
-            dispatch.receive(AbortMessage(run_id, "inst_x"))
-        assert dispatch.wait_for_handlers(20)
+            current().dispatch.receive(AbortMessage(run_id, "inst_x"))
+        assert current().dispatch.wait_for_handlers(20)
         assert handled == ["first", "second"]
         assert "oops first" in caplog.text
         assert "fails_first failed" in caplog.text
@@ -214,20 +213,20 @@ class TestHandlers:
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         release = threading.Event()
-        dispatch.add_handler(lambda run_id: release.wait(20))
+        current().dispatch.add_handler(lambda run_id: release.wait(20))
         dispatch._lanes[0]._limit = 1
         monkeypatch.setattr(dispatch, "_overflow", dispatch.Throttle())
-        dispatch.receive(AbortMessage("first", "inst_x"))
+        current().dispatch.receive(AbortMessage("first", "inst_x"))
         wait_until(lambda: not dispatch._lanes[0]._waiting)
         for run_id in ("second", "third", "fourth"):
-            dispatch.receive(AbortMessage(run_id, "inst_x"))
+            current().dispatch.receive(AbortMessage(run_id, "inst_x"))
         assert "missed the abort of run 'third'" in caplog.text
         assert len(caplog.records) == 1  # throttled
         release.set()
 
     def test_has_to_be_callable(self) -> None:
         with pytest.raises(TypeError, match="callable"):
-            dispatch.add_handler("no function")  # type: ignore[arg-type]
+            current().dispatch.add_handler("no function")  # type: ignore[arg-type]
 
 
 class TestAnnounce:
@@ -241,7 +240,7 @@ class TestAnnounce:
 
         run_aborted.connect(receiver, weak=False)
         try:
-            dispatch.announce([AbortController("run-1")], "")
+            current().dispatch.announce([AbortController("run-1")], "")
         finally:
             run_aborted.disconnect(receiver)
         assert "miss the abort of run 'run-1'" in caplog.text
@@ -259,7 +258,7 @@ class TestAnnounce:
             held("a", "group"),
             held("b", "group"),
         ):
-            registry.abort("group", "because", "ann", abort_id)
+            current().registry.abort("group", "because", "ann", abort_id)
             assert dispatch._announcements.wait_idle(20)
         assert seen == [("a", 2, "because"), ("b", 1, "because")]
 
@@ -270,7 +269,7 @@ class TestAnnounce:
             release.wait(20)
 
         with connected(run_aborted, receiver), held("a"):
-            assert registry.abort("a") == 1
+            assert current().registry.abort("a") == 1
             release.set()
             assert dispatch._announcements.wait_idle(20)
 
@@ -286,4 +285,4 @@ class TestThrottle:
 
 
 def test_logs_go_to_one_logger() -> None:
-    assert dispatch.logger is logging.getLogger("run_abort")
+    assert current().dispatch.logger is logging.getLogger("run_abort")

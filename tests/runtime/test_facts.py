@@ -13,10 +13,9 @@ import pytest
 from django.db import transaction
 
 from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
-from run_abort._runtime import facts
-from run_abort._runtime.facts import Fact, on_fact
+from run_abort._runtime.runtime import current
 from run_abort._store import requests
-from run_abort._transport import channel
+from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Child, Foreign, Proxy, wait_until
 
@@ -27,7 +26,7 @@ Facts = list[Fact]
 def no_hooks() -> Iterator[None]:
     yield
     facts._hooks.clear()
-    assert facts.wait_recorded(20)
+    assert current().facts.wait_recorded(20)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def told() -> Facts:
 
 def names(told: Facts) -> list[str]:
     """What was told of by now."""
-    assert facts.wait_recorded(20)
+    assert current().facts.wait_recorded(20)
     return [fact.name for fact in told]
 
 
@@ -267,7 +266,7 @@ class TestTheLog:
             assert told == []
         finally:
             release.set()
-            assert facts.wait_recorded(20)
+            assert current().facts.wait_recorded(20)
             logger.removeHandler(handler)
             monkeypatch.undo()
             logger.manager._clear_cache()  # type: ignore[attr-defined]
@@ -309,7 +308,7 @@ class TestTheLog:
                 abort_run(f"run-{number}")
             assert caplog.records == []
             release.set()
-            assert facts.wait_recorded(20)
+            assert current().facts.wait_recorded(20)
         finally:
             release.set()
             lane._limit, lane.handle = limit, original
@@ -351,7 +350,7 @@ class TestHooks:
                     assert signal.wait(10)
             abort_run(held)
             wait_until(lambda: len(told) == 2 + 2 + 4)
-            assert not facts.wait_recorded(0)
+            assert not current().facts.wait_recorded(0)
         finally:
             release.set()
 
@@ -359,7 +358,7 @@ class TestHooks:
         threads: list[threading.Thread] = []
         on_fact(lambda fact: threads.append(threading.current_thread()))
         abort_run("run-1")
-        assert facts.wait_recorded(20)
+        assert current().facts.wait_recorded(20)
         assert {thread.name for thread in threads} == {"run_abort-fact"}
         wait_until(lambda: not threads_of_ours())
 
@@ -415,8 +414,8 @@ import os, sys, threading
 import django
 django.setup()
 from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime import facts
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
 facts.on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
 blocked = threading.Event()
 facts.on_fact(lambda fact: blocked.wait(600))
@@ -426,7 +425,7 @@ try:
     with abortable_run("run-1"):
         abort_run("run-1")
 except RunAborted:
-    facts.wait_recorded(1)
+    current().facts.wait_recorded(1)
 if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)
@@ -451,7 +450,7 @@ import django
 django.setup()
 logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
 from run_abort import abort_run
-from run_abort._runtime import facts
+from run_abort._runtime.runtime import current
 facts.on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
 abort_run("run-1")
 """

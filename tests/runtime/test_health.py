@@ -11,7 +11,7 @@ from django.urls import resolve, reverse
 
 from run_abort import abortable_run, health
 from run_abort._runtime.health import Health
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.support import Child, Proxy, wait_until
 
@@ -29,7 +29,7 @@ class TestHealth:
         assert (now.ok, now.state, now.redis, now.database) == (True, "listening", True, False)
         assert (now.reconnects, now.last_error, now.held) == (0, "", 0)
         assert now.since <= datetime.now(UTC)
-        assert now.origin == listener.status().origin
+        assert now.origin == current().listener.status().origin
 
     def test_counts_what_is_held(self, listening: None) -> None:
         with abortable_run("run-1", groups=["group"]), abortable_run("run-1"):
@@ -39,7 +39,7 @@ class TestHealth:
     def test_while_redis_goes_away_and_comes_back(self, configure: Configure, proxy: Proxy) -> None:
         configure(REDIS_URL=proxy.url, INTENTS=True)
         proxy.refusing = True
-        assert listener.ensure_started()
+        assert current().listener.ensure_started()
         wait_until(lambda: state() == (False, "reconnecting"))
         proxy.refusing = False
         wait_until(lambda: state() == (True, "listening"))
@@ -56,11 +56,11 @@ class TestHealth:
         assert health().reconnects == 1
 
     def test_before_the_first_connection(self, configure: Configure) -> None:
-        listener.start(rest=20)
+        current().listener.start(rest=20)
         assert state() == (False, "starting")
 
     def test_when_it_was_stopped(self, listening: None) -> None:
-        listener.stop()
+        current().listener.stop()
         assert state() == (False, "stopped")
 
     @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ class TestHealth:
 
     def test_of_one_that_was_to_listen_where_there_is_no_redis(self, configure: Configure) -> None:
         configure(REDIS_URL=None, INTENTS=True)
-        listener.start()
+        current().listener.start()
         wait_until(lambda: state() == (True, "off"))
 
     def test_of_invalid_settings(self, settings: Any) -> None:
@@ -129,7 +129,7 @@ class TestView:
     def test_of_one_that_does_not(self, configure: Configure, proxy: Proxy) -> None:
         proxy.refusing = True
         configure(REDIS_URL=proxy.url)
-        listener.ensure_started()
+        current().listener.ensure_started()
         wait_until(lambda: health().last_error)
         response = Client().get(URL)
         assert response.status_code == 503

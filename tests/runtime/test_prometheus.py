@@ -7,8 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime import facts
-from run_abort._transport import listener
+from run_abort._runtime.runtime import current
 from run_abort.contrib import prometheus
 from tests.conftest import Configure
 from tests.support import Child, Foreign, Proxy, wait_until
@@ -23,7 +22,7 @@ def registry() -> Iterator[CollectorRegistry]:
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    assert facts.wait_recorded(20)
+    assert current().facts.wait_recorded(20)
     return registry.get_sample_value(f"run_abort_{name}", labels)
 
 
@@ -57,7 +56,7 @@ def test_shows_how_the_listener_is(
 ) -> None:
     configure(REDIS_URL=proxy.url)
     assert value(registry, "listener_up") == 0
-    listener.ensure_started()
+    current().listener.ensure_started()
     wait_until(lambda: value(registry, "listener_up") == 1)
     assert value(registry, "reconnects_total") == 0
     proxy.cut()
@@ -86,7 +85,7 @@ import django
 django.setup()
 from prometheus_client import REGISTRY
 from run_abort import abort_run
-from run_abort._runtime import facts
+from run_abort._runtime.runtime import current
 from run_abort.contrib import prometheus
 
 lock, locked = threading.Lock(), threading.Event()
@@ -104,7 +103,7 @@ pid = os.fork()
 abort_run("after")
 assert lock.acquire(timeout=5)
 lock.release()
-assert facts.wait_recorded(20)
+assert current().facts.wait_recorded(20)
 assert REGISTRY.get_sample_value("run_abort_requested_total") == 2
 if pid:
     assert os.waitpid(pid, 0)[1] == 0

@@ -10,7 +10,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from run_abort import aabort_run, abort_run, abort_runs
-from run_abort._runtime import queues
+from run_abort._runtime.runtime import current
 from run_abort._store.requests import Intent
 from run_abort.testing import record_aborts
 from tests.conftest import Configure
@@ -49,7 +49,7 @@ def another(configure: Configure) -> Queue:
 
 def connected(name: str) -> Queue:
     queue = Queue()
-    queues.revoke_with(queue.revoke, name=name, key=queue)
+    current().queues.revoke_with(queue.revoke, name=name, key=queue)
     return queue
 
 
@@ -66,7 +66,7 @@ def test_each_of_many_in_order(queue: Queue) -> None:
 
 
 def test_the_same_one_is_connected_once(queue: Queue) -> None:
-    queues.revoke_with(queue.revoke, name="again", key=queue)
+    current().queues.revoke_with(queue.revoke, name="again", key=queue)
     abort_run("a")
     assert queue.run_ids == ["a"]
     assert queue.threads == {"run_abort-one"}

@@ -15,10 +15,8 @@ from django.utils import timezone
 
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
-from run_abort._core.registry import registry
-from run_abort._runtime import reconciler
+from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
-from run_abort._transport import channel, listener
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure, threads_of_ours
@@ -118,7 +116,7 @@ class TestPace:
     ) -> None:
         configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with abortable_run("run-1"):
-            wait_until(listener.is_listening)
+            wait_until(current().listener.is_listening)
             wait_until(lambda: len(looks) >= 1)  # at the subscription
             time.sleep(0.3)
             seen = len(looks)
@@ -130,7 +128,7 @@ class TestPace:
     ) -> None:
         configure(INTENTS=True, RECONCILE_INTERVAL=0.1)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            wait_until(listener.is_listening)
+            wait_until(current().listener.is_listening)
             request()  # and nothing is published
             assert signal.wait(20)
 
@@ -141,9 +139,9 @@ class TestPace:
             INTENTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05
         )
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            wait_until(listener.is_listening)
+            wait_until(current().listener.is_listening)
             own_redis.kill()
-            wait_until(lambda: not listener.is_listening())
+            wait_until(lambda: not current().listener.is_listening())
             request()
             assert signal.wait(20)
 
@@ -155,7 +153,7 @@ class TestPace:
         )
         own_redis.kill()
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            wait_until(lambda: listener.status().state == "reconnecting")
+            wait_until(lambda: current().listener.status().state == "reconnecting")
             request()
             own_redis.start()
             assert signal.wait(20)
@@ -219,10 +217,10 @@ class TestLife:
     ) -> None:
         configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            wait_until(listener.is_listening)
+            wait_until(current().listener.is_listening)
             with unmigrated():
                 database._outage.lasts = False
-                reconciler.hurry()
+                current().reconciler.hurry()
                 wait_until(lambda: database._outage.lasts)
             request()
             assert signal.wait(20)
@@ -258,7 +256,7 @@ class TestLife:
         configure(INTENTS=True, LISTEN=False, POLL_INTERVAL=3600)
         with abortable_run("run-1"):
             began = time.monotonic()
-            assert reconciler.stop()
+            assert current().reconciler.stop()
             assert time.monotonic() - began < 1
             assert not is_running()
             with abortable_run("run-2"):
@@ -332,7 +330,7 @@ class TestMissed:
         received = self.received = []
         run_abort_received.connect(receiver)
         assert subscribe_to_run_aborts(heard.append)
-        wait_until(listener.is_listening)
+        wait_until(current().listener.is_listening)
         wait_until(lambda: not is_running())  # the first look
         yield heard
         run_abort_received.disconnect(receiver)
@@ -342,11 +340,11 @@ class TestMissed:
     def cut_off(self, proxy: Proxy) -> None:
         proxy.refusing = True
         proxy.cut()
-        wait_until(lambda: not listener.is_listening())
+        wait_until(lambda: not current().listener.is_listening())
 
     def reconnect(self, proxy: Proxy) -> None:
         proxy.refusing = False
-        wait_until(listener.is_listening)
+        wait_until(current().listener.is_listening)
 
     def test_they_hear_it_once_and_in_the_order_of_request(
         self, heard: list[str], proxy: Proxy, foreign: Foreign
@@ -358,7 +356,7 @@ class TestMissed:
         for order in (3, 1, 2):
             request(f"missed-{order}", requested_at=now + timedelta(milliseconds=order))
         request("cleared", cleared_at=now)
-        AbortRequest.objects.create(run_id="our own", origin=channel.origin())
+        AbortRequest.objects.create(run_id="our own", origin=current().origin())
         self.reconnect(proxy)
         expected = ["before", "missed-1", "missed-2", "missed-3"]
         wait_until(lambda: len(heard) >= 4 and len(self.received) >= 4)
@@ -384,7 +382,7 @@ class TestMissed:
     def test_a_database_that_is_away_then_is_asked_again(
         self, heard: list[str], proxy: Proxy, settings: Any
     ) -> None:
-        reconciler.stop()
+        current().reconciler.stop()
         self.cut_off(proxy)
         request("missed")
         with unmigrated():
@@ -399,7 +397,7 @@ class TestMissed:
         heard: list[str] = []
         request("long ago", requested_at=reconciler._reconciler._began - timedelta(seconds=1))
         assert subscribe_to_run_aborts(heard.append)
-        wait_until(listener.is_listening)
+        wait_until(current().listener.is_listening)
         wait_until(lambda: not is_running())
         assert heard == []
 
@@ -424,8 +422,8 @@ class TestMissed:
         asked: list[object] = []
         monkeypatch.setattr(requests, "requested_since", lambda *a, **k: asked.append(a))
         configure(INTENTS=True)
-        listener.ensure_started()
-        wait_until(listener.is_listening)
+        current().listener.ensure_started()
+        wait_until(current().listener.is_listening)
         assert not is_running()
         assert asked == []
 

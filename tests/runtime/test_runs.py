@@ -15,10 +15,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
-from run_abort._core.registry import registry
+from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
 from run_abort._store.requests import Intent
-from run_abort._transport import listener
 from run_abort.signals import run_aborted
 from tests.support import unmigrated, wait_until
 
@@ -30,7 +29,7 @@ def alone(settings: Any) -> None:
 
 
 def abort_soon(run_id: str, reason: str = "") -> threading.Timer:
-    timer = threading.Timer(0.02, registry.abort, (run_id, reason, "ann"))
+    timer = threading.Timer(0.02, current().registry.abort, (run_id, reason, "ann"))
     timer.start()
     return timer
 
@@ -40,9 +39,9 @@ class TestSync:
         with abortable_run("run-1", groups=["parent"], label="shard 1") as signal:
             assert isinstance(signal, AbortSignal)
             assert signal.run_id == "run-1"
-            assert registry.ids() == ["run-1", "parent"]
-        assert registry.ids() == []
-        assert registry.abort("run-1") == 0
+            assert current().registry.ids() == ["run-1", "parent"]
+        assert current().registry.ids() == []
+        assert current().registry.abort("run-1") == 0
         assert not signal.aborted
 
     def test_an_abort_is_raised_where_the_signal_is_looked_at(self) -> None:
@@ -51,16 +50,16 @@ class TestSync:
             signal.sleep(20)
         assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
         assert raised.value.__cause__ is None
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_an_abort_that_nobody_looked_at_is_raised_at_the_end(self) -> None:
         with pytest.raises(RunAborted, match="because"), abortable_run("run-1"):
-            registry.abort("run-1", "because")
+            current().registry.abort("run-1", "because")
 
     @pytest.mark.parametrize("run_id", [7, uuid.UUID(int=7), "run-1"])
     def test_ids(self, run_id: int | uuid.UUID | str) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run(run_id):
-            registry.abort(str(run_id))
+            current().registry.abort(str(run_id))
         assert raised.value.run_id == str(run_id)
 
     @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ class TestSync:
 
     def test_groups_are_answered_to_under_the_runs_own_name(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("child", groups=("parent", 7)):
-            registry.abort("7", "because")
+            current().registry.abort("7", "because")
         assert raised.value.run_id == "child"
 
     def test_is_entered_once(self) -> None:
@@ -93,7 +92,7 @@ class TestSync:
             pass
         with pytest.raises(RuntimeError, match="entered before"), block:
             raise AssertionError("entered")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_several_blocks_with_one_id_are_all_reached(self) -> None:
         left: list[str] = []
@@ -109,7 +108,7 @@ class TestSync:
         for thread in threads:
             thread.start()
         wait_until(lambda: len(registry._holders.get("run-1", ())) == 5)
-        assert registry.abort("run-1") == 5
+        assert current().registry.abort("run-1") == 5
         for thread in threads:
             thread.join()
         assert left == ["aborted"] * 5
@@ -118,18 +117,18 @@ class TestSync:
         settings.RUN_ABORT = {"HEARTBEAT": "soon"}
         with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
             raise AssertionError("entered")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
 
 class TestExceptions:
     def test_one_before_an_abort_stays_itself(self) -> None:
         with pytest.raises(ValueError, match="oops"), abortable_run("run-1"):
             raise ValueError("oops")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_after_an_abort_becomes_its_cause(self) -> None:
         with pytest.raises(RunAborted, match="because") as raised, abortable_run("run-1"):
-            registry.abort("run-1", "because")
+            current().registry.abort("run-1", "because")
             raise ValueError("a consequence")
         assert isinstance(raised.value.__cause__, ValueError)
 
@@ -146,32 +145,32 @@ class TestExceptions:
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
     def test_those_of_the_interpreter_stay_themselves(self, error: BaseException) -> None:
         with pytest.raises(type(error)), abortable_run("run-1"):
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             raise error
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_a_jobs_except_exception_does_not_swallow_an_abort(self) -> None:
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             with contextlib.suppress(Exception):
                 signal.raise_if_aborted()
             raise AssertionError("swallowed")
 
     def test_swallowed_by_force_it_is_raised_at_the_end(self) -> None:
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             with contextlib.suppress(BaseException):
                 signal.raise_if_aborted()
 
     def test_in_a_group_of_consequences(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             raise BaseExceptionGroup("both", [ValueError(), RunAborted("run-1")])
         assert isinstance(raised.value.__cause__, BaseExceptionGroup)
 
     def test_in_a_group_with_something_else(self) -> None:
         with pytest.raises(BaseExceptionGroup), abortable_run("run-1"):
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             raise BaseExceptionGroup("both", [ValueError(), KeyboardInterrupt()])
 
 
@@ -179,27 +178,27 @@ class TestNesting:
     def test_an_inner_abort_ends_the_inner_block(self) -> None:
         with abortable_run("outer") as outer:
             with pytest.raises(RunAborted) as raised, abortable_run("inner"):
-                registry.abort("inner")
+                current().registry.abort("inner")
             assert raised.value.run_id == "inner"
             assert not outer.aborted
 
     def test_it_passes_through_the_outer_block_as_it_is(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer"):
             with abortable_run("inner"):
-                registry.abort("inner")
+                current().registry.abort("inner")
         assert raised.value.run_id == "inner"
 
     def test_an_outer_abort_waits_for_the_inner_block(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer"):
             with abortable_run("inner") as inner:
-                registry.abort("outer")
+                current().registry.abort("outer")
             assert not inner.aborted
         assert raised.value.run_id == "outer"
 
     def test_where_both_are_aborted_each_raises_its_own(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer", groups=["all"]):
             with abortable_run("inner", groups=["all"]) as inner:
-                registry.abort("all", "because")
+                current().registry.abort("all", "because")
                 inner.raise_if_aborted()
         assert raised.value.run_id == "outer"
         assert isinstance(raised.value.__cause__, RunAborted)
@@ -208,9 +207,9 @@ class TestNesting:
     def test_two_blocks_with_one_id(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
             with abortable_run("run-1"):
-                registry.abort("run-1")
+                current().registry.abort("run-1")
         assert raised.value.__cause__ is None
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
 
 class TestRace:
@@ -223,7 +222,7 @@ class TestRace:
 
             def abort(barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
-                aborted.append(registry.abort("run-1"))  # noqa: B023  joined below
+                aborted.append(current().registry.abort("run-1"))  # noqa: B023  joined below
 
             thread = threading.Thread(target=abort)
             thread.start()
@@ -250,7 +249,7 @@ class TestIntents:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
             raise AssertionError("it runs")
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_nor_does_a_run_whose_group_was(self) -> None:
         abort_run("parent")
@@ -279,7 +278,7 @@ class TestIntents:
         find = requests.find
 
         def abort_first(*args: Any, **kwargs: Any) -> Intent | None:
-            assert registry.ids() == ["run-1"]  # registered before the intent is read
+            assert current().registry.ids() == ["run-1"]  # registered before the intent is read
             assert abort_run("run-1").local == 1
             return find(*args, **kwargs)
 
@@ -315,7 +314,7 @@ class TestIntents:
 
         with pytest.raises(RunAborted, match="because"):
             asyncio.run(main())
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -337,7 +336,7 @@ class TestAsync:
             assert task.cancelling() == 0
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     @pytest.mark.parametrize("thread", [True, False])
     def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(self, thread: bool) -> None:
@@ -348,7 +347,7 @@ class TestAsync:
                         abort_soon("run-1", "because")
                     else:
                         loop = asyncio.get_running_loop()
-                        loop.call_later(0.01, registry.abort, "run-1", "because")
+                        loop.call_later(0.01, current().registry.abort, "run-1", "because")
                     await asyncio.sleep(30)
             assert isinstance(raised.value.__cause__, asyncio.CancelledError)
             task = asyncio.current_task()
@@ -357,22 +356,22 @@ class TestAsync:
             await asyncio.sleep(0)  # nothing of the cancellation is left
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_an_abort_in_the_body_itself(self) -> None:
         async def main() -> None:
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1"):
-                    registry.abort("run-1")
+                    current().registry.abort("run-1")
             await asyncio.sleep(0)
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1") as signal:
-                    registry.abort("run-1")
+                    current().registry.abort("run-1")
                     signal.raise_if_aborted()
             await asyncio.sleep(0)
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1"):
-                    registry.abort("run-1")
+                    current().registry.abort("run-1")
                     await asyncio.sleep(30)
             await asyncio.sleep(0)
 
@@ -392,7 +391,7 @@ class TestAsync:
             assert task.cancelled()
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     @pytest.mark.parametrize("cancel_first", [True, False])
     def test_an_outer_cancellation_beside_an_abort_stays_one(self, cancel_first: bool) -> None:
@@ -403,14 +402,14 @@ class TestAsync:
         async def main() -> None:
             task = asyncio.create_task(body())
             await asyncio.sleep(0.01)
-            steps = [task.cancel, lambda: registry.abort("run-1")]
+            steps = [task.cancel, lambda: current().registry.abort("run-1")]
             for step in steps if cancel_first else reversed(steps):
                 step()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_inside_a_timeout_that_ends_first(self) -> None:
         async def main() -> None:
@@ -485,7 +484,7 @@ class TestAsync:
             assert raised.value.subgroup(RunAborted) is not None
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_nested(self) -> None:
         async def main() -> None:
@@ -514,7 +513,7 @@ class TestAsync:
             assert task.cancelling() == 0
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_several_loops_in_several_threads(self) -> None:
         left: list[str] = []
@@ -531,7 +530,7 @@ class TestAsync:
             thread.start()
         wait_until(lambda: len(registry._holders.get("run-1", ())) == 4)
         time.sleep(0.05)
-        assert registry.abort("run-1") == 4
+        assert current().registry.abort("run-1") == 4
         for thread in threads:
             thread.join(20)
         assert left == ["aborted"] * 4
@@ -540,7 +539,7 @@ class TestAsync:
         block = abortable_run("run-1").__aenter__()
         with pytest.raises(RuntimeError, match="no running event loop|inside a task"):
             block.send(None)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -562,7 +561,7 @@ class TestAsync:
                 await task
 
         run(main)
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_aborted_while_it_is_entered_it_is_not(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -570,7 +569,7 @@ class TestAsync:
         settings.RUN_ABORT = {"LISTEN": False}
 
         def find(*args: Any, **kwargs: Any) -> None:
-            registry.abort("run-1", "because")
+            current().registry.abort("run-1", "because")
 
         monkeypatch.setattr(requests, "find", find)
 
@@ -621,12 +620,12 @@ class TestStorm:
         for thread in threads:
             thread.start()
         ready.wait()
-        assert registry.abort("all") == count
+        assert current().registry.abort("all") == count
         for thread in threads:
             thread.join(20)
         wait_until(lambda: len(called) == count)
         assert len(set(aborted)) == count
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
 
 def test_needs_no_listener_where_there_is_no_redis(
@@ -635,5 +634,5 @@ def test_needs_no_listener_where_there_is_no_redis(
     monkeypatch.delenv("REDIS_URL", raising=False)
     settings.RUN_ABORT = {"INTENTS": False}
     with caplog.at_level(logging.DEBUG, "run_abort"), abortable_run("run-1"):
-        assert listener.status().state == "off"
+        assert current().listener.status().state == "off"
     assert caplog.records == []

@@ -12,8 +12,8 @@ from django.db import Error, connection, connections, transaction
 
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import interrupts
-from run_abort._core.registry import registry
 from run_abort._core.statements import Cancels
+from run_abort._runtime.runtime import current
 from run_abort.models import ListenerCursor
 from tests.conftest import Configure
 from tests.support import wait_until
@@ -250,7 +250,7 @@ def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage:
     for _ in range(20):
         thread = threading.Thread(target=work)
         thread.start()
-        wait_until(lambda: "run-1" in registry.ids())
+        wait_until(lambda: "run-1" in current().registry.ids())
         # The interrupt alone, without the flag that every look at it would tell of.
         interruption = next(iter(interrupts.open_interruptions))
         wait_until(interruption.send)

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.html import escape
 
 from run_abort import abort_run
-from run_abort._store import timeline
+from run_abort._runtime.runtime import current
 from run_abort.admin import filters, story
 from run_abort.models import AbortDelivery, AbortRequest
 from tests.blocks import held
@@ -301,11 +301,11 @@ class TestTimeline:
         configure(INTENTS=True)
         with held("run-1"), held("run-1", is_stubborn=True):
             abort_id = abort_run("run-1", reason="because", wait=0.3).abort_id
-            assert timeline.wait_written(5)
+            assert current().timeline.wait_written(5)
             row = AbortRequest.objects.get(pk=abort_id)
             titles = [fact.split()[0] for fact in facts(story_page(row))]
             assert titles == ["Requested", "Published", "Received", "Still"]
-        assert timeline.wait_written(5)
+        assert current().timeline.wait_written(5)
         (*_, last) = facts(story_page(row))
         assert last.startswith("Stopped")
 

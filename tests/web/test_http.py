@@ -25,7 +25,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, http
-from run_abort._core.registry import registry
+from run_abort._runtime.runtime import current
 from run_abort._store import requests
 from run_abort._store.requests import Intent
 from run_abort.http import (
@@ -65,14 +65,14 @@ abortable = abortable_view(by_name)
 
 @abortable
 def look(request: AbortableRequest, name: str) -> HttpResponse:
-    registry.abort(name, "a secret", "ann")
+    current().registry.abort(name, "a secret", "ann")
     request.abort_signal.raise_if_aborted()
     return HttpResponse("whole")
 
 
 @abortable
 async def look_async(request: AbortableRequest, name: str) -> HttpResponse:
-    asyncio.get_running_loop().call_later(0.01, registry.abort, name)
+    asyncio.get_running_loop().call_later(0.01, current().registry.abort, name)
     await asyncio.sleep(TIMEOUT)
     return HttpResponse("whole")
 
@@ -81,14 +81,14 @@ async def look_async(request: AbortableRequest, name: str) -> HttpResponse:
 def write(request: AbortableRequest, name: str) -> HttpResponse:
     Job.objects.create(name=name)
     if "abort" in request.GET:
-        registry.abort(name)
+        current().registry.abort(name)
     return HttpResponse("whole")
 
 
 @abortable_view(by_name, on_abort=lambda request, aborted: HttpResponse(Job.objects.count()))
 def count(request: AbortableRequest, name: str) -> HttpResponse:
     Job.objects.create(name=name)
-    registry.abort(name)
+    current().registry.abort(name)
     return HttpResponse("whole")
 
 
@@ -251,16 +251,18 @@ class TestView:
     def test_what_is_not_aborted_answers_as_ever(self) -> None:
         @abortable_view(by_name, get_groups=lambda request: ["parent"], label="a report")
         def view(request: AbortableRequest) -> JsonResponse:
-            ((_, holding),) = registry.holdings()
+            ((_, holding),) = current().registry.holdings()
             signal = request.abort_signal
-            return JsonResponse([*registry.ids(), holding.label, signal.run_id], safe=False)
+            return JsonResponse(
+                [*current().registry.ids(), holding.label, signal.run_id], safe=False
+            )
 
         response = view(factory.get("/"))
         assert (response.status_code, response.content.decode()) == (
             200,
             '["run-1", "parent", "a report", "run-1"]',
         )
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     @pytest.mark.parametrize("url", ["look", "sync"])
     def test_an_aborted_one_says_so_and_not_by_whom(self, client: Client, url: str) -> None:
@@ -285,7 +287,7 @@ class TestView:
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         labels: list[object] = []
-        register = registry.register
+        register = current().registry.register
         monkeypatch.setattr(
             registry, "register", lambda *args: (labels.append(args[-1]), register(*args))
         )
@@ -297,7 +299,7 @@ class TestView:
         match = "async methods" if url == "dispatch" else "a sync view"
         with pytest.raises((TypeError, RuntimeError), match=match):
             client.get(f"/{url}/run-1/")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_what_get_run_id_raises_is_the_answer(self) -> None:
         def missing(request: HttpRequest) -> str:
@@ -309,7 +311,7 @@ class TestView:
     def test_what_fails_after_the_abort_was_aborted(self) -> None:
         @abortable
         def view(request: HttpRequest) -> HttpResponse:
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             raise OSError("a killed subprocess")
 
         assert view(factory.get("/")).status_code == 409
@@ -321,12 +323,12 @@ class TestView:
 
         with pytest.raises(OSError, match="full"):
             view(factory.get("/"))
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_that_does_not_look_is_interrupted(self) -> None:
         @abortable_view(by_name, grace=0, insist="interrupt")
         def view(request: HttpRequest) -> HttpResponse:
-            threading.Timer(0.01, registry.abort, ["run-1"]).start()
+            threading.Timer(0.01, current().registry.abort, ["run-1"]).start()
             while True:
                 pass
 
@@ -338,7 +340,7 @@ class TestView:
 
         @abortable_view(by_name, on_abort=on_abort)
         def view(request: HttpRequest) -> HttpResponse:
-            registry.abort("run-1", "because")
+            current().registry.abort("run-1", "because")
             return HttpResponse("whole")
 
         response = view(factory.get("/path/"))
@@ -422,12 +424,12 @@ class TestStream:
             yield b"2"
 
         stream = abortable_stream("run-1", rows, groups=["parent"], label="an export")
-        assert registry.ids() == []
+        assert current().registry.ids() == []
         assert next(stream) == "run-1"
-        assert registry.ids() == ["run-1", "parent"]
-        assert [holding.label for _, holding in registry.holdings()] == ["an export"]
+        assert current().registry.ids() == ["run-1", "parent"]
+        assert [holding.label for _, holding in current().registry.holdings()] == ["an export"]
         assert list(stream) == [b"2"]
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_any_iterable_will_do(self) -> None:
         assert list(abortable_stream("run-1", lambda signal: ["1", "2"])) == ["1", "2"]
@@ -448,17 +450,17 @@ class TestStream:
         response = StreamingHttpResponse(abortable_stream("run-1", rows))
         chunks = iter(response)
         assert next(chunks) == b"1"
-        registry.abort("run-1", "because")
+        current().registry.abort("run-1", "because")
         with pytest.raises(StreamAborted, match="because") as raised:
             next(chunks)
         assert isinstance(raised.value.__cause__, RunAborted)
         assert happened == [True]
-        assert registry.ids() == []
+        assert current().registry.ids() == []
         response.close()
 
     def test_what_comes_after_the_abort_is_not_sent(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
-            registry.abort("run-1")
+            current().registry.abort("run-1")
             yield "too late"
 
         with pytest.raises(StreamAborted):
@@ -467,7 +469,7 @@ class TestStream:
     def test_what_ends_after_the_abort_was_aborted(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
             yield "1"
-            registry.abort("run-1")
+            current().registry.abort("run-1")
 
         with pytest.raises(StreamAborted):
             list(abortable_stream("run-1", rows))
@@ -477,12 +479,12 @@ class TestStream:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
             yield "1"
             if aborted:
-                registry.abort("run-1")
+                current().registry.abort("run-1")
             raise OSError
 
         with pytest.raises(StreamAborted if aborted else OSError):
             list(abortable_stream("run-1", rows))
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_the_project_says_the_last_word(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
@@ -494,7 +496,7 @@ class TestStream:
 
         stream = abortable_stream("run-1", rows, on_abort=on_abort)
         assert next(stream) == "1"
-        registry.abort("run-1", "because")
+        current().registry.abort("run-1", "because")
         assert list(stream) == ["event: aborted\ndata: because\n\n"]
 
     @pytest.mark.parametrize("tied", [False, True])
@@ -512,7 +514,7 @@ class TestStream:
             response.close()
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
         assert happened == [tied]
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     @pytest.mark.parametrize("begun", [False, True])
     def test_closed_before_its_beginning_or_after_its_end(self, begun: bool) -> None:
@@ -545,7 +547,7 @@ class TestAsyncStream:
             asgi = Asgi("/short-async/run-1/")
             await asgi.end()
             assert (asgi.body, asgi.is_whole) == (b"12", True)
-            assert len(registry.holdings()) == 1
+            assert len(current().registry.holdings()) == 1
 
         with other_holder() as other:
             asyncio.run(main())
@@ -555,13 +557,13 @@ class TestAsyncStream:
         async def main() -> None:
             asgi = Asgi("/stream-async/run-1/")
             await asgi.until(lambda: happened)
-            assert registry.ids() == ["run-1"]
+            assert current().registry.ids() == ["run-1"]
             abort_run("run-1", reason="because")
             with pytest.raises(StreamAborted, match="because"):
                 await asgi.end()
             assert (asgi.body, asgi.is_whole) == (b"xxx", False)
             assert happened == ["went on", "left"]
-            assert registry.ids() == []
+            assert current().registry.ids() == []
 
         asyncio.run(main())
 
@@ -589,12 +591,12 @@ class TestAsyncStream:
             asgi.is_gone.set()
             await asgi.end()
             assert happened == (["left"] if while_sending else ["went on", "left"])
-            assert len(registry.holdings()) == 1
+            assert len(current().registry.holdings()) == 1
 
         with other_holder() as other:
             asyncio.run(main())
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(self) -> None:
         async def main() -> None:
@@ -605,7 +607,7 @@ class TestAsyncStream:
             assert not asgi.is_whole
 
         asyncio.run(main())
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_an_abort_may_come_with_the_disconnect(self) -> None:
         async def main() -> None:
@@ -615,12 +617,12 @@ class TestAsyncStream:
             asgi.is_gone.set()
             with suppress(StreamAborted):  # whichever comes first
                 await asgi.end()
-            assert len(registry.holdings()) == 1
+            assert len(current().registry.holdings()) == 1
 
         with other_holder() as other:
             asyncio.run(main())
             assert other.reason == "because"
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_that_swallows_the_cancellation_goes_no_further_than_its_next_chunk(self) -> None:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
@@ -634,13 +636,13 @@ class TestAsyncStream:
         async def main() -> None:
             stream = abortable_stream("run-1", rows)
             assert await anext(stream) == "1"
-            asyncio.get_running_loop().call_later(0.01, registry.abort, "run-1")
+            asyncio.get_running_loop().call_later(0.01, current().registry.abort, "run-1")
             with pytest.raises(StreamAborted):
                 await anext(stream)
             task = asyncio.current_task()
             assert task is not None
             assert task.cancelling() == 0
-            assert registry.ids() == []
+            assert current().registry.ids() == []
 
         asyncio.run(main())
 
@@ -649,7 +651,7 @@ class TestAsyncStream:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
             yield "1"
             if aborted:
-                registry.abort("run-1")
+                current().registry.abort("run-1")
             raise OSError
 
         async def main() -> None:
@@ -661,13 +663,13 @@ class TestAsyncStream:
                 await anext(stream)
 
         asyncio.run(main())
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_the_project_says_the_last_word(self) -> None:
         async def main() -> None:
             stream = abortable_stream("run-1", rows_async, on_abort=lambda aborted: "aborted")
             assert await anext(stream) == ""
-            asyncio.get_running_loop().call_later(0.01, registry.abort, "run-1")
+            asyncio.get_running_loop().call_later(0.01, current().registry.abort, "run-1")
             assert [chunk async for chunk in stream] == ["aborted"]
             assert happened == ["went on", "left"]
             task = asyncio.current_task()
@@ -681,14 +683,14 @@ class TestAsyncStream:
             for run_id in ("run-1", "outer"):
                 stream = abortable_stream(run_id, rows_async)
                 assert await anext(stream) == ""
-                registry.abort(run_id)
+                current().registry.abort(run_id)
                 with pytest.raises(StreamAborted):
                     await anext(stream)
 
         with pytest.raises(RunAborted), abortable_run("outer", insist="interrupt"):
             asyncio.run(main())
         assert happened == ["left", "left"]
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_closed_in_the_event_loop_it_ends_soon(self) -> None:
         async def main() -> None:
@@ -702,7 +704,7 @@ class TestAsyncStream:
 
         asyncio.run(main())
         assert happened == ["left"]
-        assert registry.ids() == []
+        assert current().registry.ids() == []
 
     def test_one_that_is_cancelled_while_it_begins_is_not_held_for_ever(
         self, monkeypatch: pytest.MonkeyPatch
@@ -718,10 +720,10 @@ class TestAsyncStream:
         async def main() -> None:
             asgi = Asgi("/stream-async/run-1/")
             await asgi.until(lambda: happened)
-            assert registry.ids() == ["run-1"]
+            assert current().registry.ids() == ["run-1"]
             asgi.is_gone.set()
             await asgi.end()
-            while registry.ids():
+            while current().registry.ids():
                 await asyncio.sleep(0.002)
 
         asyncio.run(main())
@@ -738,7 +740,7 @@ class TestDisconnect:
             await asgi.end()
             assert asgi.sent == []
             assert happened == ["began", "left"]
-            assert len(registry.holdings()) == 1
+            assert len(current().registry.holdings()) == 1
 
         with other_holder() as other:
             asyncio.run(main())
@@ -773,7 +775,7 @@ class TestDisconnect:
 
         async def main() -> None:
             task = asyncio.ensure_future(view(factory.get("/")))
-            while not registry.ids():
+            while not current().registry.ids():
                 await asyncio.sleep(0.002)
             await asyncio.sleep(0)
             task.cancel()

@@ -19,11 +19,10 @@ from django.core.management.base import BaseCommand, CommandError
 from run_abort import conf
 from run_abort._core.controller import GRACE
 from run_abort._core.process_tree import can_hold
-from run_abort._runtime import dispatch, reconciler
+from run_abort._core.types import Request
+from run_abort._runtime.runtime import current
 from run_abort._store import database
 from run_abort._store.cursors import MAX_NAME_LENGTH
-from run_abort._transport import channel, listener
-from run_abort._transport.codec import AbortMessage
 from run_abort.management.arguments import seconds
 from run_abort.management.environment import has_endpoint, log_to, require_endpoint
 from run_abort.management.pidfiles.files import PidFile, check_directory
@@ -130,6 +129,7 @@ class Command(BaseCommand):
             if place is not None:
                 place.take()
             try:
+                listener = current().listener
                 if not over_database:
                     listener.start()
                 if listener.status().state == "listening":  # from before, so nobody will tell us
@@ -147,10 +147,10 @@ class Command(BaseCommand):
         # What was missed may be heard of before, from the database.
         rung = bell.wait(timeout, but=HEARD)
         if rung is None:
-            reason = listener.status().last_error or "no answer"
+            reason = current().listener.status().last_error or "no answer"
             raise CommandError(f"Not subscribed within {timeout:g} s: {reason}")
         if rung == SUBSCRIBED:
-            show("listening", channel=conf.settings().CHANNEL, origin=channel.origin())
+            show("listening", channel=conf.settings().CHANNEL, origin=current().origin())
         while rung not in STOP_SIGNALS:
             # While handlers are at work, and while the database fails, it is tried again.
             is_behind = place is not None and not place.keep()
@@ -188,15 +188,16 @@ def _receiving(show: Callable[..., None]) -> Iterator[None]:
 def _hearing(bell: Bell, place: Place | None, programs: Programs | None) -> Iterator[None]:
     """Ring for what the listener tells, and for signals."""
 
-    def on_dispatched(message: AbortMessage) -> None:
+    def on_dispatched(request: Request) -> None:
         if programs is not None:
             programs.hurry()
-        if message.abort_id and place is not None:
-            place.cursor.note(message.abort_id)
+        if request.id and place is not None:
+            place.cursor.note(request.id)
             bell.ring(HEARD)
 
-    forget_cursor = dispatch.on_dispatched(on_dispatched)
-    forget = listener.on_subscribed(lambda missed_since: bell.ring(SUBSCRIBED))
+    runtime = current()
+    forget_cursor = runtime.dispatch.dispatched.add(on_dispatched)
+    forget = runtime.listener.subscribed.add(lambda missed_since: bell.ring(SUBSCRIBED))
     restore = bell.ring_on_stop_signals()
     try:
         yield
@@ -209,9 +210,10 @@ def _hearing(bell: Bell, place: Place | None, programs: Programs | None) -> Iter
 def _stop(place: Place | None) -> None:
     """Finish what is being handled, and note how far that is."""
     is_current = place is not None and place.is_current()
-    listener.stop(timeout=None)
-    reconciler.stop(timeout=None)
-    while not dispatch.wait_for_handlers(timeout=1):
+    runtime = current()
+    runtime.listener.stop(timeout=None)
+    runtime.reconciler.stop(timeout=None)
+    while not runtime.dispatch.wait_for_handlers(timeout=1):
         pass
     if place is not None and is_current:
         place.cursor.collect()

@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort._core.answers import HeldRun, ProcessStatus
 from run_abort._runtime.inquiry import ask_status
-from run_abort._transport import channel
+from run_abort._runtime.runtime import current
 from run_abort.management.arguments import add_run_ids, count, seconds
 from run_abort.management.environment import log_to, require_endpoint
 
@@ -80,7 +80,7 @@ class Command(BaseCommand):
         processes = [
             process
             for process in census.processes
-            if process.origin != channel.origin()
+            if process.origin != current().origin()
             and not (this_host and process.host != socket.gethostname())
         ]
         shown = list(_working_on(run_ids, processes)) if run_ids else processes

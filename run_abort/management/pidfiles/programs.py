@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
 from run_abort._core.process_tree import Family, end, family_of_stranger
 from run_abort._core.procfs import Entry
+from run_abort._core.types import Escalation
 from run_abort.runs import hold
 
 from . import files
@@ -74,8 +74,8 @@ class _Program:
             self._close()
         self._on_ended(self.file, has_ended)
 
-    def _tell(self, rung: str) -> None:
-        self.signal.tell_rung(rung, datetime.now(UTC))
+    def _tell(self, escalation: Escalation) -> None:
+        self.signal.escalated(escalation)
 
     def _close(self) -> None:
         self._release()

@@ -127,10 +127,10 @@ def serve(name: str, journal: Journal, port: int) -> None:
 
 
 def is_listening(timeout: float) -> bool:
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
     deadline = time.monotonic() + timeout
-    while listener.status().state != "listening":
+    while current().listener.status().state != "listening":
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
@@ -141,14 +141,11 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
     """Stop what runs in the background, and note what is left all the same."""
     from django.db import connections
 
-    from run_abort._core.registry import registry
-    from run_abort._runtime import dispatch
-    from run_abort._transport import listener
+    from run_abort._runtime.runtime import current
 
     at = time.monotonic_ns()
-    listener.stop()
-    dispatch.wait_for_handlers(END_TIMEOUT)
-    dispatch._watch.stop()
+    current().listener.stop()
+    current().dispatch.wait_for_handlers(END_TIMEOUT)
     deadline = time.monotonic() + END_TIMEOUT
     while threads_of_ours() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -159,7 +156,7 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
         listening=listening,
         threads=[what_it_does(thread) for thread in threads_of_ours()],
         sockets=sockets_to(port),
-        registry=registry.ids(),
+        registry=current().registry.ids(),
     )
 
 

@@ -1,0 +1,229 @@
+"""The composition root: one ``Runtime`` per process owns the parts and joins them.
+
+It is made at first use, and anew by each test. It alone registers what has to happen around a fork,
+at the interpreter's exit and when settings change.
+"""
+
+from __future__ import annotations
+
+import atexit
+from typing import Final
+
+from django.core.signals import request_started, setting_changed
+
+from run_abort._concurrency import forks, workers
+from run_abort._core import interrupts
+from run_abort._core.escalation import Escalator
+from run_abort._core.ids import new_origin
+from run_abort._core.registry import Registry
+from run_abort._store.timeline import Timeline
+from run_abort._transport.codec import Question, decode, decode_question
+from run_abort._transport.listener import Listener
+from run_abort._transport.push import Push
+
+from .dispatch import Dispatch
+from .events import Events
+from .facts import Facts
+from .queues import Queues
+from .reconciler import Reconciler
+from .responder import Responder
+
+__all__ = ["Runtime", "current", "install"]
+
+EXIT_TIMEOUT: Final = 1.0  # seconds for what handlers and receivers have begun
+
+
+class Runtime:
+    """What this process does about aborts.
+
+    :param queues: the task queues that are notified; those of the last runtime in a test.
+    """
+
+    def __init__(self, *, queues: Queues | None = None) -> None:
+        self._origin = ""
+        self.registry = Registry()
+        self.escalator = Escalator()
+        self.queues = queues or Queues()
+        self.facts = Facts(self.origin)
+        self.events = Events(self.registry, self.facts)
+        self.dispatch = Dispatch(self.registry)
+        self.push = Push(self.origin)
+        self.listener = Listener(self.push, origin=self.origin, handle=self._hear)
+        self.reconciler = Reconciler(
+            self.registry,
+            self.dispatch,
+            self.push,
+            origin=self.origin,
+            is_listening=self.listener.is_listening,
+        )
+        self.timeline = Timeline(self.origin, self.events.delivery_of)
+        self.responder = Responder(
+            self.registry, self.push, self.events.delivery_of, self.listener.status
+        )
+        self._join()
+
+    def _join(self) -> None:
+        self.events.flipped.add(self.dispatch.announce)
+        self.events.changed.add(self.timeline.note)
+        self.events.changed.add(self.responder.tell)
+        self.listener.subscribed.add(self.reconciler.subscribed)
+        self.listener.lost.add(self.reconciler.hurry)
+
+    def origin(self) -> str:
+        """This process's ID on the wire: ``inst_`` and 32 hex digits, new after every fork."""
+        forks.catch_up()
+        if not self._origin:
+            self._origin = new_origin()
+        return self._origin
+
+    def _hear(self, data: bytes, origin: str) -> bool:
+        """Do what a message asks for; on the listener's thread.
+
+        :return: False if it is malformed.
+        """
+        message = decode(data)
+        if message is None:
+            question = decode_question(data)
+            if question is not None:
+                self.responder.answer(question)
+            return question is not None
+        request, wait = message
+        if not wait or not request.id:
+            if request.origin != origin:
+                self.dispatch.receive(request)
+            return True
+        question = Question("abort", request.id, wait, request.id, request.run_id)
+        # Before the abort: the process may exit as soon as it was aborted.
+        self.responder.expect(question)
+        if request.origin != origin:
+            self.dispatch.receive(request)
+        # This process answers its own question, too: nothing else speaks for it.
+        self.responder.answer(question)
+        return True
+
+    # Start and stop.
+
+    def connect(self) -> None:
+        """Hear of what other code in this process sends."""
+        self.dispatch.connect()
+
+    def close(self) -> bool:
+        """Stop all threads; for the runtime of a test.
+
+        :return: whether they have ended.
+        """
+        self.dispatch.disconnect()
+        ended = [self.listener.stop(), self.reconciler.stop(), self.escalator.service.stop()]
+        self.settle(EXIT_TIMEOUT)
+        self.push.close()
+        return all(ended)
+
+    def settings_changed(self, setting: str) -> None:
+        """A setting of Django's was overridden: what was made from it is made again."""
+        if setting in {"RUN_ABORT", "CACHES"}:
+            self.listener.stop()
+            self.push.forget()
+        if setting in {"RUN_ABORT", "DATABASES"}:
+            self.reconciler.stop()
+
+    def at_exit(self) -> None:
+        """At the interpreter's exit: stop the threads, unless a run is still held.
+
+        An exit function that was registered earlier is called later, and may wait for a thread
+        that works on a run. A thread that is no daemon has ended by now.
+        """
+        if not len(self.registry):
+            self.reconciler.stop()
+            self.listener.stop()
+        self.events.finish()
+        self.timeline.finish()
+        self.settle(EXIT_TIMEOUT)
+
+    def settle(self, timeout: float) -> None:
+        """Wait until everything is recorded: before a process ends without Python's exit.
+
+        Handlers and receivers, the timeline, the answers and the facts are waited for, one after
+        the other.
+
+        :param timeout: seconds for each, at most.
+        """
+        self.dispatch.wait_for_handlers(timeout)
+        self.timeline.wait_written(timeout)
+        self.responder.wait_answered(timeout)
+        self.facts.wait_recorded(timeout)
+
+    # Around a fork.
+
+    def before_fork(self) -> None:
+        """Leave no thread and no idle connection of ours for the child."""
+        self.listener.before_fork()
+        self.reconciler.service.before_fork()
+        self.escalator.service.before_fork()
+        workers.before_fork()
+        self.push.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Start again what was stopped."""
+        self.escalator.service.after_fork_in_parent()
+        self.reconciler.after_fork_in_parent()
+        self.listener.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Become another process: with an origin, locks and threads of its own."""
+        self._origin = ""
+        workers.after_fork_in_child()
+        interrupts.after_fork_in_child()
+        self.registry.after_fork_in_child()
+        self.events.after_fork_in_child()
+        self.timeline.after_fork_in_child()
+        self.responder.after_fork_in_child()
+        self.dispatch.after_fork_in_child()
+        self.push.after_fork_in_child()
+        self.escalator.after_fork_in_child()
+        self.reconciler.after_fork_in_child()
+        self.listener.after_fork_in_child()
+
+
+class _Current:
+    """The runtime of this process."""
+
+    def __init__(self) -> None:
+        self.runtime = Runtime()
+        self.runtime.connect()
+
+
+_current: Final = _Current()
+
+
+def current() -> Runtime:
+    """The runtime of this process."""
+    return _current.runtime
+
+
+def install(runtime: Runtime) -> Runtime:
+    """Use another runtime from now on, and close the one before; for tests.
+
+    :return: ``runtime``.
+    """
+    _current.runtime.close()
+    _current.runtime = runtime
+    runtime.connect()
+    return runtime
+
+
+def _settings_changed(*, setting: str, **kwargs: object) -> None:
+    _current.runtime.settings_changed(setting)
+
+
+def _catch_up(**kwargs: object) -> None:
+    forks.catch_up()
+
+
+setting_changed.connect(_settings_changed, dispatch_uid="run_abort.runtime")
+request_started.connect(_catch_up, dispatch_uid="run_abort.runtime")
+atexit.register(lambda: current().at_exit())
+forks.at_fork(
+    before=lambda: current().before_fork(),
+    after_in_parent=lambda: current().after_fork_in_parent(),
+    after_in_child=lambda: current().after_fork_in_child(),
+)

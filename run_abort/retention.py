@@ -1,0 +1,7 @@
+"""Retention: delete requests and listener cursors that are no longer needed."""
+
+from __future__ import annotations
+
+from ._store.retention import Old, count, prune, prune_cursors, prune_deliveries
+
+__all__ = ["Old", "count", "prune", "prune_cursors", "prune_deliveries"]
