@@ -12,8 +12,8 @@ from django.core.management.base import SystemCheckError
 
 from run_abort import checks
 from run_abort.checks import check_deployment, check_settings
-from tests.conftest import Configure
 from tests.app.test_conf import BAD
+from tests.conftest import Configure
 
 REDIS = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}

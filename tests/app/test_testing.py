@@ -220,7 +220,8 @@ class TestAbortAfter:
         assert {each.file for each in watch.checkpoints} == {__file__}
         assert [each.number for each in watch.checkpoints] == [1, 2, 3, 4, 5]
         assert (
-            str(watch.checkpoints[1]) == f"tests/app/test_testing.py:{look}, in work, raise_if_aborted"
+            str(watch.checkpoints[1])
+            == f"tests/app/test_testing.py:{look}, in work, raise_if_aborted"
         )
 
     @pytest.mark.parametrize("number", [1, 2, 3])

@@ -217,8 +217,9 @@ import sys
 for name in ("django", "redis", "django_redis", "asgiref"):
     sys.modules[name] = None
 import run_abort
-import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry, run_abort._transport.codec
-import run_abort._concurrency.workers, run_abort._concurrency.forks, run_abort._transport.redis.resp
+import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry
+import run_abort._concurrency.workers, run_abort._concurrency.forks
+import run_abort._transport.codec, run_abort._transport.redis.resp
 from run_abort import AbortController, RunAborted
 controller = AbortController("run-1")
 controller.abort()
