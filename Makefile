@@ -1,7 +1,10 @@
 # make demo    abort a run in six processes and in what they have started, and verify it;
 #              under a minute
 # make serve   the same processes for you to play with, until Ctrl-C
-# make test    the whole test suite, on servers of its own
+# make test    the fast tests: no other processes, no queue workers, no browser; two minutes
+# make test-all
+#              the fast tests, then make test-slow: those of processes, queues and faults
+# make soak    both suites ten times each while four busy loops run beside them; RUNS=10
 # make e2e     the pages of the demo in a browser; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
 #              SECONDS=600 SEED=7 DATABASE=postgresql
@@ -19,13 +22,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PORT ?= 8000
-TESTS ?= tests
+FAST := tests/core tests/store tests/transport tests/runtime tests/web tests/app tests/contract \
+	tests/project --ignore=tests/project/test_example.py
+SLOW := tests/processes tests/queues tests/faults tests/project/test_example.py
+TESTS ?= $(FAST)
+RUNS ?= 10
 SECONDS ?= 60
 SEED ?=
 DATABASE ?= sqlite
 
 .DEFAULT_GOAL := demo
-.PHONY: demo serve test e2e chaos bench lint messages
+.PHONY: demo serve test test-all test-slow soak e2e chaos bench lint messages
 
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m example.demo
@@ -33,8 +40,18 @@ demo: $(VENV)/.installed-demo
 serve: $(VENV)/.installed-demo
 	@$(RUN) -m example.serve --port $(PORT)
 
-test: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
-	@$(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 $(TESTS)
+PYTEST := $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8
+
+test: $(VENV)/.installed-test
+	@$(PYTEST) $(TESTS)
+
+test-all: test test-slow
+
+test-slow: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
+	@$(PYTEST) $(SLOW)
+
+soak: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
+	@$(RUN) -m tests.soak --runs $(RUNS) "$(FAST)" "$(SLOW)"
 
 e2e: $(VENV)/.installed-e2e
 	@$(RUN) -m pytest -q tests/e2e

@@ -39,25 +39,6 @@ def processes(shared_redis: RedisServer, channel_name: str) -> Iterator[list[Chi
             yield [one, other]
 
 
-class TestTwoProcesses:
-    def test_both_hear_a_stranger_and_each_other_but_not_themselves(
-        self, processes: list[Child], foreign: Foreign
-    ) -> None:
-        origins = {child.wait_for("listening").split()[1] for child in processes}
-        assert len(origins) == 2
-        assert foreign.publish("run-1") == 2
-        for child in processes:
-            assert child.wait_for("heard") == "heard run-1"
-        for mine in origins:
-            foreign.publish_raw(json.dumps({"runId": f"from {mine}", "origin": mine}))
-        foreign.publish("last")
-        for child in processes:
-            child.wait_for("heard last")
-            (other,) = {line for line in child.output if line.startswith("heard from")}
-            own = next(line.split()[1] for line in child.output if line.startswith("listening"))
-            assert own not in other
-
-
 class TestMessages:
     def test_the_least_that_is_valid(self, heard: list[str], foreign: Foreign) -> None:
         foreign.publish_raw(b'{"runId":"run-1","origin":"a stranger"}')

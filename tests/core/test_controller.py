@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import signal
 import threading
@@ -370,11 +369,3 @@ class TestObjects:
         assert repr(controller.signal) == "<AbortSignal 'run-1' not aborted>"
         controller.abort()
         assert repr(controller.signal) == "<AbortSignal 'run-1' aborted>"
-
-    def test_a_forked_child_can_abort_what_was_being_aborted_at_the_fork(self) -> None:
-        controller = AbortController()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if controller.abort() and controller.signal.wait(0) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert not controller.signal.aborted

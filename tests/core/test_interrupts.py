@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +16,10 @@ from run_abort import RunAborted, abortable_run, runs
 from run_abort._core import escalation, interrupts
 from run_abort._core.interrupts import Interruption, Shield
 from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
 from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure
-from tests.support import Child, wait_until
+from tests.support import wait_until
 
 pytestmark = [
     pytest.mark.usefixtures("configure", "no_garbage"),
@@ -343,103 +342,6 @@ class TestNested:
         assert current().registry.ids() == []
 
 
-STORM = """
-import os, sys, threading, time
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._core import interrupts
-from run_abort._runtime.runtime import current
-
-BLOCKS = int(sys.argv[1])
-sys.setswitchinterval(1e-6)
-current = None
-is_over = False
-sent = [0, 0]
-
-def storm(number):
-    while not is_over:
-        block = current  # perhaps left long ago
-        if block is not None and block._controller is not None:
-            current().registry.abort_controllers([block._controller])
-            sent[number] += block._interruption.send()
-
-def after():
-    # What comes after the block; whatever arrives here has leaked.
-    total = 0
-    for number in range(20):
-        total += len(str(number))
-    return total
-
-normally = aborted = leaked = wrong = 0
-
-def check(holds, *what):
-    global wrong
-    if not holds:
-        wrong += 1
-        print("wrong:", *what)
-
-def work():
-    global current, normally, aborted, leaked, wrong
-    for number in range(BLOCKS):
-        try:
-            block = abortable_run(number, insist="interrupt", grace=3600)
-            ended = None
-            try:
-                current = block
-                with block as signal:
-                    total = 0
-                    for each in range(number % 2000):
-                        total += each
-                    os.path.join("a", "b")
-                    if number % 40 == 0:
-                        thread = threading.Thread(target=after, daemon=True)
-                        thread.start()
-                        thread.join()
-                normally += 1
-                check(not signal.aborted, "ended though aborted", number)
-            except RunAborted as error:
-                aborted += 1
-                check(error.run_id == str(number), "another's", number)
-            after()
-            check(not block._is_kept, "not left", number)
-        except BaseException as error:
-            leaked += 1
-            print("leaked", repr(error))
-
-threads = [threading.Thread(target=storm, args=(number,)) for number in range(2)]
-worker = threading.Thread(target=work)
-for thread in [*threads, worker]:
-    thread.start()
-worker.join()
-is_over = True
-for thread in threads:
-    thread.join()
-held, open_ones = len(registry), len(interrupts.open_interruptions)
-say("over", normally, aborted, leaked, wrong, sum(sent), held, open_ones)
-"""
-
-
-@pytest.mark.timeout(300)
-def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
-    """100,000 short blocks, interrupted at any of their instructions, and after them."""
-    blocks = int(os.environ.get("STORM_BLOCKS", "100_000"))
-    settings = {"RUN_ABORT": {"INTENTS": False, "LISTEN": False}}
-    program = (sys.executable, "-W", "error")
-    with Child("-c", STORM, str(blocks), settings=settings, program=program) as child:
-        words = child.wait_for("over", timeout=280).split()
-        assert child.wait() == 0
-        normally, aborted, leaked, wrong, sent, held, open_ones = map(int, words[1:])
-        assert (leaked, wrong, held, open_ones) == (0, 0, 0, 0), child
-        assert normally + aborted == blocks
-        assert sent > blocks / 1000
-        # Python's own callbacks may swallow one, and a thread dies of one in its Thread.start(),
-        # whose lock is then released twice; ours do not.
-        ignored = [line for line in child.output if "ignored" in line]
-        pythons = ("WeakSet", "Thread._bootstrap")
-        assert not [line for line in ignored if not any(each in line for each in pythons)], child
-
-
 class TestTask:
     def test_one_that_swallows_its_cancellation_is_cancelled_again(self, told: list[Fact]) -> None:
         swallowed = []
@@ -569,58 +471,11 @@ class TestInsister:
         escalation.cease(other)
         assert "ZeroDivisionError" in caplog.text
 
-    def test_no_thread_is_alive_at_a_fork_and_both_go_on(self) -> None:
-        done: list[int] = []
-
-        def attempt() -> bool:
-            done.append(os.getpid())
-            return True
-
-        block = escalation.Insistence(60, attempt)
-        escalation.insist(0.3, block)
-        assert escalation._insister._thread is not None
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            deadline = time.monotonic() + 20
-            while not done and time.monotonic() < deadline:
-                time.sleep(0.01)
-            os.write(writing, b"went on" if done == [os.getpid()] else b"did not")
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writing)
-        with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-            assert pipe.read() == b"went on"
-        wait_until(lambda: done == [os.getpid()])
-        escalation.cease(block)
-
     def test_one_that_was_left_is_not_begun_with(self) -> None:
         block = escalation.Insistence(0, lambda: True)
         escalation.cease(block)
         escalation.insist(0, block)
         assert escalation._insister._thread is None
-
-
-def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:
-    reading, writing = os.pipe()
-    with pytest.raises(RunAborted):
-        with abortable_run("run-1", grace=0, insist="interrupt"):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    threading.Timer(0.05, abort).start()
-                    while True:
-                        time.monotonic()
-                except RunAborted:
-                    os.write(writing, b"interrupted")
-                os._exit(0)
-            os.waitpid(pid, 0)
-            threading.Thread(target=abort).start()
-            while True:
-                pass
-    os.close(writing)
-    with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-        assert pipe.read() == b"interrupted"
 
 
 def test_one_that_is_on_its_way_for_long_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from concurrent.futures import Future
@@ -136,23 +135,6 @@ class TestLane:
         wait_until(
             lambda: all(t.name != "run_abort-test-idle" for t in threading.enumerate()),
         )
-
-    def test_in_a_forked_child_it_is_empty_and_works(self) -> None:
-        release = threading.Event()
-        lane: Lane[int] = Lane(lambda item: release.wait(20), name="run_abort-test")
-        lane.put(1)
-        lane.put(2)
-        lane._lock.acquire()  # as if another thread had held it at the fork
-        pid = os.fork()
-        if pid == 0:
-            lane.handle = os._exit
-            lane.put(42)
-            time.sleep(20)
-            os._exit(1)
-        lane._lock.release()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
-        release.set()
-        assert lane.wait_idle(20)
 
 
 class TestFork:

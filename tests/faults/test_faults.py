@@ -150,10 +150,10 @@ def test_a_half_open_link_is_noticed_and_replaced(
 def test_a_quiet_link_stays(configure: Configure, proxy: Proxy, foreign: Foreign) -> None:
     configure(REDIS_URL=proxy.url, HEARTBEAT=0.1)
     ear = Ear(foreign)
-    thread = listener._listener._thread
-    assert thread is not None
-    link = thread._link
-    assert link is not None
+    life = current().listener.service._life
+    assert life is not None
+    assert life.on_stop is not None
+    link = life.on_stop.__self__  # type: ignore[attr-defined]
     answers: set[float] = set()
     wait_until(lambda: answers.add(link.heard_at) or len(answers) > 5)
     assert current().listener.status().reconnects == 0

@@ -110,10 +110,7 @@ say("booted", state)
 
 class TestBoot:
     def test_a_plain_script_listens(self, start: Start) -> None:
-        code = (
-            SCRIPT
-            + "wait_for(lambda: current().listener.status().state == 'listening')\nsay('listens')"
-        )
+        code = SCRIPT + "wait_for(lambda: current().listener.status().state == 'listening')\nsay('listens')"
         process = start("-c", code)
         process.wait_for("booted starting")
         process.wait_for("listens")
@@ -220,8 +217,9 @@ import sys
 for name in ("django", "redis", "django_redis", "asgiref"):
     sys.modules[name] = None
 import run_abort
-import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry, run_abort._transport.codec
-import run_abort._concurrency.workers, run_abort._concurrency.forks, run_abort._transport.redis.resp
+import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry
+import run_abort._concurrency.workers, run_abort._concurrency.forks
+import run_abort._transport.codec, run_abort._transport.redis.resp
 from run_abort import AbortController, RunAborted
 controller = AbortController("run-1")
 controller.abort()

@@ -8,6 +8,7 @@ import time
 from typing import Any, NoReturn
 
 from run_abort import AbortOutcome, AbortSignal, abort_run
+from run_abort._runtime.runtime import current
 from tests.support import Child, wait_until
 
 

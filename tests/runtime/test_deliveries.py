@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 import uuid
@@ -10,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from run_abort._runtime.deliveries import Delivery, delivery_of
 
 from run_abort import RunAborted, abortable_run
 from run_abort._core.controller import AbortController
 from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
+from run_abort._runtime.deliveries import Delivery, delivery_of
 from tests.blocks import held
 
 pytestmark = pytest.mark.usefixtures("configure")
@@ -277,23 +277,3 @@ class TestHooks:
             with pytest.raises(RunAborted), abortable_run("run-1"):
                 current().registry.abort("run-1", abort_id=new_id())
         assert len(news) == 2
-
-
-def test_a_child_starts_without_its_parents_facts() -> None:
-    abort_id = new_id()
-    with held("run-1", is_stubborn=True):
-        current().registry.abort("run-1", abort_id=abort_id)
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            own = deliveries._deliveries
-            empty = not own._facts and not own._pending and not own._untold
-            state = current().responder.answer_about(abort_id, "run-1").state
-            os.write(writing, f"{empty} {state}".encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writing)
-        with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-            assert pipe.read() == b"True not here"
-        assert current().responder.answer_about(abort_id, "run-1").state == "aborting"
-    assert current().responder.answer_about(abort_id, "run-1").state == "stopped"

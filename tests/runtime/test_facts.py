@@ -14,10 +14,11 @@ from django.db import transaction
 
 from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
 from run_abort._runtime.runtime import current
-from run_abort._store import requests
 from run_abort.facts import Fact, on_fact
+from run_abort._store import requests
+from run_abort._runtime.runtime import current
 from tests.conftest import Configure, threads_of_ours
-from tests.support import Child, Foreign, Proxy, wait_until
+from tests.support import Foreign, Proxy, wait_until
 
 Facts = list[Fact]
 
@@ -405,61 +406,3 @@ class TestHooks:
         wait_until(lambda: len(told) == 10)
         release.set()
         assert "is so far behind that it missed a fact about run" in caplog.text
-
-
-class TestProcesses:
-    def test_a_forked_child_tells_of_itself(self, configure: Configure, settings: Any) -> None:
-        code = """
-import os, sys, threading
-import django
-django.setup()
-from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
-facts.on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
-blocked = threading.Event()
-facts.on_fact(lambda fact: blocked.wait(600))
-abort_run("before")
-pid = os.fork()
-try:
-    with abortable_run("run-1"):
-        abort_run("run-1")
-except RunAborted:
-    current().facts.wait_recorded(1)
-if pid == 0:
-    os._exit(0)
-os.waitpid(pid, 0)
-blocked.set()
-"""
-        options = settings.RUN_ABORT | {"LISTEN": False}
-        with Child(
-            "-W", "ignore::DeprecationWarning", "-c", code, settings={"RUN_ABORT": options}
-        ) as child:
-            assert child.wait() == 0
-        each = ["aborted", "published", "requested", "stopped"]
-        assert sorted(child.output) == sorted(
-            f"True {name}" for name in [*each, *each, "published", "requested"]
-        )
-
-    def test_what_a_short_process_did_is_told_before_it_ends(
-        self, configure: Configure, settings: Any
-    ) -> None:
-        code = """
-import logging, sys, time
-import django
-django.setup()
-logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
-from run_abort import abort_run
-from run_abort._runtime.runtime import current
-facts.on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
-abort_run("run-1")
-"""
-        options = settings.RUN_ABORT | {"LISTEN": False}
-        with Child("-c", code, settings={"RUN_ABORT": options}) as child:
-            assert child.wait() == 0
-        assert sorted(child.output) == [
-            "hook published",
-            "hook requested",
-            "published run-1",
-            "requested run-1",
-        ]

@@ -8,9 +8,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
 from run_abort.contrib import prometheus
 from tests.conftest import Configure
-from tests.support import Child, Foreign, Proxy, wait_until
+from tests.support import Foreign, Proxy, wait_until
 
 
 @pytest.fixture
@@ -77,43 +78,6 @@ def test_two_registries_both_count(configure: Configure, registry: CollectorRegi
     prometheus.install(other)
     abort_run("run-1")
     assert value(registry, "requested_total") == value(other, "requested_total") == 1
-
-
-FORK = """
-import os, threading, time
-import django
-django.setup()
-from prometheus_client import REGISTRY
-from run_abort import abort_run
-from run_abort._runtime.runtime import current
-from run_abort.contrib import prometheus
-
-lock, locked = threading.Lock(), threading.Event()
-count = prometheus._Metrics.count
-def slow(metrics, fact):
-    with lock:
-        locked.set()
-        time.sleep(0.2)
-        count(metrics, fact)
-prometheus._Metrics.count = slow
-prometheus.install()
-abort_run("before")
-locked.wait(20)
-pid = os.fork()
-abort_run("after")
-assert lock.acquire(timeout=5)
-lock.release()
-assert current().facts.wait_recorded(20)
-assert REGISTRY.get_sample_value("run_abort_requested_total") == 2
-if pid:
-    assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_a_fork_leaves_no_lock_locked() -> None:
-    options = {"LISTEN": False, "INTENTS": False}
-    with Child("-c", FORK, settings={"RUN_ABORT": options}) as child:
-        assert child.wait() == 0, child
 
 
 def test_without_prometheus_client_it_says_what_is_missing(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import uuid
@@ -16,7 +15,9 @@ from django.utils import timezone
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
+from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure, threads_of_ours
@@ -279,41 +280,6 @@ class TestLife:
 
 def _is_aborted(block: abortable_run) -> bool:
     return block._controller is not None and block._controller.signal.aborted
-
-
-class TestFork:
-    def test_there_is_no_thread_at_a_fork_and_one_after_it_where_runs_are_held(
-        self, polling: None
-    ) -> None:
-        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            assert is_running()
-            pid = os.fork()
-            if pid == 0:  # works on the run, too
-                os._exit(0 if is_running() and signal.wait(20) else 1)
-            assert is_running()
-            request()
-            assert signal.wait(20)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-    def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
-        self, polling: None
-    ) -> None:
-        with abortable_run("run-1"):
-            reconciler._reconciler.before_fork()
-            assert not is_running()
-            with abortable_run("run-2"):
-                assert not is_running()
-                reconciler._reconciler.after_fork_in_parent()
-                assert is_running()
-
-    def test_where_none_is_held_none_is_started(self, polling: None) -> None:
-        with abortable_run("run-1"):
-            pass
-        pid = os.fork()
-        if pid == 0:
-            os._exit(1 if is_running() else 0)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert not is_running()
 
 
 class TestMissed:

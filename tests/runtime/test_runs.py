@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -18,6 +16,7 @@ from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
 from run_abort._store.requests import Intent
+from run_abort._runtime.runtime import current
 from run_abort.signals import run_aborted
 from tests.support import unmigrated, wait_until
 
@@ -131,16 +130,6 @@ class TestExceptions:
             current().registry.abort("run-1", "because")
             raise ValueError("a consequence")
         assert isinstance(raised.value.__cause__, ValueError)
-
-    def test_that_of_a_subprocess_which_a_callback_killed(self) -> None:
-        command = [sys.executable, "-c", "import time; time.sleep(60)"]
-        with pytest.raises(RunAborted) as raised, abortable_run("run-1") as signal:
-            with subprocess.Popen(command) as process:
-                signal.add_callback(process.kill)
-                abort_soon("run-1")
-                process.wait(20)
-            raise subprocess.CalledProcessError(process.returncode, command)
-        assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
     def test_those_of_the_interpreter_stay_themselves(self, error: BaseException) -> None:

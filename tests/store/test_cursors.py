@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 
-from example.redis_server import RedisServer, free_port
-from run_abort import abort_run
 from run_abort._store import cursors, database
 from run_abort._store.cursors import Cursor
-from run_abort.models import AbortRequest, ListenerCursor
+from run_abort.models import ListenerCursor
 from tests.conftest import Configure
-from tests.support import Child, unmigrated, wait_until
+from tests.support import Child, unmigrated
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -100,154 +94,6 @@ class TestCursor:
 
 def unmigrated_cursors() -> Any:
     return unmigrated("run_abort_listenercursor")
-
-
-@pytest.fixture
-def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
-    """The settings of the listener, and here: one Redis, one database."""
-    return {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name},
-        "DATABASES": {"default": _plain(connection.settings_dict)},
-    }
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    names = ("ENGINE", "NAME", "USER", "HOST", "OPTIONS")
-    return {name: settings[name] for name in names}
-
-
-class TestListener:
-    HANDLER = """
-import pathlib, sys, time
-from run_abort import subscribe_to_run_aborts
-from tests.workers import say
-
-def handle(run_id):
-    say("handling", run_id)
-    if run_id == "slow":
-        time.sleep(600)
-    say("handled", run_id)
-
-subscribe_to_run_aborts(handle)
-from django.core.management import execute_from_command_line
-execute_from_command_line(["manage.py", "listen_run_aborts", *sys.argv[1:]])
-"""
-
-    @pytest.fixture(autouse=True)
-    def recording(self, configure: Configure, project: dict[str, Any]) -> None:
-        configure(**project["RUN_ABORT"], INTENTS=True, LISTEN=False)
-
-    def listen(self, project: dict[str, Any], *args: str) -> Child:
-        return Child("-c", self.HANDLER, *args, settings=project)
-
-    def stop(self, process: Child) -> list[str]:
-        """End it; what it handled."""
-        process.send(signal.SIGTERM)
-        assert process.wait() == 0, str(process)
-        return handled(process)
-
-    def test_it_is_told_once_and_in_order_of_what_it_missed(self, project: dict[str, Any]) -> None:
-        abort_run("before it was ever here")
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            abort_run("run-1")
-            process.wait_for("handled run-1")
-            wait_until(lambda: len(json.loads(ListenerCursor.objects.get().heard)) == 1)
-            assert self.stop(process) == ["run-1"]
-        later = datetime.now(UTC)
-        for order in (2, 3):
-            row = AbortRequest(run_id=f"run-{order}", origin="inst_x")
-            row.requested_at = later + timedelta(milliseconds=order)
-            row.save()
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("handled run-3")
-            abort_run("run-4")
-            process.wait_for("handled run-4")
-            assert self.stop(process) == ["run-2", "run-3", "run-4"]
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            abort_run("run-5")
-            process.wait_for("handled run-5")
-            assert self.stop(process) == ["run-5"]
-
-    def test_from_now_it_is_not(self, project: dict[str, Any]) -> None:
-        for args in ((), ("--from-now",)):
-            with self.listen(project, "--name=one", *args) as process:
-                process.wait_for("listening on")
-                abort_run("now")
-                process.wait_for("handled now")
-                assert self.stop(process) == ["now"]
-            abort_run("missed")
-
-    def test_another_name_is_another_listener(self, project: dict[str, Any]) -> None:
-        for name in ("one", "two"):
-            with self.listen(project, f"--name={name}") as process:
-                process.wait_for("listening on")
-                abort_run(name)
-                process.wait_for(f"handled {name}")
-                assert self.stop(process) == [name]
-
-    def test_what_was_being_handled_when_it_died_is_handled_again(
-        self, project: dict[str, Any]
-    ) -> None:
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            abort_run("slow")
-            process.wait_for("handling slow")
-            process.send(signal.SIGKILL)
-            process.wait()
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("handling slow")
-
-    def test_a_database_that_is_away_costs_a_warning(
-        self, project: dict[str, Any], tmp_path: Path
-    ) -> None:
-        project["DATABASES"]["default"] = {
-            "ENGINE": "django.db.backends.sqlite3",
-            "NAME": str(tmp_path / "empty.sqlite3"),
-        }
-        with self.listen(project, "--name=one", "--skip-checks") as process:
-            process.wait_for("cannot be written or read")
-            process.wait_for("listening on")
-            abort_run("run-1")
-            process.wait_for("handled run-1")
-            assert self.stop(process) == ["run-1"]
-
-    def test_a_database_that_is_away_at_the_start_loses_nothing(
-        self, project: dict[str, Any]
-    ) -> None:
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            assert self.stop(process) == []
-        abort_run("missed")
-        with ExitStack() as stack:
-            with unmigrated_cursors():
-                process = stack.enter_context(self.listen(project, "--name=one"))
-                process.wait_for("cannot be written or read")
-                process.wait_for("listening on")
-            process.wait_for("handled missed")
-            assert self.stop(process) == ["missed"]
-
-    def test_what_it_missed_does_not_make_it_say_that_it_listens(
-        self, project: dict[str, Any]
-    ) -> None:
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            assert self.stop(process) == []
-        abort_run("missed")
-        project["RUN_ABORT"]["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
-        for args, code in (((), 0), (("--require-redis", "--timeout=1"), 1)):
-            with self.listen(project, "--name=one", *args) as process:
-                process.wait_for("handled missed")
-                if not code:
-                    process.send(signal.SIGTERM)
-                assert process.wait() == code, str(process)
-                assert not [line for line in process.output if "listening on" in line]
-
-    def test_a_name_that_is_too_long_is_refused(self, project: dict[str, Any]) -> None:
-        with self.listen(project, f"--name={'x' * 256}") as process:
-            process.wait_for("1 to 255 characters")
-            assert process.wait() != 0
 
 
 def handled(process: Child) -> list[str]:

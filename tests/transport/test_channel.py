@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 import threading
@@ -116,20 +115,6 @@ class TestOrigin:
     def test_has_its_shape_and_stays(self) -> None:
         assert re.fullmatch("inst_[0-9a-f]{32}", channel.origin())
         assert channel.origin() == channel.origin()
-
-    def test_is_new_in_a_child(self) -> None:
-        reader, writer = os.pipe()
-        mine = channel.origin()
-        pid = os.fork()
-        if pid == 0:
-            os.write(writer, channel.origin().encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            theirs = pipe.read()
-        assert re.fullmatch("inst_[0-9a-f]{32}", theirs)
-        assert theirs != mine == channel.origin()
 
 
 class TestPublish:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from example.redis_server import RedisServer, free_port
-from run_abort import RunAborted, abortable_run, publish_run_abort
+from run_abort import publish_run_abort
 from run_abort._transport import listener
 from run_abort._transport.listener import subscribe_to_run_aborts
 from run_abort._transport.redis.connections import Subscription
@@ -240,108 +239,6 @@ class TestIdle:
         # Each beat reads twice: the silence, then the answer to the PING.
         assert 4 <= len(reads) <= 10
         assert threads_of_ours() == ["run_abort-listener"]
-
-
-class TestFork:
-    def test_there_is_no_thread_at_a_fork_and_one_after_it_in_both(
-        self, configure: Configure, foreign: Foreign
-    ) -> None:
-        heard: list[str] = []
-        subscribe_to_run_aborts(heard.append)
-        wait_until(is_listening)
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.write(writer, f"{threading.active_count()}\n".encode())
-                while not is_listening():
-                    time.sleep(0.01)
-                os.write(writer, f"{listener.status().origin}\n".encode())
-                with abortable_run("child") as signal:
-                    signal.wait(20)
-            except RunAborted:
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            # The listener that rests in the child, beside its main thread.
-            assert pipe.readline() == "2\n"
-            assert pipe.readline().strip() not in {"", listener.status().origin}
-        wait_until(is_listening)
-        wait_until(lambda: foreign.publish("child") == 2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        wait_until(lambda: "child" in heard)
-
-    def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
-        self, configure: Configure
-    ) -> None:
-        listener._listener.before_fork()
-        assert listener.ensure_started()
-        assert threads_of_ours() == []
-        listener._listener.after_fork_in_parent()
-        assert threads_of_ours() == ["run_abort-listener"]
-
-    def test_forks_that_overlap(self, listening: None) -> None:
-        listener._listener.before_fork()
-        listener._listener.before_fork()
-        listener._listener.after_fork_in_parent()
-        assert threads_of_ours() == []
-        listener._listener.after_fork_in_parent()
-        wait_until(is_listening)
-
-    def test_what_was_not_running_is_not_started(self, configure: Configure) -> None:
-        listener._listener.before_fork()
-        listener._listener.after_fork_in_parent()
-        assert threads_of_ours() == []
-
-    def test_a_receiver_may_fork(self, listening: None, foreign: Foreign) -> None:
-        codes: list[int] = []
-
-        def receiver(**kwargs: Any) -> None:
-            pid = os.fork()
-            if pid == 0:
-                os._exit(7)
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-        run_abort_received.connect(receiver)
-        try:
-            foreign.publish("run-1")
-            wait_until(lambda: codes)
-            assert foreign.publish("run-2") == 1
-            wait_until(lambda: codes == [7, 7])
-        finally:
-            run_abort_received.disconnect(receiver)
-        assert is_listening()
-
-    def test_a_busy_receiver_does_not_hold_up_a_fork_for_ever(
-        self,
-        listening: None,
-        foreign: Foreign,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        monkeypatch.setattr(listener, "JOIN_TIMEOUT", 0.05)
-        release, at_work = threading.Event(), threading.Event()
-
-        def receiver(**kwargs: Any) -> None:
-            at_work.set()
-            release.wait(20)
-
-        run_abort_received.connect(receiver)
-        try:
-            foreign.publish("run-1")
-            assert at_work.wait(20)
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-        finally:
-            run_abort_received.disconnect(receiver)
-            release.set()
-        assert "lives on while this process forks" in caplog.text
-        wait_until(is_listening)
 
 
 class TestReceivers:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -15,14 +14,14 @@ from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import free_port
 from run_abort._core.answers import HeldRun, ProcessStatus
 from run_abort._runtime.inquiry import Census
 from run_abort.admin import AbortRequestAdmin, live
 from run_abort.models import AbortDelivery, AbortRequest
 from tests.blocks import held
 from tests.conftest import Configure
-from tests.support import Child, Foreign
+from tests.support import Foreign
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -114,28 +113,6 @@ def ago(seconds: float) -> datetime:
 
 
 class TestPage:
-    @pytest.mark.usefixtures("listening")
-    def test_shows_who_runs_what(
-        self, aborter: Client, shared_redis: RedisServer, channel_name: str
-    ) -> None:
-        project = {"RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name}}
-        program = "from tests.workers import linger; linger('run-2', 'second step', '0')"
-        with Child("-c", program, settings=project) as child, held("run-1", "first step"):
-            child.wait_for("holding")
-            page = text(aborter.get(url()))
-        host, pid = socket.gethostname(), child.process.pid
-        (heading, first, second, processes, *rest) = cells(page)
-        assert heading == ["Run", "Abort", "Label", "Host", "Process", "How long", "State"]
-        ours, theirs = sorted([first, second])
-        assert ours[:4] == ["run-1", "Abort", "first step", host]
-        assert theirs[:5] == ["run-2", "Abort", "second step", host, f"{pid} python -c"]
-        assert ours[6] == theirs[6] == "running"
-        assert sorted(keys(page)) == ["run-1", "run-2"]
-        assert processes[0] == "Host"
-        assert [row[2] for row in rest] == ["listening", "listening"]
-        assert "2 runs on 2 processes." in page
-        assert "cannot be reached" not in page
-
     def test_without_redis_it_says_that_only_this_process_is_known(
         self, viewer: Client, configure: Configure
     ) -> None:

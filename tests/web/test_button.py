@@ -78,7 +78,7 @@ urlpatterns = [
 
 @pytest.fixture(autouse=True)
 def own_urls() -> Iterator[None]:
-    with override_settings(ROOT_URLCONF="tests.test_button"):
+    with override_settings(ROOT_URLCONF="tests.web.test_button"):
         yield
 
 

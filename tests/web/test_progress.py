@@ -19,7 +19,7 @@ from run_abort import RunAborted, abortable_run
 from run_abort.models import AbortRequest
 from run_abort.views.progress import PATIENCE, AbortProgressView
 from tests.conftest import Configure
-from tests.support import TIMEOUT, Child, Foreign, unmigrated, wait_until
+from tests.support import TIMEOUT, Foreign, unmigrated, wait_until
 
 JSON = "application/json"
 
@@ -128,20 +128,6 @@ class TestStates:
         assert answer["state"] == "stopped"
         assert (answer["processes"], answer["stopped"], answer["unanswered"]) == (1, 1, 0)
         assert answer["text"] == "Stopped on 1 process."
-
-    def test_a_part_that_has_stopped_is_not_the_whole(self, client: Client, settings: Any) -> None:
-        redis = {"RUN_ABORT": settings.RUN_ABORT | {"INTENTS": False}}
-        work = "from tests import workers; workers.linger('run-1', 'label', '0', after='live')"
-        with Child("-c", work, settings=redis) as child, stubborn() as block:
-            child.wait_for("holding")
-            abort_id = post(client)
-            answer = look_until(client, abort_id, processes=2, stopped=1, unanswered=0)
-            assert (answer["state"], answer["over"]) == ("aborting", False)
-            assert answer["text"] == "Aborting on 1 process. 1 process has stopped so far."
-            block.leave()
-            answer = look_until(client, abort_id, over=True)
-            assert answer["state"] == "stopped"
-            assert answer["text"] == "Stopped on 2 processes."
 
     def test_nobody_works_on_it_once_all_have_had_the_time_to_look(self, client: Client) -> None:
         abort_id = post(client, "unknown")

@@ -423,3 +423,15 @@ class TestProcfs:
     def test_of_nobody_nothing(self) -> None:
         assert procfs.entry_of(2**22 + 1) is None
         assert process_tree.family_of(2**22 + 1) is None
+
+
+class TestBlocks:
+    def test_that_of_a_subprocess_which_a_callback_killed(self) -> None:
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        with pytest.raises(RunAborted) as raised, abortable_run("run-1") as signal:
+            with subprocess.Popen(command) as process:
+                signal.add_callback(process.kill)
+                threading.Timer(0.02, current().registry.abort, ("run-1",)).start()
+                process.wait(20)
+            raise subprocess.CalledProcessError(process.returncode, command)
+        assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)

@@ -1,0 +1,254 @@
+"""The command listen_run_aborts, as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from example.redis_server import RedisServer
+from tests.support import Child, Foreign, wait_until
+
+
+@pytest.fixture
+def project(own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
+    return {
+        "RUN_ABORT": {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "INTENTS": False},
+    }
+
+
+@pytest.fixture
+def foreign(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    with own_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
+    """The command as manage.py runs it, with receivers of the project's, if any."""
+    source = (
+        "import sys\n"
+        f"{code}\n"
+        "from django.core.management import execute_from_command_line\n"
+        "execute_from_command_line(['manage.py', 'listen_run_aborts', *sys.argv[1:]])"
+    )
+    return Child("-c", source, *args, settings=settings)
+
+
+class TestListenRunAborts:
+    def test_says_when_it_listens_and_what_it_hears(
+        self, project: dict[str, Any], foreign: Foreign
+    ) -> None:
+        with listen(settings=project) as process:
+            ready = process.wait_for("listening on")
+            assert foreign.channel in ready
+            assert "inst_" in ready
+            assert foreign.publish("run-1", reason="line\nbreak\x1b[31m", actor="ann") == 1
+            line = process.wait_for("received")
+            assert 'run_id="run-1" reason="line\\nbreak\\u001b[31m" actor="ann"' in line
+            assert f'origin="inst_{"0" * 32}"' in line
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+            assert len(process.output) == 2, str(process)
+
+    def test_in_json(self, project: dict[str, Any], foreign: Foreign) -> None:
+        abort_id = "01234567-89ab-cdef-0123-456789abcdef"
+        with listen("--format", "json", settings=project) as process:
+            ready = json.loads(process.wait_for("listening"))
+            assert ready["event"] == "listening"
+            assert ready["channel"] == foreign.channel
+            foreign.publish("rün\ud800", id=abort_id, reason="because", actor="ann")
+            foreign.publish("run-2")
+            first, second = (json.loads(process.wait_for("received")) for _ in range(2))
+            assert first.pop("time")
+            assert first == {
+                "event": "received",
+                "runId": "rün\ud800",
+                "abortId": abort_id,
+                "reason": "because",
+                "actor": "ann",
+                "origin": "inst_" + "0" * 32,
+            }
+            assert second["abortId"] is None
+            process.send(signal.SIGINT)
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize(("verbosity", "lines"), [("0", 0), ("1", 2), ("2", 3)])
+    def test_obeys_verbosity(
+        self, project: dict[str, Any], foreign: Foreign, verbosity: str, lines: int
+    ) -> None:
+        with listen("--verbosity", verbosity, settings=project) as process:
+            wait_until(lambda: foreign.publish("run-1") == 1)
+            if lines:
+                process.wait_for("received")
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+            assert len(process.output) == lines, str(process)
+
+    def test_receivers_and_handlers_of_the_project_react(
+        self, project: dict[str, Any], foreign: Foreign
+    ) -> None:
+        code = """
+import tests.settings  # where a project would do it: in an app's ready()
+from tests.workers import say
+from django.apps import AppConfig
+import tests.jobs
+from run_abort.signals import run_abort_received
+
+def receiver(run_id, **kwargs):
+    say("receiver", run_id)
+
+run_abort_received.connect(receiver)
+from run_abort import subscribe_to_run_aborts
+subscribe_to_run_aborts(lambda run_id: say("handler", run_id))
+"""
+        with listen(settings=project, code=code) as process:
+            process.wait_for("listening on")
+            assert foreign.publish("run-1") == 1
+            found = {process.wait_for("er run-1") for _ in range(2)}
+            assert found == {"receiver run-1", "handler run-1"}
+
+    def test_the_first_signal_lets_it_finish_what_it_handles(
+        self, project: dict[str, Any], foreign: Foreign, tmp_path: Path
+    ) -> None:
+        release = tmp_path / "release"
+        code = f"""
+import pathlib, time
+from run_abort import subscribe_to_run_aborts
+from tests.workers import say
+from run_abort.signals import run_abort_received
+
+def wait(name):
+    say("began", name)
+    while not pathlib.Path({str(release)!r}).exists():
+        time.sleep(0.01)
+    say("finished", name)
+
+def receiver(run_id, **kwargs):
+    wait("receiver")
+
+run_abort_received.connect(receiver)
+subscribe_to_run_aborts(lambda run_id: wait("handler"))
+"""
+        with listen(settings=project, code=code) as process:
+            process.wait_for("listening on")
+            foreign.publish("run-1")
+            process.wait_for("began receiver")
+            process.send(signal.SIGTERM)
+            release.touch()
+            process.wait_for("finished receiver")
+            process.wait_for("finished handler")
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_the_second_signal_ends_it_at_once(
+        self, project: dict[str, Any], foreign: Foreign, number: signal.Signals
+    ) -> None:
+        code = """
+import time
+from run_abort.signals import run_abort_received
+from tests.workers import say
+
+def receiver(run_id, **kwargs):
+    say("began")
+    time.sleep(600)
+
+run_abort_received.connect(receiver)
+"""
+        with listen(settings=project, code=code) as process:
+            process.wait_for("listening on")
+            foreign.publish("run-1")
+            process.wait_for("began")
+            process.send(number)
+            with pytest.raises(AssertionError, match="still runs"):
+                process.wait(timeout=0.3)
+            process.send(number)
+            assert process.wait(timeout=5) == -number
+
+    def test_redis_that_is_away_is_waited_for_and_told_of_once(
+        self, project: dict[str, Any], own_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        own_redis.stop()
+        with listen(settings=project) as process:
+            assert "trying again" in process.wait_for("Not listening")
+            with pytest.raises(AssertionError, match="no line"):
+                process.wait_for("Not listening", timeout=1)
+            own_redis.start()
+            process.wait_for("listening on")
+            foreign.publish("run-1")
+            process.wait_for("received")
+            # A later outage is told as well, but it is ready once.
+            own_redis.kill()
+            process.wait_for("Not listening")
+            own_redis.start()
+            wait_until(lambda: foreign.publish("run-2") == 1)
+            process.wait_for("received")
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+            assert sum("listening on" in line for line in process.output) == 1
+
+    def test_a_signal_while_redis_is_away_ends_it_too(
+        self, project: dict[str, Any], own_redis: RedisServer
+    ) -> None:
+        own_redis.stop()
+        with listen(settings=project) as process:
+            process.wait_for("Not listening")
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+
+    def test_required_redis_that_does_not_come_ends_it(
+        self, project: dict[str, Any], own_redis: RedisServer
+    ) -> None:
+        own_redis.stop()
+        with listen("--require-redis", "--timeout", "0.5", settings=project) as process:
+            assert process.wait() == 1
+            assert "CommandError: Not subscribed within 0.5 s: ConnectionError" in str(process)
+
+    def test_required_redis_that_is_there_is_fine(self, project: dict[str, Any]) -> None:
+        with listen("--require-redis", settings=project) as process:
+            process.wait_for("listening on")
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize(
+        ("run_abort", "told"),
+        [({}, "No Redis is configured"), ({"REDIS_URL": "redis://x:y"}, "cannot be used")],
+    )
+    def test_without_redis_it_says_what_to_do(self, run_abort: dict[str, Any], told: str) -> None:
+        with listen("--skip-checks", settings={"RUN_ABORT": run_abort}) as process:
+            assert process.wait() == 1
+            assert told in str(process)
+            assert "Traceback" not in str(process)
+
+    @pytest.mark.parametrize("listens", [True, False])
+    def test_listens_whatever_other_processes_do(
+        self, project: dict[str, Any], foreign: Foreign, listens: bool
+    ) -> None:
+        run_abort = project["RUN_ABORT"] | {"LISTEN": listens}
+        with listen(settings={"RUN_ABORT": run_abort}) as process:
+            process.wait_for("listening on")
+            assert foreign.publish("run-1") == 1
+
+    @pytest.mark.parametrize(
+        ("args", "told"),
+        [
+            (["--timeout", "soon"], "'soon' is not a number of seconds"),
+            (["--timeout", "-1"], "greater than 0"),
+            (["--timeout", "nan"], "greater than 0"),
+            (["--format", "xml"], "invalid choice"),
+            (["--reqire-redis"], "unrecognized arguments"),
+        ],
+    )
+    def test_a_typo_is_told(self, project: dict[str, Any], args: list[str], told: str) -> None:
+        with listen(*args, settings=project) as process:
+            assert process.wait() == 2
+            assert told in str(process)
+
+    def test_help_helps(self) -> None:
+        with listen("--help", settings={}) as process:
+            assert process.wait() == 0
+            for word in ("--format", "--require-redis", "--timeout", "SIGTERM", "default: 10"):
+                assert word in str(process)
