@@ -13,7 +13,6 @@ from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
 
 

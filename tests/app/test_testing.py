@@ -26,11 +26,18 @@ from run_abort import (
     checks,
 )
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_aborted
-from run_abort.testing import DoesNotStop, InvariantsBroken, RequestedAbort, Watch, abort_after, abort_everywhere, record_aborts, recording
+from run_abort.testing import (
+    DoesNotStop,
+    InvariantsBroken,
+    RequestedAbort,
+    Watch,
+    abort_after,
+    abort_everywhere,
+    record_aborts,
+    recording,
+)
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, wait_until
 

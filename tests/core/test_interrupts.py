@@ -16,7 +16,6 @@ from run_abort import RunAborted, abortable_run, runs
 from run_abort._core import escalation, interrupts
 from run_abort._core.interrupts import Interruption, Shield
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure
 from tests.support import wait_until

@@ -110,7 +110,10 @@ say("booted", state)
 
 class TestBoot:
     def test_a_plain_script_listens(self, start: Start) -> None:
-        code = SCRIPT + "wait_for(lambda: current().listener.status().state == 'listening')\nsay('listens')"
+        code = (
+            SCRIPT
+            + "wait_for(lambda: current().listener.status().state == 'listening')\nsay('listens')"
+        )
         process = start("-c", code)
         process.wait_for("booted starting")
         process.wait_for("listens")

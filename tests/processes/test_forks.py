@@ -19,9 +19,7 @@ from run_abort import (
 )
 from run_abort._concurrency.workers import Lane
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort._store import database
-from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import held

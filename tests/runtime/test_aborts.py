@@ -28,8 +28,8 @@ from run_abort import (
     abortable_run,
     clear_run_abort,
 )
-from run_abort._store import database, requests
 from run_abort._runtime.runtime import current
+from run_abort._store import database, requests
 from run_abort._transport.codec import AbortMessage
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested

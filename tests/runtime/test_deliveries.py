@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from run_abort._runtime.deliveries import Delivery, delivery_of
 
 from run_abort import RunAborted, abortable_run
 from run_abort._core.controller import AbortController
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
-from run_abort._runtime.deliveries import Delivery, delivery_of
 from tests.blocks import held
 
 pytestmark = pytest.mark.usefixtures("configure")

@@ -12,7 +12,6 @@ import pytest
 
 from run_abort import AbortController
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort._transport.codec import AbortMessage
 from run_abort.signals import run_abort_received, run_aborted
 from tests.support import wait_until

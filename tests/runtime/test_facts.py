@@ -14,9 +14,8 @@ from django.db import transaction
 
 from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
 from run_abort._runtime.runtime import current
-from run_abort.facts import Fact, on_fact
 from run_abort._store import requests
-from run_abort._runtime.runtime import current
+from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, wait_until
 

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort.contrib import prometheus
 from tests.conftest import Configure
 from tests.support import Foreign, Proxy, wait_until

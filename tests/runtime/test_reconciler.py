@@ -15,9 +15,7 @@ from django.utils import timezone
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
-from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure, threads_of_ours

@@ -16,7 +16,6 @@ from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
 from run_abort._store.requests import Intent
-from run_abort._runtime.runtime import current
 from run_abort.signals import run_aborted
 from tests.support import unmigrated, wait_until
 

@@ -12,8 +12,8 @@ from django.db import Error, connection, connections, transaction
 
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import interrupts
-from run_abort._runtime.runtime import current
 from run_abort._core.statements import Cancels
+from run_abort._runtime.runtime import current
 from run_abort.models import ListenerCursor
 from tests.conftest import Configure
 from tests.support import wait_until

@@ -28,7 +28,14 @@ from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, http
 from run_abort._runtime.runtime import current
 from run_abort._store import requests
 from run_abort._store.requests import Intent
-from run_abort.http import LOST, AbortableRequest, Chunk, StreamAborted, abortable_stream, abortable_view
+from run_abort.http import (
+    LOST,
+    AbortableRequest,
+    Chunk,
+    StreamAborted,
+    abortable_stream,
+    abortable_view,
+)
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.jobs.models import Job
@@ -246,7 +253,9 @@ class TestView:
         def view(request: AbortableRequest) -> JsonResponse:
             ((_, holding),) = current().registry.holdings()
             signal = request.abort_signal
-            return JsonResponse([*current().registry.ids(), holding.label, signal.run_id], safe=False)
+            return JsonResponse(
+                [*current().registry.ids(), holding.label, signal.run_id], safe=False
+            )
 
         response = view(factory.get("/"))
         assert (response.status_code, response.content.decode()) == (

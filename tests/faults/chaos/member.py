@@ -142,8 +142,6 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
     from django.db import connections
 
     from run_abort._runtime.runtime import current
-    from run_abort._runtime.runtime import current
-    from run_abort._runtime.runtime import current
 
     at = time.monotonic_ns()
     current().listener.stop()
