@@ -147,6 +147,7 @@ class Runtime:
 
         :param timeout: seconds for each, at most.
         """
+        self.events.finish()
         self.dispatch.wait_for_handlers(timeout)
         self.timeline.wait_written(timeout)
         self.responder.wait_answered(timeout)
