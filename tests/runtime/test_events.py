@@ -1,3 +1,9 @@
+"""``Events`` over a registry of its own, without a runtime.
+
+What an abort has to wake runs in the aborting thread, before the registry emits ``Aborted``. So a
+test that ends a block there forces the interleaving in which a fast thread leaves its block first.
+"""
+
 from __future__ import annotations
 
 import gc
@@ -5,274 +11,520 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import pytest
-from run_abort._runtime.deliveries import Delivery, delivery_of
 
-from run_abort import RunAborted, abortable_run
-from run_abort._core.controller import AbortController
-from run_abort._runtime.runtime import current
-from tests.blocks import held
-
-pytestmark = pytest.mark.usefixtures("configure")
-
-
-def new_id() -> str:
-    return str(uuid.uuid4())
-
-
-@contextmanager
-def told() -> Iterator[list[Delivery]]:
-    """What those who hooked in are told meanwhile."""
-    hook = (found := list[Delivery]()).append
-    deliveries.on_changed(hook)
-    try:
-        yield found
-    finally:
-        deliveries._deliveries.hooks.remove(hook)
+from run_abort import AbortController, AbortSignal
+from run_abort._core.escalation import Escalator
+from run_abort._core.registry import Registry
+from run_abort._core.scope import Scope
+from run_abort._core.types import Aborted, Delivery, Request, Way
+from run_abort._runtime.events import UNNAMED, Events
+from run_abort._runtime.facts import Fact, Facts
+from run_abort._runtime.runtime import Runtime
+from run_abort.runs import hold
+from tests.support import TIMEOUT
 
 
-def known(abort_id: str) -> Delivery:
-    delivery = delivery_of(abort_id)
-    assert delivery is not None
-    return delivery
+class RecordedFacts(Facts):
+    """Facts that a test reads in the thread in which they happen."""
+
+    def __init__(self) -> None:
+        super().__init__(origin=lambda: "inst_x")
+        self.recorded: list[dict[str, Any]] = []
+
+    def record_soon(self, **values: Any) -> None:
+        self.recorded.append(values)
 
 
-def is_forgotten() -> bool:
-    facts = deliveries._deliveries
-    return not facts._pending and not facts._untold
+class Process:
+    """A registry, its events, and what they tell."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.facts = RecordedFacts()
+        self.events = Events(self.registry, self.facts)
+        self.changes: list[Delivery] = []
+        self.events.changed.add(self.changes.append)
+        self._escalator = Escalator()
+
+    def hold(
+        self, run_id: str = "run-1", *, groups: tuple[str, ...] = (), label: str = ""
+    ) -> tuple[AbortSignal, Callable[[], bool]]:
+        """Begin a block; return its signal and the function that leaves it."""
+        process = self
+
+        class Block(Scope):
+            __slots__ = ()
+
+            def _parts(self) -> tuple[Registry, Escalator]:
+                return process.registry, process._escalator
+
+        return Block(run_id, groups=groups, label=label).hold()
+
+    def flip_only(self, request: Request) -> Aborted:
+        """Abort the blocks, in a thread that is held up before it emits its event."""
+        controllers = tuple(controller for controller, _ in self.registry.holdings())
+        aborted = Aborted(request, "channel", 1_000_000_000.0, controllers)
+        for controller in controllers:
+            controller.flip(aborted)
+        return aborted
+
+    def delivery(self, request: Request) -> Delivery:
+        delivery = self.events.delivery_of(request.id)
+        assert delivery is not None
+        return delivery
+
+    @property
+    def told(self) -> list[str]:
+        """The names of the facts so far, in order."""
+        return [values["name"] for values in self.facts.recorded]
+
+    @property
+    def stopped(self) -> list[bool]:
+        """For each change of a delivery: whether it was stopped then."""
+        return [delivery.stopped_at is not None for delivery in self.changes]
 
 
-class TestWhatIsKnown:
-    def test_aborting_until_the_last_was_left(self) -> None:
-        abort_id = new_id()
-        with told() as news:
-            with pytest.raises(RunAborted), abortable_run("run-1", label="outer"):
-                with pytest.raises(RunAborted), abortable_run("run-1", label="inner"):
-                    current().registry.abort("run-1", abort_id=abort_id, way="channel")
-                    first = known(abort_id)
-                assert known(abort_id).stopped_at is None
-            last = known(abort_id)
+@pytest.fixture
+def process() -> Process:
+    return Process()
+
+
+def new_request(run_id: str = "run-1") -> Request:
+    return Request(run_id, str(uuid.uuid4()))
+
+
+class TestDelivery:
+    def test_it_lasts_until_the_last_block_is_left(self, process: Process) -> None:
+        _, leave_outer = process.hold(label="outer")
+        _, leave_inner = process.hold(label="inner")
+        request = new_request()
+        assert process.registry.abort(request, "channel") == 2
+        first = process.delivery(request)
+        leave_inner()
+        assert process.delivery(request) is first
+        leave_outer()
+        last = process.delivery(request)
         assert (first.run_id, first.way, first.controllers) == ("run-1", "channel", 2)
         assert first.labels == ("outer", "inner")
         assert first.stopped_at is None
         assert last.stopped_at is not None
         assert last.stopped_at >= last.received_at == first.received_at
-        assert [each.stopped_at for each in news] == [None, last.stopped_at]
-        assert is_forgotten()
+        assert process.changes == [first, last]
+        assert process.told == ["aborted", "stopped"]
 
-    def test_what_aborts_nobody_is_not_known(self) -> None:
-        abort_id = new_id()
-        with told() as news:
-            current().registry.abort("run-1", abort_id=abort_id)
-            with abortable_run("run-1"):
-                pass
-            current().registry.abort("run-1", abort_id=abort_id)
-        assert delivery_of(abort_id) is None
-        assert news == []
+    def test_a_request_that_aborts_no_block_has_none(self, process: Process) -> None:
+        request = new_request()
+        process.registry.abort(request)
+        _, leave = process.hold()
+        leave()
+        process.registry.abort(request)
+        assert process.events.delivery_of(request.id) is None
+        assert process.told == []
 
-    def test_each_of_several_aborts_has_its_own(self) -> None:
-        first, second = new_id(), new_id()
-        with pytest.raises(RunAborted), abortable_run("run-1", groups=["all"]):
-            current().registry.abort("run-1", abort_id=first)
-            current().registry.abort("all", abort_id=second, way="reconcile")
-            # It flipped nobody, but those are still to stop.
-            assert known(second).stopped_at is None
-        assert (known(first).way, known(second).way) == ("local", "reconcile")
-        assert None not in {known(first).stopped_at, known(second).stopped_at}
+    def test_a_second_request_for_the_same_blocks_has_its_own(self, process: Process) -> None:
+        _, leave = process.hold(groups=("all",))
+        first, second = new_request("run-1"), new_request("all")
+        assert process.registry.abort(first) == 1
+        assert process.registry.abort(second, "reconcile") == 0
+        assert process.delivery(second).stopped_at is None
+        leave()
+        one, other = process.delivery(first), process.delivery(second)
+        assert (one.way, other.way) == ("local", "reconcile")
+        assert one.stopped_at is not None
+        assert one.stopped_at == other.stopped_at
+        assert process.told == ["aborted", "aborted", "stopped", "stopped"]
 
-    def test_the_same_again_changes_nothing(self) -> None:
-        abort_id = new_id()
-        with told() as news:
-            with pytest.raises(RunAborted), abortable_run("run-1"):
-                for way in ("local", "channel", "reconcile", "channel"):
-                    current().registry.abort("run-1", abort_id=abort_id, way=way)
-        assert (known(abort_id).way, known(abort_id).controllers) == ("local", 1)
-        assert len(news) == 2
+    def test_the_same_request_again_changes_nothing(self, process: Process) -> None:
+        _, leave = process.hold()
+        request = new_request()
+        ways: tuple[Way, ...] = ("local", "channel", "reconcile", "channel")
+        for way in ways:
+            process.registry.abort(request, way)
+        leave()
+        assert process.delivery(request).way == "local"
+        assert process.delivery(request).controllers == 1
+        assert process.told == ["aborted", "stopped"]
 
-    def test_one_that_enters_later_is_to_stop_as_well(self) -> None:
-        abort_id = new_id()
-        with pytest.raises(RunAborted), abortable_run("run-1", label="early"):
-            current().registry.abort("run-1", abort_id=abort_id)
-        over = known(abort_id)
-        with told() as news, pytest.raises(RunAborted), abortable_run("run-1", label="late"):
-            current().registry.abort("run-1", abort_id=abort_id, way="start")
-            assert known(abort_id).stopped_at is None
-        last = known(abort_id)
-        assert last.stopped_at is not None
+    def test_the_same_request_in_a_thread_that_comes_after_the_end_changes_nothing(
+        self, process: Process
+    ) -> None:
+        _, leave = process.hold()
+        request = new_request()
+        found = [controller for controller, _ in process.registry.holdings()]
+        process.registry.abort(request, "channel")
+        leave()
+        over = process.delivery(request)
+        process.registry.abort_controllers(found, request, "reconcile")
+        assert process.delivery(request) is over
+        assert process.told == ["aborted", "stopped"]
+
+    def test_a_block_that_begins_later_opens_it_again(self, process: Process) -> None:
+        request = new_request()
+        _, leave_early = process.hold(label="early")
+        process.registry.abort(request)
+        leave_early()
+        over = process.delivery(request)
+        _, leave_late = process.hold(label="late")
+        process.registry.abort(request, "start")
+        assert process.delivery(request).stopped_at is None
+        leave_late()
+        last = process.delivery(request)
         assert over.stopped_at is not None
-        assert last.stopped_at >= over.stopped_at
+        assert last.stopped_at is not None
+        assert last.stopped_at >= last.aborting_since >= over.stopped_at
         assert (last.way, last.controllers, last.labels) == ("local", 2, ("early", "late"))
         assert (last.key, last.received_at) == (over.key, over.received_at)
-        assert [each.stopped_at for each in news] == [None, last.stopped_at]
+        assert process.stopped == [False, True, False, True]
+        assert [values.get("controllers") for values in process.facts.recorded] == [1, None] * 2
 
-    def test_labels_are_told_once_and_twenty_at_most(self) -> None:
-        abort_id = new_id()
+    def test_a_block_that_closes_during_the_batch_is_not_counted(self, process: Process) -> None:
+        class Slow(AbortController):
+            __slots__ = ()
+
+            def flip(self, aborted: Aborted) -> bool:
+                leave_other()
+                return super().flip(aborted)
+
+        process.registry.controller_class = Slow
+        _, leave = process.hold()
+        process.registry.controller_class = AbortController
+        other, leave_other = process.hold()
+        request = new_request()
+        assert process.registry.abort(request) == 1
+        assert not other.aborted
+        assert process.delivery(request).controllers == 1
+        leave()
+        assert process.told == ["aborted", "stopped"]
+
+    def test_it_keeps_each_label_once_and_twenty_at_most(self, process: Process) -> None:
         labels = ["", "same", "same", *(str(number) for number in range(30))]
-        controllers = [AbortController("run-1") for _ in labels]
-        for controller, label in zip(controllers, labels, strict=True):
-            current().registry.register(controller, ["run-1"], label)
-        current().registry.abort("run-1", abort_id=abort_id)
-        for controller in controllers:
-            current().registry.leave(controller, ["run-1"])
-            deliveries.left(controller)
-        assert known(abort_id).labels == ("same", *(str(number) for number in range(19)))
-        assert known(abort_id).controllers == 33
-        assert known(abort_id).stopped_at is not None
+        blocks = [process.hold(label=label) for label in labels]
+        request = new_request()
+        process.registry.abort(request)
+        for _, leave in blocks:
+            leave()
+        assert process.delivery(request).labels == ("same", *(str(n) for n in range(19)))
+        assert process.delivery(request).controllers == 33
+
+    def test_it_keeps_the_first_twenty_escalations(self, process: Process) -> None:
+        signal, leave = process.hold()
+        request = new_request()
+        process.registry.abort(request)
+        for _ in range(19):
+            signal.escalated("interrupt")
+        signal.escalated("terminate")
+        signal.escalated("kill")
+        tried = process.delivery(request).tried
+        assert [each.escalation for each in tried] == ["interrupt"] * 19 + ["terminate"]
+        assert tried[0].at.tzinfo is UTC
+        assert process.told == ["aborted", *["insisted"] * 20]
+        leave()
+
+    def test_a_request_without_an_id_goes_by_the_name_of_its_run(self, process: Process) -> None:
+        _, leave = process.hold()
+        process.registry.abort(Request("run-1"))
+        leave()
+        delivery = process.events.delivery_of(f"{UNNAMED}run-1")
+        assert delivery is not None
+        assert delivery.stopped_at is not None
+        assert {values["abort_id"] for values in process.facts.recorded} == {""}
+
+    def test_flipped_names_the_blocks_that_this_request_aborted(self, process: Process) -> None:
+        flipped: list[tuple[list[str], Request]] = []
+        process.events.flipped.add(
+            lambda some, request: flipped.append(([each.signal.run_id for each in some], request))
+        )
+        first, second = new_request("run-1"), new_request("all")
+        _, leave_one = process.hold("run-1", groups=("all",))
+        _, leave_two = process.hold("run-2", groups=("all",))
+        for request in (first, second, second):
+            process.registry.abort(request)
+        leave_one()
+        leave_two()
+        assert flipped == [(["run-1"], first), (["run-2"], second)]
 
 
 class TestInterleavings:
-    """The thread that aborts and the one that leaves, as they may get in each other's way."""
+    """Blocks that go on before the thread that aborts them has emitted its event."""
 
-    def registered(self) -> AbortController:
-        controller = AbortController("run-1")
-        current().registry.register(controller, ["run-1"], "x")
-        return controller
+    def test_nothing_is_told_of_a_block_that_leaves_until_its_abort_is(
+        self, process: Process
+    ) -> None:
+        signal, leave = process.hold()
+        request = new_request()
+        told_before: list[str] = []
 
-    def leave(self, controller: AbortController) -> None:
-        assert not controller.close()
-        current().registry.leave(controller, ["run-1"])
-        deliveries.left(controller)
+        def leave_first() -> None:
+            leave()
+            told_before.extend(process.told)
 
-    def test_one_that_leaves_before_it_was_awaited_has_stopped(self) -> None:
-        controller, abort_id = self.registered(), new_id()
-        controller.flip()  # and whoever looks at the flag leaves before more is done
-        self.leave(controller)
-        deliveries.received([controller], abort_id, "channel")
-        deliveries.tell(abort_id)
-        assert known(abort_id).stopped_at is not None
-        assert is_forgotten()
+        signal._when_aborted(leave_first)
+        process.registry.abort(request, "channel")
+        assert told_before == []
+        assert process.told == ["aborted", "stopped"]
+        assert process.delivery(request).controllers == 1
+        assert process.stopped == [False, True]
 
-    def test_one_that_leaves_before_it_was_awaited_waits_for_that(self) -> None:
-        """Else its process could exit with nothing told, and nothing waited for."""
-        controller, abort_id = self.registered(), new_id()
-        is_left = threading.Event()
+    def test_that_holds_for_a_block_of_another_thread(self, process: Process) -> None:
+        entered, is_left = threading.Event(), threading.Event()
 
-        def leave() -> None:
-            self.leave(controller)
+        def work() -> None:
+            signal, leave = process.hold()
+            entered.set()
+            assert signal.wait(TIMEOUT)
+            leave()
             is_left.set()
 
-        with told() as news:
-            controller.flip()
-            leaving = threading.Thread(target=leave)
-            leaving.start()
-            assert not is_left.wait(0.03)
-            deliveries.received([controller], abort_id, "channel")
-            assert is_left.wait(20)
-            leaving.join(20)
-            assert known(abort_id).stopped_at is not None
-            deliveries.tell(abort_id)
-        assert [each.stopped_at is None for each in news] == [False]
-        assert is_forgotten()
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert entered.wait(TIMEOUT)
+        mine, leave_mine = process.hold()
+        # The aborting thread waits here, before it emits its event.
+        mine._when_aborted(lambda: is_left.wait(TIMEOUT))
+        process.registry.abort(new_request())
+        thread.join()
+        assert is_left.is_set()
+        assert process.told == ["aborted"]
+        assert process.facts.recorded[0]["controllers"] == 2
+        leave_mine()
+        assert process.told == ["aborted", "stopped"]
 
-    def test_one_that_was_aborted_without_an_id_does_not_wait(self) -> None:
-        began = time.monotonic()
-        for _ in range(20):
-            with pytest.raises(RunAborted), abortable_run("run-1"):
-                current().registry.abort("run-1")
-        assert time.monotonic() - began < 20 * deliveries.NOTE_TIMEOUT / 2
+    def test_it_has_not_stopped_while_others_of_the_batch_work(self, process: Process) -> None:
+        blocks = [process.hold() for _ in range(3)]
+        (fast, leave_fast), (_, leave_second), (_, leave_third) = blocks
+        fast._when_aborted(leave_fast)
+        request = new_request()
+        process.registry.abort(request)
+        assert process.delivery(request).controllers == 3
+        assert process.delivery(request).stopped_at is None
+        leave_second()
+        assert process.told == ["aborted"]
+        leave_third()
+        assert process.told == ["aborted", "stopped"]
 
-    def test_one_that_leaves_before_news_of_it_are_told_is_told_of_once(self) -> None:
-        controller, abort_id = self.registered(), new_id()
-        with told() as news:
-            controller.flip()
-            deliveries.received([controller], abort_id, "channel")
-            self.leave(controller)
-            deliveries.tell(abort_id)
-        assert [each.stopped_at is None for each in news] == [False]
+    def test_an_escalation_is_told_after_the_abort_and_before_the_end(
+        self, process: Process
+    ) -> None:
+        blocks = [process.hold() for _ in range(2)]
 
-    def test_a_second_thread_that_comes_after_it_left_counts_it_no_more(self) -> None:
-        controller, abort_id = self.registered(), new_id()
-        controllers = [controller]  # as both threads found it in the registry
-        controller.flip()
-        deliveries.received(controllers, abort_id, "channel")
-        self.leave(controller)
-        over = known(abort_id)
-        with told() as news:
-            current().registry.abort_controllers(controllers, abort_id=abort_id, way="reconcile")
-        assert known(abort_id) == over
-        assert over.controllers == 1
-        assert news == []
-        assert is_forgotten()
+        def go_on(signal: AbortSignal, leave: Callable[[], bool]) -> None:
+            signal.escalated("kill")
+            leave()
 
-    def test_many_threads_agree(self) -> None:
+        for signal, leave in blocks:
+            signal._when_aborted(partial(go_on, signal, leave))
+        request = new_request()
+        process.registry.abort(request)
+        assert process.told == ["aborted", "insisted", "insisted", "stopped"]
+        assert [each.escalation for each in process.delivery(request).tried] == ["kill"] * 2
+        assert process.stopped == [False, False, False, True]
+
+    def test_a_later_event_of_the_same_request_settles_nothing_of_the_first(
+        self, process: Process
+    ) -> None:
+        """The first thread is held up; another finds only a block that was entered later."""
+        request = new_request()
+        first, leave_first = process.hold()
+        held_up = process.flip_only(request)
+        first.escalated("kill")
+        leave_first()
+        _, leave_second = process.hold()
+        process.registry.abort(request, "start")
+        assert process.delivery(request).controllers == 1
+        process.registry.events(held_up)
+        assert process.delivery(request).controllers == 2
+        assert [each.escalation for each in process.delivery(request).tried] == ["kill"]
+        assert process.delivery(request).stopped_at is None
+        leave_second()
+        assert process.delivery(request).stopped_at is not None
+
+    def test_a_later_request_is_told_first_and_both_stop(self, process: Process) -> None:
+        first, second = new_request("run-1"), new_request("all")
+        _, leave = process.hold(groups=("all",))
+        held_up = process.flip_only(first)
+        process.registry.abort(second)
+        leave()
+        assert process.delivery(second).stopped_at is not None
+        assert process.events.delivery_of(first.id) is None
+        process.registry.events(held_up)
+        assert process.delivery(first).controllers == 1
+        assert process.delivery(first).stopped_at == process.delivery(second).stopped_at
+        assert process.told == ["aborted", "stopped"] * 2
+
+    def test_finish_settles_what_was_held_back(self, process: Process) -> None:
+        request = new_request()
+        _, leave_first = process.hold()
+        _, leave_second = process.hold()
+        held_up = process.flip_only(request)
+        leave_first()
+        assert process.told == []
+        process.events.finish()
+        assert process.told == ["aborted"]
+        assert process.delivery(request).controllers == 2
+        leave_second()
+        process.registry.events(held_up)
+        assert process.told == ["aborted", "stopped"]
+
+    def test_finish_settles_it_although_the_request_came_again(self, process: Process) -> None:
+        request = new_request()
+        _, leave_first = process.hold()
+        process.flip_only(request)
+        leave_first()
+        _, leave_second = process.hold()
+        process.registry.abort(request, "start")
+        leave_second()
+        process.events.finish()
+        assert process.delivery(request).controllers == 2
+        assert process.told == ["aborted", "stopped"] * 2
+
+    def test_many_threads_agree(self, process: Process) -> None:
         for _ in range(200):
-            abort_id = new_id()
+            request = new_request()
             start = threading.Barrier(3)
 
-            def abort(start: threading.Barrier = start, abort_id: str = abort_id) -> None:
+            def abort(start: threading.Barrier = start, request: Request = request) -> None:
                 start.wait()
-                current().registry.abort("run-1", abort_id=abort_id, way="channel")
+                process.registry.abort(request, "channel")
 
             threads = [threading.Thread(target=abort) for _ in range(2)]
             for thread in threads:
                 thread.start()
-            with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-                start.wait()
-                assert signal.wait(20)
+            signal, leave = process.hold()
+            start.wait()
+            assert signal.wait(TIMEOUT)
+            leave()
             for thread in threads:
                 thread.join()
-            assert known(abort_id).controllers == 1
-            assert known(abort_id).stopped_at is not None
-        assert is_forgotten()
+            assert process.delivery(request).controllers == 1
+        assert process.told == ["aborted", "stopped"] * 200
+        assert not process.events._pending
+        assert not process.events._held_back
 
 
-class TestBounds:
-    def test_a_thousand_that_are_over_are_remembered(self) -> None:
-        stubborn = new_id()
-        with held("other", is_stubborn=True):
-            current().registry.abort("other", abort_id=stubborn)
-            ids = [new_id() for _ in range(1100)]
-            for abort_id in ids:
-                with pytest.raises(RunAborted), abortable_run("run-1"):
-                    current().registry.abort("run-1", abort_id=abort_id)
-            # Not one that is still to stop, however old.
-            assert known(stubborn).stopped_at is None
-            remembered = [each for each in ids if delivery_of(each) is not None]
-            assert remembered == ids[-1000:]
-        assert known(stubborn).stopped_at is not None
-        assert len(deliveries._deliveries._facts) <= 1000
+class TestFork:
+    """What the runtime calls in a forked child."""
 
-    def test_no_block_is_kept_alive(self) -> None:
-        controller = AbortController("run-1")
-        current().registry.register(controller, ["run-1"])
-        current().registry.abort("run-1", abort_id=new_id())
-        current().registry.leave(controller, ["run-1"])
-        deliveries.left(controller)
-        reference = weakref.ref(controller)
-        del controller
+    def test_the_parent_reports_what_was_aborted_before(self, process: Process) -> None:
+        request = new_request()
+        _, leave = process.hold()
+        process.registry.abort(request)
+        self.become_child(process)
+        leave()
+        process.events.finish()
+        assert process.told == []
+        assert process.events.delivery_of(request.id) is None
+        assert not process.events._held_back
+
+    def test_the_child_reports_a_request_that_reaches_it_again(self, process: Process) -> None:
+        request = new_request()
+        _, leave = process.hold()
+        process.registry.abort(request)
+        self.become_child(process)
+        process.registry.abort(request, "channel")
+        assert process.delivery(request).stopped_at is None
+        leave()
+        assert process.told == ["aborted", "stopped"]
+        assert process.delivery(request).way == "channel"
+
+    def test_the_child_reports_what_is_aborted_in_it(self, process: Process) -> None:
+        signal, leave = process.hold()
+        self.become_child(process)
+        signal._when_aborted(leave)
+        process.registry.abort(new_request())
+        assert process.told == ["aborted", "stopped"]
+
+    def become_child(self, process: Process) -> None:
+        process.registry.after_fork_in_child()
+        process.events.after_fork_in_child()
+        process.facts.recorded.clear()
+
+
+class TestMemory:
+    def test_a_thousand_requests_that_are_over_are_kept(self, process: Process) -> None:
+        stubborn = new_request("other")
+        _, leave_stubborn = process.hold("other")
+        process.registry.abort(stubborn)
+        some = [new_request() for _ in range(1100)]
+        for request in some:
+            _, leave = process.hold()
+            process.registry.abort(request)
+            leave()
+        # One that is not over is kept, however old it is.
+        assert process.delivery(stubborn).stopped_at is None
+        kept = [each for each in some if process.events.delivery_of(each.id) is not None]
+        assert kept == some[-1000:]
+        leave_stubborn()
+        assert process.delivery(stubborn).stopped_at is not None
+        assert len(process.events._deliveries) == 1000
+
+    def test_no_controller_is_kept_alive(self, process: Process) -> None:
+        signal, leave = process.hold()
+        early, leave_early = process.hold()
+        early._when_aborted(leave_early)
+        references = [weakref.ref(controller) for controller, _ in process.registry.holdings()]
+        process.registry.abort(new_request())
+        process.registry.abort(new_request())
+        leave()
+        del signal, leave, early, leave_early
         gc.collect()
-        assert reference() is None
-
-    def test_without_an_id_there_is_nothing_to_tell_apart(self) -> None:
-        before = dict(deliveries._deliveries._facts)
-        with told() as news, pytest.raises(RunAborted), abortable_run("run-1"):
-            current().registry.abort("run-1")
-        assert news == []
-        assert deliveries._deliveries._facts == before
+        assert [reference() for reference in references] == [None, None]
+        assert not process.events._keys
+        assert not process.events._held_back
+        assert not process.events._pending
 
 
-class TestHooks:
-    def test_one_that_raises_is_logged_and_harms_nobody(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        def fails(delivery: Delivery) -> None:
-            raise ZeroDivisionError
+def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) -> None:
+    _, leave = process.hold()
+    ((controller, _),) = process.registry.holdings()
+    in_future = Aborted(new_request(), "local", time.time() + 3600, (controller,))
+    controller.flip(in_future)
+    process.registry.events(in_future)
+    leave()
+    assert process.facts.recorded[-1]["seconds"] == 0.0
 
-        deliveries.on_changed(fails)
-        try:
-            with told() as news, pytest.raises(RunAborted), abortable_run("run-1"):
-                current().registry.abort("run-1", abort_id=new_id())
-        finally:
-            deliveries._deliveries.hooks.remove(fails)
-        assert len(news) == 2
-        assert "fails failed" in caplog.text
 
-    def test_adding_it_again_changes_nothing(self) -> None:
-        with told() as news:
-            deliveries.on_changed(deliveries._deliveries.hooks[-1])
-            with pytest.raises(RunAborted), abortable_run("run-1"):
-                current().registry.abort("run-1", abort_id=new_id())
-        assert len(news) == 2
+def test_a_function_that_raises_is_logged_and_the_others_are_called(
+    process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(delivery: Delivery) -> None:
+        raise ZeroDivisionError
+
+    process.events.changed.add(fails)
+    later: list[Delivery] = []
+    process.events.changed.add(later.append)
+    _, leave = process.hold()
+    process.registry.abort(new_request())
+    leave()
+    assert later == process.changes
+    assert len(later) == 2
+    assert caplog.text.count("fails failed") == 2
+
+
+def test_times_are_those_of_the_events(process: Process) -> None:
+    _, leave = process.hold()
+    before = datetime.now(UTC)
+    process.registry.abort(new_request())
+    leave()
+    aborted, stopped = process.facts.recorded
+    assert before <= aborted["at"] <= stopped["at"] <= datetime.now(UTC)
+    assert stopped["seconds"] == (stopped["at"] - aborted["at"]).total_seconds()
+
+
+def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
+    runtime: Runtime, settings: Any
+) -> None:
+    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    facts: list[Fact] = []
+    runtime.facts.add_hook(facts.append, is_short=True)
+    _, leave = hold("run-1")
+    ((controller, _),) = runtime.registry.holdings()
+    controller.flip(Aborted(new_request(), "channel", time.time(), (controller,)))
+    leave()  # the thread that aborts has not emitted its event
+    runtime.settle(TIMEOUT)
+    assert [fact.name for fact in facts] == ["aborted", "stopped"]
