@@ -489,23 +489,6 @@ def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) 
     assert process.facts.recorded[-1]["seconds"] == 0.0
 
 
-def test_a_function_that_raises_is_logged_and_the_others_are_called(
-    process: Process, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(delivery: Delivery) -> None:
-        raise ZeroDivisionError
-
-    process.events.changed.add(fails)
-    later: list[Delivery] = []
-    process.events.changed.add(later.append)
-    _, leave = process.hold()
-    process.registry.abort(new_request())
-    leave()
-    assert later == process.changes
-    assert len(later) == 2
-    assert caplog.text.count("fails failed") == 2
-
-
 def test_times_are_those_of_the_events(process: Process) -> None:
     _, leave = process.hold()
     before = datetime.now(UTC)
