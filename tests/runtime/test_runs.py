@@ -6,16 +6,16 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store import database, requests
-from run_abort._store.requests import Intent
 from run_abort.signals import run_aborted
 from tests.support import unmigrated, wait_until
 
@@ -26,8 +26,17 @@ def alone(settings: Any) -> None:
     settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
 
 
+def abort_here(run_id: str, reason: str = "") -> int:
+    """Abort the blocks of this process; return how many."""
+    return current().registry.abort(Request(run_id, reason=reason, actor="ann"))
+
+
+def held_blocks() -> int:
+    return len(current().registry.holdings())
+
+
 def abort_soon(run_id: str, reason: str = "") -> threading.Timer:
-    timer = threading.Timer(0.02, current().registry.abort, (run_id, reason, "ann"))
+    timer = threading.Timer(0.02, abort_here, (run_id, reason))
     timer.start()
     return timer
 
@@ -39,7 +48,7 @@ class TestSync:
             assert signal.run_id == "run-1"
             assert current().registry.ids() == ["run-1", "parent"]
         assert current().registry.ids() == []
-        assert current().registry.abort("run-1") == 0
+        assert abort_here("run-1") == 0
         assert not signal.aborted
 
     def test_an_abort_is_raised_where_the_signal_is_looked_at(self) -> None:
@@ -50,14 +59,14 @@ class TestSync:
         assert raised.value.__cause__ is None
         assert current().registry.ids() == []
 
-    def test_an_abort_that_nobody_looked_at_is_raised_at_the_end(self) -> None:
+    def test_an_abort_that_the_body_did_not_see_is_raised_at_the_end(self) -> None:
         with pytest.raises(RunAborted, match="because"), abortable_run("run-1"):
-            current().registry.abort("run-1", "because")
+            abort_here("run-1", "because")
 
     @pytest.mark.parametrize("run_id", [7, uuid.UUID(int=7), "run-1"])
-    def test_ids(self, run_id: int | uuid.UUID | str) -> None:
+    def test_an_id_may_be_text_a_number_or_a_uuid(self, run_id: int | uuid.UUID | str) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run(run_id):
-            current().registry.abort(str(run_id))
+            abort_here(str(run_id))
         assert raised.value.run_id == str(run_id)
 
     @pytest.mark.parametrize(
@@ -79,9 +88,9 @@ class TestSync:
         with pytest.raises(error):
             abortable_run(**arguments)
 
-    def test_groups_are_answered_to_under_the_runs_own_name(self) -> None:
+    def test_an_abort_of_a_group_is_raised_with_the_runs_own_id(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("child", groups=("parent", 7)):
-            current().registry.abort("7", "because")
+            abort_here("7", "because")
         assert raised.value.run_id == "child"
 
     def test_is_entered_once(self) -> None:
@@ -105,13 +114,13 @@ class TestSync:
         threads = [threading.Thread(target=shard, args=(n,)) for n in range(5)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(registry._holders.get("run-1", ())) == 5)
-        assert current().registry.abort("run-1") == 5
+        wait_until(lambda: held_blocks() == 5)
+        assert abort_here("run-1") == 5
         for thread in threads:
             thread.join()
         assert left == ["aborted"] * 5
 
-    def test_bad_settings_are_told_and_nothing_stays(self, settings: Any) -> None:
+    def test_bad_settings_raise_and_leave_nothing_behind(self, settings: Any) -> None:
         settings.RUN_ABORT = {"HEARTBEAT": "soon"}
         with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
             raise AssertionError("entered")
@@ -126,39 +135,39 @@ class TestExceptions:
 
     def test_one_after_an_abort_becomes_its_cause(self) -> None:
         with pytest.raises(RunAborted, match="because") as raised, abortable_run("run-1"):
-            current().registry.abort("run-1", "because")
+            abort_here("run-1", "because")
             raise ValueError("a consequence")
         assert isinstance(raised.value.__cause__, ValueError)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
     def test_those_of_the_interpreter_stay_themselves(self, error: BaseException) -> None:
         with pytest.raises(type(error)), abortable_run("run-1"):
-            current().registry.abort("run-1")
+            abort_here("run-1")
             raise error
         assert current().registry.ids() == []
 
     def test_a_jobs_except_exception_does_not_swallow_an_abort(self) -> None:
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            current().registry.abort("run-1")
+            abort_here("run-1")
             with contextlib.suppress(Exception):
                 signal.raise_if_aborted()
             raise AssertionError("swallowed")
 
     def test_swallowed_by_force_it_is_raised_at_the_end(self) -> None:
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            current().registry.abort("run-1")
+            abort_here("run-1")
             with contextlib.suppress(BaseException):
                 signal.raise_if_aborted()
 
     def test_in_a_group_of_consequences(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
-            current().registry.abort("run-1")
+            abort_here("run-1")
             raise BaseExceptionGroup("both", [ValueError(), RunAborted("run-1")])
         assert isinstance(raised.value.__cause__, BaseExceptionGroup)
 
     def test_in_a_group_with_something_else(self) -> None:
         with pytest.raises(BaseExceptionGroup), abortable_run("run-1"):
-            current().registry.abort("run-1")
+            abort_here("run-1")
             raise BaseExceptionGroup("both", [ValueError(), KeyboardInterrupt()])
 
 
@@ -166,27 +175,27 @@ class TestNesting:
     def test_an_inner_abort_ends_the_inner_block(self) -> None:
         with abortable_run("outer") as outer:
             with pytest.raises(RunAborted) as raised, abortable_run("inner"):
-                current().registry.abort("inner")
+                abort_here("inner")
             assert raised.value.run_id == "inner"
             assert not outer.aborted
 
     def test_it_passes_through_the_outer_block_as_it_is(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer"):
             with abortable_run("inner"):
-                current().registry.abort("inner")
+                abort_here("inner")
         assert raised.value.run_id == "inner"
 
     def test_an_outer_abort_waits_for_the_inner_block(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer"):
             with abortable_run("inner") as inner:
-                current().registry.abort("outer")
+                abort_here("outer")
             assert not inner.aborted
         assert raised.value.run_id == "outer"
 
     def test_where_both_are_aborted_each_raises_its_own(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("outer", groups=["all"]):
             with abortable_run("inner", groups=["all"]) as inner:
-                current().registry.abort("all", "because")
+                abort_here("all", "because")
                 inner.raise_if_aborted()
         assert raised.value.run_id == "outer"
         assert isinstance(raised.value.__cause__, RunAborted)
@@ -195,7 +204,7 @@ class TestNesting:
     def test_two_blocks_with_one_id(self) -> None:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
             with abortable_run("run-1"):
-                current().registry.abort("run-1")
+                abort_here("run-1")
         assert raised.value.__cause__ is None
         assert current().registry.ids() == []
 
@@ -210,7 +219,7 @@ class TestRace:
 
             def abort(barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
-                aborted.append(current().registry.abort("run-1"))  # noqa: B023  joined below
+                aborted.append(abort_here("run-1"))  # noqa: B023  joined below
 
             thread = threading.Thread(target=abort)
             thread.start()
@@ -225,14 +234,14 @@ class TestRace:
         assert all(raised is was_aborted for raised, was_aborted in outcomes)
 
 
-class TestIntents:
+class TestRequestedBefore:
     """The gap between registering and publishing, closed from both sides."""
 
     @pytest.fixture(autouse=True)
     def with_database(self, settings: Any, transactional_db: None) -> None:
         settings.RUN_ABORT = {"LISTEN": False}
 
-    def test_what_was_aborted_before_never_runs(self) -> None:
+    def test_a_run_that_was_aborted_before_never_runs(self) -> None:
         abort_run("run-1", reason="because", actor="ann")
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
             raise AssertionError("it runs")
@@ -244,7 +253,7 @@ class TestIntents:
         with pytest.raises(RunAborted), abortable_run("child", groups=["parent"]):
             raise AssertionError("it runs")
 
-    def test_it_is_announced_like_any_abort(self) -> None:
+    def test_the_signal_is_sent_as_for_any_abort(self) -> None:
         seen: list[tuple[str, uuid.UUID]] = []
 
         def receiver(run_id: str, abort_id: uuid.UUID, **kwargs: Any) -> None:
@@ -260,13 +269,13 @@ class TestIntents:
             run_aborted.disconnect(receiver)
         assert seen == [("run-1", outcome.abort_id)]
 
-    def test_an_abort_between_registering_and_reading_is_met(
+    def test_an_abort_between_registering_and_reading_is_not_lost(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         find = requests.find
 
-        def abort_first(*args: Any, **kwargs: Any) -> Intent | None:
-            assert current().registry.ids() == ["run-1"]  # registered before the intent is read
+        def abort_first(*args: Any, **kwargs: Any) -> Request | None:
+            assert current().registry.ids() == ["run-1"]  # registered before the requests are read
             assert abort_run("run-1").local == 1
             return find(*args, **kwargs)
 
@@ -277,14 +286,14 @@ class TestIntents:
     def test_one_that_is_read_late_aborts_all_the_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        late: list[Callable[[Intent], object]] = []
+        late: list[Callable[[Request], object]] = []
 
-        def too_late(ids: Any, *, late: Any, tell: Any = late) -> None:
-            tell.append(late)
+        def too_late(ids: Sequence[str], *, on_late: Callable[[Request], object]) -> None:
+            late.append(on_late)
 
         monkeypatch.setattr(requests, "find", too_late)
         with pytest.raises(RunAborted, match="at last"), abortable_run("run-1") as signal:
-            late[0](Intent(uuid.uuid4(), "run-1", "at last"))
+            late[0](Request("run-1", str(uuid.uuid4()), "at last"))
             signal.raise_if_aborted()
 
     def test_without_a_table_it_runs_all_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -335,7 +344,7 @@ class TestAsync:
                         abort_soon("run-1", "because")
                     else:
                         loop = asyncio.get_running_loop()
-                        loop.call_later(0.01, current().registry.abort, "run-1", "because")
+                        loop.call_later(0.01, abort_here, "run-1", "because")
                     await asyncio.sleep(30)
             assert isinstance(raised.value.__cause__, asyncio.CancelledError)
             task = asyncio.current_task()
@@ -350,16 +359,16 @@ class TestAsync:
         async def main() -> None:
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1"):
-                    current().registry.abort("run-1")
+                    abort_here("run-1")
             await asyncio.sleep(0)
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1") as signal:
-                    current().registry.abort("run-1")
+                    abort_here("run-1")
                     signal.raise_if_aborted()
             await asyncio.sleep(0)
             with pytest.raises(RunAborted):
                 async with abortable_run("run-1"):
-                    current().registry.abort("run-1")
+                    abort_here("run-1")
                     await asyncio.sleep(30)
             await asyncio.sleep(0)
 
@@ -390,7 +399,7 @@ class TestAsync:
         async def main() -> None:
             task = asyncio.create_task(body())
             await asyncio.sleep(0.01)
-            steps = [task.cancel, lambda: current().registry.abort("run-1")]
+            steps = [task.cancel, lambda: abort_here("run-1")]
             for step in steps if cancel_first else reversed(steps):
                 step()
             with pytest.raises(asyncio.CancelledError):
@@ -516,9 +525,9 @@ class TestAsync:
         threads = [threading.Thread(target=asyncio.run, args=(shard(),)) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(registry._holders.get("run-1", ())) == 4)
+        wait_until(lambda: held_blocks() == 4)
         time.sleep(0.05)
-        assert current().registry.abort("run-1") == 4
+        assert abort_here("run-1") == 4
         for thread in threads:
             thread.join(20)
         assert left == ["aborted"] * 4
@@ -557,7 +566,7 @@ class TestAsync:
         settings.RUN_ABORT = {"LISTEN": False}
 
         def find(*args: Any, **kwargs: Any) -> None:
-            current().registry.abort("run-1", "because")
+            abort_here("run-1", "because")
 
         monkeypatch.setattr(requests, "find", find)
 
@@ -608,7 +617,7 @@ class TestStorm:
         for thread in threads:
             thread.start()
         ready.wait()
-        assert current().registry.abort("all") == count
+        assert abort_here("all") == count
         for thread in threads:
             thread.join(20)
         wait_until(lambda: len(called) == count)
