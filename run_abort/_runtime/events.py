@@ -92,8 +92,14 @@ class Events:
                 self._aborted(event)
 
     def after_fork_in_child(self) -> None:
-        """Forget everything: the parent reports what was aborted before the fork."""
+        """Forget everything: the parent reports what was aborted before the fork.
+
+        A later request for the same blocks is reported by the child as well.
+        """
         self._reset()
+        for controller, _ in self._registry.holdings():
+            if controller.signal.aborted_by is not None:
+                self._keys[controller.signal] = ()
 
     # Within the lock.
 
