@@ -156,8 +156,9 @@ class Service:
             return True
         life.stopping = True
         life.wake()
-        if life.on_stop is not None:
-            life.on_stop()
+        on_stop = life.on_stop  # read once: the thread sets it to None meanwhile
+        if on_stop is not None:
+            on_stop()
         if life.thread is not threading.current_thread():
             life.thread.join(timeout)
         return not life.thread.is_alive()
