@@ -1,69 +1,60 @@
 """The wire contract: what a message on the channel looks like.
 
-A message is UTF-8 JSON, an object with ``runId`` and ``origin``, both strings. Other programs
-speak it too, so the two names are fixed, further keys are ours to add and anybody's to ignore.
+A message is UTF-8 JSON: an object with ``runId`` and ``origin``, both strings. Other programs send
+and read it too, so these two names are fixed. We may add further keys; a reader ignores keys that
+it does not know.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
-from json.encoder import encode_basestring, encode_basestring_ascii
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+from run_abort._core.types import Request
 
 __all__ = [
     "MAX_ACTOR_LENGTH",
     "MAX_MESSAGE_BYTES",
     "MAX_REASON_LENGTH",
     "MAX_WAIT",
-    "AbortMessage",
+    "Message",
     "Question",
     "decode",
     "decode_question",
     "encode",
     "encode_question",
-    "new_origin",
 ]
 
-MAX_MESSAGE_BYTES = 16 * 1024
-MAX_REASON_LENGTH = 1000  # characters
-MAX_ACTOR_LENGTH = 255  # characters
-MAX_ID_LENGTH = 64  # characters
-MAX_WAIT = 3600.0  # seconds
+MAX_MESSAGE_BYTES: Final = 16 * 1024
+MAX_REASON_LENGTH: Final = 1000  # characters
+MAX_ACTOR_LENGTH: Final = 255  # characters
+MAX_REQUEST_ID_LENGTH: Final = 64  # characters
+MAX_WAIT: Final = 3600.0  # seconds
 
 _scan = json.JSONDecoder().raw_decode
 
 
-class AbortMessage(NamedTuple):
-    """An abort as it travels.
+class Message(NamedTuple):
+    """A request as it travels.
 
-    :ivar run_id: the ID of the run or group; never empty.
-    :ivar origin: which process sent it; empty if the sender did not say.
-    :ivar abort_id: which abort it is; empty if the sender did not say. Only what has one can be
-        recognised when it arrives twice.
-    :ivar reason: why; may be empty.
-    :ivar actor: who, as text; may be empty.
+    :ivar request: its ``user_pk`` and ``requested_at`` do not travel.
     :ivar wait: for how many seconds the sender waits for answers; 0 if it wants none.
     """
 
-    run_id: str
-    origin: str
-    abort_id: str = ""
-    reason: str = ""
-    actor: str = ""
+    request: Request
     wait: float = 0.0
 
 
 class Question(NamedTuple):
-    """What listeners are asked. It has no ``runId``, so that nobody takes it for an abort.
+    """A question to all listeners. It has no ``runId``, so no program takes it for a request.
 
-    :ivar ask: ``"status"``: what the process is and works on; ``"abort"``: what became there of
-        an abort.
-    :ivar question_id: a UUID, from which the address of the answers follows.
-    :ivar wait: for how many seconds answers are of interest.
-    :ivar abort_id: the abort that is asked about.
-    :ivar run_id: the ID that it was to abort.
+    :ivar ask: ``"status"``: what the process is and works on; ``"abort"``: what one request did
+        in the process.
+    :ivar question_id: a UUID; the channel for the answers follows from it.
+    :ivar wait: for how many seconds the sender waits for answers.
+    :ivar abort_id: the ID of the request that is asked about.
+    :ivar run_id: the run that it aborts.
     """
 
     ask: Literal["status", "abort"]
@@ -73,44 +64,35 @@ class Question(NamedTuple):
     run_id: str = ""
 
 
-def new_origin() -> str:
-    """A new process ID for the wire: ``inst_`` and 32 lower-case hex digits."""
-    return f"inst_{uuid.uuid4().hex}"
+def encode(request: Request, *, wait: float = 0.0) -> bytes:
+    """The request as it is published.
 
-
-def encode(message: AbortMessage) -> bytes:
-    """The message as it is published.
-
-    :raises ValueError: if it would be larger than a receiver accepts.
+    :param wait: for how many seconds the sender waits for answers; 0 if it wants none.
+    :raises ValueError: if the message is larger than a receiver accepts.
     """
+    fields: dict[str, object] = {"runId": request.run_id, "origin": request.origin}
+    if request.id:
+        fields["id"] = request.id
+    if request.reason:
+        fields["reason"] = request.reason
+    if request.actor:
+        fields["actor"] = request.actor
+    if wait:
+        fields["wait"] = round(wait, 3)
     try:
-        data = _json(message, encode_basestring).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 has no bytes for
-        data = _json(message, encode_basestring_ascii).encode()
+        data = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 has no bytes for
+        data = json.dumps(fields, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
     return data
 
 
-def _json(message: AbortMessage, quoted: Callable[[str], str]) -> str:
-    run_id, origin, abort_id, reason, actor, wait = message
-    text = f'{{"runId":{quoted(run_id)},"origin":{quoted(origin)}'
-    if abort_id:
-        text += f',"id":{quoted(abort_id)}'
-    if reason:
-        text += f',"reason":{quoted(reason)}'
-    if actor:
-        text += f',"actor":{quoted(actor)}'
-    if wait:
-        text += f',"wait":{wait:.3f}'
-    return f"{text}}}"
+def decode(data: bytes) -> Message | None:
+    """The message in ``data``, or None if it is malformed.
 
-
-def decode(data: bytes) -> AbortMessage | None:
-    """The message in ``data``, or None if there is none.
-
-    Tolerant: only ``runId`` must be right. An ``origin``, ``id``, ``reason`` or ``actor`` of the
-    wrong type counts as not given, a long reason or actor is cut.
+    Tolerant: only ``runId`` has to be right. An ``origin``, ``id``, ``reason`` or ``actor`` of the
+    wrong type counts as missing; a long reason or actor is cut.
     """
     fields = _object(data)
     if fields is None:
@@ -121,16 +103,16 @@ def decode(data: bytes) -> AbortMessage | None:
     origin = fields.get("origin")
     if type(origin) is not str:
         origin = ""
-    if len(fields) == 2:  # the bare message, and quickest
-        return AbortMessage(run_id, origin)
-    return AbortMessage(
+    elif len(fields) == 2:  # the bare message: nothing else to look for
+        return Message(Request(run_id, "", "", "", origin))
+    request = Request(
         run_id,
-        origin,
-        _text(fields, "id", MAX_ID_LENGTH),
-        _text(fields, "reason", MAX_REASON_LENGTH),
-        _text(fields, "actor", MAX_ACTOR_LENGTH),
-        _wait(fields),
+        id=_text(fields, "id", MAX_REQUEST_ID_LENGTH),
+        reason=_text(fields, "reason", MAX_REASON_LENGTH),
+        actor=_text(fields, "actor", MAX_ACTOR_LENGTH),
+        origin=origin,
     )
+    return Message(request, _wait(fields))
 
 
 def encode_question(question: Question) -> bytes:
@@ -169,7 +151,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 def _uuid(fields: dict[str, object], key: str) -> str:
     try:
-        return str(uuid.UUID(_text(fields, key, MAX_ID_LENGTH)))
+        return str(uuid.UUID(_text(fields, key, MAX_REQUEST_ID_LENGTH)))
     except ValueError:
         return ""
 

@@ -1,58 +1,43 @@
-"""The listener: this process's one subscriber thread.
+"""The listener: the thread of this process that receives requests from others.
 
-Who starts it: ``RunAbortConfig.ready()`` in a long-lived process, else the first ``abortable_run``
-or ``subscribe_to_run_aborts``. Who stops it: :func:`stop`, and the exit of the interpreter. A fork
-finds no such thread: it is stopped and joined before, and started again after, in the parent and
-in the child. (A thread that is alive at a fork can leave the child with half-imported modules and
-with locks that nobody will release.)
-
-While a Redis is configured, nothing else ends the thread. It reconnects for ever.
+The runtime starts it in ``ready()`` of a process that lives long, else when a block is entered or a
+handler is added. It ends when it is stopped, when the interpreter exits, and before a fork; after
+the fork it starts again in the parent and in the child. While a transport is configured, nothing
+else ends it: when the link is lost it subscribes again, for ever.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from typing import Final
-
-from django.core.signals import request_started, setting_changed
+from typing import Final, Literal
 
 from run_abort import conf
-from run_abort._concurrency.forks import at_fork, catch_up
-from run_abort._concurrency.workers import call_logged
-from run_abort._runtime import dispatch
+from run_abort._concurrency import forks
+from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
+from run_abort._concurrency.throttle import Throttle
 
-from . import channel, codec
-from .codec import AbortMessage, Question
-from .subscriber import State, Subscriber
+from .base import Subscription
+from .push import Push
 
-__all__ = [
-    "ListenerStatus",
-    "ensure_started",
-    "is_listening",
-    "on_asked",
-    "on_expected",
-    "on_lost",
-    "on_subscribed",
-    "start",
-    "start_soon",
-    "status",
-    "stop",
-    "subscribe_to_run_aborts",
-]
+__all__ = ["Listener", "ListenerStatus", "State"]
 
 logger = logging.getLogger("run_abort")
 
 # Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A
 # server that forks goes on forking at once, and some close inherited files a little later.
 REST: Final = 0.1
-JOIN_TIMEOUT: Final = 5.0  # seconds
+
+MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubles up to
+MAX_DELAY: Final = 2.0
+
+State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +45,14 @@ class ListenerStatus:
     """What the listener of this process is doing.
 
     :ivar state: ``"starting"``: not yet connected; ``"listening"``: the server has confirmed the
-        subscription; ``"reconnecting"``: it has not, or no longer; ``"stopped"``; ``"off"``: not
-        started here, or no Redis is configured.
-    :ivar since: when it came into that state, in UTC.
-    :ivar reconnects: how often a lost subscription was had again.
-    :ivar messages: how many messages came, of any kind.
-    :ivar malformed: how many of them were not abort messages.
-    :ivar last_error: why the last connection was lost or refused; empty if none was.
-    :ivar origin: this process's ID on the wire.
+        subscription; ``"reconnecting"``: the link is lost or could not be made; ``"stopped"``;
+        ``"off"``: not started here, or no transport is configured.
+    :ivar since: when it entered that state, in UTC.
+    :ivar reconnects: Number of times a lost subscription was re-established.
+    :ivar messages: number of messages received, of any kind.
+    :ivar malformed: how many of them were malformed.
+    :ivar last_error: why the link was last lost or could not be made; empty if that never happened.
+    :ivar origin: the ID of this process on the wire.
     """
 
     state: State
@@ -79,97 +64,140 @@ class ListenerStatus:
     origin: str
 
 
-class Listener:
-    """Starts, stops and watches over the thread."""
+class Backoff:
+    """Delays between attempts to connect: each about twice the one before."""
 
     def __init__(self) -> None:
-        self.on_subscribed: list[Callable[[float], object]] = []
-        self.on_lost: list[Callable[[], object]] = []
-        self.on_expected: list[Callable[[Question], object]] = []
-        self.on_asked: list[Callable[[Question], object]] = []
+        self._failures = 0
+
+    def reset(self) -> None:
+        """Begin with the shortest delay again."""
+        self._failures = 0
+
+    def next(self) -> float:
+        """The next delay in seconds, random so that many processes do not connect at once."""
+        delay: float = min(MIN_DELAY * 2**self._failures, MAX_DELAY)
+        self._failures = min(self._failures + 1, 10)
+        return delay * random.uniform(0.5, 1)  # noqa: S311  not used for security
+
+
+class Listener:
+    """Subscribes to the push and hands each message to a function.
+
+    :param push: what it subscribes to.
+    :param origin: returns the ID of this process on the wire.
+    :param handle: called in the listener's thread with each message and the ID of this process;
+        returns False if the message is malformed. What it raises is logged.
+    :ivar subscribed: called in the listener's thread at each confirmed subscription, before the
+        state becomes ``"listening"``, with the time since which messages may have been missed, in
+        seconds since the epoch.
+    :ivar lost: called in the listener's thread when the link is lost or cannot be made; once until
+        it is made again.
+    :ivar service: the thread.
+    """
+
+    def __init__(
+        self,
+        push: Push,
+        *,
+        origin: Callable[[], str],
+        handle: Callable[[bytes, str], bool],
+    ) -> None:
+        self.subscribed: Hook[[float]] = Hook()
+        self.lost: Hook[[]] = Hook()
+        self.service = Service("run_abort-listener", self._run)
+        self._push = push
+        self._origin = origin
+        self._handle = handle
         self._reset()
 
     def _reset(self) -> None:
-        # Guards _thread, _forking and _resume, so that there is one thread, and none at a fork.
-        self._lock = threading.Lock()
-        self._thread: Subscriber | None = None
-        self._forking = 0
-        self._resume = False
-        # Whether whoever needs the listener need not look after it any more.
-        self.settled = False
-        # From when on messages may have been missed, in seconds since the epoch. Written by the
-        # thread, and where there is none.
-        self.missed_since: float | None = None
+        # Guards the start of the thread together with _phase. Reentrant, because a signal handler
+        # may interrupt its own thread inside and start or stop the listener.
+        self._lock = threading.RLock()
+        # Whether ensure_started() has nothing to do.
+        self._settled = False
         self._configured = False
+        # Since when messages may have been missed, in seconds since the epoch. Written by the
+        # thread, and by others while there is none.
+        self._missed_since: float | None = None
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmations = 0
         self._messages = 0
         self._malformed = 0
         self._last_error = ""
-        self._throttle = dispatch.Throttle()
+        self._throttle = Throttle()
 
     def ensure_started(self) -> bool:
-        """Have the thread running, and connecting without delay.
+        """Have the thread running and connecting without delay; costs one look if it is.
 
-        :return: whether a Redis is configured, and this process may listen to it.
+        :return: whether a transport is configured and this process may listen.
+        :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
         """
-        if not self.settled:
-            self._configured = conf.settings().LISTEN is not False and _has_endpoint()
-            # One that could not be started is tried again by the next who needs it.
-            self.settled = not self._configured or self.start()
+        if not self._settled:
+            self._configured = conf.settings().LISTEN is not False and self._has_transport()
+            # If no thread can be started, the next call tries it again.
+            self._settled = not self._configured or self.start()
         return self._configured
 
-    def start(self, *, rest: float = 0.0) -> bool:
-        """Start the thread, or hurry the one that rests.
+    def _has_transport(self) -> bool:
+        try:
+            return self._push.transport() is not None
+        except Exception as error:
+            logger.warning("Not listening for aborts: the transport cannot be used: %s", error)
+            return False
 
+    def start(self, *, rest: float = 0.0) -> bool:
+        """Start the thread; wake the one that rests, unless ``rest`` is given.
+
+        :param rest: seconds until the thread connects.
         :return: whether it runs, or will once the process has forked.
         """
-        with self._lock:
-            if self._forking:
-                self._resume = True
-            elif self._thread is None or not self._thread.is_alive():
-                thread = Subscriber(self, rest=rest)
-                self._thread = thread
-                if self.missed_since is None:
-                    self.missed_since = time.time()
-                self._phase = ("starting", datetime.now(UTC))
-                try:
-                    thread.start()
-                except RuntimeError as error:  # a limit of the system, or its exit is near
-                    self._thread = None
-                    self._phase = ("stopped", datetime.now(UTC))
-                    self._last_error = str(error)
-                    logger.warning("The listener cannot be started: %s", error)
-                    return False
-            elif not rest:
-                self._thread.hurry()
-            return True
+        with self._lock:  # until "starting" is noted: the thread's first state comes after it
+            was_running = self.service.is_running
+            if self._missed_since is None:
+                self._missed_since = time.time()
+            started = self.service.start(rest=rest)
+            if not started:
+                self._phase = ("stopped", datetime.now(UTC))
+                self._last_error = "the thread cannot be started"
+            elif not was_running:
+                self._note_start()
+        return started
+
+    def _note_start(self) -> None:
+        if self.service.is_running:  # not while the process forks
+            self._phase = ("starting", datetime.now(UTC))
+
+    def start_soon(self) -> None:
+        """Start the thread if a transport may be configured.
+
+        For ``ready()``: no I/O and no heavy import.
+        """
+        if self._push.may_be_configured():
+            self.start(rest=REST)
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
-        """Stop the thread, and wait for its end.
+        """Stop the thread and wait for its end; it handles the message that it is at first.
 
-        A message that is being dealt with is dealt with first. Idempotent; any thread may call it.
-        The next who needs the listener starts it again.
+        Idempotent; any thread may call it. The next call of :meth:`ensure_started` starts it again.
 
-        :param timeout: at most so many seconds; ``None`` waits for ever.
+        :param timeout: seconds to wait; ``None`` waits for ever.
         :return: whether the thread has ended.
         """
         with self._lock:
-            thread, self._thread = self._thread, None
-            self._resume = False
-            self.settled = False
+            self._settled = False
             if self._phase[0] != "off":
                 self._phase = ("stopped", datetime.now(UTC))
-        ended = thread is None or _end(thread, timeout)
-        self.missed_since = None
+        ended = self.service.stop(timeout)
+        self._missed_since = None
         return ended
 
     def status(self) -> ListenerStatus:
         """What the listener is doing; any thread may ask."""
-        catch_up()
+        forks.catch_up()
         state, since = self._phase
-        thread = self._thread
-        if state not in {"off", "stopped"} and (thread is None or not thread.is_alive()):
+        if state not in {"off", "stopped"} and not self.service.is_running:
             state = "stopped"
         return ListenerStatus(
             state=state,
@@ -178,210 +206,104 @@ class Listener:
             messages=self._messages,
             malformed=self._malformed,
             last_error=self._last_error,
-            origin=channel.origin(),
+            origin=self._origin(),
         )
 
-    # Called by the thread.
+    def is_listening(self) -> bool:
+        """Whether the subscription is confirmed and not known to be lost."""
+        return self.status().state == "listening"
 
-    def enter(self, thread: Subscriber, state: State) -> None:
-        # A thread that did not end in time must not speak for its successor.
-        if thread is self._thread and self._phase[0] != state:
-            self._phase = (state, datetime.now(UTC))
+    # In the thread.
 
-    def confirmed(self, thread: Subscriber, origin: str) -> None:
-        self._confirmations += 1
-        # First the hooks: who finds it listening finds them told of what was missed.
-        missed_since = self.missed_since or time.time()
-        for hook in tuple(self.on_subscribed):
-            call_logged(partial(hook, missed_since))
-        self.enter(thread, "listening")
-        logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
-
-    def lost(self, thread: Subscriber, error: BaseException) -> None:
-        self._last_error = f"{type(error).__name__}: {error}"
-        if self._phase[0] != "reconnecting":
-            logger.warning(
-                "Not listening for aborts on %s: %s; trying again",
-                conf.settings().CHANNEL,
-                self._last_error,
-            )
-            logger.debug("Where it happened", exc_info=error)
-            self.enter(thread, "reconnecting")
-            for hook in tuple(self.on_lost):
-                call_logged(hook)
-
-    def handle(self, data: bytes, origin: str) -> None:
-        self._messages += 1
-        message = codec.decode(data)
-        if message is None:
-            self._handle_other(data)
-            return
-        question = _question_with(message)
-        if question is not None:
-            _call(self.on_expected, question)
-        if message.origin != origin:
+    def _run(self, life: Life) -> None:
+        backoff = Backoff()
+        while not life.stopping:
             try:
-                dispatch.receive(message)
-            except Exception:
-                logger.exception("Failed to deal with the abort of run %r", message.run_id)
-        if question is not None:
-            # Its own process answers, too, where there is none else to tell of it.
-            _call(self.on_asked, question)
+                link = self._push.subscription()
+                if link is None:
+                    self._enter(life, "off")
+                    return
+                self._listen(life, link, backoff)
+            except BaseException as error:
+                if not life.stopping:
+                    self._link_lost(life, error)
+                    life.pause(backoff.next())
 
-    def _handle_other(self, data: bytes) -> None:
-        question = codec.decode_question(data)
-        if question is not None:
-            _call(self.on_asked, question)
+    def _listen(self, life: Life, link: Subscription, backoff: Backoff) -> None:
+        life.on_stop = link.interrupt
+        try:
+            if life.stopping:  # looked at after on_stop was set; stop() does it the other way round
+                return
+            link.open()
+            backoff.reset()
+            origin = self._origin()
+            self._confirmed(life, origin)
+            try:
+                while not life.stopping:
+                    self._receive(link.receive(), origin)
+            finally:
+                self._missed_since = link.heard_at
+        finally:
+            life.on_stop = None
+            link.close()
+
+    def _receive(self, data: bytes, origin: str) -> None:
+        self._messages += 1
+        try:
+            is_well_formed = self._handle(data, origin)
+        except BaseException:
+            logger.exception("Failed to handle the message %.80r", data)
+            return
+        if is_well_formed:
             return
         self._malformed += 1
-        if (before := self._throttle.admit()) is not None:
-            logger.warning("Ignored a malformed message, and %d before: %.80r", before, data)
+        others = self._throttle.admit()
+        if others is not None:
+            text = "Ignored a malformed message (and %d others since the last warning): %.80r"
+            logger.warning(text, others, data)
+
+    def _confirmed(self, life: Life, origin: str) -> None:
+        self._confirmations += 1
+        # The hooks come first: when the state is "listening", they know what was missed.
+        self.subscribed(self._missed_since or time.time())
+        self._enter(life, "listening")
+        logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
+
+    def _link_lost(self, life: Life, error: BaseException) -> None:
+        self._last_error = f"{type(error).__name__}: {error}"
+        if self._phase[0] == "reconnecting":
+            return
+        logger.warning(
+            "Not listening for aborts on %s: %s; trying again",
+            conf.settings().CHANNEL,
+            self._last_error,
+        )
+        logger.debug("Traceback of the error", exc_info=error)
+        self._enter(life, "reconnecting")
+        self.lost()
+
+    def _enter(self, life: Life, state: State) -> None:
+        with self._lock:
+            # A thread that did not end in time must not report a state in place of its successor.
+            if self.service.is_current(life) and self._phase[0] != state:
+                self._phase = (state, datetime.now(UTC))
 
     # Around a fork.
 
     def before_fork(self) -> None:
-        with self._lock:
-            self._forking += 1
-            thread = self._thread
-            alive = thread is not None and thread.is_alive() and not thread.stopping
-            if not alive or thread is threading.current_thread():
-                return
-            self._thread = None
-            self._resume = True
-        if thread is not None and not _end(thread, JOIN_TIMEOUT):
-            logger.warning("The listener is busy and lives on while this process forks")
+        """Stop the thread for the time of the fork."""
+        self.service.before_fork()
 
     def after_fork_in_parent(self) -> None:
+        """Start the thread again if the fork has stopped it."""
         with self._lock:
-            self._forking -= 1
-            if self._forking or not self._resume:
-                return
-            self._resume = False
-        self.start(rest=REST)
+            was_running = self.service.is_running
+            self.service.after_fork_in_parent(rest=REST)
+            if not was_running:
+                self._note_start()
 
     def after_fork_in_child(self) -> None:
-        resume = self._resume or self._thread is not None
-        if self._thread is not None:  # it forked, and shall not go on listening in the child
-            self._thread.stopping = True
+        """Begin anew, with the hooks of the parent; start a thread if the parent had one."""
         self._reset()
-        if resume:
+        if self.service.after_fork_in_child(rest=-1):
             self.start(rest=REST)
-
-
-def _question_with(message: AbortMessage) -> Question | None:
-    """What the sender of the abort wants to know besides; None if nothing."""
-    run_id, _, abort_id, _, _, wait = message
-    return Question("abort", abort_id, wait, abort_id, run_id) if wait and abort_id else None
-
-
-def _call(hooks: Iterable[Callable[[Question], object]], question: Question) -> None:
-    for hook in tuple(hooks):
-        call_logged(partial(hook, question))
-
-
-def _end(thread: Subscriber, timeout: float | None) -> bool:
-    thread.stop()
-    if thread is not threading.current_thread():
-        thread.join(timeout)
-    return not thread.is_alive()
-
-
-def _has_endpoint() -> bool:
-    try:
-        return channel.endpoint() is not None
-    except Exception as error:
-        logger.warning("Not listening for aborts: Redis cannot be used: %s", error)
-        return False
-
-
-_listener = Listener()
-
-start = _listener.start
-stop = _listener.stop
-status = _listener.status
-ensure_started = _listener.ensure_started
-
-
-def on_subscribed(hook: Callable[[float], object]) -> Callable[[], object]:
-    """Call ``hook(missed_since)`` on the listener's thread at each confirmed subscription.
-
-    :param hook: takes the time from which on messages may have been missed, in seconds since the
-        epoch. Adding it again changes nothing.
-    :return: a function that takes the hook out again.
-    """
-    if hook not in _listener.on_subscribed:
-        _listener.on_subscribed.append(hook)
-    return lambda: _listener.on_subscribed.remove(hook)
-
-
-def on_lost(hook: Callable[[], object]) -> None:
-    """Call ``hook()`` on the listener's thread whenever it ceases to listen unasked."""
-    if hook not in _listener.on_lost:
-        _listener.on_lost.append(hook)
-
-
-def on_expected(hook: Callable[[Question], object]) -> None:
-    """Call ``hook(question)`` on the listener's thread before it deals with an abort.
-
-    Only if its sender wants an answer; :func:`on_asked` hooks are called afterwards. It must not
-    block.
-    """
-    if hook not in _listener.on_expected:
-        _listener.on_expected.append(hook)
-
-
-def on_asked(hook: Callable[[Question], object]) -> None:
-    """Call ``hook(question)`` on the listener's thread when somebody wants an answer.
-
-    After the abort was dealt with, if it is about one. It must not block.
-    """
-    if hook not in _listener.on_asked:
-        _listener.on_asked.append(hook)
-
-
-def is_listening() -> bool:
-    """Whether the subscription is confirmed, and not known to be lost."""
-    return _listener.status().state == "listening"
-
-
-def start_soon() -> None:
-    """Start the thread if a Redis may be configured. For ``ready()``: no I/O, no heavy import."""
-    if channel.may_be_configured():
-        _listener.start(rest=REST)
-
-
-def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
-    """Call ``on_abort(run_id)`` for each abort that another process requests.
-
-    Also for one that was requested up to a minute ago, if this process was not yet listening.
-
-    It is called on a thread of its own, one abort after the other; what it raises is logged. Makes
-    sure that this process listens. Subscribing the same function again changes nothing.
-
-    :param on_abort: takes the run ID, a ``str``.
-    :return: False when no Redis is configured, or ``LISTEN`` is False: then ``on_abort`` is not
-        called, and the caller keeps its local path. True when one is, also while it is away.
-    :raises TypeError: if ``on_abort`` is not callable.
-    :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
-    """
-    dispatch.add_handler(on_abort)
-    return _listener.ensure_started()
-
-
-def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in {"RUN_ABORT", "CACHES"}:
-        _listener.stop()
-
-
-def _catch_up(**kwargs: object) -> None:
-    catch_up()
-
-
-setting_changed.connect(_forget, dispatch_uid="run_abort.listener")
-request_started.connect(_catch_up, dispatch_uid="run_abort.listener")
-atexit.register(stop)
-at_fork(
-    before=_listener.before_fork,
-    after_in_parent=_listener.after_fork_in_parent,
-    after_in_child=_listener.after_fork_in_child,
-)

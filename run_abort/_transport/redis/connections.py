@@ -1,8 +1,8 @@
-"""Single connections to Redis: one that is subscribed, and one kept for publishing.
+"""Single connections to Redis: one that is subscribed, and one that is kept for publishing.
 
-They are our own, never the cache's pool: its time-outs, retries, size and ``CLOSE_CONNECTION`` are
-made for the cache. The one room that imports redis-py at its top; ``channel`` imports it on first
-use, because a process that neither listens nor publishes shall not pay for redis-py.
+They do not come from the cache's pool, whose time-outs, retries, size and ``CLOSE_CONNECTION`` are
+chosen for the cache. Importing this module imports redis-py, so ``endpoint`` imports it on first
+use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .resp import MessageReader
 __all__ = ["PONG_TIMEOUT", "Publisher", "Subscription"]
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
-PONG_TIMEOUT: Final = 5.0  # seconds without a byte after our PING
+PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
 READ_SIZE: Final = 65_536  # bytes
 PIPELINE: Final = 500  # commands that are sent before their replies are read
 MAX_CONNECTING: Final = 8  # publishers that may be waiting for a new connection at once
@@ -41,7 +41,7 @@ _LOST: Final = (LinkLostError, SilenceError, OSError)
 
 
 class Connection(Protocol):
-    """What we use of redis-py's connection classes, from 5 to 8; most of it is untyped there."""
+    """The part of the connection classes of redis-py 5 to 8 that is used here."""
 
     _sock: socket.socket | None
 
@@ -51,11 +51,10 @@ class Connection(Protocol):
 
 
 def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
-    """A connection, not yet connected, with every option that the project gave the pool.
+    """A connection, not yet connected, with the options that the project gave the pool.
 
-    Except those that a listener or a bounded publisher cannot leave to others: no retries, RESP2
-    (faster to read, and enough), bytes, our time-outs, and no ``SELECT``: channels ignore the
-    database number.
+    These options are replaced: no retries, RESP2 (enough, and faster to read), bytes, the time-out,
+    and no ``SELECT``, because channels ignore the database number.
 
     :param timeout: seconds, for TCP, and again for each reply.
     """
@@ -80,19 +79,19 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
 
 
 class Subscription:
-    """One link that is subscribed, kept honest by our own PING.
+    """A link that is subscribed, and is pinged when it is silent.
 
-    redis-py connects it: names, TLS, passwords, Sentinels. From then on its bytes are read here,
-    which takes a third of the time that redis-py's own parser and ``PubSub`` take together, and
-    leaves no room for what they do unasked: reconnect, wait, retry.
+    redis-py makes the connection: names, TLS, passwords, Sentinels. The bytes are read here: this
+    takes a third of the time of redis-py's parser and ``PubSub``, and does not reconnect, wait or
+    retry as they do.
 
-    Opened, read and closed by one thread; :meth:`interrupt` is for the others.
+    One thread opens, reads and closes it; other threads may call :meth:`interrupt`.
 
-    :ivar heard_at: when the server was last heard of, in seconds since the epoch.
-    :param channels: whose names have as many bytes each.
+    :ivar heard_at: when the last bytes came from the server, in seconds since the epoch.
+    :param channels: at least one; their names have the same number of bytes.
     :param heartbeat: seconds of silence after which the link is pinged.
-    :param limit: bytes that a message may have; of a larger one the beginning is returned.
-    :param on_silence: called by the thread that reads, whenever the link is pinged.
+    :param limit: the largest size of a message in bytes; of a larger one the beginning is returned.
+    :param on_silence: called by the thread that reads, whenever it pings the link.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Subscription:
         *channels: str,
         heartbeat: float,
         limit: int,
-        on_silence: Callable[[], object] = bool,
+        on_silence: Callable[[], object] | None = None,
     ) -> None:
         self._connection = new_connection(pool, timeout=CONNECT_TIMEOUT)
         self._channels = channels
@@ -114,7 +113,7 @@ class Subscription:
     def open(self) -> None:
         """Connect, subscribe, and read the server's confirmations.
 
-        :raises redis.RedisError: or ``OSError``, if that cannot be had now.
+        :raises redis.RedisError: or ``OSError``, if that is not possible now.
         """
         self._connection.connect()
         self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
@@ -123,10 +122,10 @@ class Subscription:
         _set_timeout(self._connection, self._heartbeat)
 
     def receive(self) -> bytes:
-        """The next message; blocks until there is one.
+        """Wait for the next message and return it.
 
         :raises redis.RedisError: or ``OSError``, when the link is lost, or was silent for the
-            heartbeat and 5 s more.
+            heartbeat and ``PONG_TIMEOUT``.
         """
         while True:
             message = self._reader.next()
@@ -143,7 +142,7 @@ class Subscription:
             self._reader.feed(data)
 
     def receive_before(self, deadline: float) -> bytes | None:
-        """The next message; None if there is none by then.
+        """Wait for the next message and return it; None if none has come by the deadline.
 
         :param deadline: in seconds of ``time.monotonic()``.
         :raises redis.RedisError: or ``OSError``, when the link is lost.
@@ -166,34 +165,35 @@ class Subscription:
         return data
 
     def _ping(self) -> None:
-        # No redis-py option notices a frozen or half-open peer: its health check only sends.
+        # No option of redis-py detects a frozen or half-open peer: its health check only sends.
         if self._pinged:
             raise LinkLostError(f"no answer to a PING within {PONG_TIMEOUT:g} s")
         self._connection.send_command("PING", check_health=False)
         self._pinged = True
         _set_timeout(self._connection, PONG_TIMEOUT)
-        self._on_silence()
+        if self._on_silence is not None:
+            self._on_silence()
 
     def interrupt(self) -> None:
-        """Make an :meth:`open` or :meth:`receive` in another thread end. Any thread may call it.
+        """Make an :meth:`open` or :meth:`receive` in another thread raise. Raises nothing itself.
 
-        It cannot interrupt the making of a TCP connection, which is bounded by itself.
+        It cannot interrupt the making of a TCP connection, which takes a bounded time.
         """
         sock = self._connection._sock
         if sock is not None:
-            with suppress(OSError):  # closed meanwhile
+            with suppress(OSError):  # the other thread has closed it
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the link. In a forked child this closes the copy and tells the server nothing."""
+        """Close the link. In a forked child this closes the copy and sends nothing."""
         self._connection.disconnect()
 
 
 class Publisher:
-    """Publishes within a bound: over one kept connection, else over a new one.
+    """Publishes within a bounded time: over the connection that it keeps, else over a new one.
 
-    A new one is made on a helper thread, for only so does the bound hold: name look-ups and
-    Sentinels have time-outs of their own. Any thread may publish.
+    A new one is made in a helper thread, because name look-ups and Sentinels have time-outs of
+    their own. Any thread may publish.
 
     :param timeout: seconds that :meth:`publish` may take.
     """
@@ -201,7 +201,7 @@ class Publisher:
     def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
         self._pool = pool
         self._timeout = timeout
-        # At most one, idle. Whoever pops it owns it.
+        # At most one, idle. The thread that pops it owns it.
         self._kept: list[Connection] = []
         self._was_used = False
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
@@ -209,15 +209,15 @@ class Publisher:
     def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
         """Publish the messages on the channel, in one pipeline.
 
-        :return: how many subscribers the server had for each.
-        :raises redis.RedisError: or ``OSError``, ``TimeoutError`` among them, if it failed.
+        :return: the number of subscribers that the server counted for each.
+        :raises redis.RedisError: or ``OSError``, which includes ``TimeoutError``, if it failed.
         """
         deadline = time.monotonic() + self._timeout
         head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % _sized(channel.encode())
         commands = [b"%b%d\r\n%b\r\n" % (head, *_sized(each)) for each in messages]
         try:
-            # A link that was idle may be dead: its last bytes say so at once, or a quarter of the
-            # time is up in vain and leaves enough for a new link.
+            # A connection that was idle may be dead. That shows at once, or after a quarter of the
+            # time, which leaves enough for a new connection.
             return self._send(self._kept.pop(), commands, deadline)
         except (IndexError, *_LOST):
             pass
@@ -279,7 +279,7 @@ def _sized(data: bytes) -> tuple[int, bytes]:
 def _read_integers(sock: socket.socket, count: int) -> list[int]:
     """The replies to ``count`` commands.
 
-    :raises redis.RedisError: if one of them is an error.
+    :raises redis.RedisError: if one of them is not a number, such as an error.
     """
     replies = b""
     while replies.count(b"\r\n") < count:
@@ -292,9 +292,10 @@ def _read_integers(sock: socket.socket, count: int) -> list[int]:
 
 
 def _receive(sock: socket.socket) -> bytes:
-    """What has come.
+    """Wait for bytes and return them.
 
-    :raises TimeoutError: if nothing came in time.
+    :raises TimeoutError: if none came in time.
+    :raises redis.ConnectionError: if the server closed the connection.
     """
     try:
         data = sock.recv(READ_SIZE)
@@ -306,10 +307,10 @@ def _receive(sock: socket.socket) -> bytes:
 
 
 def _set_timeout(connection: Connection, seconds: float) -> None:
-    """Bound each sending and receiving, from now on, by the kernel.
+    """Have the kernel limit the time of each sending and receiving from now on.
 
-    Python's own time-out waits for the socket first and reads from it then: where other threads
-    compute, it has to queue for the interpreter's lock twice.
+    Python's own time-out takes two calls, one that waits and one that reads: in a process whose
+    other threads compute, it waits for the interpreter's lock twice.
     """
     sock = connection._sock
     if sock is None:

@@ -1,4 +1,4 @@
-"""Reading a subscribed connection: the part of RESP2 that occurs there."""
+"""Reads the bytes of a subscribed connection: the part of RESP2 that occurs there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 __all__ = ["MessageReader", "ReplyError"]
 
 _CRLF: Final = b"\r\n"
-_MAX_OTHER: Final = 256 * 1024  # bytes that a reply other than a message may have
+_MAX_OTHER: Final = 256 * 1024  # the largest size of a reply other than a message, in bytes
 
 
 class ReplyError(Exception):
@@ -15,13 +15,13 @@ class ReplyError(Exception):
 
 
 class MessageReader:
-    """Takes the bytes of a link, gives the messages of the channels that it is subscribed to.
+    """Takes the bytes of a link and gives the messages of the channels that it is subscribed to.
 
-    :param name_size: bytes that the name of each of these channels has.
-    :param limit: bytes that a message may have; of a larger one the first ``limit + 1`` are given,
-        and the rest is thrown away as it comes, so that no message can fill the memory.
-    :param channels: how many there are.
-    :ivar confirmed: of how many channels the server's answer to ``SUBSCRIBE`` was read.
+    :param name_size: size of the name of each of these channels, in bytes.
+    :param limit: the largest size of a message in bytes. Of a larger one the first ``limit + 1``
+        are given; the rest is dropped as it comes, so that no message can fill the memory.
+    :param channels: the number of channels.
+    :ivar confirmed: the number of channels that the server has confirmed.
     """
 
     def __init__(self, name_size: int, *, limit: int, channels: int = 1) -> None:
@@ -35,7 +35,7 @@ class MessageReader:
         self.confirmed = 0
 
     def feed(self, data: bytes) -> None:
-        """Add what was read from the link, after :meth:`next` has given all that was in before.
+        """Add bytes that were read from the link, once :meth:`next` has returned None.
 
         :raises ReplyError: if the server's answer to ``SUBSCRIBE`` is an error.
         """
@@ -49,7 +49,7 @@ class MessageReader:
             self._skip_others()
 
     def next(self) -> bytes | None:
-        """The next message; None if there is no whole one yet.
+        """The next message; None if it is not complete yet.
 
         :raises ReplyError: if the server sent an error instead.
         """
@@ -72,9 +72,9 @@ class MessageReader:
         return None
 
     def _skip_others(self) -> bool:
-        """Step over whole replies that are no messages: the confirmation, the answers to PING.
+        """Step over complete replies that are not messages: confirmations, answers to PING.
 
-        :return: whether a message follows, at least the head of it.
+        :return: whether the head of a message follows.
         """
         while not self._buffer.startswith(self._head, self._at):
             if self._head.startswith(self._buffer[self._at : self._at + len(self._head)]):
@@ -90,7 +90,7 @@ class MessageReader:
         return True
 
     def _end_of_reply(self, at: int) -> int:
-        """Where the reply that begins at ``at`` ends; negative if that is still to come."""
+        """Where the reply that begins at ``at`` ends; negative if it is not complete yet."""
         end = self._buffer.find(_CRLF, at) + 2
         if end < 2:
             return -1

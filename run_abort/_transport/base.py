@@ -1,0 +1,89 @@
+"""What the push needs of a server that passes messages on: Redis today, others later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+__all__ = ["Subscription", "Transport"]
+
+
+class Subscription(Protocol):
+    """One link to the server that receives the messages of one or more channels.
+
+    One thread opens, reads and closes it. Only :meth:`interrupt` is for other threads.
+
+    :ivar heard_at: when the last bytes came from the server, in seconds since the epoch; 0.0
+        before the first ones.
+    """
+
+    heard_at: float
+
+    def open(self) -> None:
+        """Connect and subscribe; return when the server has confirmed it.
+
+        :raises Exception: if that is not possible now.
+        """
+
+    def receive(self) -> bytes:
+        """Wait for the next message and return it.
+
+        Of a message over the limit only the beginning is returned, and it is longer than the
+        limit.
+
+        :raises Exception: when the link is lost. A server that has been silent for too long is
+            asked for a sign of life; without one the link counts as lost.
+        """
+
+    def receive_before(self, deadline: float) -> bytes | None:
+        """Wait for the next message and return it; None if none has come by the deadline.
+
+        :param deadline: in seconds of ``time.monotonic()``.
+        :raises Exception: when the link is lost.
+        """
+
+    def interrupt(self) -> None:
+        """Make an :meth:`open` or a :meth:`receive` in another thread raise. Raises nothing itself.
+
+        The making of a connection may be uninterruptible if it is bounded in time.
+        """
+
+    def close(self) -> None:
+        """Close the link, open or not.
+
+        In a forked child this closes the child's copy; the parent's link stays as it is.
+        """
+
+
+class Transport(Protocol):
+    """Publishes messages on channels and subscribes to channels. Any thread may use it.
+
+    Making one opens no connection.
+
+    :ivar source: the setting that names the server, for messages to people.
+    """
+
+    @property
+    def source(self) -> str: ...
+
+    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
+        """Publish the messages on the channel, in this order, within a bounded time.
+
+        :return: for each message the number of subscribers that the server counted. It is a hint:
+            a server of several nodes may count one node only.
+        :raises Exception: if it failed. Some of the messages may have been published.
+        """
+
+    def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
+        """A new subscription, not yet open, for the messages of all the channels.
+
+        :param channels: at least one. Their names have the same number of bytes.
+        :param heartbeat: seconds of silence after which the server is asked for a sign of life.
+        :param limit: the largest size of a message in bytes.
+        """
+
+    def rest(self) -> None:
+        """Close a connection kept for publishing if it was not used since the last call."""
+
+    def close(self) -> None:
+        """Close connections kept for publishing; the next :meth:`publish` opens a new one."""

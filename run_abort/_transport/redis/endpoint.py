@@ -1,0 +1,159 @@
+"""Which Redis the settings name, and the transport over it.
+
+redis-py is imported when a transport is made: a process that neither listens nor publishes does
+not pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from django.conf import settings as django_settings
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+
+from run_abort import conf
+
+if TYPE_CHECKING:
+    from redis import ConnectionPool
+
+    from run_abort._transport.base import Subscription
+
+__all__ = ["Found", "RedisTransport", "find", "may_be_configured"]
+
+
+class RedisTransport:
+    """Redis pub/sub as a :class:`~run_abort._transport.base.Transport`.
+
+    :ivar source: the setting that names the Redis.
+    :ivar pool: holds the options of the connections. No connection is taken from it, but those of
+        Sentinel ask it for the address of the master.
+    :param timeout: seconds that :meth:`publish` may take.
+    """
+
+    def __init__(self, source: str, pool: ConnectionPool, timeout: float) -> None:
+        from .connections import Publisher
+
+        self.source = source
+        self.pool = pool
+        self._publisher = Publisher(pool, timeout=timeout)
+
+    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
+        return self._publisher.publish(messages, channel)
+
+    def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
+        from . import connections
+
+        return connections.Subscription(
+            self.pool, *channels, heartbeat=heartbeat, limit=limit, on_silence=self.rest
+        )
+
+    def rest(self) -> None:
+        self._publisher.rest()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+class Found(NamedTuple):
+    """What :func:`find` found, and what that depends on besides the settings.
+
+    :ivar transport: None if no Redis is configured.
+    :ivar only_named: what :func:`find` was asked for.
+    :ivar by_settings: whether the settings decided, so that the environment does not matter.
+    :ivar url: the environment's ``REDIS_URL`` if it matters.
+    """
+
+    transport: RedisTransport | None
+    only_named: bool
+    by_settings: bool = True
+    url: str | None = None
+
+    def is_valid(self, *, only_named: bool) -> bool:
+        """Whether :func:`find` would find the same, as far as the settings are the same."""
+        is_same = self.by_settings or self.url == _environment_url()
+        return is_same and self.only_named == only_named
+
+
+def may_be_configured() -> bool:
+    """Whether :func:`find` may find a Redis. Cheap: imports neither redis-py nor a cache."""
+    options = conf.settings()
+    if options.REDIS_URL or _environment_url():
+        return True
+    configured: Mapping[str, Any] = django_settings.CACHES.get(options.CACHE_ALIAS, {})
+    backend: str = configured.get("BACKEND", "")
+    # A backend that is not one of Django's own may be based on django-redis.
+    is_djangos = backend.startswith("django.core.cache.") and not backend.endswith(".RedisCache")
+    return bool(backend) and not is_djangos
+
+
+def find(*, only_named: bool) -> Found:
+    """Make a transport over the Redis that the settings name. Opens no connection.
+
+    :param only_named: whether only a Redis that ``RUN_ABORT["REDIS_URL"]`` names counts.
+    :raises Exception: if the settings name one that cannot be used.
+    """
+    options = conf.settings()
+    if options.REDIS_URL:
+        pool = _url_pool(options.REDIS_URL)
+        return Found(_transport("RUN_ABORT['REDIS_URL']", pool), only_named)
+    if only_named:
+        return Found(None, only_named)
+    alias_pool = _alias_pool(options.CACHE_ALIAS)
+    if alias_pool is not None:
+        return Found(_transport(f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool), only_named)
+    url = _environment_url()
+    found = _transport("the environment's REDIS_URL", _url_pool(url)) if url else None
+    return Found(found, only_named, by_settings=False, url=url)
+
+
+def _transport(source: str, pool: ConnectionPool) -> RedisTransport:
+    return RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
+
+
+def _environment_url() -> str | None:
+    return os.environ.get("REDIS_URL")
+
+
+def _url_pool(url: str) -> ConnectionPool:
+    from redis import ConnectionPool
+
+    try:
+        return ConnectionPool.from_url(url)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The Redis URL is not valid: {error}") from error
+
+
+def _alias_pool(alias: str) -> ConnectionPool | None:
+    """A pool with all options of the alias; None if the alias is not Redis-backed."""
+    configured = django_settings.CACHES.get(alias)
+    if configured is None:
+        return None
+    cache: Any = caches[alias]
+    if hasattr(cache, "client"):
+        return _django_redis_pool(alias, configured)
+    if hasattr(getattr(cache, "_cache", None), "get_client"):  # Django's own RedisCache
+        pool: ConnectionPool = cache._cache.get_client(None, write=True).connection_pool
+        return pool
+    return None
+
+
+def _django_redis_pool(alias: str, configured: Mapping[str, Any]) -> ConnectionPool | None:
+    from django_redis import get_redis_connection
+
+    try:
+        shared: ConnectionPool = get_redis_connection(alias, write=True).connection_pool
+    except NotImplementedError:  # a sharded client, or a backend that is not django-redis
+        return None
+    cache: Any = caches[alias]
+    if not hasattr(cache.client, "connection_factory"):
+        return shared
+    factory = cache.client.connection_factory
+    # A new pool, because django-redis keeps one pool per URL: two aliases with the same URL get the
+    # options of the alias that was used first.
+    location = configured.get("LOCATION", "")
+    first = location.split(",")[0] if isinstance(location, str) else location[0]
+    pool: ConnectionPool = factory.get_connection_pool(factory.make_connection_params(first))
+    return pool
