@@ -82,16 +82,6 @@ class Transport(Protocol):
         :param limit: the largest size of a message in bytes.
         """
 
-<<<<<<< HEAD
-    def lacks(self) -> list[str]:
-        """What protects a server that is reached over the network and is missing here.
-
-        :return: for messages to people, such as ``["a password", "TLS"]``; empty for a server on
-            this host.
-        """
-
-=======
->>>>>>> transport
     def lacks(self) -> list[str]:
         """What protects a server that is reached over the network and is missing here.
 

@@ -9,10 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-<<<<<<< HEAD
-from ipaddress import ip_address
-=======
->>>>>>> transport
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.conf import settings as django_settings
@@ -55,20 +51,6 @@ class RedisTransport:
             self.pool, *channels, heartbeat=heartbeat, limit=limit, on_silence=self.rest
         )
 
-<<<<<<< HEAD
-    def lacks(self) -> list[str]:
-        options = self.pool.connection_kwargs
-        if "path" in options or _is_local(options.get("host", "localhost")):
-            return []
-        lacks = []
-        if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
-            lacks.append("a password")
-        if not any("SSL" in each.__name__ for each in self.pool.connection_class.__mro__):
-            lacks.append("TLS")
-        return lacks
-
-=======
->>>>>>> transport
     def lacks(self) -> list[str]:
         options = self.pool.connection_kwargs
         if "path" in options or _is_local(options.get("host", "localhost")):
@@ -143,16 +125,6 @@ def _transport(source: str, pool: ConnectionPool) -> RedisTransport:
     return RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
 
 
-<<<<<<< HEAD
-def _is_local(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-=======
->>>>>>> transport
 def _is_local(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
