@@ -95,12 +95,12 @@ class Events:
     def after_fork_in_child(self) -> None:
         """Forget everything: the parent reports what was aborted before the fork.
 
-        To be called once the registry has forgotten what the child does not hold.
+        A later request for the same blocks is reported by the child as well.
         """
         self._reset()
         for controller, _ in self._registry.holdings():
-            if controller.signal.aborted:
-                self._keys[controller.signal] = ()  # no event of this process is still to come
+            if controller.signal.aborted_by is not None:
+                self._keys[controller.signal] = ()
 
     # Within the lock.
 

@@ -164,7 +164,7 @@ class Runtime:
 
     def after_fork_in_parent(self) -> None:
         """Start again what was stopped."""
-        self.escalator.service.after_fork_in_parent()
+        self.escalator.after_fork_in_parent()
         self.reconciler.after_fork_in_parent()
         self.listener.after_fork_in_parent()
 
