@@ -302,8 +302,10 @@ class _Guard:
         self.block: KeptBlock | None = block
 
     def __del__(self) -> None:
-        if self.block is not None:
-            self.block.abandon()
+        # An interrupt of a block around this one may arrive before the attribute is set.
+        block = getattr(self, "block", None)
+        if block is not None:
+            block.abandon()
 
 
 class _Exit(partial[None]):
