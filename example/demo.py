@@ -102,8 +102,8 @@ class Demo:
 
         programs = running_programs(run)
         for number, pids in programs.items():
-            told = " and its child process ".join(map(str, pids))
-            self._terminal.say(f"Program  process {told} for part {number}")
+            pair = " and its child process ".join(map(str, pids))
+            self._terminal.say(f"Program  process {pair} for part {number}")
         return programs
 
     def _click_stop(self, run: Run) -> tuple[datetime, Page]:
@@ -114,7 +114,7 @@ class Demo:
         return clicked_at, answer
 
     def _wait_for_stops(self, run: Run) -> None:
-        """Give all processes the time to stop; the verdicts tell which of them did."""
+        """Give all processes the time to stop; the verdicts say which of them did."""
         from .evidence import has_stopped, heard
 
         listeners = self._fleet.named("listener")

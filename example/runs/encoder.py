@@ -1,7 +1,7 @@
 """``python encoder.py DONE TOTAL``: a program that behaves as ffmpeg does.
 
 It knows nothing of Django, nor of aborts. A child process makes up the frames of a video; this
-process compresses them, and prints a line for each. It ends when nobody reads its output any more.
+process compresses them, and prints a line for each. It ends once its output has no reader.
 """
 
 from __future__ import annotations

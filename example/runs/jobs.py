@@ -149,7 +149,7 @@ def train_model(part: Part, block: Block) -> None:
 
 
 def _train(step: int) -> None:
-    """One step of the training: some arithmetic, in somebody else's code."""
+    """One step of the training: some arithmetic, as in a library that knows no signals."""
     numbers = random.Random(step)
     sum(numbers.gauss() for _ in range(5_000))
     time.sleep(0.02)  # leaves the processor to others

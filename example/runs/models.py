@@ -101,7 +101,7 @@ class Run(models.Model):
 
     @property
     def state(self) -> State:
-        """The state of the run as a whole, as far as its parts tell."""
+        """The state of the run as a whole, derived from its parts and the requests to abort it."""
         states = {part.state for part in self.parts.all()}
         if states <= Part.OVER:
             if Part.State.STOPPED in states:

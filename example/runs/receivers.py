@@ -1,4 +1,4 @@
-"""What the example does when somebody asks to abort one of its runs."""
+"""What the example does when the abort of one of its runs is requested."""
 
 from __future__ import annotations
 

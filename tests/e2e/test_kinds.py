@@ -25,7 +25,7 @@ STOPPED = re.compile(r"worker-\d stopped after")
 
 
 def part(page: Page, number: int) -> Locator:
-    """What the page of the run tells of a part."""
+    """What the page of the run shows about a part."""
     bar = page.get_by_role("progressbar", name=f"Part {number}", exact=True)
     return page.locator(".part").filter(has=bar)
 

@@ -16,6 +16,6 @@ const button = document.querySelector("[data-run-abort]");
 show(answer)
   .catch(() => answer.append(answer.dataset.lost))
   .finally(() => {
-    // Once it was clicked, the button tells what became of the abort.
+    // Once it was clicked, the button shows what came of the abort.
     if (button && !button.dataset.state) button.hidden = true;
   });

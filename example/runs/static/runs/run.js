@@ -36,7 +36,7 @@ function show(progress) {
   }
   showTimeline(progress.timeline);
   const button = run.querySelector("[data-run-abort]");
-  // Once it was clicked, the button tells what became of the abort.
+  // Once it was clicked, the button shows what came of the abort.
   if (button && !button.dataset.state) button.hidden = progress.over;
 }
 
