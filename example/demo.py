@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from .evidence import Evidence
     from .runs.models import Part, Run
 
-INTRODUCTION = (
-    "Three worker processes import rows, write an answer, convert a video and train a model; "
-    "after some seconds\nthe demo presses the Stop button of their web page, and then checks that "
-    "every process, program and thread has stopped.\n"
-)
+INTRODUCTION = """\
+You will see three worker processes import rows, write answers, convert a video
+and train a model, until the demo presses the Stop button on their web page, and
+checks that every process, program and thread has stopped.
+"""
 PARTS = 6
 SHOWN_FOR = 5.0  # seconds of progress before the click
 DONE_BEFORE = 10  # at least, of each part
