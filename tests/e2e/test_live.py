@@ -47,9 +47,9 @@ def test_runs_come_and_go_by_themselves(
     expect(page.get_by_role("table").last).to_contain_text("listening")
     run_id = start_run(2)
     expect(name_of(page, run_id)).to_be_visible()
-    for shard in ("shard 1 (thread)", "shard 2 (subprocess)"):
+    for part in ("part 1 (import)", "part 2 (import)"):
         row = page.locator("tbody").filter(has=name_of(page, run_id))
-        expect(row).to_contain_text(shard)
+        expect(row).to_contain_text(part)
     expect(told(page)).to_have_text(re.compile(r"^\d runs? on \d process(es)?\.$"))
     check_looks(page, "admin-live", of="#content-main")
 
