@@ -55,7 +55,7 @@ def test_shards_of_the_style_that_was_chosen_stop(tabs: Tabs, style: str) -> Non
     if style == "interrupt":
         expect(page.get_by_role("table")).to_contain_text("the thread was interrupted")
     if style == "subprocess":
-        expect(page.get_by_role("table")).to_contain_text("were asked to end")
+        expect(page.get_by_role("table")).to_contain_text("were asked to terminate")
 
 
 def test_one_of_each_is_what_is_proposed(tabs: Tabs) -> None:
