@@ -116,7 +116,7 @@ class TestRealProcesses:
         assert words[-1] == "2"
         assert second.split() == ['"run-2"', '"second', 'step"', "for", second.split()[4]]
         assert (first.split()[0], first.split()[-1]) == ('"run-1"', "aborting")
-        assert sentence == "1 process(es) answer; they work in 2 block(s)."
+        assert sentence == "1 process(es) answered, with 2 open block(s)."
 
         (facts,) = document["processes"]
         (run,) = facts.pop("runs")
@@ -141,21 +141,21 @@ class TestRealProcesses:
         with Child(*arguments, settings=project, program=(sys.executable,)) as process:
             assert process.wait() == 1
         assert process.output == [
-            "0 process(es) answer; they work in 0 block(s).",
+            "0 process(es) answered, with 0 open block(s).",
             "CommandError: Only 0 of 1 processes listen.",
         ]
 
     def test_starts_no_listener(self, configure: Configure) -> None:
-        assert call() == "0 process(es) answer; they work in 0 block(s).\n"
+        assert call() == "0 process(es) answered, with 0 open block(s).\n"
         assert listener.status().state == "off"
         assert "run_abort-listener" not in threads_of_ours()
 
     def test_does_not_count_the_process_it_runs_in(self, listening: None) -> None:
         with abortable_run("run-1"):
-            assert call() == "0 process(es) answer; they work in 0 block(s).\n"
+            assert call() == "0 process(es) answered, with 0 open block(s).\n"
 
     def test_who_does_not_answer_is_told(self, configure: Configure, stranger: None) -> None:
-        sentence = "1 listener(s) on the channel do not answer: other programs, or processes "
+        sentence = "1 listener(s) on the channel did not answer: other programs, or hung "
         assert sentence in call("--timeout=0.1")
         assert json.loads(call("--timeout=0.1", "--json")) == {"unanswered": 1, "processes": []}
         out, error = fails("--timeout=0.1", "--strict")
@@ -175,7 +175,7 @@ class TestWithoutRedis:
 
     def test_where_it_is_down(self, configure: Configure) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
-        assert fails("--json") == ("", "Redis could not be asked; --verbosity 3 says why.")
+        assert fails("--json") == ("", "Redis could not be reached; --verbosity 3 shows why.")
 
     def test_it_says_why_if_it_is_asked_to(self, project: dict[str, Any]) -> None:
         project["RUN_ABORT"]["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
@@ -198,14 +198,14 @@ class TestText:
             '    "a"       "longer"  for 1:02:05',
             '    "longer"            for 0:00:00  aborting',
             "w      123  celery worker  starting   2026-11-24 10:12:03+00:00  0",
-            "2 process(es) answer; they work in 2 block(s).",
+            "2 process(es) answered, with 2 open block(s).",
         ]
 
     def test_blocks_that_are_not_named_are_counted(self, found: list[ProcessStatus]) -> None:
         found.append(status(runs=(held("run-1"),), held=1200))
         assert call().splitlines()[-2:] == [
-            "1 process(es) answer; they work in 1200 block(s).",
-            "1199 younger block(s) are not named.",
+            "1 process(es) answered, with 1200 open block(s).",
+            "1199 newer block(s) are not shown.",
         ]
 
     def test_strangers_do_not_reach_the_terminal(self, found: list[ProcessStatus]) -> None:
@@ -262,13 +262,11 @@ class TestDemands:
         assert facts["held"] == 3
         out, error = fails("run-4")
         assert "HOST" not in out
-        assert error == "No process that answered is known to work on it."
+        assert error == "No process that answered works on it."
 
     def test_all_that_is_not_so_is_told(self, found: list[ProcessStatus]) -> None:
         _, error = fails("run-4", "--min-listening=1")
-        assert error == (
-            "Only 0 of 1 processes listen. No process that answered is known to work on it."
-        )
+        assert error == ("Only 0 of 1 processes listen. No process that answered works on it.")
 
 
 @pytest.mark.parametrize(
