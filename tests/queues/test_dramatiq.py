@@ -501,7 +501,7 @@ class TestInProcess:
         message = work.send()
         with caplog.at_level(logging.ERROR, "run_abort"):
             self.work_off(broker)
-        assert f"That message {message.message_id!r} was aborted cannot be stored" in caplog.text
+        assert f"Could not store the abort of message {message.message_id!r}" in caplog.text
         assert broker.dead_letters == []
 
     def test_it_has_neither_succeeded_nor_failed(self, broker: StubBroker) -> None:
