@@ -38,7 +38,8 @@ WATCHED_FOR = 1.5  # seconds in which no part may go on
 USER = "ada"
 ANSWER = "Run “%s” was asked to abort."
 ANSWER_WITHOUT_REDIS = (
-    "Run “%s” was asked to abort. Other processes hear of it from the database, some seconds later."
+    "Run “%s” was asked to abort. "
+    "Other processes read the request from the database some seconds later."
 )
 
 

@@ -73,7 +73,7 @@ class TestAbortRun:
             "waited-1: asked to abort, NOT recorded, published to 1 listener(s)",
             "    stopped in 1 process(es)",
             "waited-2: asked to abort, NOT recorded, published to 1 listener(s)",
-            "    no process that answered works on it",
+            "    none of the processes that answered works on it",
         ]
         told = call("abort_run", "waited-1", "--wait=20").splitlines()[1:]
         assert told == ["    had already finished"]
@@ -86,7 +86,7 @@ class TestAbortRun:
             pubsub.subscribe(foreign.channel)
             assert pubsub.get_message(timeout=5) is not None
             assert call("abort_run", "unknown-1", "--wait=0.2").splitlines()[1:] == [
-                "    no process that answered works on it",
+                "    none of the processes that answered works on it",
                 "    1 listener(s) did not answer",
             ]
 
@@ -111,7 +111,7 @@ class TestAbortRun:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         configure(REDIS_URL=None)
-        with pytest.raises(CommandError, match="Nobody could be asked") as raised:
+        with pytest.raises(CommandError, match="Not asked: neither") as raised:
             call("abort_run", "run-1")
         assert raised.value.returncode == 1
 
@@ -140,12 +140,12 @@ class TestClearRunAbort:
         assert out.splitlines() == [
             "run-1: 2 request(s) cleared",
             "run-2: 1 request(s) cleared",
-            "run-4: none stood",
+            "run-4: no request to clear",
         ]
         standing = AbortRequest.objects.filter(cleared_at=None)
         assert list(standing.values_list("run_id", flat=True)) == ["run-3"]
         assert AbortRequest.objects.count() == 4
-        assert call("clear_run_abort", "run-1") == "run-1: none stood\n"
+        assert call("clear_run_abort", "run-1") == "run-1: no request to clear\n"
 
     def test_the_id_runs_again_and_can_be_aborted_again(self, recording: None) -> None:
         for _ in range(2):
@@ -168,7 +168,7 @@ class TestClearRunAbort:
         self, recording: None, caplog: pytest.LogCaptureFixture
     ) -> None:
         out = io.StringIO()
-        with unmigrated(), pytest.raises(CommandError, match="could not be asked") as raised:
+        with unmigrated(), pytest.raises(CommandError, match="The database failed") as raised:
             call_command("clear_run_abort", "run-1", "run-2", stdout=out, no_color=True)
         assert raised.value.returncode == 1
         assert out.getvalue().splitlines() == [

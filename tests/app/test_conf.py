@@ -51,8 +51,8 @@ class TestSettings:
 
 
 BAD: list[tuple[object, str, str]] = [
-    (None, "dict", "has to be a dict"),
-    ([("CHANNEL", "x")], "dict", "has to be a dict"),
+    (None, "dict", "must be a dict"),
+    ([("CHANNEL", "x")], "dict", "must be a dict"),
     ({"CHANEL": "x"}, "key", "Did you mean 'CHANNEL'?"),
     ({"channel": "x"}, "key", "Did you mean 'CHANNEL'?"),
     ({"XYZ": 1}, "key", "The keys are REDIS_URL, CACHE_ALIAS"),

@@ -97,14 +97,14 @@ def test_the_page_does_not_look_for_ever(tabs: Tabs, start_run: StartRun, silent
     question(page).click()
     expect(status(page)).to_contain_text("1 listener has not answered.")
     page.clock.fast_forward(5 * MINUTE)
-    expect(status(page)).to_contain_text("This page has stopped looking")
+    expect(status(page)).to_contain_text("This page no longer follows the abort")
     looked = requests_of(page, "")
     page.clock.run_for(5 * MINUTE)
     assert not [request for request in looked if "/abort/progress/" in request.url]
     silent.close()
     opener(page).click()
     question(page).click()
-    expect(status(page)).to_have_text(re.compile("^(Stopped on|It had already finished)"))
+    expect(status(page)).to_have_text(re.compile("^(Stopped on|The run had already finished)"))
 
 
 def test_who_somebody_else_aborts_stops_on_the_page_too(tabs: Tabs, start_run: StartRun) -> None:

@@ -419,7 +419,7 @@ class TestInProcess:
     def test_called_as_a_function_it_is_one(self, broker: StubBroker) -> None:
         @dramatiq.actor(broker=broker)
         def double(number: int) -> int:
-            with pytest.raises(RuntimeError, match="there is no signal"):
+            with pytest.raises(RuntimeError, match="it has no signal"):
                 abort_signal()
             return 2 * number
 
@@ -501,7 +501,7 @@ class TestInProcess:
         message = work.send()
         with caplog.at_level(logging.ERROR, "run_abort"):
             self.work_off(broker)
-        assert f"That message {message.message_id!r} was aborted cannot be stored" in caplog.text
+        assert f"Could not store the abort of message {message.message_id!r}" in caplog.text
         assert broker.dead_letters == []
 
     def test_it_has_neither_succeeded_nor_failed(self, broker: StubBroker) -> None:
@@ -528,7 +528,7 @@ class TestInProcess:
 
         @dramatiq.actor(broker=broker)
         def go_on() -> None:
-            with pytest.raises(RuntimeError, match="there is no signal"):
+            with pytest.raises(RuntimeError, match="it has no signal"):
                 abort_signal()
             said.append("went on")
 

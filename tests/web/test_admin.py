@@ -159,14 +159,14 @@ class TestAction:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "hear of it from the database" in told) == ("info", True)
+        assert (level, "read the request from the database" in told) == ("info", True)
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "Nobody could be asked" in told) == ("error", True)
+        assert (level, "Not asked to abort" in told) == ("error", True)
 
     def test_with_nothing_to_abort_there_is_no_button(self, viewer: Client, over: Job) -> None:
         page = viewer.post(LIST, ACTION | select(over))
-        assert "Nothing that you selected can be aborted" in text(page)
+        assert "None of the selected items can be aborted" in text(page)
         assert 'type="submit" value="Yes, abort"' not in text(page)
 
     def test_a_reason_that_is_too_long_is_asked_for_again(
@@ -370,7 +370,7 @@ class TestWaiting:
             ("success", "1 job stopped, on 1 process."),
             ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
             ("info", "1 job had already finished."),
-            ("info", "1 job was asked to abort; no process that works on it is known."),
+            ("info", "1 job was asked to abort; no process is known to work on it."),
         ]
         assert LogEntry.objects.count() == 4
 
@@ -389,9 +389,9 @@ class TestWaiting:
             assert pubsub.get_message(timeout=5) is not None
             told = self.abort(viewer, *jobs)
         assert told == [
-            ("info", "1 job stopped on 1 process, but not everybody has answered."),
-            ("info", "1 job was asked to abort; no process that works on it is known."),
-            ("warning", "1 listener did not answer; what it works on is not known."),
+            ("info", "1 job stopped on 1 process, but not all listeners have answered."),
+            ("info", "1 job was asked to abort; no process is known to work on it."),
+            ("warning", "1 listener did not answer; its runs are unknown."),
         ]
 
     def test_without_redis_nobody_is_said_to_have_finished(
@@ -407,8 +407,8 @@ class TestWaiting:
             (
                 "info",
                 (
-                    "Asked to abort; other processes hear of it from the database, some seconds "
-                    "later: 1 job."
+                    "Asked to abort; other processes read the request from the database some "
+                    "seconds later: 1 job."
                 ),
             ),
         ]
@@ -450,8 +450,8 @@ class TestWaiting:
             "2 runs stopped, on 3 processes.",
             "2 runs were asked to abort and are still stopping, on 3 processes.",
             "1 run had already finished.",
-            "1 run was asked to abort; no process that works on it is known.",
-            "3 listeners did not answer; what they work on is not known.",
+            "1 run was asked to abort; no process is known to work on it.",
+            "3 listeners did not answer; their runs are unknown.",
         ]
 
 
