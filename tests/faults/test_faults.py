@@ -205,7 +205,6 @@ def test_a_server_that_is_slow_to_start(configure: Configure, channel_name: str)
         heard: list[str] = []
         assert subscribe_to_run_aborts(heard.append)
         wait_until(lambda: state() == "reconnecting")
-        refused = server.port
         wait_until(lambda: current().listener.status().last_error)
         server.start()
         with server.client() as client:
