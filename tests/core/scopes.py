@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from run_abort._core.controller import AbortController
@@ -35,7 +35,7 @@ class Block(Scope):
         self._core.look(controller)
 
     async def _alook(self, controller: AbortController) -> None:
-        self._core.look(controller)
+        await self._core.alook(controller)
 
 
 class Core:
@@ -43,6 +43,7 @@ class Core:
 
     :ivar registered: called when a block has registered its controller.
     :ivar look: called with the controller afterwards; may abort it.
+    :ivar alook: the same for asyncio; calls ``look`` unless a test replaces it.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,10 @@ class Core:
         self.registry.events.add(self.events.append)
         self.registered: Callable[[], object] = lambda: None
         self.look: Callable[[AbortController], object] = lambda controller: None
+        self.alook: Callable[[AbortController], Awaitable[object]] = self._alook
+
+    async def _alook(self, controller: AbortController) -> None:
+        self.look(controller)
 
     def block(self, run_id: object = "run-1", **options: Any) -> Block:
         return Block(self, run_id, **options)
