@@ -176,6 +176,7 @@ class TestRegistry:
         assert holding.label == "export"
         registry.leave(second, ["run"])
         assert registry.holding_of(second) is None
+        assert (first.label, second.label) == ("import", "export")
 
     def test_remembers_what_has_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("run_abort._core.registry.REMEMBERED", 10)
