@@ -172,13 +172,19 @@ class TestThread:
             assert core.registry.ids() == []
             assert not interrupts.open_interruptions
 
-    def test_one_that_is_entered_when_the_abort_stands_never_runs(self, core: Core) -> None:
-        block = core.block("run-1", grace=0, insist="interrupt")
-        with pytest.raises(RunAborted):
-            with block:
-                core.abort_when_held()
+    def test_the_thread_itself_may_abort_it(self, core: Core) -> None:
+        def work() -> None:
+            with core.block(grace=0, insist="interrupt"):
+                core.abort()
                 while True:
                     pass
+
+        assert isinstance(Worker(work).join(), RunAborted)
+
+    def test_what_was_requested_before_never_runs(self, core: Core) -> None:
+        core.look = lambda controller: core.abort()
+        with pytest.raises(RunAborted), core.block(grace=0, insist="interrupt"):
+            raise AssertionError("entered")
 
 
 class TestShield:
