@@ -307,6 +307,54 @@ class TestFork:
         released.set()
         assert service.stop()
 
+    def test_forced_two_forks_at_once_both_wait_for_its_end(self) -> None:
+        ending, released = threading.Event(), threading.Event()
+        alive_at_fork: list[int] = []
+
+        def run(life: Life) -> None:
+            while not life.stopping:
+                life.pause(TIMEOUT)
+            ending.set()
+            assert released.wait(TIMEOUT)
+
+        def fork() -> None:
+            service.before_fork()
+            alive_at_fork.append(threads())
+
+        service = Service(NAME, run)
+        service.start()
+        forking = [threading.Thread(target=fork) for _ in range(2)]
+        forking[0].start()
+        assert ending.wait(TIMEOUT)
+        forking[1].start()
+        forking[1].join(0.05)
+        assert forking[1].is_alive()
+        released.set()
+        for thread in forking:
+            thread.join()
+        assert alive_at_fork == [0, 0]
+        service.after_fork_in_parent()
+        service.after_fork_in_parent()
+        assert service.is_running
+        assert service.stop()
+
+    def test_forced_a_fork_waits_for_the_end_of_a_thread_that_has_retired(self) -> None:
+        retired, released = threading.Event(), threading.Event()
+
+        def run(life: Life) -> None:
+            assert service.retire(life, lambda: False)
+            retired.set()
+            assert released.wait(TIMEOUT)
+
+        service = Service(NAME, run)
+        service.start()
+        assert retired.wait(TIMEOUT)
+        threading.Timer(0.05, released.set).start()
+        service.before_fork()
+        assert threads() == 0
+        service.after_fork_in_parent()
+        assert not service.is_running
+
     def test_its_own_thread_may_fork(self) -> None:
         forked = threading.Event()
         lives: list[Life] = []
