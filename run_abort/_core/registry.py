@@ -100,6 +100,7 @@ class Registry:
         """From now on ``controller`` answers to ``ids``."""
         if self.on_register.functions:
             self.on_register(controller)
+        controller.label = label  # kept beyond the block: the event of an abort may come later
         # A plain tuple: to make a Holding takes as long as all the rest.
         holding = (threading.get_ident(), label, time.time())
         with self._lock:

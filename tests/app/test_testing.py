@@ -24,6 +24,7 @@ from run_abort import (
     abort_runs,
     abortable_run,
     checks,
+    conf,
 )
 from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
@@ -45,8 +46,10 @@ from tests.support import Foreign, wait_until
 @pytest.fixture(autouse=True)
 def leave_nothing_watched() -> Iterator[None]:
     yield
-    assert current().registry.on_register is None
-    assert not channel.only_named
+    assert not current().registry.on_register
+    assert current().registry.controller_class is AbortController
+    assert not current().push.only_named
+    assert not current().queues.cut_off
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal
 
@@ -164,7 +167,7 @@ class TestRecordAborts:
         assert current().push.is_configured()
 
     def test_settings_of_the_test_itself_count(self, db: None, configure: Configure) -> None:
-        redis = {"REDIS_URL": channel.conf.settings().REDIS_URL}
+        redis = {"REDIS_URL": conf.settings().REDIS_URL}
         with record_aborts(), override_settings(RUN_ABORT={"LISTEN": False, **redis}):
             outcome = abort_run("a")
         assert outcome.recorded
