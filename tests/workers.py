@@ -69,7 +69,7 @@ def linger(run_id: str, label: str, seconds: str, *, after: str = "") -> None:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
             say("gave up waiting")
