@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq import Broker, Worker, group, pipeline
-from dramatiq.brokers.driver import StubBroker
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Callbacks, Retries
 from dramatiq.results import ResultFailure, ResultMissing, Results
 from dramatiq.results.backends import StubBackend

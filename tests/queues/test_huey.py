@@ -215,7 +215,7 @@ class TestInProcess:
         with pytest.raises(RuntimeError, match="no task"):
             current_signal()
 
-    def test_immediately_it_is_a_run(self, inline: AbortableHuey) -> None:
+    def test_immediately_it_is_a_run(self, inline: AbortableHuey, driver: HueyDriver) -> None:
         @inline.task(retries=3, context=True)
         def work(task: Any) -> None:
             assert current_signal().run_id == task.id

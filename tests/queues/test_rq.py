@@ -53,7 +53,7 @@ class TestWhileRunning:
         )
         assert driver.result(driver.send("done", "two")) == "two"
         wait_until(lambda: began(worker) == ["one", "two"])
-        assert AbortDelivery.objects.get().stopped_at
+        assert AbortDelivery.objects.get(request=outcome.abort_id).stopped_at
         wait_until(lambda: f"told of {job.id}" in worker.output)
         end(worker)
 

@@ -140,7 +140,7 @@ class TestUnwell:
         wait_until(lambda: AbortDelivery.objects.filter(request=outcome.abort_id).exists())
         worker.send(signal.SIGKILL)
         worker.wait()
-        assert AbortDelivery.objects.get().stopped_at is None
+        assert AbortDelivery.objects.get(request=outcome.abort_id).stopped_at is None
         result.refresh()
         assert result.status == "RUNNING"
 
