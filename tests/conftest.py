@@ -11,8 +11,9 @@ import pytest
 from example.redis_server import RedisServer
 from run_abort._core.registry import registry
 from run_abort._runtime import deliveries, dispatch, queues, reconciler
+from run_abort._store import database
 from run_abort._transport import listener
-from tests.support import Foreign, Proxy, wait_until
+from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
 
@@ -69,6 +70,12 @@ def listening(configure: Configure) -> None:
     """This process is subscribed."""
     assert listener.ensure_started()
     wait_until(lambda: listener.status().state == "listening")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database of a busy machine is not taken for one that is away."""
+    monkeypatch.setattr(database, "TIMEOUT", TIMEOUT)
 
 
 @pytest.fixture

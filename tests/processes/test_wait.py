@@ -347,7 +347,7 @@ def test_children_that_exit_at_once_have_answered(
             assert {each.pid for each in outcome.holders} == pids
 
 
-RACES = 3_000
+RACES = 1_000
 RACER = """
 import mmap, os, random, struct, sys
 from tests.workers import *
