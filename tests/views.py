@@ -15,6 +15,7 @@ from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._core.registry import registry
 from run_abort._transport import listener
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
+from tests.workers import wait_for_abort
 
 
 def status(request: HttpRequest) -> JsonResponse:
@@ -28,7 +29,7 @@ def hold(request: HttpRequest, run_id: str) -> JsonResponse:
         with abortable_run(run_id) as signal:
             sys.stdout.write(f"holding {run_id} {os.getpid()}\n")  # print would write twice
             sys.stdout.flush()
-            signal.wait(60)
+            wait_for_abort(signal)
     except RunAborted as error:
         return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
     return JsonResponse({"pid": os.getpid(), "aborted": None})
