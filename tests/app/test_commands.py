@@ -2,18 +2,17 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import call_command, load_command_class
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import free_port
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._store import database
 from run_abort.models import AbortRequest
@@ -78,10 +77,7 @@ class TestAbortRun:
         told = call("abort_run", "waited-1", "--wait=20").splitlines()[1:]
         assert told == ["    had already finished"]
 
-    def test_who_does_not_answer_is_counted(
-        self, configure: Configure, own_redis: RedisServer, foreign: Foreign
-    ) -> None:
-        configure(REDIS_URL=own_redis.url)
+    def test_who_does_not_answer_is_counted(self, configure: Configure, foreign: Foreign) -> None:
         with foreign.client.pubsub() as pubsub:
             pubsub.subscribe(foreign.channel)
             assert pubsub.get_message(timeout=5) is not None
@@ -264,7 +260,28 @@ class TestPruneRunAborts:
         assert AbortRequest.objects.exists()
 
 
-@pytest.fixture
-def foreign(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with own_redis.client() as client:
-        yield Foreign(client, channel_name)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["listen_run_aborts", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["listen_run_aborts", "--timeout", "-1"], "greater than 0"),
+        (["listen_run_aborts", "--timeout", "nan"], "greater than 0"),
+        (["listen_run_aborts", "--format", "xml"], "invalid choice"),
+        (["listen_run_aborts", "--reqire-redis"], "unrecognized arguments"),
+        (["run_abortable"], "Name a run and a program"),
+        (["run_abortable", "run-1"], "COMMAND"),
+        (["run_abortable", "", "--", "true"], "must not be empty"),
+        (["run_abortable", "run-1", "--grace", "x", "--", "true"], "'x' is not a number"),
+        (["run_abortable", "run-1", "--group", "", "--", "true"], "must not be empty"),
+    ],
+)
+def test_a_typo_is_an_error(arguments: list[str], told: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        call(*arguments)
+    assert told in str(raised.value)
+
+
+def test_help_names_the_options_and_signals() -> None:
+    text = load_command_class("run_abort", "listen_run_aborts").create_parser("", "").format_help()
+    for word in ("--format", "--require-redis", "--timeout", "SIGTERM", "default: 10"):
+        assert word in text

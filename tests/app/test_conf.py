@@ -13,6 +13,7 @@ from run_abort import conf
 
 class TestSettings:
     def test_defaults_are_those_of_the_design(self, settings: Any) -> None:
+        settings.RUN_ABORT = {}  # which is signalled; pytest-django signals no deletion
         del settings.RUN_ABORT
         assert conf.settings() == conf.Settings(
             REDIS_URL=None,

@@ -159,9 +159,9 @@ class TestDatabase:
         process = program("run-1.main")
         child.wait_for('"ended"')
         assert process.wait(20) == -signal.SIGTERM
-        wait_until(lambda: AbortDelivery.objects.filter(stopped_at__isnull=False).exists())
-        (row,) = AbortDelivery.objects.all()
-        assert row.request_id == outcome.abort_id
+        rows = AbortDelivery.objects.filter(request=outcome.abort_id)
+        wait_until(lambda: rows.filter(stopped_at__isnull=False).exists())
+        (row,) = rows.all()
         assert (row.way, row.pid) == ("start", child.process.pid)
         assert [rung for rung, _ in row.steps()] == ["terminate"]
 

@@ -259,11 +259,6 @@ class TestAbort:
         assert "still stopping" in cells(page)[1]
         assert keys(page) == []
 
-    def test_a_reason_that_is_too_long_is_asked_for_again(self, aborter: Client) -> None:
-        sent = {"run": "run-1", "post": "yes", "reason": "x" * 1001}
-        assert "at most 1000 characters" in text(aborter.post(abort_url(), sent))
-        assert not AbortRequest.objects.exists()
-
     @pytest.mark.parametrize("key", ["", "x" * 256, "%00", "%ff"])
     def test_what_is_no_run_is_refused(self, aborter: Client, key: str) -> None:
         response = aborter.post(abort_url(), {"run": key, "post": "yes"})

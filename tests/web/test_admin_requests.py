@@ -312,11 +312,6 @@ class TestTimeline:
         (*_, last) = facts(story_page(row))
         assert last.startswith("Stopped")
 
-    def test_nothing_can_be_changed_there(self, story_page: Callable[[AbortRequest], str]) -> None:
-        page = story_page(request())
-        assert 'name="_save"' not in page
-        assert '<input type="text"' not in page
-
 
 class TestWho:
     def test_needs_the_permission(self) -> None:
