@@ -272,4 +272,4 @@ class TestConfiguration:
         directory.chmod(0o777)
         child: Child = start(*LISTEN)
         assert child.wait() == 1
-        assert "written by everybody" in str(child)
+        assert "world-writable" in str(child)

@@ -419,7 +419,7 @@ class TestInProcess:
     def test_called_as_a_function_it_is_one(self, broker: StubBroker) -> None:
         @dramatiq.actor(broker=broker)
         def double(number: int) -> int:
-            with pytest.raises(RuntimeError, match="there is no signal"):
+            with pytest.raises(RuntimeError, match="it has no signal"):
                 abort_signal()
             return 2 * number
 
@@ -528,7 +528,7 @@ class TestInProcess:
 
         @dramatiq.actor(broker=broker)
         def go_on() -> None:
-            with pytest.raises(RuntimeError, match="there is no signal"):
+            with pytest.raises(RuntimeError, match="it has no signal"):
                 abort_signal()
             said.append("went on")
 

@@ -398,14 +398,14 @@ class TestInProcess:
         return Queue(connection=queue.connection, is_async=False, job_class=AbortableJob)
 
     def test_outside_of_a_job_there_is_no_signal(self) -> None:
-        with pytest.raises(RuntimeError, match="no AbortableJob"):
+        with pytest.raises(RuntimeError, match="executes no AbortableJob"):
             current_signal()
 
     def test_nor_in_a_job_of_another_class(self, queue: Queue) -> None:
         inline = Queue(connection=queue.connection, is_async=False)
         job = inline.enqueue(current_signal)
         assert job.get_status() == "failed"
-        assert "is --job-class" in str(job.latest_result().exc_string)
+        assert "check --job-class" in str(job.latest_result().exc_string)
 
     def test_inline_it_is_a_run(self, inline: Queue) -> None:
         job = inline.enqueue(abort_own_run, job_id="one")
