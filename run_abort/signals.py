@@ -10,8 +10,9 @@ from django.dispatch import Signal
 
 __all__ = ["run_abort_received", "run_abort_requested", "run_aborted"]
 
-# This process requested an abort. Sent in the caller's thread, after the request was recorded and
-# published as far as possible. Also carries ``outcome``. The sender is the class AbortOutcome.
+# This process requested an abort. Sent in the caller's thread at the end of the call, whether or
+# not the request was recorded and published. Also carries ``outcome``. The sender is the class
+# AbortOutcome.
 run_abort_requested = Signal()
 
 # This process received an abort that another process requested. Sent once for each abort ID, on the

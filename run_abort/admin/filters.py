@@ -1,4 +1,4 @@
-"""Filters and outcome counts of the request list. Each query reads a bounded number of rows."""
+"""Filters and outcome counts of the request list. Each query takes bounded time."""
 
 from __future__ import annotations
 
