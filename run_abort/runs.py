@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from uuid import UUID
 
 from ._core.controller import GRACE, AbortController, AbortSignal
 from ._core.escalation import Escalator
 from ._core.registry import Registry
 from ._core.scope import Scope
-from ._core.types import Escalation, Request
+from ._core.types import Request
 from ._runtime.runtime import current
 from ._store import database, requests
 
@@ -54,43 +53,34 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         where what ``insist`` asks for cannot be done.
     """
 
-    __slots__ = ()
-
-    def __init__(
-        self,
-        run_id: str | int | UUID,
-        *,
-        groups: Iterable[str | int | UUID] = (),
-        label: str = "",
-        grace: float = GRACE,
-        insist: Escalation | Iterable[Escalation] = (),
-    ) -> None:
-        super().__init__(run_id, groups=groups, label=label, grace=grace, insist=insist)
+    __slots__ = ("_runtime",)
 
     def _parts(self) -> tuple[Registry, Escalator]:
-        runtime = current()
+        self._runtime = runtime = current()
         return runtime.registry, runtime.escalator
 
-    def _registered(self) -> None:
-        runtime = current()
-        runtime.listener.ensure_started()
-        if database.enabled():
-            runtime.reconciler.ensure_started()
-
     def _look(self, controller: AbortController) -> None:
-        if database.enabled():
+        if self._listen():
             abort = partial(self._abort, controller)
             request = requests.find(self._ids, on_late=abort)
             if request is not None:
                 abort(request)
 
     async def _alook(self, controller: AbortController) -> None:
-        if database.enabled():
+        if self._listen():
             abort = partial(self._abort, controller)
             find = partial(requests.find, self._ids, on_late=abort)
             request = await database.call_from_loop(find)
             if request is not None:
                 abort(request)
+
+    def _listen(self) -> bool:
+        """Make sure that aborts reach this block; return whether requests are kept in rows."""
+        self._runtime.listener.ensure_started()
+        has_rows = database.enabled()
+        if has_rows:
+            self._runtime.reconciler.ensure_started()
+        return has_rows
 
     def _abort(self, controller: AbortController, request: Request) -> None:
         self._registry.abort_controllers([controller], request, "start")

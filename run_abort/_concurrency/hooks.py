@@ -36,27 +36,29 @@ class Hook(Generic[P]):
     Calling the hook calls each of them in the calling thread. What one raises is logged and does
     not reach the others. Adding and removing replace the tuple of functions, so a call that runs
     meanwhile finishes with the functions that it began with.
+
+    :ivar functions: what is called.
     """
 
     def __init__(self) -> None:
-        self._functions: tuple[Callable[P, object], ...] = ()
+        self.functions: tuple[Callable[P, object], ...] = ()
 
     def add(self, function: Callable[P, object]) -> Callable[[], None]:
         """Call ``function`` from now on; adding it again changes nothing.
 
         :return: a function that removes it again.
         """
-        if function not in self._functions:
-            self._functions = (*self._functions, function)
+        if function not in self.functions:
+            self.functions = (*self.functions, function)
 
         def remove() -> None:
-            self._functions = tuple(each for each in self._functions if each != function)
+            self.functions = tuple(each for each in self.functions if each != function)
 
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        for function in self._functions:
+        for function in self.functions:
             call_logged(partial(function, *args, **kwargs))
 
     def __bool__(self) -> bool:
-        return bool(self._functions)
+        return bool(self.functions)

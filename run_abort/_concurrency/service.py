@@ -44,8 +44,8 @@ class Service:
     """At most one thread that lives long; none while the process forks.
 
     A thread that is alive at a fork can leave the child with half-imported modules and with locks
-    that nothing will release. So :meth:`before_fork` stops and joins it, and it is started again in
-    the parent and in the child.
+    that nothing will release. So :meth:`before_fork` stops and joins it, and its owner starts it
+    again in the parent and in the child.
 
     :param name: of the thread.
     :param run: called with the :class:`Life`, in the thread; it returns when ``life.stopping``.
@@ -181,22 +181,21 @@ class Service:
         if not self._end(life, JOIN_TIMEOUT):
             logger.warning("The thread %s is busy and stays alive at the fork", self._name)
 
-    def after_fork_in_parent(self, *, rest: float = 0.0) -> None:
-        """Start the thread again if the fork has stopped it.
+    def after_fork_in_parent(self) -> bool:
+        """Allow threads again.
 
-        :param rest: seconds until the thread begins.
+        :return: whether one has to be started: the fork has stopped it, or it was wanted meanwhile.
         """
         with self._lock:
             self._forking -= 1
             if self._forking or not self._resume:
-                return
+                return False
             self._resume = False
-        self.start(rest=rest)
+            return True
 
-    def after_fork_in_child(self, *, rest: float = 0.0) -> bool:
-        """Forget the parent's thread; start one if the parent had one.
+    def after_fork_in_child(self) -> bool:
+        """Forget the parent's thread.
 
-        :param rest: seconds until the thread begins; negative: do not start.
         :return: whether the parent had one.
         """
         life = self._life
@@ -204,6 +203,4 @@ class Service:
         if life is not None:  # the service's own thread has forked: it must not go on here
             life.stopping = True
         self._reset()
-        if resume and rest >= 0:
-            self.start(rest=rest)
         return resume

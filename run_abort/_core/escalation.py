@@ -164,10 +164,16 @@ class Escalator:
                 return None, delay
             return heapq.heappop(self._agenda)[2], None
 
+    def after_fork_in_parent(self) -> None:
+        """Go on with the agenda."""
+        self.service.after_fork_in_parent()
+        if self._is_needed():
+            self.service.start()
+
     def after_fork_in_child(self) -> None:
         """Renew the lock, which another thread may have held, and go on with the agenda."""
         self._lock = threading.RLock()
-        self.service.after_fork_in_child(rest=-1)
+        self.service.after_fork_in_child()
         if self._is_needed():
             self.service.start()
 

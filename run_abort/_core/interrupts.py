@@ -286,8 +286,9 @@ class KeptBlock(Protocol):
 
     held: Held | None
 
-    def is_kept(self) -> bool:
-        """Whether an interrupt may arrive as the block ends."""
+    @property
+    def insists(self) -> object:
+        """True if this block may be interrupted, whether or not one around it may be."""
 
     def abandon(self) -> None:
         """Do what the end of the block has to, if that was not done. Raises nothing."""
@@ -358,7 +359,8 @@ class kept_exit:  # noqa: N801  a decorator
     def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Callable[..., None]:
         if block is None:
             return self._function  # contextlib.ExitStack calls that of the class
-        if not block.is_kept():
+        # In this order: where nothing can be interrupted, a block pays for two looks only.
+        if not block.insists and (not open_interruptions or not is_interruptible()):
             return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
         exit.guard = _Guard(block)

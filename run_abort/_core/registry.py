@@ -40,7 +40,7 @@ class Registry:
         flags are set and the waiters are woken. Its functions neither block nor raise.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
-    :ivar controller_class: of the controllers that :meth:`new_controller` makes.
+    :ivar controller_class: makes the controllers of blocks; takes what ``AbortController`` takes.
     """
 
     def __init__(self) -> None:
@@ -97,13 +97,9 @@ class Registry:
                 or any(controller.closed for controller in self._holders.get(run_id, ()))
             )
 
-    def new_controller(self, run_id: str, grace: float) -> AbortController:
-        """A controller whose events come to this registry; not registered yet."""
-        return self.controller_class(run_id, grace, self.events)
-
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """From now on ``controller`` answers to ``ids``."""
-        if self.on_register:
+        if self.on_register.functions:
             self.on_register(controller)
         controller.label = label  # kept beyond the block: the event of an abort may come later
         # A plain tuple: to make a Holding takes as long as all the rest.

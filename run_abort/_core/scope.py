@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Final
+from uuid import UUID
 
 from run_abort.exceptions import RunAborted
 
@@ -46,8 +47,8 @@ _INTERRUPT_ONLY: Final = (
 class Scope:
     """A block that works on a run.
 
-    Subclasses name the registry and the escalator of the process in :meth:`_parts`, and say in
-    :meth:`_look` and :meth:`_alook` how it is found out whether the abort was requested before.
+    Subclasses name the registry and the escalator of the process in :meth:`_parts`, and find out in
+    :meth:`_look` and :meth:`_alook` whether the abort was requested before.
 
     :param run_id: of the run.
     :param groups: further IDs that the run answers to.
@@ -64,28 +65,28 @@ class Scope:
         "_escalator",
         "_grace",
         "_ids",
-        "_insist",
         "_interruption",
         "_is_kept",
         "_label",
         "_plan",
         "_registry",
         "held",
+        "insists",
     )
 
     def __init__(
         self,
-        run_id: object,
+        run_id: str | int | UUID,
         *,
-        groups: Iterable[object] = (),
+        groups: Iterable[str | int | UUID] = (),
         label: str = "",
         grace: float = GRACE,
-        insist: str | Iterable[str] = (),
+        insist: Escalation | Iterable[Escalation] = (),
     ) -> None:
         self._ids = clean_ids(run_id, groups)
         self._label = label
         self._grace = grace if grace is GRACE else clean_grace(grace)
-        self._insist = clean_insist(insist) if insist else ()
+        self.insists = clean_insist(insist) if insist else ()
         self._controller: AbortController | None = None
         self._cancellation: Cancellation | None = None
         self._plan: EscalationPlan | None = None
@@ -103,11 +104,8 @@ class Scope:
         """The registry and the escalator of this process."""
         raise NotImplementedError
 
-    def _registered(self) -> None:
-        """Called once an abort can reach the controller, before it is looked for requests."""
-
     def _look(self, controller: AbortController) -> None:
-        """Abort the controller if that was requested before."""
+        """Abort the controller if that was requested before; it is registered by now."""
 
     async def _alook(self, controller: AbortController) -> None:
         """:meth:`_look` for asyncio code; does not block the loop."""
@@ -115,10 +113,10 @@ class Scope:
     # with
 
     def __enter__(self) -> AbortSignal:
-        # No call where nothing can be interrupted: each block pays for it.
-        if not self._insist and (not open_interruptions or not is_interruptible()):
-            return self._enter()
-        return self._enter_kept()
+        # Decided here, and for __exit__ by kept_exit, which is looked up just before.
+        if self.insists or (open_interruptions and is_interruptible()):
+            return self._enter_kept()
+        return self._enter()
 
     @kept_exit
     def __exit__(
@@ -147,7 +145,7 @@ class Scope:
     # async with
 
     async def __aenter__(self) -> AbortSignal:
-        if self._insist and "cancel" not in self._insist:
+        if self.insists and "cancel" not in self.insists:
             raise RuntimeError("async with abortable_run() can be insisted on by 'cancel' only")
         cancellation = Cancellation()
         controller = self._begin()
@@ -158,7 +156,7 @@ class Scope:
             self._end()
             raise
         self._cancellation = cancellation
-        if self._insist:
+        if self.insists:
             self._escalate_by("cancel", cancellation.send)
         controller.signal._when_aborted(cancellation.send)
         return controller.signal
@@ -201,14 +199,10 @@ class Scope:
             raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
         # Register, then read the requests; the aborter writes its request, then publishes. So,
         # whatever the interleaving, one of the two meets the other.
-        self._registry, self._escalator = self._parts()
-        self._controller = controller = self._registry.new_controller(self._ids[0], self._grace)
-        self._registry.register(controller, self._ids, self._label)
-        try:
-            self._registered()
-        except BaseException:
-            self._end()
-            raise
+        self._registry, self._escalator = registry, _ = self._parts()
+        controller = registry.controller_class(self._ids[0], self._grace, registry.events)
+        self._controller = controller
+        registry.register(controller, self._ids, self._label)
         return controller
 
     def _end(self) -> AbortSignal | None:
@@ -258,17 +252,13 @@ class Scope:
 
     # A block that may be interrupted, or that is within one.
 
-    def is_kept(self) -> bool:
-        """Whether an interrupt may arrive in this thread as the block begins or ends."""
-        return bool(self._insist) or is_interruptible()
-
     def _enter_kept(self) -> AbortSignal:
-        if self._insist and ("interrupt" not in self._insist or _in_event_loop()):
+        if self.insists and ("interrupt" not in self.insists or _in_event_loop()):
             raise RuntimeError(_INTERRUPT_ONLY)
         try:
             with Shield():  # from interrupts of a block around this one
                 self._is_kept = True
-                if self._insist:
+                if self.insists:
                     over = self.held.over if self.held is not None else ()
                     self._interruption = Interruption(self._exception, over)
                 with Shield():  # and from those of this block

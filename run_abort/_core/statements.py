@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from run_abort.exceptions import RunAborted
 
@@ -84,8 +84,7 @@ class Cancels(AbstractContextManager[None]):
         if self._signal.aborted and is_error:
             raise self._signal.exception() from exc
 
-    def is_kept(self) -> bool:
-        return True
+    insists: ClassVar[bool] = True
 
     def abandon(self) -> None:
         """Do what ``__exit__`` did not do. Raises nothing."""

@@ -60,8 +60,9 @@ class Events:
         self._pending: dict[str, set[AbortSignal]] = {}
         # The keys of the requests that each signal was aborted by.
         self._keys: WeakKeyDictionary[AbortSignal, tuple[str, ...]] = WeakKeyDictionary()
-        # By the request's key: its event, which was not emitted yet, and what is held back.
-        self._held_back: dict[str, tuple[Aborted, list[Left | Escalated]]] = {}
+        # What is held back, by the event that was not emitted yet. Not by the request's key: one
+        # request may have several events, each with other blocks.
+        self._held_back: dict[Aborted, list[Left | Escalated]] = {}
 
     def emit(self, event: Event) -> None:
         """Take an event, in the thread in which it happened. Neither blocks nor raises."""
@@ -88,12 +89,18 @@ class Events:
         The thread that would emit them may be a daemon, which does not run any more.
         """
         with self._lock:
-            for event, _ in list(self._held_back.values()):
+            for event in list(self._held_back):
                 self._aborted(event)
 
     def after_fork_in_child(self) -> None:
-        """Forget everything: the parent reports what was aborted before the fork."""
+        """Forget everything: the parent reports what was aborted before the fork.
+
+        A later request for the same blocks is reported by the child as well.
+        """
         self._reset()
+        for controller, _ in self._registry.holdings():
+            if controller.signal.aborted_by is not None:
+                self._keys[controller.signal] = ()
 
     # Within the lock.
 
@@ -103,7 +110,7 @@ class Events:
         aborted = signal.aborted_by
         if aborted is None or signal in self._keys:
             return False
-        self._held_back.setdefault(_key(aborted.request), (aborted, []))[1].append(event)
+        self._held_back.setdefault(aborted, []).append(event)
         return True
 
     def _aborted(self, event: Aborted) -> None:
@@ -112,11 +119,10 @@ class Events:
         if number:
             at = _time(event.at)
             self._tell(key, "aborted", at, way=event.way, controllers=number)
-            left = [each.left_at for each in event.controllers if each.left_at is not None]
-            self._stop_if_over(key, _time(max(left, default=event.at)))
-        _, held_back = self._held_back.pop(key, (event, []))
-        for each in held_back:
+        for each in self._held_back.pop(event, ()):
             self._went_on(each)
+        left = [each.left_at for each in event.controllers if each.left_at is not None]
+        self._stop_if_over(key, _time(max(left, default=event.at)))
 
     def _count(self, key: str, event: Aborted) -> int:
         """Count the blocks that this request aborted and that were not counted before."""
@@ -140,9 +146,10 @@ class Events:
         )
         pending = self._pending.setdefault(key, set())
         for each in new:
-            self._keys[each.signal] = (*self._keys.get(each.signal, ()), key)
-            if each.left_at is None:
+            # Of a block that is not known here, the Left event is held back or still to come.
+            if each.left_at is None or each.signal not in self._keys:
                 pending.add(each.signal)
+            self._keys[each.signal] = (*self._keys.get(each.signal, ()), key)
         return len(new)
 
     def _went_on(self, event: Left | Escalated) -> None:
@@ -162,8 +169,8 @@ class Events:
                 self._tell(key, "insisted", at, rung=event.escalation)
 
     def _stop_if_over(self, key: str, at: datetime) -> None:
-        """If no block of the request is left, say so."""
-        if self._pending[key]:
+        """If no block of the request is still to be left, say so, once."""
+        if key not in self._pending or self._pending[key]:
             return
         del self._pending[key]
         delivery = replace(self._deliveries[key], stopped_at=at)

@@ -225,7 +225,7 @@ class Reconciler:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: the parent publishes what it could not, and tells what was missed."""
-        self.service.after_fork_in_child(rest=-1)
+        self.service.after_fork_in_child()
         self._reset()
         if self._is_needed():
             self.ensure_started()

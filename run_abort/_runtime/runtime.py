@@ -40,7 +40,8 @@ class Runtime:
     """
 
     def __init__(self, *, queues: Queues | None = None) -> None:
-        self._origin = ""
+        # Not made on demand: two threads that ask at once would get two.
+        self._origin = new_origin()
         self.registry = Registry()
         self.escalator = Escalator()
         self.queues = queues or Queues()
@@ -72,8 +73,6 @@ class Runtime:
     def origin(self) -> str:
         """This process's ID on the wire: ``inst_`` and 32 hex digits, new after every fork."""
         forks.catch_up()
-        if not self._origin:
-            self._origin = new_origin()
         return self._origin
 
     def _hear(self, data: bytes, origin: str) -> bool:
@@ -147,6 +146,7 @@ class Runtime:
 
         :param timeout: seconds for each, at most.
         """
+        self.events.finish()
         self.dispatch.wait_for_handlers(timeout)
         self.timeline.wait_written(timeout)
         self.responder.wait_answered(timeout)
@@ -164,13 +164,13 @@ class Runtime:
 
     def after_fork_in_parent(self) -> None:
         """Start again what was stopped."""
-        self.escalator.service.after_fork_in_parent()
+        self.escalator.after_fork_in_parent()
         self.reconciler.after_fork_in_parent()
         self.listener.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:
         """Become another process: with an origin, locks and threads of its own."""
-        self._origin = ""
+        self._origin = new_origin()
         workers.after_fork_in_child()
         interrupts.after_fork_in_child()
         self.registry.after_fork_in_child()

@@ -32,7 +32,9 @@ MAX_ACTOR_LENGTH: Final = 255  # characters
 MAX_REQUEST_ID_LENGTH: Final = 64  # characters
 MAX_WAIT: Final = 3600.0  # seconds
 
-_scan = json.JSONDecoder().raw_decode
+# Made once: json.dumps would make an encoder for each message.
+_encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_scan: Final = json.JSONDecoder().raw_decode
 
 
 class Message(NamedTuple):
@@ -80,7 +82,7 @@ def encode(request: Request, *, wait: float = 0.0) -> bytes:
     if wait:
         fields["wait"] = round(wait, 3)
     try:
-        data = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        data = _encoder.encode(fields).encode()
     except UnicodeEncodeError:  # a lone surrogate, which UTF-8 has no bytes for
         data = json.dumps(fields, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE_BYTES:

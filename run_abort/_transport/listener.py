@@ -296,14 +296,11 @@ class Listener:
 
     def after_fork_in_parent(self) -> None:
         """Start the thread again if the fork has stopped it."""
-        with self._lock:
-            was_running = self.service.is_running
-            self.service.after_fork_in_parent(rest=REST)
-            if not was_running:
-                self._note_start()
+        if self.service.after_fork_in_parent():
+            self.start(rest=REST)
 
     def after_fork_in_child(self) -> None:
         """Begin anew, with the hooks of the parent; start a thread if the parent had one."""
         self._reset()
-        if self.service.after_fork_in_child(rest=-1):
+        if self.service.after_fork_in_child():
             self.start(rest=REST)

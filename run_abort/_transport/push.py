@@ -90,12 +90,12 @@ class Push:
         return codec.encode(request, wait=wait)
 
     def _log_failure(self, requests: Sequence[Request], error: Exception, level: int) -> None:
-        run_id, others = requests[0].run_id, len(requests) - 1
-        if others:
-            text = "The aborts of run %r and of %d others were not published: %s"
-            logger.log(level, text, run_id, others, error)
-        else:
+        run_id, count = requests[0].run_id, len(requests)
+        if count == 1:
             logger.log(level, "The abort of run %r was not published: %s", run_id, error)
+        else:
+            text = "The aborts of %d runs, %r among them, were not published: %s"
+            logger.log(level, text, count, run_id, error)
 
     def ask(self, question: Question) -> int | None:
         """Publish a question. Raises nothing; a failure is logged for debugging only.

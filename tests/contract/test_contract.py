@@ -1,10 +1,9 @@
-"""The wire contract, spoken with real processes and with a stranger who speaks nothing else."""
+"""The wire contract, spoken with a program that speaks nothing else."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,29 +13,16 @@ from run_abort import publish_run_abort, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
 from run_abort._transport.codec import MAX_MESSAGE_BYTES
 from tests.conftest import Configure
-from tests.support import Child, Foreign, wait_until
-from tests.transport.test_channel import heard as heard_by_a_stranger
-
-SUBSCRIBE = "from tests.workers import subscribe; subscribe()"
+from tests.support import Foreign, wait_until
 
 
 @pytest.fixture
 def heard(configure: Configure) -> list[str]:
-    """What a handler of this process hears."""
+    """The run IDs that a handler of this process gets."""
     heard: list[str] = []
     assert subscribe_to_run_aborts(heard.append) is True
-    wait_until(lambda: current().listener.status().state == "listening")
+    wait_until(current().listener.is_listening)
     return heard
-
-
-@pytest.fixture
-def processes(shared_redis: RedisServer, channel_name: str) -> Iterator[list[Child]]:
-    settings = {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "INTENTS": False}
-    }
-    with Child("-c", SUBSCRIBE, settings=settings) as one:
-        with Child("-c", SUBSCRIBE, settings=settings) as other:
-            yield [one, other]
 
 
 class TestMessages:
@@ -91,13 +77,14 @@ class TestMessages:
 
 
 class TestPublishRunAbort:
-    def test_what_goes_out(
-        self, configure: Configure, shared_redis: RedisServer, channel_name: str
+    def test_every_subscriber_gets_the_run_id_and_the_origin(
+        self, configure: Configure, foreign: Foreign
     ) -> None:
-        with shared_redis.client() as client, heard_by_a_stranger(client, channel_name) as out:
+        with foreign.client.pubsub() as subscriber:
+            subscriber.subscribe(foreign.channel)
+            assert subscriber.get_message(timeout=20)["type"] == "subscribe"
             assert publish_run_abort('ä/🙂 "quoted"') is True
-            wait_until(lambda: out)
-        message = json.loads(out[0].decode("utf-8"))
+            message = json.loads(subscriber.get_message(timeout=20)["data"].decode("utf-8"))
         assert message == {"runId": 'ä/🙂 "quoted"', "origin": current().origin()}
         assert re.fullmatch(r"inst_[0-9a-f]{32}", message["origin"])
 
@@ -156,7 +143,7 @@ class TestSubscribeToRunAborts:
             wait_until(lambda: current().listener.status().state == "reconnecting")
             assert subscribe_to_run_aborts(heard.append) is True
             server.start()
-            wait_until(lambda: current().listener.status().state == "listening")
+            wait_until(current().listener.is_listening)
             with server.client() as client:
                 assert Foreign(client, channel_name).publish("run-1") == 1
             wait_until(lambda: heard == ["run-1"])

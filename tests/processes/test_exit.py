@@ -19,7 +19,8 @@ django.setup()
 logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
 from run_abort import abort_run
 from run_abort._runtime.runtime import current
-facts.on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
+from run_abort.facts import on_fact
+on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
 abort_run("run-1")
 """
         options = settings.RUN_ABORT | {"LISTEN": False}

@@ -17,7 +17,9 @@ from run_abort import (
     abortable_run,
     subscribe_to_run_aborts,
 )
-from run_abort._concurrency.workers import Lane
+from run_abort._concurrency import service
+from run_abort._concurrency.workers import SerialWorker
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store import database
 from run_abort.models import AbortRequest
@@ -47,23 +49,25 @@ def is_running() -> bool:
     return "run_abort-reconciler" in threads_of_ours()
 
 
-class TestLane:
+class TestWorker:
     def test_in_a_forked_child_it_is_empty_and_works(self) -> None:
         release = threading.Event()
-        lane: Lane[int] = Lane(lambda item: release.wait(20), name="run_abort-test")
-        lane.put(1)
-        lane.put(2)
-        lane._lock.acquire()  # as if another thread had held it at the fork
+        worker: SerialWorker[int] = SerialWorker(
+            lambda item: release.wait(20), name="run_abort-test"
+        )
+        worker.put(1)
+        worker.put(2)
+        worker._lock.acquire()  # as if another thread had held it at the fork
         pid = os.fork()
         if pid == 0:
-            lane.handle = os._exit
-            lane.put(42)
+            worker.handle = os._exit
+            worker.put(42)
             time.sleep(20)
             os._exit(1)
-        lane._lock.release()
+        worker._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
         release.set()
-        assert lane.wait_idle(20)
+        assert worker.wait_idle(20)
 
 
 class TestController:
@@ -127,23 +131,23 @@ class TestListener:
     def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
         self, configure: Configure
     ) -> None:
-        listener._listener.before_fork()
+        current().listener.before_fork()
         assert current().listener.ensure_started()
         assert threads_of_ours() == []
-        listener._listener.after_fork_in_parent()
+        current().listener.after_fork_in_parent()
         assert threads_of_ours() == ["run_abort-listener"]
 
     def test_forks_that_overlap(self, listening: None) -> None:
-        listener._listener.before_fork()
-        listener._listener.before_fork()
-        listener._listener.after_fork_in_parent()
+        current().listener.before_fork()
+        current().listener.before_fork()
+        current().listener.after_fork_in_parent()
         assert threads_of_ours() == []
-        listener._listener.after_fork_in_parent()
+        current().listener.after_fork_in_parent()
         wait_until(is_listening)
 
     def test_what_was_not_running_is_not_started(self, configure: Configure) -> None:
-        listener._listener.before_fork()
-        listener._listener.after_fork_in_parent()
+        current().listener.before_fork()
+        current().listener.after_fork_in_parent()
         assert threads_of_ours() == []
 
     def test_a_receiver_may_fork(self, listening: None, foreign: Foreign) -> None:
@@ -172,7 +176,7 @@ class TestListener:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(listener, "JOIN_TIMEOUT", 0.05)
+        monkeypatch.setattr(service, "JOIN_TIMEOUT", 0.05)
         release, at_work = threading.Event(), threading.Event()
 
         def receiver(**kwargs: Any) -> None:
@@ -190,7 +194,7 @@ class TestListener:
         finally:
             run_abort_received.disconnect(receiver)
             release.set()
-        assert "lives on while this process forks" in caplog.text
+        assert "is busy and stays alive at the fork" in caplog.text
         wait_until(is_listening)
 
 
@@ -213,11 +217,11 @@ class TestReconciler:
         self, polling: None
     ) -> None:
         with abortable_run("run-1"):
-            reconciler._reconciler.before_fork()
+            current().reconciler.service.before_fork()
             assert not is_running()
             with abortable_run("run-2"):
                 assert not is_running()
-                reconciler._reconciler.after_fork_in_parent()
+                current().reconciler.after_fork_in_parent()
                 assert is_running()
 
     def test_where_none_is_held_none_is_started(self, polling: None) -> None:
@@ -233,12 +237,12 @@ class TestReconciler:
 def test_a_child_starts_without_its_parents_facts() -> None:
     abort_id = str(uuid.uuid4())
     with held("run-1", is_stubborn=True):
-        current().registry.abort("run-1", abort_id=abort_id)
+        current().registry.abort(Request("run-1", abort_id))
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            own = deliveries._deliveries
-            empty = not own._facts and not own._pending and not own._untold
+            own = current().events
+            empty = not own._deliveries and not own._pending and not own._held_back
             state = current().responder.answer_about(abort_id, "run-1").state
             os.write(writing, f"{empty} {state}".encode())
             os._exit(0)
@@ -258,10 +262,10 @@ import django
 django.setup()
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
-from run_abort._runtime.runtime import current
-facts.on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
+from run_abort.facts import on_fact
+on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
 blocked = threading.Event()
-facts.on_fact(lambda fact: blocked.wait(600))
+on_fact(lambda fact: blocked.wait(600))
 abort_run("before")
 pid = os.fork()
 try:
@@ -292,6 +296,7 @@ django.setup()
 from prometheus_client import REGISTRY
 from run_abort import abort_run
 from run_abort._runtime.runtime import current
+from run_abort.facts import on_fact
 from run_abort.contrib import prometheus
 
 lock, locked = threading.Lock(), threading.Event()

@@ -13,7 +13,9 @@ import pytest
 from django.db import transaction
 
 from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
-from run_abort._runtime.runtime import current
+from run_abort._core.types import Request
+from run_abort._runtime import facts as facts_module
+from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import requests
 from run_abort.facts import Fact, on_fact
 from tests.conftest import Configure, threads_of_ours
@@ -22,23 +24,16 @@ from tests.support import Foreign, Proxy, wait_until
 Facts = list[Fact]
 
 
-@pytest.fixture(autouse=True)
-def no_hooks() -> Iterator[None]:
-    yield
-    facts._hooks.clear()
-    assert current().facts.wait_recorded(20)
-
-
 @pytest.fixture
-def told() -> Facts:
-    """What a hook is told, in that order."""
+def told(runtime: Runtime) -> Facts:
+    """The facts that a hook gets, in that order."""
     told: Facts = []
     on_fact(told.append)
     return told
 
 
 def names(told: Facts) -> list[str]:
-    """What was told of by now."""
+    """The names of the facts so far."""
     assert current().facts.wait_recorded(20)
     return [fact.name for fact in told]
 
@@ -65,7 +60,7 @@ def held(listening: None) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-class TestWhatIsTold:
+class TestFacts:
     def test_of_an_abort_in_this_process(self, held: str, told: Facts) -> None:
         before = datetime.now(UTC)
         outcome = abort_run(held, reason="wrong file", actor="ada")
@@ -120,7 +115,7 @@ class TestWhatIsTold:
         assert [fact.controllers for fact in told if fact.name == "aborted"] == [1, 1]
         assert "Aborted: by the abort without an ID, run 'run-1'" in caplog.text
 
-    def test_of_nobody_who_was_not_there(self, configure: Configure, told: Facts) -> None:
+    def test_of_a_run_that_nothing_works_on_here(self, configure: Configure, told: Facts) -> None:
         abort_run("run-1")
         assert names(told) == ["requested", "published"]
 
@@ -133,7 +128,7 @@ class TestWhatIsTold:
         asyncio.run(aabort_run("run-1"))
         assert names(told) == ["requested", "published"]
 
-    def test_that_redis_took_it_only_if_it_did(
+    def test_published_only_if_redis_took_it(
         self, configure: Configure, proxy: Proxy, told: Facts
     ) -> None:
         proxy.refusing = True
@@ -141,7 +136,7 @@ class TestWhatIsTold:
         assert not abort_run("run-1").published
         assert names(told) == ["requested"]
 
-    def test_of_shards_once_the_last_has_left(self, listening: None, told: Facts) -> None:
+    def test_stopped_once_the_last_block_was_left(self, listening: None, told: Facts) -> None:
         with pytest.raises(RunAborted):
             with abortable_run("run-1"):
                 with pytest.raises(RunAborted):
@@ -155,7 +150,7 @@ class TestWhatIsTold:
 
 @pytest.mark.django_db(transaction=True)
 class TestWithTheDatabase:
-    def test_who_starts_later_is_told_of_each_time(self, configure: Configure, told: Facts) -> None:
+    def test_each_late_start_is_a_fact(self, configure: Configure, told: Facts) -> None:
         configure(INTENTS=True)
         abort_run("run-1")
         for _ in range(2):
@@ -171,7 +166,7 @@ class TestWithTheDatabase:
             # Of this block, and not since the first one.
             assert stopped.seconds == (stopped.at - aborted.at).total_seconds()
 
-    def test_what_is_pushed_twice_is_published_once(
+    def test_a_request_that_is_pushed_again_at_the_commit_is_published_once(
         self, configure: Configure, told: Facts
     ) -> None:
         configure(INTENTS=True)
@@ -179,24 +174,23 @@ class TestWithTheDatabase:
             abort_run("run-1")
         assert names(told) == ["requested", "published"]
 
-    def test_what_is_only_published_at_the_commit_is_told_of_then(
+    def test_a_request_that_only_the_commit_publishes_is_published_then(
         self, configure: Configure, told: Facts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         configure(INTENTS=True)
         with transaction.atomic():
             with monkeypatch.context() as patch:
-                patch.setattr(channel, "publish_all", lambda messages: [None] * len(messages))
+                patch.setattr(current().push, "publish", lambda some, wait=0.0: [None] * len(some))
                 abort_run("run-1")
             assert names(told) == ["requested"]
         assert names(told) == ["requested", "published"]
         assert told[1].at > told[0].at
 
-    def test_what_the_reconciler_finds(self, configure: Configure, told: Facts) -> None:
+    def test_of_an_abort_that_the_reconciler_found(self, configure: Configure, told: Facts) -> None:
         configure(INTENTS=True, REDIS_URL=None, POLL_INTERVAL=0.05, LISTEN=False)
         with pytest.raises(RunAborted):
             with abortable_run("run-1") as signal:
-                intent = requests.Intent(uuid.uuid4(), "run-1")
-                assert requests.record([intent], origin="inst_" + "0" * 32)
+                assert requests.record([Request("run-1", str(uuid.uuid4()), origin="inst_x")])
                 assert signal.wait(20)
         assert names(told) == ["aborted", "stopped"]
         assert told[0].way == "reconcile"
@@ -232,18 +226,14 @@ class TestTheLog:
         assert lines["stopped"].__dict__["abort_seconds"] >= 0
         assert "abort_way" not in lines["requested"].__dict__
 
-    def test_where_nobody_wants_to_know_nothing_is_done(
-        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    def test_without_a_hook_and_above_info_nothing_is_done(
+        self, configure: Configure, runtime: Runtime, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING, "run_abort")
-        recorded = []
-        lane = facts._lane
-        original, lane.handle = lane.handle, recorded.append
-        try:
-            abort_run("run-1")
-            assert lane.wait_idle(20)
-        finally:
-            lane.handle = original
+        recorded: list[object] = []
+        runtime.facts._worker.handle = recorded.append
+        abort_run("run-1")
+        assert runtime.facts.wait_recorded(20)
         assert recorded == []
 
     def test_a_log_that_is_held_up_holds_up_no_abort(
@@ -291,27 +281,27 @@ class TestTheLog:
         assert "a filter of the project" in caplog.text
 
     def test_a_log_that_is_too_far_behind_says_so_later(
-        self, configure: Configure, told: Facts, caplog: pytest.LogCaptureFixture
+        self,
+        configure: Configure,
+        runtime: Runtime,
+        told: Facts,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         release = threading.Event()
-        lane = facts._lane
-        limit, lane._limit = lane._limit, 1
-        original = lane.handle
+        worker = runtime.facts._worker
+        worker._limit = 1
+        record = worker.handle
 
-        def handle(item: Any) -> None:
+        def record_later(values: dict[str, Any]) -> None:
             release.wait(20)
-            original(item)
+            record(values)
 
-        lane.handle = handle
-        try:
-            for number in range(20):
-                abort_run(f"run-{number}")
-            assert caplog.records == []
-            release.set()
-            assert current().facts.wait_recorded(20)
-        finally:
-            release.set()
-            lane._limit, lane.handle = limit, original
+        worker.handle = record_later
+        for number in range(20):
+            abort_run(f"run-{number}")
+        assert caplog.records == []
+        release.set()
+        assert runtime.facts.wait_recorded(20)
         assert "The log is so far behind that it missed" in caplog.text
 
 
@@ -354,7 +344,7 @@ class TestHooks:
         finally:
             release.set()
 
-    def test_runs_on_a_thread_of_its_own(self, configure: Configure) -> None:
+    def test_it_runs_on_a_thread_of_its_own(self, configure: Configure) -> None:
         threads: list[threading.Thread] = []
         on_fact(lambda fact: threads.append(threading.current_thread()))
         abort_run("run-1")
@@ -362,7 +352,7 @@ class TestHooks:
         assert {thread.name for thread in threads} == {"run_abort-fact"}
         wait_until(lambda: not threads_of_ours())
 
-    def test_one_that_was_taken_out_is_told_nothing(self, configure: Configure) -> None:
+    def test_one_that_was_removed_gets_no_fact(self, configure: Configure) -> None:
         told: Facts = []
         remove = on_fact(told.append)
         kept: Facts = []
@@ -383,23 +373,22 @@ class TestHooks:
         abort_run("run-1")
         assert names(told) == ["requested", "published"]
 
-    def test_has_to_be_callable(self) -> None:
+    def test_it_has_to_be_callable(self, runtime: Runtime) -> None:
         with pytest.raises(TypeError, match="hook must be callable, not str"):
             on_fact("hook")  # type: ignore[arg-type]
-        assert facts._hooks == []
+        assert runtime.facts._hooks == []
 
-    def test_one_that_is_too_far_behind_misses_facts_and_that_is_said(
+    def test_one_that_is_too_far_behind_misses_facts_and_that_is_logged(
         self,
         configure: Configure,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(facts, "MAX_WAITING", 3)
-        monkeypatch.setattr(facts, "_overflow", facts.Throttle())
         release = threading.Event()
-        on_fact(lambda fact: release.wait(20))
+        with monkeypatch.context() as patch:
+            patch.setattr(facts_module, "MAX_WAITING", 3)
+            on_fact(lambda fact: release.wait(20))
         told: Facts = []
-        monkeypatch.undo()
         on_fact(told.append)
         abort_runs([f"run-{number}" for number in range(5)])
         wait_until(lambda: len(told) == 10)

@@ -130,7 +130,7 @@ class TestView:
         proxy.refusing = True
         configure(REDIS_URL=proxy.url)
         current().listener.ensure_started()
-        wait_until(lambda: health().last_error)
+        wait_until(lambda: state() == (False, "reconnecting"))
         response = Client().get(URL)
         assert response.status_code == 503
         data = response.json()

@@ -1,24 +1,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import Runtime, current
 from run_abort.contrib import prometheus
 from tests.conftest import Configure
 from tests.support import Foreign, Proxy, wait_until
 
 
 @pytest.fixture
-def registry() -> Iterator[CollectorRegistry]:
+def registry(runtime: Runtime) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=True)
     prometheus.install(registry)
-    yield registry
-    facts._hooks.clear()
+    return registry
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Task queues that are told of the aborts which this process requests."""
+"""Task queues that are notified of the requests of this process."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from run_abort import aabort_run, abort_run, abort_runs
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
-from run_abort._store.requests import Intent
 from run_abort.testing import record_aborts
 from tests.conftest import Configure
 from tests.support import TIMEOUT
 
 
 class Queue:
-    """What would ask its broker, and how often it was told what."""
+    """What would ask its broker, and the requests that it was notified of."""
 
     def __init__(self) -> None:
-        self.told: list[Intent] = []
+        self.notified: list[Request] = []
         self.threads: set[str] = set()
         self.is_well = threading.Event()
         self.is_well.set()
 
-    def revoke(self, intent: Intent) -> None:
+    def revoke(self, request: Request) -> None:
         assert self.is_well.wait(TIMEOUT)
         self.threads.add(threading.current_thread().name)
-        self.told.append(intent)
+        self.notified.append(request)
 
     @property
     def run_ids(self) -> list[str]:
-        assert queues._lanes[self].wait_idle(TIMEOUT)
-        return [intent.run_id for intent in self.told]
+        assert current().queues._workers[self].wait_idle(TIMEOUT)
+        return [request.run_id for request in self.notified]
 
 
 @pytest.fixture
@@ -53,19 +53,21 @@ def connected(name: str) -> Queue:
     return queue
 
 
-def test_it_is_told_who_and_why_on_a_thread_of_its_own(queue: Queue) -> None:
+def test_it_gets_the_whole_request_on_a_thread_of_its_own(queue: Queue) -> None:
     outcome = abort_run("a", reason="because", actor="ann")
     assert queue.run_ids == ["a"]
-    assert queue.told == [Intent(outcome.abort_id, "a", "because", "ann")]
+    assert queue.notified == [
+        Request("a", str(outcome.abort_id), "because", "ann", current().origin())
+    ]
     assert queue.threads == {"run_abort-one"}
 
 
-def test_each_of_many_in_order(queue: Queue) -> None:
+def test_many_requests_come_in_order(queue: Queue) -> None:
     abort_runs(["a", 2, "c"])
     assert queue.run_ids == ["a", "2", "c"]
 
 
-def test_the_same_one_is_connected_once(queue: Queue) -> None:
+def test_connecting_a_queue_again_changes_nothing(queue: Queue) -> None:
     current().queues.revoke_with(queue.revoke, name="again", key=queue)
     abort_run("a")
     assert queue.run_ids == ["a"]
@@ -76,7 +78,7 @@ def test_neither_the_abort_nor_another_queue_waits_for_it(queue: Queue, another:
     queue.is_well.clear()
     abort_runs(["a", "b"])
     assert another.run_ids == ["a", "b"]
-    assert queue.told == []
+    assert queue.notified == []
     queue.is_well.set()
     assert queue.run_ids == ["a", "b"]
 
@@ -84,26 +86,26 @@ def test_neither_the_abort_nor_another_queue_waits_for_it(queue: Queue, another:
 def test_async_code_does_not_wait_for_it_either(queue: Queue) -> None:
     queue.is_well.clear()
     asyncio.run(asyncio.wait_for(aabort_run("a"), TIMEOUT))
-    assert queue.told == []
+    assert queue.notified == []
     queue.is_well.set()
     assert queue.run_ids == ["a"]
 
 
-def test_what_it_raises_is_logged_and_the_next_one_told(
+def test_what_it_raises_is_logged_and_the_next_request_comes(
     queue: Queue, another: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_once(intent: Intent) -> None:
+    def fail_once(request: Request) -> None:
         monkeypatch.undo()
         raise OSError("no broker")
 
-    monkeypatch.setattr(queues._lanes[queue], "handle", fail_once)
+    monkeypatch.setattr(current().queues._workers[queue], "handle", fail_once)
     abort_runs(["a", "b"])
     assert queue.run_ids == ["b"]
     assert another.run_ids == ["a", "b"]
     assert "no broker" in caplog.text
 
 
-def test_the_tests_of_a_project_have_none(queue: Queue) -> None:
+def test_the_tests_of_a_project_notify_no_queue(queue: Queue) -> None:
     with record_aborts():
         with record_aborts():
             abort_run("a")
@@ -112,7 +114,7 @@ def test_the_tests_of_a_project_have_none(queue: Queue) -> None:
     assert queue.run_ids == ["c"]
 
 
-def test_it_is_told_while_the_thread_of_all_sync_code_is_busy(queue: Queue) -> None:
+def test_it_is_notified_while_the_thread_of_all_sync_code_is_busy(queue: Queue) -> None:
     release = threading.Event()
 
     async def main() -> Any:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,9 @@ from django.utils import timezone
 
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
-from run_abort._runtime.runtime import current
+from run_abort._concurrency.service import Life
+from run_abort._runtime import reconciler as reconciler_module
+from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database, requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("transactional_db")
 
 @pytest.fixture
 def polling(settings: Any) -> None:
-    """Intents, and no Redis."""
+    """The database, and no Redis."""
     settings.RUN_ABORT = {"LISTEN": False, "POLL_INTERVAL": 0.05}
     database._outage.lasts = False
 
@@ -42,7 +44,7 @@ def is_running() -> bool:
 
 
 class Looks:
-    """Counts how often the held runs' intents were read, and with which IDs."""
+    """The looks at the requests of the held runs: with which IDs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ids: list[list[str]] = []
@@ -66,13 +68,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
 class TestWithoutRedis:
     def test_what_another_process_requested_aborts_within_the_interval(self, polling: None) -> None:
         with pytest.raises(RunAborted, match="because") as caught, abortable_run("run-1") as signal:
-            row = request(reason="because", actor="ann")
+            request(reason="because", actor="ann")
             assert signal.wait(20)
             signal.raise_if_aborted()
         assert caught.value.actor == "ann"
-        assert row.pk
 
-    def test_so_does_what_its_group_was(self, polling: None) -> None:
+    def test_so_does_a_request_for_its_group(self, polling: None) -> None:
         with (
             pytest.raises(RunAborted) as caught,
             abortable_run("run-1", groups=("parent",)) as signal,
@@ -89,7 +90,7 @@ class TestWithoutRedis:
             wait_until(lambda: len(looks) > seen + 2)
             assert not signal.aborted
 
-    def test_what_was_cleared_or_is_too_old_aborts_nobody(
+    def test_a_request_that_was_cleared_or_is_too_old_aborts_nothing(
         self, polling: None, looks: Looks
     ) -> None:
         with abortable_run("run-1") as signal:
@@ -157,7 +158,7 @@ class TestPace:
             own_redis.start()
             assert signal.wait(20)
 
-    def test_where_none_are_kept_nobody_looks(self, settings: Any) -> None:
+    def test_without_the_database_there_is_no_reconciler(self, settings: Any) -> None:
         settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
         with abortable_run("run-1"):
             assert not is_running()
@@ -176,20 +177,20 @@ class TestLife:
             assert is_running()
 
     def test_a_run_that_begins_while_it_retires_is_looked_after(
-        self, polling: None, looks: Looks, monkeypatch: pytest.MonkeyPatch
+        self, polling: None, looks: Looks, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # It has found that no run is held; before it says so, one begins and sees its thread.
         blocks: list[abortable_run] = []
-        instance = reconciler._reconciler
-        retire = instance._retire
+        service = runtime.reconciler.service
+        retire = service.retire
 
-        def begin_first(thread: Any) -> bool:
+        def begin_first(life: Life, is_needed: Callable[[], bool]) -> bool:
             if not blocks:
                 blocks.append(abortable_run("late"))
                 blocks[0].__enter__()
-            return retire(thread)
+            return retire(life, is_needed)
 
-        monkeypatch.setattr(instance, "_retire", begin_first)
+        monkeypatch.setattr(service, "retire", begin_first)
         with abortable_run("run-1"):
             pass
         wait_until(lambda: ["late"] in looks.ids)
@@ -198,7 +199,7 @@ class TestLife:
             wait_until(lambda: blocks[0]._controller is not None and _is_aborted(blocks[0]))
             blocks[0].__exit__(None, None, None)
 
-    def test_a_database_error_is_told_once_and_tried_again(
+    def test_a_database_error_is_logged_once_and_it_looks_again(
         self, polling: None, looks: Looks, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.INFO, "run_abort"), pytest.raises(RunAborted):
@@ -232,7 +233,7 @@ class TestLife:
             raise LookupError("oops")
 
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            monkeypatch.setattr(registry, "ids", fail_once)
+            monkeypatch.setattr(current().registry, "ids", fail_once)
             wait_until(lambda: "oops" in caplog.text)
             request()
             assert signal.wait(20)
@@ -261,16 +262,20 @@ class TestLife:
             with abortable_run("run-2"):
                 assert is_running()
 
-    def test_where_no_thread_can_be_had_it_says_so(
+    def test_where_no_thread_can_be_started_a_warning_says_so(
         self, polling: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(self: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == THREAD:
+                raise RuntimeError("can't start new thread")
+            start(thread)
 
         with monkeypatch.context() as patch:
-            patch.setattr(reconciler._Thread, "start", refuse)
+            patch.setattr(threading.Thread, "start", refuse)
             with abortable_run("run-1"):
-                pass
+                assert not is_running()
         assert "can't start new thread" in caplog.text
         with abortable_run("run-1"):
             assert is_running()
@@ -281,7 +286,7 @@ def _is_aborted(block: abortable_run) -> bool:
 
 
 class TestMissed:
-    """What receivers and handlers are told of after an outage."""
+    """What receivers and handlers get after an outage."""
 
     @pytest.fixture
     def heard(self, configure: Configure, proxy: Proxy) -> Iterator[list[str]]:
@@ -310,7 +315,7 @@ class TestMissed:
         proxy.refusing = False
         wait_until(current().listener.is_listening)
 
-    def test_they_hear_it_once_and_in_the_order_of_request(
+    def test_they_get_it_once_and_in_the_order_of_request(
         self, heard: list[str], proxy: Proxy, foreign: Foreign
     ) -> None:
         assert foreign.publish("before", id=str(request("before").pk)) == 1
@@ -354,25 +359,25 @@ class TestMissed:
             wait_until(lambda: database._outage.lasts)
         wait_until(lambda: heard == ["missed"])
 
-    def test_what_was_requested_before_this_process_began_is_not_for_it(
+    def test_they_get_nothing_that_was_requested_before_this_process_began(
         self, configure: Configure
     ) -> None:
         configure(INTENTS=True)
         heard: list[str] = []
-        request("long ago", requested_at=reconciler._reconciler._began - timedelta(seconds=1))
+        request("long ago", requested_at=current().reconciler._began - timedelta(seconds=1))
         assert subscribe_to_run_aborts(heard.append)
         wait_until(current().listener.is_listening)
         wait_until(lambda: not is_running())
         assert heard == []
 
-    def test_more_than_can_be_told_is_an_error(
+    def test_more_than_they_can_get_is_an_error(
         self,
         heard: list[str],
         proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(reconciler, "MAX_MISSED", 3)
+        monkeypatch.setattr(reconciler_module, "MAX_MISSED", 3)
         self.cut_off(proxy)
         for number in range(5):
             request(f"missed-{number}")
@@ -380,7 +385,7 @@ class TestMissed:
         wait_until(lambda: len(heard) == 3)
         assert "More than 3 aborts were requested" in caplog.text
 
-    def test_nobody_asks_where_nobody_wants_to_hear(
+    def test_without_receivers_and_handlers_nothing_is_read(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[object] = []
@@ -403,7 +408,7 @@ class TestScale:
         with django_assert_max_num_queries(1 + count // 900):
             found = requests.standing_for(ids)
         assert found is not None
-        assert [intent.reason for intent in found] == ["first", "last"]
+        assert [each.reason for each in found] == ["first", "last"]
 
 
 def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
@@ -461,7 +466,7 @@ class TestPushAgain:
     def test_it_gives_up_in_the_end(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reconciler, "PUSH_FOR", 0.2)
+        monkeypatch.setattr(reconciler_module, "PUSH_FOR", 0.2)
         configure(
             INTENTS=True,
             REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",

@@ -13,7 +13,7 @@ from run_abort._store import cursors, database
 from run_abort._store.cursors import Cursor
 from run_abort.models import ListenerCursor
 from tests.conftest import Configure
-from tests.support import Child, unmigrated
+from tests.support import unmigrated
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -94,8 +94,3 @@ class TestCursor:
 
 def unmigrated_cursors() -> Any:
     return unmigrated("run_abort_listenercursor")
-
-
-def handled(process: Child) -> list[str]:
-    words = [line.split() for line in process.output]
-    return [line[1] for line in words if line[:1] == ["handled"]]

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -18,9 +18,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from run_abort._core import registry
+from run_abort._core.ids import MAX_ID_LENGTH
+from run_abort._core.types import Request
 from run_abort._store import database, requests
-from run_abort._store.requests import Intent
 from run_abort._transport import codec
 from run_abort.models import AbortRequest
 from tests.support import unmigrated, wait_until
@@ -28,18 +28,22 @@ from tests.support import unmigrated, wait_until
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
 
 
-def never(intent: Intent) -> None:
+def never(request: Request) -> None:
     raise AssertionError("came late")
 
 
-def find(*ids: str) -> Intent | None:
-    return requests.find(ids, late=never)
+def find(*ids: str) -> Request | None:
+    return requests.find(ids, on_late=never)
 
 
-def record(run_id: str = "run-1", **more: Any) -> Intent:
-    intent = Intent(uuid.uuid4(), run_id, **more)
-    assert requests.record([intent], origin=ORIGIN)
-    return intent
+def new_request(run_id: str = "run-1", **more: Any) -> Request:
+    return Request(run_id, str(uuid.uuid4()), origin=ORIGIN, **more)
+
+
+def record(run_id: str = "run-1", **more: Any) -> Request:
+    request = new_request(run_id, **more)
+    assert requests.record([request])
+    return request
 
 
 @pytest.fixture(autouse=True)
@@ -80,16 +84,16 @@ def caller(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[s
 class TestRows:
     def test_what_is_recorded_is_found(self, caller: str) -> None:
         assert find("run-1") is None
-        intent = record(reason="because", actor="ann")
-        assert find("run-1") == intent
-        assert find("other", "run-1") == intent
+        request = record(reason="because", actor="ann")
+        assert find("run-1") == request
+        assert find("other", "run-1") == request
         assert find("other") is None
 
     def test_a_row_keeps_what_is_known(self, caller: str) -> None:
         user = User.objects.create_user("ann")
-        intent = record(reason="because", actor="ann", user_pk=user.pk)
+        request = record(reason="because", actor="ann", user_pk=user.pk)
         row = AbortRequest.objects.get()
-        assert row.pk == intent.abort_id
+        assert str(row.pk) == request.id
         assert (row.run_id, row.reason, row.actor, row.user) == ("run-1", "because", "ann", user)
         assert row.origin == ORIGIN
         assert row.host
@@ -97,24 +101,41 @@ class TestRows:
         assert str(row) == "run-1"
 
     def test_publication_is_noted(self, caller: str) -> None:
-        intent = record()
-        requests.mark_published({intent.abort_id: 3}, timeout=1)
+        request = record()
+        requests.mark_published({uuid.UUID(request.id): 3}, timeout=1)
         row = AbortRequest.objects.get()
         assert (row.published, row.listeners) == (True, 3)
 
-    def test_the_first_of_several_counts(self, transactional_db: None) -> None:
+    def test_the_first_of_several_is_found(self, transactional_db: None) -> None:
         first = record(reason="first")
         record(reason="second")
         assert find("run-1") == first
 
-    def test_an_old_one_counts_no_more(self, transactional_db: None, settings: Any) -> None:
+    @pytest.mark.parametrize("use_tz", [True, False])
+    def test_the_reconciler_gets_them_in_order_and_with_their_times(
+        self, transactional_db: None, settings: Any, use_tz: bool
+    ) -> None:
+        settings.USE_TZ = use_tz
+        before = datetime.now(UTC)
+        first, second = record(reason="first"), record("run-2", reason="second")
+        for found in (
+            requests.standing_for(["run-2", "run-1", "run-3"]),
+            requests.requested_since(before - timedelta(seconds=1), but_by="inst_x", limit=9),
+        ):
+            assert found is not None
+            assert [each._replace(requested_at=None) for each in found] == [first, second]
+            times = [each.requested_at for each in found]
+            assert all(at and before <= at <= datetime.now(UTC) for at in times)
+        assert requests.requested_since(before, but_by=ORIGIN, limit=9) == []
+
+    def test_one_that_is_too_old_is_not_found(self, transactional_db: None, settings: Any) -> None:
         record()
         AbortRequest.objects.update(requested_at=timezone.now() - timedelta(days=7, seconds=1))
         assert find("run-1") is None
         settings.RUN_ABORT = {"INTENT_TTL": timedelta(days=8)}
         assert find("run-1") is not None
 
-    def test_a_cleared_one_counts_no_more_but_stays(self, caller: str) -> None:
+    def test_one_that_was_cleared_is_not_found_but_stays(self, caller: str) -> None:
         record()
         record()
         record("run-2")
@@ -124,24 +145,24 @@ class TestRows:
         assert find("run-2") is not None
         assert AbortRequest.objects.count() == 3
 
-    def test_ids_are_compared_to_the_letter(self, transactional_db: None) -> None:
+    def test_ids_are_compared_with_regard_to_case(self, transactional_db: None) -> None:
         record("Run")
         assert find("run") is None
         assert find("RUN", "Run") is not None
 
     def test_any_text_may_be_an_id(self, transactional_db: None) -> None:
-        for run_id in ("a b/c?d=é&🙂", "x" * registry.MAX_ID_LENGTH, "'; DROP TABLE runs; --"):
+        for run_id in ("a b/c?d=é&🙂", "x" * MAX_ID_LENGTH, "'; DROP TABLE runs; --"):
             record(run_id)
             assert find(run_id) is not None
 
     def test_the_lengths_of_the_columns_are_those_of_the_contract(self) -> None:
         field = AbortRequest._meta.get_field
-        assert field("run_id").max_length == registry.MAX_ID_LENGTH
+        assert field("run_id").max_length == MAX_ID_LENGTH
         assert field("actor").max_length == codec.MAX_ACTOR_LENGTH
 
-    def test_written_twice_it_is_written(self, transactional_db: None) -> None:
-        intent = record()
-        assert requests.record([intent], origin=ORIGIN) is True
+    def test_one_that_is_written_twice_has_one_row(self, transactional_db: None) -> None:
+        request = record()
+        assert requests.record([request]) is True
         assert AbortRequest.objects.count() == 1
 
 
@@ -176,7 +197,7 @@ class TestCost:
         settings.RUN_ABORT = {"INTENTS": False}
         # No database is allowed in this test.
         assert find("run-1") is None
-        assert requests.record([Intent(uuid.uuid4(), "run-1")], origin=ORIGIN) is False
+        assert requests.record([new_request()]) is False
         assert requests.clear("run-1") is None
         requests.mark_published({uuid.uuid4(): 1}, timeout=1)
 
@@ -221,7 +242,7 @@ class TestConnections:
         assert database._outage.lasts is False
 
     def test_in_a_thread(self, transactional_db: None) -> None:
-        found: list[Intent | None] = []
+        found: list[Request | None] = []
 
         def work() -> None:
             record()
@@ -234,7 +255,7 @@ class TestConnections:
         assert found != [None]
 
     def test_in_an_event_loop(self, transactional_db: None) -> None:
-        async def main() -> Intent | None:
+        async def main() -> Request | None:
             record()
             return find("run-1")
 
@@ -270,13 +291,14 @@ def kill(wrapper: BaseDatabaseWrapper, patch: pytest.MonkeyPatch) -> None:
     wrapper.errors_occurred = True
 
 
-class TestLetters:
+class TestCase:
     def test_many_rows_of_another_case_hide_none(
         self, transactional_db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # As a database gives them that compares without regard to case.
         monkeypatch.setattr(requests, "PAGE", 2)
-        rows = [(uuid.uuid4(), run_id, "", "") for run_id in ("RUN-1", "Run-1", "rUN-1", "run-1")]
+        ids = ("RUN-1", "Run-1", "rUN-1", "run-1")
+        rows = [(run_id, uuid.uuid4(), "", "", ORIGIN) for run_id in ids]
 
         class Rows(list[Any]):
             def filter(self, **lookups: Any) -> Rows:
@@ -288,7 +310,7 @@ class TestLetters:
         monkeypatch.setattr(requests, "_standing", lambda alias: Rows(rows))
         found = find("run-1")
         assert found is not None
-        assert found.abort_id == rows[-1][0]
+        assert found.id == str(rows[-1][1])
 
 
 class TestTransactions:
@@ -297,7 +319,7 @@ class TestTransactions:
     ) -> None:
         with unmigrated(), transaction.atomic():
             User.objects.create_user("ann")
-            assert requests.record([Intent(uuid.uuid4(), "run-1")], origin=ORIGIN) is False
+            assert requests.record([new_request()]) is False
             assert find("run-1") is None
             assert requests.clear("run-1") is None
         assert User.objects.filter(username="ann").exists()
@@ -309,12 +331,13 @@ class TestTransactions:
         assert find("run-1") is None
 
     def test_in_a_transaction_that_is_broken_it_is_written_beside_it(
-        self, transactional_db: None
+        self, transactional_db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(database, "TIMEOUT", 1.0)  # SQLite waits for 5 s
         connection.ensure_connection()
         with transaction.atomic():
             transaction.set_rollback(True)
-            recorded = requests.record([Intent(uuid.uuid4(), "run-1")], origin=ORIGIN)
+            recorded = requests.record([new_request()])
         # SQLite has one writer at a time, and that is the broken transaction.
         assert recorded is (connection.vendor != "sqlite")
         wait_until(AbortRequest.objects.exists)  # late, where it was not in time
@@ -343,7 +366,7 @@ class TestUnwell:
         with caplog.at_level(logging.INFO, "run_abort"):
             with unmigrated():
                 for _ in range(3):
-                    assert requests.record([Intent(uuid.uuid4(), "r")], origin=ORIGIN) is False
+                    assert requests.record([new_request("r")]) is False
                     assert find("r") is None
             record()
             record()
@@ -354,8 +377,8 @@ class TestUnwell:
     def test_a_database_that_is_forbidden_costs_a_warning(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        # Without a mark, pytest-django lets nobody near the database.
-        assert requests.record([Intent(uuid.uuid4(), "run-1")], origin=ORIGIN) is False
+        # Without a mark, pytest-django forbids the database.
+        assert requests.record([new_request()]) is False
         assert find("run-1") is None
         database.on_commit(print)
         assert caplog.text.count("cannot be written or read") == 1
@@ -379,7 +402,7 @@ class TestUnwell:
         stuck = connections["default"]
         with blocked() as release:
             started = time.monotonic()
-            assert requests.record([Intent(uuid.uuid4(), "run-1")], origin=ORIGIN) is False
+            assert requests.record([new_request()]) is False
             assert time.monotonic() - started < 5
             assert "no answer within 0.1 s" in caplog.text
             # The caller goes on with another connection, and the stuck one is closed in the end.
@@ -402,19 +425,19 @@ class TestUnwell:
             release.wait(20)
             connect(self)
 
-        late: list[Intent] = []
+        late: list[Request] = []
         with monkeypatch.context() as patch:
             patch.setattr(BaseDatabaseWrapper, "connect", slow)
             started = time.monotonic()
-            assert requests.find(["run-1"], late=late.append) is None
-            assert requests.record([Intent(uuid.uuid4(), "run-2")], origin=ORIGIN) is False
+            assert requests.find(["run-1"], on_late=late.append) is None
+            assert requests.record([new_request("run-2")]) is False
             assert time.monotonic() - started < 5
             release.set()
-            # What was asked for in vain is told when it comes.
+            # What was not found in time is handed on once it is.
             wait_until(lambda: late)
         assert late[0].run_id == "run-1"
 
-    def test_a_late_failure_is_not_told_as_a_find(
+    def test_a_late_failure_is_not_a_late_find(
         self, transactional_db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "TIMEOUT", 0.05)

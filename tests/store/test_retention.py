@@ -59,7 +59,7 @@ class TestWhatGoes:
         assert count(1) == Old(prunable=2, standing=1)
         assert prune(1) == 2
         assert left() == ["stands"]
-        assert requests.find(["stands"], late=print) is not None
+        assert requests.find(["stands"]) is not None
         assert count(1) == Old(prunable=0, standing=1)
 
     def test_intent_ttl_says_what_stands(self, settings: Any) -> None:

@@ -19,7 +19,7 @@ from run_abort._core.answers import (
     encode_answer,
     encode_status,
 )
-from run_abort._transport.codec import new_origin
+from run_abort._core.ids import new_origin
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
 ABORT = "0e9f7a34-6c1e-4d0c-9f0e-3f3f6b0b7a11"

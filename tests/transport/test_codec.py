@@ -1,26 +1,27 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_abort._transport.codec import MAX_MESSAGE_BYTES, AbortMessage, decode, encode, new_origin
+from run_abort._core.ids import new_origin
+from run_abort._core.types import Request
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, decode, encode
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
 
 
 class TestEncode:
     def test_a_bare_message_has_just_the_two_keys(self) -> None:
-        data = encode(AbortMessage("run-1", ORIGIN))
+        data = encode(Request("run-1", origin=ORIGIN))
         assert json.loads(data) == {"runId": "run-1", "origin": ORIGIN}
 
     def test_the_other_keys(self) -> None:
         abort_id = str(uuid.uuid4())
-        data = encode(AbortMessage("run-1", ORIGIN, abort_id, "because", "ann"))
+        data = encode(Request("run-1", abort_id, "because", "ann", ORIGIN))
         assert json.loads(data) == {
             "runId": "run-1",
             "origin": ORIGIN,
@@ -31,11 +32,17 @@ class TestEncode:
 
     def test_what_nobody_would_accept_is_not_sent(self) -> None:
         with pytest.raises(ValueError, match="larger"):
-            encode(AbortMessage("x" * MAX_MESSAGE_BYTES, ORIGIN))
+            encode(Request("x" * MAX_MESSAGE_BYTES, origin=ORIGIN))
 
-    def test_origin(self) -> None:
-        assert re.fullmatch(r"inst_[0-9a-f]{32}", new_origin())
-        assert new_origin() != new_origin()
+    def test_its_bytes(self) -> None:
+        request = Request("run-1", "7", 'a "b"\n\x01', "Zoë 🙂", ORIGIN)
+        assert (
+            encode(request, wait=2.50049)
+            == (
+                '{"runId":"run-1","origin":"' + ORIGIN + '","id":"7",'
+                '"reason":"a \\"b\\"\\n\\u0001","actor":"Zoë 🙂","wait":2.5}'
+            ).encode()
+        )
 
 
 class TestDecode:
@@ -49,11 +56,14 @@ class TestDecode:
         ],
     )
     def test_valid(self, data: bytes) -> None:
-        assert decode(data) == AbortMessage("run-1", "x")
+        assert decode(data) == Message(Request("run-1", origin="x"))
+
+    def test_a_sentwithout_an_origin_keeps_its_other_keys(self) -> None:
+        assert decode(b'{"runId":"r","id":"7"}') == Message(Request("r", id="7"))
 
     @pytest.mark.parametrize("data", [b'{"runId":"r"}', b'{"runId":"r","origin":7}'])
     def test_a_sender_that_does_not_say_who_it_is_is_heard(self, data: bytes) -> None:
-        assert decode(data) == AbortMessage("r", "")
+        assert decode(data) == Message(Request("r"))
 
     @pytest.mark.parametrize(
         "data",
@@ -88,12 +98,12 @@ class TestDecode:
         fields = {"runId": "r", "origin": "x", "reason": "y" * 5000, "actor": "z" * 5000}
         message = decode(json.dumps(fields).encode())
         assert message is not None
-        assert (len(message.reason), len(message.actor)) == (1000, 255)
+        assert (len(message.request.reason), len(message.request.actor)) == (1000, 255)
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_message_or_none(self, data: bytes) -> None:
         message = decode(data)
-        assert message is None or message.run_id
+        assert message is None or message.request.run_id
 
     @given(
         st.recursive(
@@ -103,37 +113,40 @@ class TestDecode:
     )
     def test_any_json_is_a_message_or_none(self, value: object) -> None:
         message = decode(json.dumps(value).encode())
-        assert message is None or message.run_id
+        assert message is None or message.request.run_id
 
     @given(
         st.builds(
-            AbortMessage,
+            Request,
             st.text(min_size=1, max_size=255),
-            st.text(max_size=64),
             st.just("") | st.uuids().map(str),
             st.text(max_size=1000),
             st.text(max_size=255),
-            st.integers(0, 3_600_000).map(lambda milliseconds: milliseconds / 1000),
-        )
+            st.text(max_size=64),
+            user_pk=st.none(),
+            requested_at=st.none(),
+        ),
+        st.integers(0, 3_600_000).map(lambda milliseconds: milliseconds / 1000),
     )
-    def test_what_is_encoded_comes_back(self, message: AbortMessage) -> None:
+    def test_what_is_encoded_comes_back(self, sent: Request, wait: float) -> None:
         try:
-            data = encode(message)
+            data = encode(sent, wait=wait)
         except ValueError:
             return
-        assert decode(data) == message
+        assert decode(data) == Message(sent, wait)
 
     @given(st.characters(codec=None, categories=["Cs"]))
     def test_half_a_character_travels_too(self, half: str) -> None:
-        assert decode(encode(AbortMessage(half, ORIGIN))) == AbortMessage(half, ORIGIN)
+        request = Request(half, origin=ORIGIN)
+        assert decode(encode(request)) == Message(request)
 
 
 def test_an_abort_of_every_legal_length_is_small_enough() -> None:
-    message = AbortMessage("🏃" * 255, new_origin(), str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255)
-    assert decode(encode(message)) == message
+    request = Request("🏃" * 255, str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255, new_origin())
+    assert decode(encode(request, wait=3599.999)) == Message(request, 3599.999)
 
 
 def test_half_a_surrogate_pair_is_escaped() -> None:
-    message = AbortMessage("run-\ud83c", new_origin())
-    assert encode(message).isascii()
-    assert decode(encode(message)) == message
+    request = Request("run-\ud83c", origin=new_origin())
+    assert encode(request).isascii()
+    assert decode(encode(request)) == Message(request)

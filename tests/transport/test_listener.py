@@ -1,103 +1,110 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from example.redis_server import RedisServer, free_port
-from run_abort import publish_run_abort
-from run_abort._transport import listener
-from run_abort._transport.listener import subscribe_to_run_aborts
+from run_abort._concurrency import service
+from run_abort._core.types import Request
+from run_abort._transport import listener as module
+from run_abort._transport.listener import Listener
 from run_abort._transport.redis.connections import Subscription
-from run_abort.signals import run_abort_received
-from tests.conftest import Configure, threads_of_ours
-from tests.support import Foreign, wait_until
-
-
-def state() -> str:
-    return listener.status().state
-
-
-def is_listening() -> bool:
-    return state() == "listening"
+from tests.support import Foreign, Proxy, wait_until
+from tests.transport.conftest import Configure, Node, threads_of_ours
 
 
 class TestLife:
-    def test_starts_on_need_and_stops(self, configure: Configure) -> None:
-        assert state() == "off"
+    def test_starts_on_need_and_stops(self, configure: Configure, listener: Listener) -> None:
+        assert listener.status().state == "off"
         assert listener.ensure_started() is True
-        wait_until(is_listening)
+        wait_until(listener.is_listening)
         assert threads_of_ours() == ["run_abort-listener"]
         assert listener.stop() is True
-        assert state() == "stopped"
+        assert listener.status().state == "stopped"
         assert threads_of_ours() == []
         assert listener.stop() is True
 
-    def test_starts_again_after_a_stop(self, configure: Configure, foreign: Foreign) -> None:
-        heard: list[str] = []
+    def test_starts_again_after_a_stop(
+        self, configure: Configure, node: Node, foreign: Foreign
+    ) -> None:
         for run_id in ("first", "second"):
-            subscribe_to_run_aborts(heard.append)
-            wait_until(is_listening)
+            node.listen()
             assert foreign.publish(run_id) == 1
-            wait_until(lambda run_id=run_id: run_id in heard)
-            listener.stop()
-        assert heard == ["first", "second"]
+            wait_until(lambda run_id=run_id: run_id in node.heard)
+            node.listener.stop()
+        assert node.heard == ["first", "second"]
 
-    def test_stops_promptly(self, listening: None) -> None:
+    def test_stops_promptly(self, listening: None, listener: Listener) -> None:
         started = time.monotonic()
         assert listener.stop()
         assert time.monotonic() - started < 1
 
-    def test_stops_promptly_while_it_waits_for_redis(self, configure: Configure) -> None:
+    def test_stops_promptly_while_it_waits_for_redis(
+        self, configure: Configure, listener: Listener
+    ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         listener.ensure_started()
-        wait_until(lambda: state() == "reconnecting")
+        wait_until(lambda: listener.status().state == "reconnecting")
         started = time.monotonic()
         assert listener.stop()
         assert time.monotonic() - started < 1
 
-    def test_may_be_stopped_by_what_it_calls(self, listening: None, foreign: Foreign) -> None:
-        def receiver(**kwargs: Any) -> None:
-            stopped.append(listener.stop())
-
+    def test_may_be_stopped_by_what_it_calls(
+        self, listening: None, node: Node, foreign: Foreign
+    ) -> None:
         stopped: list[bool] = []
-        run_abort_received.connect(receiver)
-        try:
-            foreign.publish("run-1")
-            wait_until(lambda: stopped)
-        finally:
-            run_abort_received.disconnect(receiver)
+        node.receivers.append(lambda run_id: stopped.append(node.listener.stop()))
+        foreign.publish("run-1")
+        wait_until(lambda: stopped)
         assert stopped == [False]
-        assert state() == "stopped"
-        wait_until(lambda: "run_abort-listener" not in threads_of_ours())
+        assert node.listener.status().state == "stopped"
+        wait_until(lambda: not threads_of_ours())
 
-    def test_a_stop_deals_with_the_message_at_hand_first(
-        self, listening: None, foreign: Foreign
+    def test_a_stop_lets_it_handle_the_current_message(
+        self, listening: None, node: Node, foreign: Foreign
     ) -> None:
         release, at_work, done = (threading.Event() for _ in range(3))
 
-        def receiver(**kwargs: Any) -> None:
+        def receiver(run_id: str) -> None:
             at_work.set()
             release.wait(20)
             done.set()
 
-        run_abort_received.connect(receiver)
-        try:
-            foreign.publish("run-1")
-            assert at_work.wait(20)
-            assert listener.stop(timeout=0.05) is False
-            threading.Timer(0.1, release.set).start()
-            listener._listener._thread = None
-            wait_until(done.is_set)
-        finally:
-            run_abort_received.disconnect(receiver)
+        node.receivers.append(receiver)
+        foreign.publish("run-1")
+        assert at_work.wait(20)
+        assert node.listener.stop(timeout=0.05) is False
+        release.set()
+        wait_until(done.is_set)
+
+    def test_a_thread_that_did_not_end_in_time_does_not_change_the_state(
+        self, listening: None, node: Node, foreign: Foreign
+    ) -> None:
+        release, at_work = threading.Event(), threading.Event()
+
+        def receiver(run_id: str) -> None:
+            at_work.set()
+            release.wait(20)
+
+        node.receivers.append(receiver)
+        foreign.publish("run-1")
+        assert at_work.wait(20)
+        assert node.listener.stop(timeout=0.05) is False
+        node.receivers.clear()
+        node.listen()
+        since = node.listener.status().since
+        release.set()
+        wait_until(lambda: threads_of_ours() == ["run_abort-listener"])
+        status = node.listener.status()
+        assert (status.state, status.since) == ("listening", since)
 
     def test_has_one_thread_and_one_connection_however_often_it_is_asked_for(
-        self, configure: Configure, own_redis: RedisServer
+        self, configure: Configure, listener: Listener, own_redis: RedisServer
     ) -> None:
         configure(REDIS_URL=own_redis.url)
         threads = [threading.Thread(target=listener.ensure_started) for _ in range(20)]
@@ -105,49 +112,51 @@ class TestLife:
             thread.start()
         for thread in threads:
             thread.join()
-        wait_until(is_listening)
+        wait_until(listener.is_listening)
         with own_redis.client() as client:
             assert len(client.client_list(_type="pubsub")) == 1
         assert threads_of_ours() == ["run_abort-listener"]
 
-    def test_a_second_one_is_there_only_while_this_process_publishes(
-        self, configure: Configure, own_redis: RedisServer
+    def test_a_second_connection_exists_only_while_this_process_publishes(
+        self, configure: Configure, node: Node, own_redis: RedisServer
     ) -> None:
         configure(REDIS_URL=own_redis.url, HEARTBEAT=0.1)
-        listener.ensure_started()
-        wait_until(is_listening)
-        assert publish_run_abort("run-1")
+        node.listen()
+        assert node.push.publish([Request("run-1")]) == [1]
         with own_redis.client() as client:
-            wait_until(lambda: len(client.client_list()) == 2)  # with its own
-            assert publish_run_abort("run-1")
+            wait_until(lambda: len(client.client_list()) == 2)  # with the client's
+            assert node.push.publish([Request("run-1")]) == [1]
 
     def test_without_redis_it_is_off(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         configure(REDIS_URL=None)
         assert listener.ensure_started() is False
-        assert state() == "off"
+        assert listener.status().state == "off"
         listener.start_soon()
         assert threads_of_ours() == []
 
-    def test_forbidden_it_is_off(self, configure: Configure) -> None:
+    def test_started_without_redis_its_thread_ends(
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None)
+        assert listener.start()
+        wait_until(lambda: not threads_of_ours())
+        assert listener.status().state == "off"
+
+    def test_forbidden_it_is_off(self, configure: Configure, listener: Listener) -> None:
         configure(LISTEN=False)
         assert listener.ensure_started() is False
-        assert subscribe_to_run_aborts(print) is False
-        assert state() == "off"
+        assert listener.status().state == "off"
 
-    def test_a_change_of_the_settings_ends_it(self, configure: Configure, foreign: Foreign) -> None:
-        assert listener.ensure_started()
-        wait_until(is_listening)
-        configure(CHANNEL="tests:elsewhere")
-        assert state() == "stopped"
-        assert listener.ensure_started()
-        wait_until(is_listening)
-        assert foreign.publish("run-1") == 0
-
-    def test_where_no_thread_can_be_had_it_says_so(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    def test_where_no_thread_can_be_started_it_says_so(
+        self,
+        configure: Configure,
+        listener: Listener,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         def refuse(self: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
@@ -155,27 +164,28 @@ class TestLife:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             listener.ensure_started()
-        assert state() == "stopped"
+        assert listener.status().state == "stopped"
+        assert listener.status().last_error
         assert "can't start new thread" in caplog.text
         listener.ensure_started()
-        wait_until(is_listening)
+        wait_until(listener.is_listening)
 
     def test_ready_lets_it_rest_until_it_is_needed(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(listener, "REST", 60)
+        monkeypatch.setattr(module, "REST", 60)
         listener.start_soon()
-        assert state() == "starting"
+        assert listener.status().state == "starting"
         assert threads_of_ours() == ["run_abort-listener"]
         listener.ensure_started()
-        wait_until(is_listening)
+        wait_until(listener.is_listening)
 
-    def test_a_redis_that_cannot_be_used_is_told(
-        self, configure: Configure, caplog: pytest.LogCaptureFixture
+    def test_a_transport_that_cannot_be_used_is_logged(
+        self, configure: Configure, listener: Listener, caplog: pytest.LogCaptureFixture
     ) -> None:
         configure(REDIS_URL="redis://localhost:port")
         assert listener.ensure_started() is False
-        assert "Redis cannot be used" in caplog.text
+        assert "the transport cannot be used" in caplog.text
         listener.start_soon()
         wait_until(lambda: listener.status().last_error)
         assert "not valid" in listener.status().last_error
@@ -183,35 +193,43 @@ class TestLife:
 
 class TestStatus:
     def test_tells_what_happened(
-        self, configure: Configure, foreign: Foreign, caplog: pytest.LogCaptureFixture
+        self,
+        configure: Configure,
+        node: Node,
+        foreign: Foreign,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         before = datetime.now(UTC)
         with caplog.at_level(logging.INFO, "run_abort"):
-            listener.ensure_started()
-            wait_until(is_listening)
+            node.listen()
+            wait_until(lambda: caplog.records)
         assert [record.levelname for record in caplog.records] == ["INFO"]
         assert foreign.channel in caplog.text
-        assert listener.status().origin in caplog.text
+        assert node.origin in caplog.text
 
         foreign.publish("run-1")
         foreign.publish_raw(b"\xff")
-        publish_run_abort("run-1")
-        wait_until(lambda: listener.status().messages == 3)
+        node.push.publish([Request("run-1")])
+        wait_until(lambda: node.listener.status().messages == 3)
 
-        status = listener.status()
+        status = node.listener.status()
         assert (status.state, status.reconnects, status.malformed) == ("listening", 0, 1)
-        assert status.last_error == ""
+        assert (status.last_error, status.origin) == ("", node.origin)
         assert before <= status.since <= datetime.now(UTC)
+        assert node.heard == ["run-1"]
 
-    def test_a_thread_that_ended_is_not_listening(self, listening: None) -> None:
-        thread = listener._listener._thread
-        assert thread is not None
-        thread.stop()
-        thread.join()
-        assert state() == "stopped"
+    def test_without_a_thread_it_is_not_listening(
+        self, listening: None, listener: Listener
+    ) -> None:
+        listener.service.stop()
+        assert listener.status().state == "stopped"
 
     def test_malformed_messages_are_logged_once_a_minute(
-        self, listening: None, foreign: Foreign, caplog: pytest.LogCaptureFixture
+        self,
+        listening: None,
+        listener: Listener,
+        foreign: Foreign,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         for _ in range(50):
             foreign.publish_raw("garbage")
@@ -219,9 +237,93 @@ class TestStatus:
         assert caplog.text.count("malformed") == 1
 
 
+class TestHandling:
+    @pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(1)])
+    def test_what_the_function_raises_is_logged(
+        self,
+        listening: None,
+        node: Node,
+        foreign: Foreign,
+        caplog: pytest.LogCaptureFixture,
+        error: BaseException,
+    ) -> None:
+        def receiver(run_id: str) -> None:
+            if run_id == "run-1":
+                raise error
+
+        node.receivers.append(receiver)
+        foreign.publish("run-1")
+        foreign.publish("run-2")
+        wait_until(lambda: node.heard == ["run-1", "run-2"])
+        assert "Failed to handle the message" in caplog.text
+        assert "Traceback" in caplog.text
+        status = node.listener.status()
+        assert (status.state, status.reconnects, status.malformed) == ("listening", 0, 0)
+
+
+class TestLostLink:
+    def test_the_hooks_learn_of_it_and_of_the_gap(
+        self,
+        configure: Configure,
+        node: Node,
+        proxy: Proxy,
+        foreign: Foreign,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        gaps: list[float] = []
+        states: list[str] = []
+        lost: list[float] = []
+        node.listener.subscribed.add(gaps.append)
+        node.listener.subscribed.add(lambda gap: states.append(node.listener.status().state))
+        node.listener.lost.add(lambda: lost.append(time.time()))
+        configure(REDIS_URL=proxy.url)
+        before = time.time()
+        node.listen()
+        after = time.time()
+        assert before <= gaps[0] <= after
+        foreign.publish("run-1")
+        wait_until(lambda: node.heard == ["run-1"])
+        heard_at = time.time()
+
+        proxy.refusing = True
+        proxy.cut()
+        wait_until(lambda: node.listener.status().state == "reconnecting")
+        wait_until(lambda: proxy.accepted >= 4)
+        assert len(lost) == 1
+        proxy.refusing = False
+        wait_until(node.listener.is_listening)
+
+        assert node.listener.status().reconnects == 1
+        assert after <= gaps[1] <= heard_at <= lost[0]
+        assert states == ["starting", "reconnecting"]
+        assert node.listener.status().last_error
+        assert caplog.text.count("trying again") == 1
+        foreign.publish("run-2")
+        wait_until(lambda: node.heard == ["run-1", "run-2"])
+
+    def test_after_a_stop_there_is_no_gap(self, configure: Configure, node: Node) -> None:
+        gaps: list[float] = []
+        node.listener.subscribed.add(gaps.append)
+        node.listen()
+        node.listener.stop()
+        restarted_at = time.time()
+        node.listen()
+        assert gaps[0] < restarted_at <= gaps[1]
+
+
+class TestBackoff:
+    def test_grows_to_its_maximum_and_begins_again(self) -> None:
+        backoff = module.Backoff()
+        delays = [backoff.next() for _ in range(20)]
+        assert module.MIN_DELAY / 2 <= delays[0] <= module.MIN_DELAY
+        assert all(module.MAX_DELAY / 2 <= delay <= module.MAX_DELAY for delay in delays[6:])
+        backoff.reset()
+        assert backoff.next() <= module.MIN_DELAY
+
+
 class TestIdle:
     def test_wakes_up_for_nothing_but_the_heartbeat(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+        self, configure: Configure, node: Node, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads: list[float] = []
         read = Subscription._read
@@ -232,8 +334,7 @@ class TestIdle:
 
         monkeypatch.setattr(Subscription, "_read", counting)
         configure(HEARTBEAT=0.5)
-        listener.ensure_started()
-        wait_until(is_listening)
+        node.listen()
         reads.clear()
         time.sleep(2.2)
         # Each beat reads twice: the silence, then the answer to the PING.
@@ -241,24 +342,134 @@ class TestIdle:
         assert threads_of_ours() == ["run_abort-listener"]
 
 
-class TestReceivers:
-    def test_the_database_connections_that_receivers_open_are_closed(
-        self, configure: Configure, foreign: Foreign, transactional_db: None
+class TestFork:
+    def test_there_is_no_thread_at_a_fork_and_one_after_it_in_both(
+        self, configure: Configure, node: Node, foreign: Foreign
     ) -> None:
-        from django.contrib.auth.models import User
-        from django.db import connection
+        node.listen()
+        reader, writer = os.pipe()
+        pid = node.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.write(writer, f"{threading.active_count()}\n".encode())
+                wait_until(node.listener.is_listening)
+                status = node.listener.status()
+                os.write(writer, f"{status.origin} {status.reconnects}\n".encode())
+                wait_until(lambda: "child" in node.heard)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            # The listener that rests in the child, beside its main thread.
+            assert pipe.readline() == "2\n"
+            origin, reconnects = pipe.readline().split()
+        assert origin not in {"", node.origin}
+        assert reconnects == "0"
+        wait_until(node.listener.is_listening)
+        wait_until(lambda: foreign.publish("child") == 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        wait_until(lambda: "child" in node.heard)
 
-        seen: list[Any] = []
+    def test_the_child_keeps_the_hooks(self, configure: Configure, node: Node) -> None:
+        node.listen()
+        reader, writer = os.pipe()
+        node.listener.subscribed.add(lambda gap: os.write(writer, b"%d\n" % os.getpid()))
+        pid = node.fork()
+        if pid == 0:
+            wait_until(node.listener.is_listening)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        wait_until(node.listener.is_listening)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            assert sorted(map(int, pipe)) == sorted([pid, os.getpid()])
 
-        def receiver(**kwargs: Any) -> None:
-            User.objects.count()
-            seen.append(connection._connections["default"])  # type: ignore[attr-defined]
+    def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
+        self, configure: Configure, listener: Listener
+    ) -> None:
+        listener.before_fork()
+        assert listener.ensure_started()
+        assert threads_of_ours() == []
+        assert listener.status().state == "off"
+        listener.after_fork_in_parent()
+        assert threads_of_ours() == ["run_abort-listener"]
+        assert listener.status().state == "starting"
 
-        listener.ensure_started()
-        wait_until(is_listening)
-        run_abort_received.connect(receiver)
+    def test_forks_that_overlap(self, listening: None, listener: Listener) -> None:
+        listener.before_fork()
+        listener.before_fork()
+        listener.after_fork_in_parent()
+        assert threads_of_ours() == []
+        assert listener.status().state == "stopped"
+        listener.after_fork_in_parent()
+        wait_until(listener.is_listening)
+
+    def test_what_was_not_running_is_not_started(
+        self, configure: Configure, listener: Listener
+    ) -> None:
+        listener.before_fork()
+        listener.after_fork_in_parent()
+        assert threads_of_ours() == []
+        assert listener.status().state == "off"
+
+    def test_what_it_calls_may_fork(self, listening: None, node: Node, foreign: Foreign) -> None:
+        codes: list[int] = []
+
+        def receiver(run_id: str) -> None:
+            pid = node.fork()
+            if pid == 0:
+                os._exit(7)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+        node.receivers.append(receiver)
+        foreign.publish("run-1")
+        wait_until(lambda: codes)
+        assert foreign.publish("run-2") == 1
+        wait_until(lambda: codes == [7, 7])
+        assert node.listener.is_listening()
+
+    def test_what_takes_long_does_not_hold_up_a_fork_for_ever(
+        self,
+        listening: None,
+        node: Node,
+        foreign: Foreign,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(service, "JOIN_TIMEOUT", 0.05)
+        release, at_work = threading.Event(), threading.Event()
+
+        def receiver(run_id: str) -> None:
+            at_work.set()
+            release.wait(20)
+
+        node.receivers.append(receiver)
         try:
             foreign.publish("run-1")
-            wait_until(lambda: seen and seen[0].connection is None)
+            assert at_work.wait(20)
+            pid = node.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
         finally:
-            run_abort_received.disconnect(receiver)
+            release.set()
+        assert "stays alive at the fork" in caplog.text
+        wait_until(node.listener.is_listening)
+
+
+def test_two_listeners_of_one_process_are_independent(
+    configure: Configure, node: Node, foreign: Foreign
+) -> None:
+    other = Node()
+    try:
+        node.listen()
+        other.listen()
+        assert foreign.publish("run-1") == 2
+        wait_until(lambda: node.heard == other.heard == ["run-1"])
+        assert other.listener.stop()
+        assert node.listener.is_listening()
+    finally:
+        other.listener.stop()
+        other.push.close()

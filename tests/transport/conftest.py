@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.signals import setting_changed
+
+from example.redis_server import RedisServer
+from run_abort._core.ids import new_origin
+from run_abort._transport import codec
+from run_abort._transport.listener import Listener
+from run_abort._transport.push import Push
+from tests.support import Foreign, Proxy, wait_until
+
+Configure = Callable[..., None]
+
+
+class Node:
+    """The push and the listener of one process.
+
+    :ivar heard: the runs that the messages of others were about.
+    :ivar receivers: called in the listener's thread with each of these runs.
+    """
+
+    def __init__(self) -> None:
+        self.origin = new_origin()
+        self.heard: list[str] = []
+        self.receivers: list[Callable[[str], object]] = []
+        self.push = Push(lambda: self.origin)
+        self.listener = Listener(self.push, origin=lambda: self.origin, handle=self._handle)
+
+    def _handle(self, data: bytes, origin: str) -> bool:
+        message = codec.decode(data)
+        if message is None:
+            return False
+        if message.request.origin != origin:
+            self.heard.append(message.request.run_id)
+            for receiver in self.receivers:
+                receiver(message.request.run_id)
+        return True
+
+    def listen(self) -> None:
+        """Wait until it is subscribed."""
+        assert self.listener.ensure_started()
+        wait_until(self.listener.is_listening)
+
+    def fork(self) -> int:
+        """Fork as the runtime does."""
+        self.listener.before_fork()
+        self.push.close()
+        pid = os.fork()
+        if pid:
+            self.listener.after_fork_in_parent()
+        else:
+            self.origin = new_origin()
+            self.push.after_fork_in_child()
+            self.listener.after_fork_in_child()
+        return pid
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    node = Node()
+
+    def forget(*, setting: str, **kwargs: object) -> None:
+        if setting in {"RUN_ABORT", "CACHES"}:
+            node.push.forget()
+
+    setting_changed.connect(forget)
+    yield node
+    setting_changed.disconnect(forget)
+    assert node.listener.stop()
+    node.push.close()
+    wait_until(lambda: not threads_of_ours())
+
+
+@pytest.fixture
+def push(node: Node) -> Push:
+    return node.push
+
+
+@pytest.fixture
+def listener(node: Node) -> Listener:
+    return node.listener
+
+
+@pytest.fixture
+def listening(configure: Configure, node: Node) -> None:
+    """The listener is subscribed."""
+    node.listen()
+
+
+def threads_of_ours() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("run_abort")]
+
+
+# The same as in tests/conftest.py.
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A server for all tests of this process that leave it as they found it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server that the test may kill, freeze and fill."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(shared_redis: RedisServer) -> Iterator[Proxy]:
+    with Proxy(shared_redis.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def channel_name() -> str:
+    return f"tests:{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Configure:
+    """Sets ``RUN_ABORT``; by default Redis, a channel of the test's own, and no database."""
+
+    def configure(**run_abort: Any) -> None:
+        settings.RUN_ABORT = {
+            "REDIS_URL": shared_redis.url,
+            "CHANNEL": channel_name,
+            "INTENTS": False,
+            **run_abort,
+        }
+
+    configure()
+    return configure
+
+
+@pytest.fixture
+def foreign(shared_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    with shared_redis.client() as client:
+        yield Foreign(client, channel_name)

@@ -1,0 +1,568 @@
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+from django_redis.pool import ConnectionFactory
+
+from example.redis_server import RedisServer, free_port
+from run_abort._core.ids import new_origin
+from run_abort._core.types import Request
+from run_abort._transport.codec import Message, Question, decode, decode_question
+from run_abort._transport.push import Push
+from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
+from tests.transport.conftest import Configure, Node
+
+LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+
+
+def django_redis(location: object, **options: Any) -> dict[str, Any]:
+    return {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": location,
+        "OPTIONS": options,
+    }
+
+
+def publish(push: Push, run_id: str = "run-1") -> bool:
+    """Whether the server took a request."""
+    return push.publish([Request(run_id)]) != [None]
+
+
+@contextmanager
+def heard(client: redis.Redis, name: str) -> Iterator[list[bytes]]:
+    """What a stranger hears on a channel."""
+    messages: list[bytes] = []
+    pubsub = client.pubsub()
+    pubsub.subscribe(name)
+    while pubsub.get_message(timeout=5) is None:
+        pass
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            message = pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05)
+            if message:
+                messages.append(message["data"])
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield messages
+    finally:
+        stop.set()
+        thread.join()
+        pubsub.close()
+
+
+class TestWhichRedis:
+    @pytest.fixture(autouse=True)
+    def no_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+
+    def source(self, push: Push) -> str | None:
+        found = push.transport()
+        return found.source if found else None
+
+    def test_the_setting_comes_first(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        settings.CACHES = {"default": django_redis("redis://localhost")}
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
+        assert self.source(push) == "RUN_ABORT['REDIS_URL']"
+
+    @pytest.mark.parametrize("backend", ["django_redis.cache", "django.core.cache.backends.redis"])
+    def test_then_the_alias(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch, backend: str
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        settings.CACHES = {
+            "default": LOCMEM,
+            "other": {"BACKEND": f"{backend}.RedisCache", "LOCATION": "redis://localhost:7/0"},
+        }
+        settings.RUN_ABORT = {"CACHE_ALIAS": "other"}
+        assert self.source(push) == "CACHES['other']"
+        assert push.may_be_configured()
+
+    def test_then_the_environment(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.CACHES = {"default": LOCMEM}
+        settings.RUN_ABORT = {}
+        assert self.source(push) is None
+        assert not push.may_be_configured()
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        assert self.source(push) == "the environment's REDIS_URL"
+        assert push.may_be_configured()
+        monkeypatch.delenv("REDIS_URL")
+        assert self.source(push) is None
+
+    def test_an_alias_that_is_missing_is_none(self, push: Push, settings: Any) -> None:
+        settings.CACHES = {}
+        settings.RUN_ABORT = {}
+        assert self.source(push) is None
+        assert not push.may_be_configured()
+
+    def test_is_found_once_and_again_after_a_change(self, push: Push, settings: Any) -> None:
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:1"}
+        first = push.transport()
+        assert push.transport() is first
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:2"}
+        assert push.transport() is not first
+
+    def test_only_one_that_the_setting_names(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        settings.CACHES = {"default": django_redis("redis://localhost")}
+        settings.RUN_ABORT = {}
+        assert self.source(push) == "CACHES['default']"
+        push.only_named = True
+        assert self.source(push) is None
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
+        assert self.source(push) == "RUN_ABORT['REDIS_URL']"
+        settings.RUN_ABORT = {}
+        push.only_named = False
+        assert self.source(push) == "CACHES['default']"
+
+    def test_one_that_cannot_be_used(self, push: Push, settings: Any) -> None:
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:port"}
+        with pytest.raises(ImproperlyConfigured, match="not valid"):
+            push.transport()
+        assert not push.is_configured()
+        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
+        assert push.is_configured()
+
+
+class TestPublish:
+    def test_says_how_many_listened(
+        self, push: Push, configure: Configure, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        request = Request("run-1", "id", "because", "ann", new_origin())
+        assert push.publish([request]) == [0]
+        with shared_redis.client() as client, heard(client, channel_name) as messages:
+            assert push.publish([request], wait=2.5) == [1]
+            wait_until(lambda: messages)
+        assert decode(messages[0]) == Message(request, 2.5)
+
+    def test_fills_in_the_origin_where_there_is_none(
+        self, configure: Configure, node: Node, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        requests = [Request("run-1"), Request("run-2", origin="theirs")]
+        with shared_redis.client() as client, heard(client, channel_name) as messages:
+            assert node.push.publish(requests) == [1, 1]
+            wait_until(lambda: len(messages) == 2)
+        expected = [Request("run-1", origin=node.origin), requests[1]]
+        assert [decode(data) for data in messages] == [Message(each) for each in expected]
+
+    def test_nothing(
+        self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL="redis://localhost:port")
+        assert push.publish([]) == []
+        assert caplog.text == ""
+
+    def test_without_a_transport(
+        self, push: Push, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None)
+        assert push.publish([Request("run-1"), Request("run-2")]) == [None, None]
+        assert push.subscription() is None
+
+    def test_keeps_one_connection(
+        self, push: Push, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=own_redis.url)
+        with own_redis.client() as client:
+            publish(push)
+            before = client.info("stats")["total_connections_received"]
+            threads = [threading.Thread(target=publish, args=(push,)) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert publish(push)
+            used = client.info("stats")["total_connections_received"] - before
+            assert used <= 20
+            wait_until(lambda: len(client.client_list()) <= 2)  # with the client's
+
+    @pytest.mark.parametrize("close", [Push.close, Push.forget])
+    def test_closes_it(
+        self,
+        push: Push,
+        configure: Configure,
+        own_redis: RedisServer,
+        close: Callable[[Push], None],
+    ) -> None:
+        configure(REDIS_URL=own_redis.url)
+        with own_redis.client() as client:
+            assert publish(push)
+            assert len(client.client_list()) == 2
+            close(push)
+            wait_until(lambda: len(client.client_list()) == 1)
+            assert publish(push)
+
+    def test_a_child_does_not_close_the_parents(
+        self, push: Push, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=own_redis.url)
+        assert publish(push)
+        parents = push.transport()
+        push.after_fork_in_child()
+        assert push.transport() is not parents
+        with own_redis.client() as client:
+            assert len(client.client_list()) == 2
+
+    def test_survives_the_end_of_the_kept_connection(
+        self, push: Push, configure: Configure, shared_redis: RedisServer
+    ) -> None:
+        with shared_redis.client() as client:
+            for _ in range(5):
+                assert publish(push)
+                client.client_kill_filter(_type="normal", skipme=True)
+
+    def test_survives_a_kept_connection_that_was_cut_without_a_word(
+        self, push: Push, configure: Configure, proxy: Proxy
+    ) -> None:
+        configure(REDIS_URL=proxy.url)
+        assert publish(push)
+        proxy.freeze()
+        with proxy._lock:
+            proxy._links.clear()  # those that are frozen stay so
+        threading.Timer(0.1, proxy.thaw).start()
+        assert publish(push)
+
+    def test_what_is_too_large_is_refused_with_a_warning(
+        self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert not publish(push, "x" * 20_000)
+        assert "must not be larger" in caplog.text
+
+    def test_refused_it_says_so_at_once(
+        self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        with caplog.at_level(logging.WARNING, "run_abort"):
+            assert not publish(push)
+        assert "The abort of run 'run-1' was not published: " in caplog.text
+        assert push.publish([Request("run-1"), Request("run-2")]) == [None, None]
+        assert "The aborts of 2 runs, 'run-1' among them, were not published: " in caplog.text
+        caplog.clear()
+        assert push.publish([Request("run-1")], quiet=True) == [None]
+        assert caplog.text == ""
+
+    def test_an_acl_that_refuses_is_told(
+        self,
+        push: Push,
+        configure: Configure,
+        own_redis: RedisServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with own_redis.client() as client:
+            client.execute_command("ACL SETUSER bob on >pw resetchannels ~* +@all")
+        configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
+        assert not publish(push)
+        assert "NOPERM" in caplog.text
+
+    def test_a_database_that_does_not_exist_does_not_matter(
+        self, push: Push, configure: Configure, shared_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=shared_redis.url.replace("/0", "/9999"))
+        assert publish(push)
+
+
+class TestQuestions:
+    def test_answers_come_to_the_inbox_of_the_question(
+        self, push: Push, configure: Configure
+    ) -> None:
+        question_id, other_id = str(uuid.uuid4()), str(uuid.uuid4())
+        assert push.ask(Question("status", question_id, 1.0)) == 0
+        inbox = push.inbox([question_id, other_id], limit=100)
+        assert inbox is not None
+        inbox.open()
+        try:
+            assert push.answer(question_id, [b"one", b"two"])
+            assert push.answer(str(uuid.uuid4()), [b"astray"])
+            assert push.answer(other_id, [b"three"])
+            deadline = time.monotonic() + 10
+            received = [inbox.receive_before(deadline) for _ in range(3)]
+            assert received == [b"one", b"two", b"three"]
+            assert inbox.receive_before(time.monotonic() + 0.05) is None
+        finally:
+            inbox.close()
+
+    def test_a_question_goes_to_all_listeners(
+        self, push: Push, configure: Configure, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        question = Question("abort", str(uuid.uuid4()), 1.0, str(uuid.uuid4()), "run-1")
+        with shared_redis.client() as client, heard(client, channel_name) as messages:
+            assert push.ask(question) == 1
+            wait_until(lambda: messages)
+        assert decode(messages[0]) is None
+        assert decode_question(messages[0]) == question
+
+    @pytest.mark.parametrize("url", [None, "redis://localhost:port"])
+    def test_without_a_transport_nothing_is_sent_and_no_warning_logged(
+        self,
+        push: Push,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        url: str | None,
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=url)
+        question_id = str(uuid.uuid4())
+        assert push.ask(Question("status", question_id, 1.0)) is None
+        assert push.answer(question_id, [b"one"]) is False
+        assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+        if url is None:
+            assert push.inbox([question_id], limit=100) is None
+
+    def test_no_answer_goes_to_another_channel(self, push: Push, configure: Configure) -> None:
+        assert push.answer("elsewhere", [b"one"]) is False
+        with pytest.raises(ValueError, match="UUID"):
+            push.inbox(["elsewhere"], limit=100)
+
+
+class TestBlackHole:
+    """A Redis that takes connections, or not even that, and never answers."""
+
+    @pytest.fixture
+    def silent_port(self) -> Iterator[int]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield server.getsockname()[1]
+
+    def seconds(self, fn: Callable[[], object]) -> float:
+        started = time.monotonic()
+        fn()
+        return time.monotonic() - started
+
+    @pytest.mark.parametrize("options", ["", "?retry_on_timeout=yes&socket_timeout=30"])
+    def test_publishing_takes_no_longer_than_its_bound(
+        self, push: Push, configure: Configure, silent_port: int, options: str
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0{options}", PUBLISH_TIMEOUT=0.2)
+        results = []
+        assert self.seconds(lambda: results.append(publish(push))) < 2
+        assert results == [False]
+
+    def test_also_where_names_are_looked_up_in_vain(
+        self, push: Push, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        release = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20))
+        configure(REDIS_URL="redis://redis.example/0", PUBLISH_TIMEOUT=0.2)
+        assert self.seconds(lambda: publish(push)) < 2
+        release.set()
+
+    def test_also_behind_sentinels_that_do_not_answer(
+        self, push: Push, settings: Any, silent_port: int
+    ) -> None:
+        settings.CACHES = {
+            "default": django_redis(
+                "redis://primary/0",
+                CONNECTION_FACTORY="django_redis.pool.SentinelConnectionFactory",
+                SENTINELS=[("127.0.0.1", silent_port)],
+                SENTINEL_KWARGS={"socket_timeout": 3},
+            )
+        }
+        settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 0.2}
+        assert self.seconds(lambda: publish(push)) < 2
+
+    def test_many_at_once_take_few_threads(
+        self, push: Push, configure: Configure, silent_port: int
+    ) -> None:
+        configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0", PUBLISH_TIMEOUT=0.5)
+        threads = [threading.Thread(target=publish, args=(push,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        helpers = [t for t in threading.enumerate() if t.name == "run_abort-publish"]
+        # Eight connect; one or the other that has given up has not ended yet.
+        assert 0 < len(helpers) < 16
+        for thread in threads:
+            thread.join()
+
+    def test_a_frozen_server_is_waited_for_no_longer_either(
+        self, push: Push, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        configure(REDIS_URL=own_redis.url, PUBLISH_TIMEOUT=0.4)
+        assert publish(push)
+        own_redis.freeze()
+        assert self.seconds(lambda: publish(push)) < 2
+        own_redis.thaw()
+        assert publish(push)
+
+
+class TestAliasTraps:
+    """What breaks a listener that borrows the cache's connections."""
+
+    @pytest.fixture(autouse=True)
+    def new_pools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # django-redis keeps its pools by URL alone, with the options of whoever came first.
+        monkeypatch.setattr(ConnectionFactory, "_pools", {})
+
+    def hears(self, node: Node, foreign: Foreign, settings: Any, *, use_cache: bool = True) -> None:
+        settings.RUN_ABORT = {"CHANNEL": foreign.channel, "INTENTS": False, "HEARTBEAT": 0.2}
+        node.listen()
+        assert foreign.publish("before") == 1
+        wait_until(lambda: node.heard == ["before"])
+        if use_cache:
+            self.disturb()
+        time.sleep(0.5)  # longer than the time-outs under test
+        assert node.listener.status().reconnects == 0
+        assert foreign.publish("after") == 1
+        wait_until(lambda: node.heard == ["before", "after"])
+        assert publish(node.push)
+
+    def disturb(self) -> None:
+        from django.core.signals import request_finished
+
+        cache = caches["default"]
+        cache.set("key", "value")
+        assert cache.get("key") == "value"
+        request_finished.send(sender=None)
+        cache.clear()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"SOCKET_TIMEOUT": 0.1, "SOCKET_CONNECT_TIMEOUT": 0.1},
+            {"CLOSE_CONNECTION": True},
+            {"CONNECTION_POOL_KWARGS": {"protocol": 3, "health_check_interval": 1}},
+            {"CONNECTION_POOL_KWARGS": {"retry_on_timeout": True, "retry_on_error": [OSError]}},
+            {
+                "CONNECTION_POOL_CLASS": "redis.BlockingConnectionPool",
+                "CONNECTION_POOL_KWARGS": {"max_connections": 2, "timeout": 0.1},
+            },
+            {"PARSER_CLASS": "redis.connection._RESP2Parser"},
+            {"COMPRESSOR": "django_redis.compressors.zlib.ZlibCompressor"},
+        ],
+    )
+    def test_of_django_redis(
+        self,
+        node: Node,
+        settings: Any,
+        shared_redis: RedisServer,
+        foreign: Foreign,
+        options: dict[str, Any],
+    ) -> None:
+        if options.get("CLOSE_CONNECTION"):
+            settings.DJANGO_REDIS_CLOSE_CONNECTION = True
+        settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
+        self.hears(node, foreign, settings)
+
+    def test_of_one_that_decodes(
+        self, node: Node, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        options = {"CONNECTION_POOL_KWARGS": {"decode_responses": True}}
+        settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
+        # It can hold no pickled values, so it is used through its raw connection alone.
+        self.hears(node, foreign, settings, use_cache=False)
+
+    @pytest.mark.parametrize("options", [{}, {"decode_responses": False, "socket_timeout": 0.1}])
+    def test_of_djangos_own_cache(
+        self,
+        node: Node,
+        settings: Any,
+        shared_redis: RedisServer,
+        foreign: Foreign,
+        options: dict[str, Any],
+    ) -> None:
+        backend = "django.core.cache.backends.redis.RedisCache"
+        settings.CACHES = {
+            "default": {"BACKEND": backend, "LOCATION": shared_redis.url, "OPTIONS": options}
+        }
+        self.hears(node, foreign, settings)
+
+    def test_several_locations_the_first_is_written_to(
+        self, push: Push, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        dead = f"redis://127.0.0.1:{free_port()}/0"
+        for location in ([shared_redis.url, dead], f"{shared_redis.url},{dead}"):
+            settings.CACHES = {"default": django_redis(location)}
+            settings.RUN_ABORT = {"CHANNEL": foreign.channel}
+            assert publish(push)
+
+    def test_two_aliases_with_one_url_each_keep_their_options(
+        self, push: Push, settings: Any, own_redis: RedisServer
+    ) -> None:
+        with own_redis.client() as client:
+            client.config_set("requirepass", "secret")
+        settings.CACHES = {
+            "default": django_redis(own_redis.url, PASSWORD="wrong"),
+            "aborts": django_redis(own_redis.url, PASSWORD="secret"),
+        }
+        with pytest.raises(Exception, match="invalid|WRONGPASS"):
+            caches["default"].get("key")
+        settings.RUN_ABORT = {"CACHE_ALIAS": "aborts", "INTENTS": False}
+        assert publish(push)
+
+    def test_a_unix_socket(
+        self, node: Node, settings: Any, shared_redis: RedisServer, foreign: Foreign
+    ) -> None:
+        settings.CACHES = {"default": django_redis(f"unix://{shared_redis.socket_path}?db=3")}
+        self.hears(node, foreign, settings)
+
+    def test_a_user_and_a_password(
+        self, push: Push, node: Node, settings: Any, own_redis: RedisServer, channel_name: str
+    ) -> None:
+        with own_redis.client() as client:
+            # The least that is needed: docs/deploy.md names it.
+            client.execute_command(
+                f"ACL SETUSER app on >secret resetchannels &{channel_name} "
+                "+subscribe +publish +ping"
+            )
+        url = f"redis://127.0.0.1:{own_redis.port}/5"
+        settings.CACHES = {"default": django_redis(url, USERNAME="app", PASSWORD="secret")}
+        settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False}
+        node.listen()
+        assert publish(push)
+        wait_until(lambda: node.listener.status().messages == 1)
+
+
+class TestTls:
+    def test_is_spoken(
+        self, push: Push, node: Node, settings: Any, shared_redis: RedisServer, channel_name: str
+    ) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            settings.CACHES = {
+                "default": django_redis(
+                    f"rediss://127.0.0.1:{proxy.port}/0",
+                    CONNECTION_POOL_KWARGS={"ssl_ca_certs": str(CERTIFICATE)},
+                )
+            }
+            settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False, "HEARTBEAT": 0.1}
+            node.listen()
+            for number in range(1, 4):
+                assert publish(push)
+                wait_until(lambda number=number: node.listener.status().messages == number)
+                time.sleep(0.3)  # several PINGs
+            assert node.listener.status().reconnects == 0
+            assert node.listener.stop()
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(
+        self,
+        push: Push,
+        configure: Configure,
+        shared_redis: RedisServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            configure(REDIS_URL=f"rediss://127.0.0.1:{proxy.port}/0")
+            assert not publish(push)
+            assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
