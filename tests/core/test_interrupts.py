@@ -3,18 +3,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import signal as signals
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from run_abort._core import interrupts, scope
 from run_abort._core.interrupts import Interruption, Shield
+from run_abort._core.types import Aborted, Event
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import Block, Core, wait_until
 
@@ -244,6 +247,44 @@ class TestShield:
         release.release()
         assert isinstance(worker.join(), RunAborted)
         assert "went on" not in steps
+
+    def test_forced_an_abort_by_the_thread_itself_is_finished_first(self, core: Core) -> None:
+        """Else locks that all threads need could stay locked for ever."""
+        steps: list[str] = []
+
+        def linger(event: Event) -> None:
+            if isinstance(event, Aborted):
+                wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
+                steps.append("emitted")
+
+        def work() -> None:
+            with core.block(grace=0, insist="interrupt"):
+                core.abort()
+                steps.append("went on")
+
+        core.registry.events.add(linger)
+        assert isinstance(Worker(work).join(), RunAborted)
+        assert steps == ["emitted"]
+
+    def test_forced_a_signal_handler_may_abort_while_its_thread_puts_one_up(
+        self, core: Core
+    ) -> None:
+        aborted: list[int] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            aborted.append(core.abort("other"))
+
+        before = signals.signal(signals.SIGUSR1, handle)
+        try:
+            with pytest.raises(RunAborted), core.block("other"):
+                with core.block(insist="interrupt"):
+                    target = interrupts._target()
+                    assert target is not None
+                    with target.lock:  # as the thread has it for a moment
+                        signals.raise_signal(signals.SIGUSR1)
+                        assert aborted == [1]
+        finally:
+            signals.signal(signals.SIGUSR1, before)
 
     def test_without_an_interruptible_block_it_does_nothing(self, core: Core) -> None:
         with core.block("run-1") as signal, signal.shield():
@@ -493,3 +534,8 @@ def test_an_interruption_of_a_thread_that_ended_inside_hits_nobody() -> None:
     thread.join()
     assert made[0].send() is False
     made[0].close()
+
+
+def test_forced_an_interrupt_while_the_guard_is_made_is_not_a_traceback() -> None:
+    guard = interrupts._Guard.__new__(interrupts._Guard)
+    del guard  # pytest would report what cannot be raised
