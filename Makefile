@@ -1,6 +1,7 @@
-# make demo    abort a run in six processes and in what they have started, and verify it;
-#              under a minute
-# make serve   the same processes for you to play with, until Ctrl-C
+# make demo    import rows, write answers, convert a video and train a model in several
+#              processes, stop them all, and verify that; under a minute;
+#              DEMO_REDIS=none for the database alone
+# make serve   the pages and processes of the demo for you to play with, until Ctrl-C
 # make test    the fast tests: no other processes, no queue workers, no browser; two minutes
 # make test-all
 #              the fast tests, then make test-slow: those of processes, queues and faults

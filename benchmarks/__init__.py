@@ -1,3 +1,3 @@
-"""What the app costs, beside what the same costs without it: ``python -m benchmarks --help``."""
+"""Benchmarks of the app against the same work without it: ``python -m benchmarks --help``."""
 
 from __future__ import annotations

@@ -34,22 +34,22 @@ BENCHMARKS: Final[dict[str, Callable[[bool], None]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Compare what the app costs with what the same costs without it. What is "
-        "compared takes turns within one run: trust the ratios, not the times.",
+        description="Compare the cost of the app with the cost of the same work without it. Both "
+        "take turns within one run: trust the ratios, not the times.",
     )
     parser.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"which: {', '.join(BENCHMARKS)}; default: all of them, in three minutes",
+        help=f"one of {', '.join(BENCHMARKS)}; default: all, which takes three minutes",
     )
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     options = parser.parse_args()
     for name in options.names:
         if name not in BENCHMARKS:
-            parser.error(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+            parser.error(f"unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
 
-    # Ended from outside, it stops what it started, as after a Ctrl-C.
+    # SIGTERM, like Ctrl-C, must end the processes that the benchmarks have started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for name in dict.fromkeys(options.names) or BENCHMARKS:
         BENCHMARKS[name](options.quick)

@@ -1,9 +1,9 @@
-"""From the question to the last answer, against the number of listeners.
+"""Time from the question to the last answer, by the number of listeners.
 
-Simulated ones are sockets of one process, which answers for all of them as ours do: what is to be
-seen is what asking costs. Real ones are forked, share two cores here, and all work on the run that
-is aborted. The ways take turns, and so do the numbers of listeners. Redis-py's way counts the
-answers of the same listeners to the same question.
+Simulated listeners are sockets of one process, which answers for all of them: they show the cost
+of asking. Real listeners are forked processes that share two cores here and all work on the aborted
+run. The ways and the numbers of listeners take turns. The redis-py way counts the answers of the
+same listeners to the same question.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WAYS = (BARE, STATUS, ABORT)
 
 WAIT = 5.0  # seconds
 SIMULATED = (1, 10, 100, 500)
-GOAL = 1.0  # seconds, for the slowest
+GOAL = 1.0  # seconds, for the slowest sample
 
 # Milliseconds of each round, by the way.
 Times = dict[str, list[float]]
@@ -87,11 +87,11 @@ def simulated(rounds: int) -> dict[int, Times]:
 
 
 def forked(count: int, rounds: int) -> tuple[float, Times]:
-    """What the first question took, in milliseconds, and the times of those after it."""
+    """Return the time of the first question, in milliseconds, and the times of the later ones."""
     channel = "answers"
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
-        # The children notice that their parent has ended; they shall miss no server before.
+        # Stop the server only after the children have noticed the end of their parent.
         stack.callback(wait_for_listeners, server, 0)
         stack.enter_context(worker(fork, server.url, channel, count)).receive()
         wait_for_listeners(server, count)
@@ -100,17 +100,17 @@ def forked(count: int, rounds: int) -> tuple[float, Times]:
 
 
 def wait_for_listeners(server: RedisServer, count: int) -> None:
-    """Wait until so many are subscribed, on whatever channels."""
+    """Wait until ``count`` clients are subscribed, on any channels."""
     deadline = time.monotonic() + TIMEOUT
     with server.client() as client:
         while sum(each["sub"] != "0" for each in client.client_list()) != count:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"there are never {count} listeners")
+                raise RuntimeError(f"the server did not reach {count} listeners")
             time.sleep(0.01)
 
 
 def race(askers: Mapping[int, Worker], rounds: int) -> dict[int, Times]:
-    """Let each ask in each way, in turns; the first round is not counted."""
+    """Let each process ask in each way, in turns; the first round is not counted."""
     times: dict[int, Times] = {count: {way: [] for way in WAYS} for count in askers}
     turns = list(itertools.product(askers, WAYS))
     for number in range(1 + rounds):
@@ -130,9 +130,9 @@ def time_of(asker: Worker, way: str, count: int) -> float:
 
 
 def ask(pipe: Connection, url: str, channel: str, at_work: bool = False) -> None:
-    """Ask in the ways that come, and answer with the nanoseconds and how many have answered.
+    """Ask in each way that the pipe names; send the nanoseconds and the number of answers.
 
-    :param at_work: whether those that are asked work on the runs that are aborted.
+    :param at_work: whether the listeners work on the runs that are aborted.
     """
     set_up_django(REDIS_URL=url, CHANNEL=channel, LISTEN=False)
 
@@ -158,7 +158,7 @@ def ask(pipe: Connection, url: str, channel: str, at_work: bool = False) -> None
     while True:
         way = pipe.recv()
         while at_work and way == ABORT and any(p.held == 0 for p in ask_status().processes):
-            time.sleep(0.01)  # until all have begun with the next run
+            time.sleep(0.01)  # until all hold the next run
         before = time.perf_counter_ns()
         heard = ways[way]()
         pipe.send((time.perf_counter_ns() - before, heard))
@@ -174,7 +174,7 @@ def count_answers(client: Any, channel: str) -> int:
 
 
 def simulate(pipe: Connection, port: int, counts: Mapping[str, int]) -> None:
-    """Be so many listeners on each channel."""
+    """Simulate the given number of listeners on each channel."""
     with selectors.DefaultSelector() as selector:
         for channel, count in counts.items():
             for number in range(count):
@@ -185,7 +185,7 @@ def simulate(pipe: Connection, port: int, counts: Mapping[str, int]) -> None:
 
 
 class Simulated:
-    """A listener that answers at once: the first on its channel to have stopped."""
+    """A listener that answers at once; the first of its channel answers "stopped"."""
 
     def __init__(self, port: int, channel: str, number: int) -> None:
         self._channel = channel
@@ -226,7 +226,7 @@ class Simulated:
 
 
 def fork(pipe: Connection, url: str, channel: str, count: int) -> None:
-    """Be so many processes that work on one run after the other, until each is aborted."""
+    """Fork processes that hold one run after the other, each until it is aborted."""
     set_up_django(REDIS_URL=url, CHANNEL=channel)
 
     from run_abort._runtime.runtime import current
@@ -238,7 +238,7 @@ def fork(pipe: Connection, url: str, channel: str, count: int) -> None:
         if os.fork() == 0:
             os.close(writing)
             threading.Thread(target=work, daemon=True).start()
-            os.read(reading, 1)  # returns at the end of the parent
+            os.read(reading, 1)  # returns when the parent has ended
             os._exit(0)
     threading.Thread(target=work, daemon=True).start()
     pipe.send("ready")

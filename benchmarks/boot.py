@@ -1,4 +1,4 @@
-"""What the app adds to the start of a process, with a Redis that is configured and down."""
+"""Time that the app adds to the start of a process, with a configured Redis that is down."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main(quick: bool) -> None:
     for number in range(rounds + 1):
         for name in random.sample(list(programs), len(programs)):
             taken = run(programs[name])
-            if number:  # the first round warms up, and writes the bytecode
+            if number:  # the first round warms up and writes the bytecode
                 times[name].append(taken)
     report(times, rounds)
 
@@ -92,12 +92,12 @@ def report(times: Mapping[str, list[float]], rounds: int) -> None:
 
 
 def run(program: str) -> float:
-    """Run ``program`` in a fresh interpreter, which prints seconds.
+    """Run ``program``, which prints seconds, in a new interpreter.
 
     :return: milliseconds.
     """
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    with undisturbed():  # else a Ctrl-C would have it print a traceback
+    with undisturbed():  # otherwise it prints a traceback on Ctrl-C
         result = subprocess.run(
             [sys.executable, "-c", program],
             check=True,

@@ -1,8 +1,8 @@
-"""The latency while the receiving process computes: its threads take turns for the interpreter.
+"""Latency while the receiving process computes, so that its threads compete for the interpreter.
 
-Both subscribers live in the one receiving process, so that both wait for the same lock. What is
-to be seen is that nobody's subscriber is quick there: look at ``signal.aborted`` in the loop that
-computes, and expect the flag some switch intervals (5 ms each) after the call.
+Both subscribers run in the same receiving process, so that both wait for the same lock. Every
+subscriber is slow there: check ``signal.aborted`` in the loop that computes, and expect the flag a
+few switch intervals (5 ms each) after the call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .latency import (
 from .processes import wait_for_end, worker
 from .table import show
 
-SWITCHES = 0.015  # seconds; three turns at the interpreter
+SWITCHES = 0.015  # seconds; three switch intervals
 
 
 def main(quick: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a process pays that listens, holds one run, and hears nothing."""
+"""Cost of an idle process that listens and holds one run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from example.redis_server import RedisServer
 from .processes import Worker, set_up_django, wait_until_listening, worker
 from .table import at_most, show
 
-PER_PING = 2  # wake-ups: the silence has lasted long enough, and the server answers
-SETTLING = 0.5  # seconds between what disturbs the process and the while that counts
+PER_PING = 2  # wake-ups: the end of the silence, and the server's answer
+SETTLING = 0.5  # seconds between a disturbance and the measurement
 
 
 class Counts(NamedTuple):
-    """What a process has had so far.
+    """Counts of a process so far.
 
-    :ivar wake_ups: of each thread, by name: how often it waited for something that then came.
-    :ivar pings: how many its server got.
+    :ivar wake_ups: number of voluntary context switches, by thread name.
+    :ivar pings: number of PINGs that its server received.
     """
 
     wake_ups: dict[str, int]
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
 
 
 class Watched:
-    """A process with a server of its own, seen from outside."""
+    """A process with its own server, observed from outside."""
 
     def __init__(self, server: RedisServer, process: Worker, threads: Mapping[int, str]) -> None:
         self._server = server
@@ -39,7 +39,7 @@ class Watched:
         self._threads = threads
 
     def cpu(self) -> float:
-        """Seconds of CPU time so far; to ask wakes the process."""
+        """Seconds of CPU time so far; this call wakes the process."""
         self._process.send("CPU time?")
         return float(self._process.receive())
 
@@ -53,7 +53,7 @@ class Watched:
         return Counts(wake_ups, commands.get("cmdstat_ping", {}).get("calls", 0))
 
     def connections(self) -> int:
-        """How many the server has, but for the one that asks."""
+        """Number of connections of the server, without the one of this call."""
         with self._server.client() as client:
             return len(client.client_list()) - 1
 
@@ -120,7 +120,7 @@ def stay(pipe: Connection, url: str, listen: bool, heartbeat: float) -> None:
 
 
 def wake_ups_of(task: Path) -> int:
-    """The voluntary context switches of a thread."""
+    """Number of voluntary context switches of a thread."""
     for line in (task / "status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "voluntary_ctxt_switches":

@@ -1,8 +1,8 @@
-"""From the call in one process to the flag in another.
+"""Latency from the call in one process to the flag in another.
 
-Ours ends when the run's ``signal.aborted`` is True, redis-py's own when its listening thread has
-set a ``threading.Event``. Each way has a process that sends. The ways take turns, one message at a
-time, in random order, so that the moods of the machine hit all of them alike.
+Our ways end when the run's ``signal.aborted`` is True, the redis-py way when its listening thread
+has set a ``threading.Event``. Each way has its own sending process. The ways take turns, one
+message at a time, in random order, so that changes of the machine's load affect all of them alike.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ PUSH = "publish_run_abort"
 SQLITE = "abort_run, row in SQLite"
 POSTGRESQL = "abort_run, row in PostgreSQL"
 
-WARM_UP = 50  # messages of each way that are not counted
-PAUSE = 0.001  # seconds, so that nothing of one message is left at the next
+WARM_UP = 50  # messages per way that are not counted
+PAUSE = 0.001  # seconds, so that a message has no effect on the next
 
-# Of each message of one way, when it arrived; 0 before. In shared memory, because a receiver that
-# wrote to a pipe would be slower to listen again. Nanoseconds of time.perf_counter_ns(), which all
+# Arrival times of the messages of one way; 0 before the arrival. They are in shared memory, because
+# writing to a pipe would delay the receiver. Nanoseconds of time.perf_counter_ns(), whose clock all
 # processes share on Linux.
 Arrivals = ctypes.Array[ctypes.c_longlong]
 Database = dict[str, Any]
 
 
 class Times(NamedTuple):
-    """Of one way, in nanoseconds: from the call to the flag, and the call itself."""
+    """Times of one way, in nanoseconds: from the call to the flag, and of the call itself."""
 
     latencies: list[int]
     calls: list[int]
@@ -100,10 +100,10 @@ def rows(
     goals: Mapping[str, tuple[float, float]],
     unit: float = 1e3,
 ) -> list[list[str]]:
-    """Median, p99, their ratios to the first way's, and the goals for the ratios.
+    """Rows with median, p99, their ratios to those of the first way, and the goals of the ratios.
 
-    :param times: in nanoseconds.
-    :param unit: to be shown, in nanoseconds.
+    :param times: times by way, in nanoseconds.
+    :param unit: unit of the figures, in nanoseconds.
     """
     result = []
     first, *_ = times.values()
@@ -126,7 +126,7 @@ def count_of(times: Mapping[str, Times]) -> int:
 
 @contextmanager
 def open_databases() -> Iterator[dict[str, Database]]:
-    """The databases that there are, by the name of their way."""
+    """The available databases, by the name of their way."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="run_abort-sqlite-"))
         databases: dict[str, Database] = {
@@ -143,7 +143,7 @@ def open_databases() -> Iterator[dict[str, Database]]:
             from tests.postgres import PostgresServer
 
             server = stack.enter_context(closing(PostgresServer()))
-            # What initdb has started would go on writing into a directory that is being removed.
+            # Otherwise processes that initdb has started write into a directory that is removed.
             with undisturbed():
                 databases[POSTGRESQL] = server.start().database
         except (ImportError, RuntimeError) as error:
@@ -160,8 +160,8 @@ def race(
 ) -> dict[str, Times]:
     """Let the senders send one message after the other, in turns.
 
-    :param pause: seconds between two messages, on average. Its length is random, or the messages
-        would keep time with whatever the receiver does.
+    :param pause: average seconds between two messages. The pauses are random, so that the messages
+        do not synchronise with periodic work of the receiver.
     """
     for sender in senders.values():
         sender.receive()
@@ -193,7 +193,7 @@ def note(arrivals: Arrivals, index: int) -> None:
 
 
 def receive(pipe: Connection, url: str, arrivals: Mapping[str, Arrivals]) -> None:
-    """A process that works on every run that will be aborted."""
+    """Hold every run that will be aborted."""
     hold_runs(url, arrivals)
     pipe.send("ready")
     wait_for_end(pipe)
@@ -206,9 +206,9 @@ def receive_with_redis_py(pipe: Connection, url: str, arrivals: Arrivals) -> Non
 
 
 def hold_runs(url: str, arrivals: Mapping[str, Arrivals]) -> None:
-    """Enter a block for each message to come, and listen.
+    """Enter a block for each message, and listen.
 
-    Without a database, so that what is heard is the push alone.
+    Uses no database, so that only the push can abort the runs.
     """
     set_up_django(REDIS_URL=url)
 
@@ -217,13 +217,13 @@ def hold_runs(url: str, arrivals: Mapping[str, Arrivals]) -> None:
     for way, moments in arrivals.items():
         for index in range(len(moments)):
             signal = abortable_run(f"{way}-{index}").__enter__()
-            # Called by the thread that has just set the flag, as redis-py's way notes it.
+            # Called by the thread that has just set the flag, as in the redis-py way.
             signal._when_aborted(partial(note, moments, index))
     wait_until_listening()
 
 
 def start_redis_py(url: str, arrivals: Arrivals) -> None:
-    """Listen as the manual of redis-py shows it."""
+    """Listen as the documentation of redis-py recommends."""
     import redis
 
     client: Any = redis.Redis.from_url(url)
@@ -269,7 +269,7 @@ def send_with_row(pipe: Connection, url: str, way: str, database: Database) -> N
     from run_abort import abort_run
 
     call_command("migrate", verbosity=0)
-    # A view that aborts has an open connection, too: it has just read the user.
+    # A view that aborts also has an open connection, because it has read the user.
     connection.ensure_connection()
 
     def abort(index: int) -> bool:
@@ -280,7 +280,7 @@ def send_with_row(pipe: Connection, url: str, way: str, database: Database) -> N
 
 
 def send_each(pipe: Connection, call: Callable[[int], object]) -> None:
-    """Call ``call(index)`` for each index that comes, and answer with the moments around it."""
+    """Call ``call(index)`` for each index that the pipe sends; send the times before and after."""
     pipe.send("ready")
     while True:
         index = pipe.recv()

@@ -1,4 +1,4 @@
-"""What the app costs inside one process, beside what the standard library costs."""
+"""Cost of the app within one process, compared with the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .processes import set_up_django, worker
 from .table import at_most, show
 
-UNROLLED = 20  # statements in a row, so that the loop around them weighs little
+UNROLLED = 20  # statements in a row, to reduce the share of the loop around them
 
 
 class Slotted:
@@ -25,9 +25,9 @@ class Slotted:
 
 
 class Pair(NamedTuple):
-    """One thing of ours and what it is compared with.
+    """A statement of ours and the one it is compared with.
 
-    :ivar limit: the goal for the ratio of their times.
+    :ivar limit: goal for the ratio of their times.
     """
 
     ours: str
@@ -98,7 +98,7 @@ def empty() -> Iterator[None]:
 def take_turns(ours: Timer, other: Timer, *, loops: int) -> tuple[float, float]:
     """Time both, in random order.
 
-    :return: nanoseconds for one statement, of ours and of the other.
+    :return: nanoseconds per statement, for ours and for the other.
     """
     pair = [ours, other]
     taken = {timer: timer.timeit(loops) for timer in random.sample(pair, 2)}

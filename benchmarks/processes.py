@@ -1,4 +1,4 @@
-"""Further processes to measure in: each has its own Django, and none outlives its block."""
+"""Worker processes for measurements: each has its own Django and ends with its block."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import django
 from django.conf import settings
 
-TIMEOUT = 120.0  # seconds; only a benchmark that is stuck waits for as long
+TIMEOUT = 120.0  # seconds; only a stuck benchmark waits that long
 
-# Spawned, not forked: nothing that another benchmark left in the memory is inherited.
+# Spawned, not forked, so that workers inherit no memory of other benchmarks.
 CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Worker:
-    """Another process, as seen by whoever started it."""
+    """Handle of a worker process, for the process that started it."""
 
     def __init__(self, pid: int, pipe: Connection) -> None:
         self.pid = pid
@@ -31,9 +31,9 @@ class Worker:
         self._pipe.send(value)
 
     def receive(self) -> Any:
-        """What the process sends next.
+        """Return the next value that the process sends.
 
-        :raises RuntimeError: if it ended instead, or sends nothing.
+        :raises RuntimeError: if the process ends, or sends nothing within ``TIMEOUT``.
         """
         if not self._pipe.poll(TIMEOUT):
             raise RuntimeError(f"process {self.pid} is stuck")
@@ -45,11 +45,11 @@ class Worker:
 
 @contextmanager
 def worker(target: Callable[..., None], *args: object) -> Iterator[Worker]:
-    """Run ``target(pipe, *args)`` in another process, until it ends or the block does."""
+    """Run ``target(pipe, *args)`` in a new process; end it with the block."""
     ours, theirs = CONTEXT.Pipe()
     process = CONTEXT.Process(target=_work, args=(target, theirs, *args), daemon=True)
     try:
-        with undisturbed():  # whose signal mask the process inherits, for good
+        with undisturbed():  # the process inherits this signal mask and keeps it
             process.start()
         theirs.close()
         yield Worker(process.pid or 0, ours)
@@ -62,7 +62,7 @@ def worker(target: Callable[..., None], *args: object) -> Iterator[Worker]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let a Ctrl-C or a SIGTERM wait until the block is left: it must not be cut in two."""
+    """Block SIGINT and SIGTERM until the end of the block, which must not be interrupted."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -71,22 +71,22 @@ def undisturbed() -> Iterator[None]:
 
 
 def _work(target: Callable[..., None], *args: object) -> None:
-    # A Ctrl-C is for whoever started this process, and ends it. The first process needs this: to
-    # start it, multiprocessing unblocks the signal.
+    # On Ctrl-C the parent ends this process. The inherited mask does not suffice for the first
+    # worker: multiprocessing unblocks the signal to start it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     target(*args)
 
 
 def wait_for_end(pipe: Connection) -> None:
-    """Keep this process alive; it is killed at the end of its block."""
+    """Keep this process alive until the parent kills it at the end of the block."""
     pipe.poll(None)
 
 
 def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> None:
     """Configure and load Django with this app, in this process.
 
-    :param database: for ``DATABASES["default"]``; None leaves the app without a database.
-    :param run_abort: for ``RUN_ABORT``.
+    :param database: value of ``DATABASES["default"]``; with None the app uses no database.
+    :param run_abort: keys of ``RUN_ABORT``.
     """
     os.environ.pop("REDIS_URL", None)
     settings.configure(
@@ -100,7 +100,7 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
 
 
 def wait_until_listening() -> None:
-    """Wait for the server's confirmation that this process is subscribed."""
+    """Wait until the server has confirmed the subscription of this process."""
     from run_abort import health
 
     deadline = time.monotonic() + TIMEOUT

@@ -1,6 +1,6 @@
-"""What the database does for runs that are held: at their start, and while they last.
+"""Cost of database reads for held runs: on entering a block, and while blocks are open.
 
-Beside 100,000 requests for other runs.
+The table also has 100,000 requests for other runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(quick: bool) -> None:
 
 
 def measure(pipe: Connection, database: Database, requests: int, rounds: int) -> None:
-    """Send the medians in nanoseconds, and the queries, of entering and of one look."""
+    """Send the medians, in nanoseconds, and the queries of entering and of one read."""
     set_up_django(database, LISTEN=False, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600)
     fill(requests)
 

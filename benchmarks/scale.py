@@ -1,8 +1,8 @@
-"""What many runs in one process cost: memory for each, and the time to abort one among them.
+"""Cost of many runs in one process: memory per run, and the time to abort one of them.
 
-The search for the one must not grow with their number, which shows where it was entered last. One
-that is drawn at random has left the processor's caches, if there are many, and takes as much
-longer as the memory does.
+The time must not grow with the number of runs. This shows if the run was entered last. A random run
+among many is no longer in the processor's caches, so aborting it also includes the time to read
+memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAYS = {
     "1 of 1,000, drawn at random": (1_000, True),
     "1 of 100,000, drawn at random": (RUNS, True),
 }
-GROWTH = 1.25  # of the time; less than that is noise
+GROWTH = 1.25  # factor of the time; smaller changes are noise
 
 
 def main(quick: bool) -> None:
@@ -56,7 +56,7 @@ def report(times: Mapping[str, list[int]]) -> None:
 
 
 def weigh(pipe: Connection) -> None:
-    """Send how many bytes a run takes, with its block, its ID and its place in the registry."""
+    """Send the bytes that a run takes, with its block, its ID and its registry entry."""
     set_up_django()
     enter("warm-up")
     tracemalloc.start()
@@ -85,9 +85,9 @@ def measure(pipe: Connection, rounds: int, aborts: int) -> None:
 
 
 def abort_some(size: int, aborts: int, *, at_random: bool) -> list[int]:
-    """Abort one run after the other while ``size`` are held.
+    """Abort one run after the other while ``size`` runs are held.
 
-    :param at_random: which; else always the one that was entered last.
+    :param at_random: abort a random run; otherwise always the one that was entered last.
     :return: nanoseconds of each abort.
     """
     from run_abort._core.types import Request

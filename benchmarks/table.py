@@ -1,4 +1,4 @@
-"""Figures, and how they are shown."""
+"""Statistics, and tables that show them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def at_most(value: float, limit: float) -> str:
-    """The goal, and whether it is met."""
+    """Text with the goal, and whether it is met."""
     return f"<= {limit:g} {'met' if value <= limit else 'MISSED'}"
 
 
 def at_least(value: float, limit: float) -> str:
-    """The goal, and whether it is met."""
+    """Text with the goal, and whether it is met."""
     return f">= {limit:g} {'met' if value >= limit else 'MISSED'}"
 
 
@@ -32,8 +32,8 @@ def show(
 ) -> None:
     """Print a table.
 
-    :param columns: the headings; those of texts may be empty.
-    :param texts: how many columns, from the left, are no figures.
+    :param columns: the headings; headings of text columns may be empty.
+    :param texts: number of text columns, on the left; the others are numbers.
     """
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     print(f"\n{title}\n")

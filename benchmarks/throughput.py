@@ -1,8 +1,8 @@
-"""How many aborts of other processes' runs a listener can sift in a second.
+"""Number of foreign messages, for runs of other processes, that a listener handles per second.
 
-All messages wait in the server before the first is read. Ours is read by the listener's own code:
-the link, the decoding, the look-up of the run. The other is redis-py's ``listen()``,
-``json.loads`` and the look-up in a dict.
+All messages wait in the server before the first is read. Our way uses the listener's own code: the
+connection, the decoding, the look-up of the run. The other way is redis-py's ``listen()``,
+``json.loads`` and a look-up in a dict.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BARE = "redis-py: listen, json.loads, dict"
 def main(quick: bool) -> None:
     rounds, count = (3, 20_000) if quick else (7, 100_000)
     rates: dict[str, list[float]] = {BARE: [], OURS: []}
-    # Else the server closes the link of a subscriber that is 32 MB behind.
+    # Otherwise the server closes the connection of a subscriber that is 32 MB behind.
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer(("client-output-buffer-limit", "pubsub 0 0 0")))
         readers = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from http.client import HTTPResponse
 from http.cookiejar import CookieJar
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -50,12 +51,17 @@ class Browser:
 
     def __init__(self, site: str) -> None:
         self._site = site
-        # Whatever proxy the environment names, it is not for this machine's own addresses.
+        # A proxy that the environment names is not for addresses of this machine.
         self._opener = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
 
     def visit(self, path: str) -> Page:
         """Follow a link."""
         return self._open(Request(urljoin(self._site, path)))
+
+    def stream(self, path: str) -> HTTPResponse:
+        """Follow a link to a page that comes bit by bit; to be closed by the caller."""
+        response: HTTPResponse = self._opener.open(urljoin(self._site, path), timeout=TIMEOUT)
+        return response
 
     def submit(self, page: Page, path: str, **fields: str) -> Page:
         """Fill in and send the form that goes to ``path``.

@@ -1,4 +1,4 @@
-"""``python -m example.demo``: a run that three processes work on is aborted, and all is verified.
+"""``python -m example.demo``: stop a run that three processes work on, and verify the effects.
 
 Exits with 0 only if everything held.
 """
@@ -22,18 +22,24 @@ from .terminal import Bar, Terminal
 
 if TYPE_CHECKING:
     from .evidence import Evidence
-    from .runs.models import Run, Shard
+    from .runs.models import Part, Run
 
-SHARDS = 6
-SHOWN_FOR = 6.0  # seconds of progress before the click
-FILES_BEFORE = 10  # that every shard has measured by then, at least
+INTRODUCTION = """\
+You will see three worker processes import rows, write answers, convert a video
+and train a model, until the demo presses the Stop button on their web page, and
+checks that every process, program and thread has stopped.
+"""
+PARTS = 6
+SHOWN_FOR = 5.0  # seconds of progress before the click
+DONE_BEFORE = 10  # at least, of each part
 PROGRESS_TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
-WATCHED_FOR = 1.5  # seconds in which no shard may go on
+WATCHED_FOR = 1.5  # seconds in which no part may go on
 USER = "ada"
 ANSWER = "Run “%s” was asked to abort."
 ANSWER_WITHOUT_REDIS = (
-    "Run “%s” was asked to abort. Other processes hear of it from the database, some seconds later."
+    "Run “%s” was asked to abort. "
+    "Other processes read the request from the database some seconds later."
 )
 
 
@@ -51,21 +57,22 @@ class Demo:
         self._holds = True
 
     def play(self) -> bool:
-        """Start a run, abort it, verify; return whether everything held."""
+        """Start a run, stop it, verify; the same for a streamed answer. Return the verdict."""
         from .evidence import Evidence
 
         run = self._start_run()
         self._show_progress(run)
         programs = self._running_programs(run)
-        clicked_at, page = self._click_abort(run)
+        clicked_at, page = self._click_stop(run)
         self._wait_for_stops(run)
         evidence = Evidence.gather(run, clicked_at, self._fleet, programs)
-        self._terminal.say("\nWhat became of it, and how long after the click:\n")
+        self._terminal.say("\nWhat each process did, and how long after the click:\n")
         self._terminal.table(
-            ("process", "shard", "style", "files done", "received", "stopped"), evidence.table()
+            ("process", "part", "kind", "done", "received", "stopped"), evidence.table()
         )
         self._terminal.say()
         self._verify(run, page, evidence)
+        self._stop_a_stream()
         return self._holds
 
     def _start_run(self) -> Run:
@@ -73,7 +80,7 @@ class Demo:
 
         login = self._browser.visit("/login/")
         runs = self._browser.submit(login, "/login/", username=USER, password=self._password)
-        page = self._browser.submit(runs, "/runs/new/", shard_count=str(SHARDS))
+        page = self._browser.submit(runs, "/runs/new/", kind="mixed", parts=str(PARTS))
         run = Run.objects.first()
         if run is None:
             raise LookupError(f"No run was started. {page.url} says: {page.text}")
@@ -84,40 +91,38 @@ class Demo:
         began = time.monotonic()
 
         def is_shown() -> bool:
-            shards = self._show(run)
-            enough = all(shard.files_done >= FILES_BEFORE for shard in shards)
+            enough = all(part.done >= DONE_BEFORE for part in self._show(run))
             return enough and time.monotonic() - began > SHOWN_FOR
 
         self._fleet.wait_until(
-            is_shown, PROGRESS_TIMEOUT, "the shards do not progress", *self._fleet.named("worker")
+            is_shown, PROGRESS_TIMEOUT, "the parts do not progress", *self._fleet.named("worker")
         )
 
-    def _running_programs(self, run: Run) -> dict[int, int]:
+    def _running_programs(self, run: Run) -> dict[int, list[int]]:
         from .evidence import running_programs
 
         programs = running_programs(run)
-        told = [f"process {pid} for shard {number}" for number, pid in programs.items()]
-        self._terminal.say(f"Programs {', '.join(told) or 'none'}")
+        for number, pids in programs.items():
+            pair = " and its child process ".join(map(str, pids))
+            self._terminal.say(f"Program  process {pair} for part {number}")
         return programs
 
-    def _click_abort(self, run: Run) -> tuple[datetime, Page]:
-        url = run.get_absolute_url()
-        page = self._browser.visit(url)
+    def _click_stop(self, run: Run) -> tuple[datetime, Page]:
+        page = self._browser.visit(run.get_absolute_url())
         clicked_at = datetime.now(UTC)
         answer = self._browser.submit(page, f"/runs/{run.run_id}/abort/")
-        self._terminal.say(f"Click    Abort, on {page.url}")
+        self._terminal.say(f"Click    Stop, on {page.url}")
         return clicked_at, answer
 
     def _wait_for_stops(self, run: Run) -> None:
-        """Give everybody the time to stop; who has not by then, the verdicts tell."""
-        from .evidence import heard
+        """Give all processes the time to stop; the verdicts say which of them did."""
+        from .evidence import has_stopped, heard
 
         listeners = self._fleet.named("listener")
 
         def is_over() -> bool:
             self._fleet.check()
-            over = all(shard.state in shard.OVER for shard in run.shards.all())
-            return over and all(heard(listener, run) for listener in listeners)
+            return has_stopped(run) and all(heard(listener, run) for listener in listeners)
 
         interruption.wait_until(is_over, STOP_TIMEOUT)
 
@@ -128,12 +133,10 @@ class Demo:
         answer %= run.run_id
         self._verdict(f"the page said: {answer}", holds=answer in page.text)
         self._verdict(
-            f"no shard went on: their rows are the same {WATCHED_FOR:g} s later",
+            f"no part went on: their rows are the same {WATCHED_FOR:g} s later",
             holds=self._stays_as_it_is(run),
         )
-        self._verdict(
-            "a shard that came later was not started", holds=self._refuses_a_late_shard(run)
-        )
+        self._verdict("a part that came later was not started", holds=self._refuses_late_part(run))
         state = self._browser.visit(run.get_absolute_url() + "progress/").json()["state"]
         self._verdict(f"the run's page says: {state}", holds=state == "stopped")
 
@@ -143,30 +146,38 @@ class Demo:
         before = progress(run)
         return not interruption.wait_until(lambda: progress(run) != before, WATCHED_FOR)
 
-    def _refuses_a_late_shard(self, run: Run) -> bool:
-        late = run.shards.create(number=SHARDS + 1)
+    def _refuses_late_part(self, run: Run) -> bool:
+        late = run.parts.create(number=PARTS + 1, kind="import", total=1)
 
         def is_over() -> bool:
             late.refresh_from_db()
             return late.state in late.OVER
 
         over = interruption.wait_until(is_over, STOP_TIMEOUT)
-        return over and late.state == late.State.STOPPED and not late.files_done
+        return over and late.state == late.State.STOPPED and not late.done
 
-    def _show(self, run: Run) -> list[Shard]:
-        shards = list(run.shards.all())
+    def _stop_a_stream(self) -> None:
+        page = self._browser.visit("/answer/")
+        (stop,) = (form.action for form in page.forms if form.action.endswith("/abort/"))
+        answer_id = stop.rstrip("/").rpartition("/answer-")[2].removesuffix("/abort")
+        with self._browser.stream(f"/answer/{answer_id}/") as stream:
+            began = stream.read(60).decode()
+            self._browser.submit(page, stop)
+            text = began + stream.read().decode()
+        self._verdict(
+            f"an answer that was streamed was stopped after {len(text.split())} words",
+            holds=text.endswith(f"[stopped by {USER}]"),
+        )
+
+    def _show(self, run: Run) -> list[Part]:
+        parts = list(run.parts.all())
         self._terminal.show(
             [
-                Bar(
-                    f"shard {each.number}",
-                    each.files_done,
-                    each.files_total or 0,
-                    f"{each.style:<10}  {each.worker}",
-                )
-                for each in shards
+                Bar(f"part {part.number}", part.done, part.total, f"{part.kind:<8} {part.worker}")
+                for part in parts
             ]
         )
-        return shards
+        return parts
 
     def _verdict(self, text: str, *, holds: bool) -> None:
         self._holds &= holds
@@ -177,13 +188,14 @@ def main() -> int:
     """Run the demo; return its exit code."""
     interruption.install()
     terminal = Terminal()
+    terminal.say(INTRODUCTION)
     began = time.monotonic()
     try:
         holds = _demo(terminal)
     except interruption.Interrupted as interrupted:
-        terminal.say(f"\n{interrupted}: everything was stopped and removed.")
+        terminal.say(f"\n{interrupted}: all processes were stopped.")
         return 128 + interrupted.number
-    except BrokenPipeError:  # nobody reads any more; Python would complain of it at its exit
+    except BrokenPipeError:  # the reader is gone; Python would complain of that at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (FleetError, LookupError, OSError, RuntimeError) as error:

@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from run_abort.models import AbortRequest
+from run_abort.models import AbortDelivery, AbortRequest
 
 from .fleet import Fleet, Service
-from .runs.models import Run, Shard
-from .runs.styles import GRACE
+from .runs.jobs import GRACE
+from .runs.models import Part, Run
 
 NOTHING = "-"
 
@@ -24,22 +25,24 @@ class Evidence(NamedTuple):
     """What was found after the click.
 
     :ivar clicked_at: just before the request of the click was sent.
-    :ivar line: what the listener printed when it heard of the abort; empty if it did not; None if
+    :ivar deliveries: what the worker processes did, by the name of the worker.
+    :ivar line: what the listener printed when it received the abort; empty if it did not; None if
         there is no listener.
     :ivar pids: of the processes, by the name of their service, and by their ID on the wire.
-    :ivar programs: the processes of the programs that ran before the click, by the shard's number.
+    :ivar programs: the processes of the programs that ran before the click, by the part's number.
     """
 
     clicked_at: datetime
     request: AbortRequest
-    shards: Sequence[Shard]
+    parts: Sequence[Part]
+    deliveries: dict[str, AbortDelivery]
     line: dict[str, Any] | None
     pids: dict[str, int]
-    programs: dict[int, int]
+    programs: dict[int, list[int]]
 
     @classmethod
     def gather(
-        cls, run: Run, clicked_at: datetime, fleet: Fleet, programs: dict[int, int]
+        cls, run: Run, clicked_at: datetime, fleet: Fleet, programs: dict[int, list[int]]
     ) -> Evidence:
         """What the database and the logs say now.
 
@@ -47,28 +50,31 @@ class Evidence(NamedTuple):
         """
         request = AbortRequest.objects.filter(run_id=run.run_id).first()
         if request is None:
-            raise LookupError(f"The database holds no request to abort {run}")
+            raise LookupError(f"The database has no request to abort {run}")
+        names = {worker.pid: worker.name for worker in fleet.named("worker")}
+        deliveries = {names.get(each.pid, "?"): each for each in request.deliveries.all()}
         pids = {service.name: service.pid for service in fleet.services}
         pids |= {process.origin: process.pid for process in fleet.listening()}
         listeners = fleet.named("listener")
         line = heard(listeners[0], run) if listeners else None
-        return cls(clicked_at, request, list(run.shards.all()), line, pids, programs)
+        return cls(clicked_at, request, list(run.parts.all()), deliveries, line, pids, programs)
 
     def table(self) -> Iterator[tuple[str, ...]]:
-        """The rows: process, shard, style, files, received and stopped after the click."""
+        """The rows: process, part, kind, done, received and stopped after the click."""
         web = f"web {self.pids.get(self.request.origin, '')}".rstrip()
         yield web, *[NOTHING] * 3, f"requested {self._after(self.request.requested_at)}", NOTHING
-        for shard in sorted(self.shards, key=lambda shard: (shard.worker, shard.number)):
+        for part in sorted(self.parts, key=lambda part: (part.worker, part.number)):
+            delivery = self.deliveries.get(part.worker)
             yield (
-                f"{shard.worker} {self.pids.get(shard.worker, '?')}",
-                str(shard.number),
-                shard.style,
-                f"{shard.files_done} of {shard.files_total}",
-                self._after(shard.received_at),
-                self._after(shard.stopped_at),
+                f"{part.worker} {self.pids.get(part.worker, '?')}",
+                str(part.number),
+                part.kind,
+                f"{part.done} of {part.total}",
+                self._after(delivery.received_at if delivery else None),
+                self._after(part.stopped_at),
             )
-            if (pid := self.programs.get(shard.number)) is not None:
-                fate = "still runs" if is_alive(pid) else "gone"
+            for pid in self.programs.get(part.number, ()):
+                fate = "still runs" if is_running(pid) else "gone"
                 yield f"  program {pid}", *[NOTHING] * 4, fate
         if self.line is None:
             return
@@ -78,54 +84,60 @@ class Evidence(NamedTuple):
 
     def verdicts(self, workers: int) -> Iterator[tuple[str, bool]]:
         """What has to hold, and whether it does."""
-        shards, request = self.shards, self.request
+        parts, request, deliveries = self.parts, self.request, self.deliveries
         if self.line is None:
             yield "the request is in the database, and there is no Redis", not request.published
         else:
             yield "the request is in the database, and Redis took it", request.published
         yield (
-            f"{workers} worker processes received it, for all {len(shards)} shards",
-            len({shard.worker for shard in shards}) == workers
-            and all(shard.received_at and shard.received_at >= self.clicked_at for shard in shards),
+            f"{workers} worker processes received it, for all {len(parts)} parts",
+            len(deliveries) == workers
+            and deliveries.keys() == {part.worker for part in parts}
+            and sum(each.controllers for each in deliveries.values()) == len(parts)
+            and all(each.received_at >= self.clicked_at for each in deliveries.values()),
         )
         yield (
-            "every shard stopped before its end",
+            "every part stopped before its end",
             all(
-                shard.state == Shard.State.STOPPED
-                and shard.stopped_at is not None
-                and shard.files_done < (shard.files_total or 0)
-                for shard in shards
+                part.state == Part.State.STOPPED
+                and part.stopped_at is not None
+                and part.done < part.total
+                for part in parts
             ),
         )
-        yield from self._verdicts_on_styles()
+        yield (
+            "the timeline of the abort says that each of these processes stopped",
+            all(each.stopped_at is not None for each in deliveries.values()),
+        )
+        yield from self._verdicts_on_kinds()
         if self.line is None:
             return
         yield (
-            "the listener heard of the same abort, from the web process that was asked",
+            "the listener received the same abort, from the web process that was asked",
             self.line.get("abortId") == str(request.pk)
             and self.line.get("origin") == request.origin
             and request.origin in self.pids,
         )
 
-    def _verdicts_on_styles(self) -> Iterator[tuple[str, bool]]:
-        of_style = {
-            style: [shard for shard in self.shards if shard.style == style] for style in Shard.Style
-        }
+    def _verdicts_on_kinds(self) -> Iterator[tuple[str, bool]]:
+        of_kind = {kind: [part for part in self.parts if part.kind == kind] for kind in Part.Kind}
+        yield f"every kind of work was among them: {', '.join(of_kind)}", all(of_kind.values())
+        imports = of_kind[Part.Kind.IMPORT]
         yield (
-            f"every style was among them: {', '.join(of_style)}",
-            all(of_style.values()),
+            f"the imports saved whole batches: {sum(part.done for part in imports)} rows",
+            all(part.customers.count() == part.done for part in imports),
         )
-        pids = self.programs.values()
+        pids = [pid for pids in self.programs.values() for pid in pids]
         yield (
-            f"the programs that ran until then are gone: {', '.join(map(str, pids)) or NOTHING}",
-            len(pids) == len(of_style[Shard.Style.SUBPROCESS]) and not any(map(is_alive, pids)),
+            f"the programs and their child processes are gone: {', '.join(map(str, pids))}",
+            len(pids) == 2 * len(of_kind[Part.Kind.CONVERT]) and not any(map(is_running, pids)),
         )
         grace = timedelta(seconds=GRACE)
         yield (
-            f"the thread that never looks was interrupted, once its {GRACE:g} s were over",
+            f"the thread that never checks was interrupted, once its {GRACE:g} s were over",
             all(
-                shard.stopped_at is not None and shard.stopped_at - self.clicked_at >= grace
-                for shard in of_style[Shard.Style.INTERRUPT]
+                part.stopped_at is not None and part.stopped_at - self.clicked_at >= grace
+                for part in of_kind[Part.Kind.TRAIN]
             ),
         )
 
@@ -145,23 +157,32 @@ def heard(listener: Service, run: Run) -> dict[str, Any]:
     return {}
 
 
-def running_programs(run: Run) -> dict[int, int]:
-    """The processes of the programs that run now for ``run``, by the number of the shard."""
-    pids = run.shards.filter(state=Shard.State.RUNNING).values_list("number", "program_pid")
-    return {number: pid for number, pid in pids if pid is not None and is_alive(pid)}
+def has_stopped(run: Run) -> bool:
+    """Whether the rows say that every part, and every process that worked on one, has stopped."""
+    running = AbortDelivery.objects.filter(request__run_id=run.run_id, stopped_at=None)
+    return all(part.state in Part.OVER for part in run.parts.all()) and not running.exists()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process of ours, even one that nobody has waited for."""
+def running_programs(run: Run) -> dict[int, list[int]]:
+    """The processes of the programs that run now for ``run``, by the number of the part."""
+    running = run.parts.filter(kind=Part.Kind.CONVERT, state=Part.State.RUNNING)
+    return {part.number: list(filter(is_running, part.processes)) for part in running}
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit code, which is left to be read."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # not Linux, or it has just ended
+        return not Path("/proc/self/stat").exists()
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def progress(run: Run) -> list[tuple[Any, ...]]:
-    """All that changes when somebody works on a shard of ``run``."""
-    return list(
-        run.shards.order_by("number").values_list("number", "state", "files_done", "saved_at")
-    )
+    """All that changes while a part of ``run`` is worked on."""
+    parts = run.parts.order_by("number")
+    return list(parts.values_list("number", "state", "done", "saved_at"))

@@ -27,12 +27,12 @@ TAIL = 25  # lines of a log that are shown when something fails
 _LISTENING = re.compile(
     r" (\d+) INFO run_abort: Listening for aborts on .+ as (inst_[0-9a-f]{32})$"
 )
-# What gunicorn says of its workers, and what a worker says of itself.
-_UP = re.compile(r"Booting worker with pid: (\d+)| (\d+) INFO example\.worker: .+ works on ")
+# What uvicorn logs of each of its processes, and a worker of itself.
+_UP = re.compile(r"Started server process \[(\d+)\]| (\d+) INFO example\.worker: .+ works on ")
 
 
 class FleetError(Exception):
-    """A process is not as it has to be. The message says what to do."""
+    """A process failed, or is late. The message has the end of its log."""
 
 
 class Listening(NamedTuple):
@@ -46,7 +46,7 @@ class Listening(NamedTuple):
 class Service:
     """One command, in a process group of its own, with its log in a file.
 
-    :param listeners: how many of its processes are to listen for aborts.
+    :param listeners: number of its processes that listen for aborts.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C on the terminal is for whoever stops it
+                start_new_session=True,  # a Ctrl-C on the terminal is for the caller, who stops it
             )
 
     @property
@@ -84,7 +84,7 @@ class Service:
         return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
 
     def listening(self) -> list[Listening]:
-        """Those of its processes that have said so, each with what it said last."""
+        """Those of its processes that have logged so, each with its last such line."""
         found = {}
         for line in self.lines():
             if match := _LISTENING.search(line):
@@ -93,7 +93,7 @@ class Service:
         return list(found.values())
 
     def is_listening(self) -> bool:
-        """Whether all that are to listen do."""
+        """Whether all of its processes listen that should."""
         return len(self.listening()) >= self._listeners
 
     def is_up(self) -> bool:
@@ -101,7 +101,7 @@ class Service:
         return len(self.pids()) >= self._listeners
 
     def pids(self) -> list[int]:
-        """The processes that do the work, in the order in which they said so."""
+        """The processes that do the work, in the order of their log lines."""
         return [int(match[1] or match[2]) for line in self.lines() if (match := _UP.search(line))]
 
     def lines(self) -> list[str]:
@@ -113,13 +113,13 @@ class Service:
         self._process.terminate()
 
     def end(self, timeout: float) -> bool:
-        """Wait for its end, then make sure of it; return whether it ended by itself."""
+        """Wait for its end, then kill what is left; return whether nothing had to be killed."""
         try:
             self._process.wait(timeout)
             ended = True
         except subprocess.TimeoutExpired:
             ended = False
-        with suppress(ProcessLookupError, PermissionError):  # nobody of its group is left
+        with suppress(ProcessLookupError, PermissionError):  # its group has no process left
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         return ended
@@ -129,8 +129,8 @@ class Fleet:
     """The web processes, the workers and the listener, on one database and one Redis.
 
     :param logs: the directory of their logs.
-    :param has_redis: without, they watch the database for aborts, and there is no listener.
-    :param env: what they find in their environment, besides what we find in ours.
+    :param has_redis: without Redis, they poll the database, and there is no listener.
+    :param env: their environment, in addition to that of this process.
     """
 
     def __init__(self, logs: Path, env: Mapping[str, str], *, has_redis: bool = True) -> None:
@@ -155,9 +155,9 @@ class Fleet:
 
         :raises FleetError: if one is not.
         """
-        self._start("web", *_gunicorn(port), listeners=WEB_PROCESSES)
+        self._start("web", *_uvicorn(port), listeners=WEB_PROCESSES)
         for number in range(1, WORKERS + 1):
-            self._start(f"worker-{number}", *_manage("work_shards", "--name", f"worker-{number}"))
+            self._start(f"worker-{number}", *_manage("work", "--name", f"worker-{number}"))
         if self._has_redis:
             self._start("listener", *_manage("listen_run_aborts", "--format", "json"))
         for service in self.services:
@@ -225,9 +225,9 @@ def _manage(*arguments: str) -> list[str]:
     return ["manage.py", *arguments]
 
 
-def _gunicorn(port: int) -> list[str]:
-    config = ["--config", "example/gunicorn_config.py", "--workers", str(WEB_PROCESSES)]
-    return ["-m", "gunicorn", *config, "--bind", f"127.0.0.1:{port}"]
+def _uvicorn(port: int) -> list[str]:
+    options = f"--port {port} --workers {WEB_PROCESSES} --timeout-graceful-shutdown 3"
+    return ["-m", "uvicorn", "example.asgi:application", *options.split(), "--no-access-log"]
 
 
 def _tails(services: Iterable[Service]) -> str:

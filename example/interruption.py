@@ -1,7 +1,7 @@
-"""Ctrl-C and its kin, noticed where nothing can be left behind.
+"""Ctrl-C, SIGTERM and SIGHUP, handled at safe points.
 
-A handler that raises may do so between the start of a process and the note that it has to be
-stopped. These only take note of the signal; whoever waits for something looks at that.
+A signal handler that raises could do so between the start of a process and the note that it has to
+be stopped. These handlers only note the signal; :func:`check` and :func:`wait_until` raise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _noted: list[int] = []
 
 
 class Interrupted(BaseException):
-    """Somebody wants this program to end.
+    """This program was asked to end by a signal.
 
     :ivar number: of the signal.
     """

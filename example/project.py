@@ -17,7 +17,7 @@ def set_up(database: Path, redis_url: str | None, *, shares_redis: bool = False)
     """Load Django on ``database``, with its tables made.
 
     :param redis_url: None for a project without Redis.
-    :param shares_redis: whether the Redis is somebody else's, too.
+    :param shares_redis: whether others use this Redis, too.
     :return: what the other processes have to find in their environment.
     """
     env = {

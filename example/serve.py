@@ -46,10 +46,10 @@ def _require_free(port: int) -> None:
 def _serve(port: int, directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     with redis_server() as (redis_url, is_shared):
-        database = directory / "example.sqlite3"
+        database = directory / "runs.sqlite3"
         env = project.set_up(database, redis_url, shares_redis=is_shared)
         password = project.renew_admin(USER)
-        _hand_back_shards()
+        _hand_back_parts()
         with Fleet(directory, env) as fleet:
             fleet.start(port)
             print(
@@ -65,11 +65,11 @@ def _serve(port: int, directory: Path) -> None:
             interruption.wait_until(fleet.check)
 
 
-def _hand_back_shards() -> None:
-    """Whoever worked on a shard when the fleet was killed does so no more."""
-    from .runs.models import Shard
+def _hand_back_parts() -> None:
+    """Let workers claim the parts that were being worked on when the fleet was killed."""
+    from .runs.models import Part
 
-    Shard.objects.filter(state=Shard.State.RUNNING).update(state=Shard.State.WAITING)
+    Part.objects.filter(state=Part.State.RUNNING).update(state=Part.State.WAITING)
 
 
 if __name__ == "__main__":

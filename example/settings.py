@@ -1,6 +1,6 @@
 """The settings of the example project. What differs from place to place is in the environment.
 
-``EXAMPLE_DB``          path of the SQLite database; default: ``var/example.sqlite3``
+``EXAMPLE_DB``          path of the SQLite database; default: ``var/runs.sqlite3``
 ``EXAMPLE_SECRET_KEY``  Django's secret key
 ``EXAMPLE_CHANNEL``     the channel of this installation, where several share one Redis
 ``EXAMPLE_DEBUG``       1 for Django's debug pages
@@ -15,8 +15,8 @@ from pathlib import Path
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = os.environ.get("EXAMPLE_DEBUG") == "1"
-# Known to everybody, as this file is. `make demo` and `make serve` make one of their own.
-SECRET_KEY = os.environ.get("EXAMPLE_SECRET_KEY", "known-to-everybody")
+# Anybody can read this file, so `make demo` and `make serve` make keys of their own.
+SECRET_KEY = os.environ.get("EXAMPLE_SECRET_KEY", "anybody-can-read-this")
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 
 INSTALLED_APPS = [
@@ -31,7 +31,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "example.csp.content_security_policy",
+    "example.csp.ContentSecurityPolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -41,7 +41,6 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "example.urls"
-WSGI_APPLICATION = "example.wsgi.application"
 ASGI_APPLICATION = "example.asgi.application"
 TEMPLATES = [
     {
@@ -60,7 +59,7 @@ TEMPLATES = [
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("EXAMPLE_DB") or BASE_DIR / "var" / "example.sqlite3",
+        "NAME": os.environ.get("EXAMPLE_DB") or BASE_DIR / "var" / "runs.sqlite3",
         "OPTIONS": {
             # Several processes write. With IMMEDIATE they queue for up to the timeout, where a
             # transaction that begins by reading would fail at its first write.

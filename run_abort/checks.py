@@ -1,4 +1,4 @@
-"""System checks: what is wrong with the settings. They use no network and no database."""
+"""System checks of the settings. They use neither the network nor the database."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PATHS: Final = (
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Everything that is wrong with ``RUN_ABORT`` and with the cache alias it names."""
+    """Report every problem of ``RUN_ABORT`` and of the cache alias that it names."""
     raw = getattr(django_settings, "RUN_ABORT", {})
     found: list[CheckMessage] = [
         Error(problem.message, hint=problem.hint, id=_IDS[problem.kind])
@@ -69,7 +69,7 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
     except Exception as error:
         yield Error(
             f"The Redis that the settings name cannot be used: {error}",
-            hint="Mend RUN_ABORT['REDIS_URL'], CACHES, or the environment's REDIS_URL.",
+            hint="Correct RUN_ABORT['REDIS_URL'], CACHES, or the environment variable REDIS_URL.",
             id="run_abort.E007",
         )
         return
@@ -88,16 +88,16 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
         )
     elif not options.INTENTS:
         yield CheckWarning(
-            "Neither Redis nor the database is used: aborts reach the calling process only.",
-            hint="Set RUN_ABORT['REDIS_URL'], or leave out RUN_ABORT['INTENTS'].",
+            "Neither Redis nor the database is used: aborts reach only the calling process.",
+            hint="Set RUN_ABORT['REDIS_URL'], or remove RUN_ABORT['INTENTS'].",
             id="run_abort.W002",
         )
     elif options.LISTEN is not False:
         yield CheckWarning(
-            "No Redis is configured: running processes hear of aborts from others over the "
-            f"database only, within {options.POLL_INTERVAL:g} s.",
-            hint="Set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, or make the cache "
-            f"alias {options.CACHE_ALIAS!r} a Redis one. If this is meant, set "
+            "No Redis is configured: running processes receive aborts of other processes only "
+            f"through the database, within {options.POLL_INTERVAL:g} s.",
+            hint="Set RUN_ABORT['REDIS_URL'] or the environment variable REDIS_URL, or use Redis "
+            f"for the cache alias {options.CACHE_ALIAS!r}. If this is intended, set "
             "RUN_ABORT['LISTEN'] to False.",
             id="run_abort.W001",
         )
@@ -106,11 +106,11 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
 def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """What is right on one's own machine, and in production perhaps not."""
+    """Report settings that suit development but may be wrong in production."""
     try:
         options = conf.settings()
         transport = current().push.transport()
-    except Exception:  # check_settings says what is wrong
+    except Exception:  # check_settings reports it
         return []
     if transport is None:
         return []
@@ -118,9 +118,9 @@ def check_deployment(
     if options.LISTEN is False:
         found.append(
             CheckWarning(
-                "RUN_ABORT['LISTEN'] is False: no process hears of aborts through "
+                "RUN_ABORT['LISTEN'] is False: no process receives aborts through "
                 f"{transport.source}.",
-                hint='Leave it out, or set it to "auto".',
+                hint='Remove it, or set it to "auto".',
                 id="run_abort.W003",
             )
         )
@@ -128,8 +128,8 @@ def check_deployment(
         found.append(
             CheckWarning(
                 "RUN_ABORT['INTENTS'] is False: a process that restarts, starts later, or is cut "
-                "off from Redis while an abort is requested never learns of it.",
-                hint="Leave it out, so that aborts are recorded in the database.",
+                "off from Redis while an abort is requested never receives it.",
+                hint="Remove it, so that aborts are recorded in the database.",
                 id="run_abort.W004",
             )
         )
@@ -138,9 +138,9 @@ def check_deployment(
         found.append(
             CheckWarning(
                 f"The Redis of {transport.source} is reached over the network without "
-                f"{' and without '.join(lacks)}: who gets at it can abort every run.",
-                hint="Use a rediss:// URL with a password. If its network is closed to others, "
-                "silence this.",
+                f"{' and without '.join(lacks)}: everyone with access to it can abort every run.",
+                hint="Use a rediss:// URL with a password. If the network is private, silence "
+                "this check.",
                 id="run_abort.W005",
             )
         )
@@ -160,6 +160,6 @@ def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:
         except ImportError as error:
             yield Error(
                 f"{setting} is {path!r}, which cannot be imported: {error}",
-                hint="Correct the path, or install what it is part of.",
+                hint="Correct the path, or install the package that it belongs to.",
                 id="run_abort.E006",
             )

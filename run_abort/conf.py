@@ -22,21 +22,23 @@ __all__ = ["Problem", "Settings", "problems", "settings"]
 class Settings:
     """``RUN_ABORT`` with its defaults. Durations are in seconds.
 
-    :ivar REDIS_URL: where Redis is. Else the alias below if it is Redis-backed, else the
-        environment's ``REDIS_URL``, else no Redis.
-    :ivar CACHE_ALIAS: the alias in ``CACHES``, of django-redis or Django's own ``RedisCache``.
+    :ivar REDIS_URL: URL of Redis. If None, the alias below is used if it is Redis-backed, then the
+        environment variable ``REDIS_URL``, then no Redis.
+    :ivar CACHE_ALIAS: an alias in ``CACHES``, of django-redis or Django's own ``RedisCache``.
     :ivar CHANNEL: the pub/sub channel. Channels ignore Redis's database number: two installations
         on one server need two names.
-    :ivar INTENTS: whether aborts are recorded in the database.
-    :ivar INTENT_TTL: how long a recorded abort stops a late starter.
-    :ivar RECONCILE_INTERVAL: how often the intents of held runs are re-read while Redis is up.
+    :ivar INTENTS: whether abort requests are recorded in the database.
+    :ivar INTENT_TTL: how long a recorded request stops new starts of the run.
+    :ivar RECONCILE_INTERVAL: interval between reads of the requests for held runs while the process
+        listens.
     :ivar POLL_INTERVAL: the same while Redis is down or absent.
-    :ivar PUBLISH_TIMEOUT: bound on the push, whatever the alias's own time-outs and retries say.
-    :ivar HEARTBEAT: silence on the link after which it is pinged.
-    :ivar PROCESS_DIR: where programs of this host put their PID files; None: nowhere.
-    :ivar LISTEN: ``"auto"``: long-lived processes from ``ready()``, any other at its first
-        ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process from ``ready()``;
-        False: none.
+    :ivar PUBLISH_TIMEOUT: limit for the push. The alias's own time-outs and retries do not extend
+        it.
+    :ivar HEARTBEAT: silence on the connection after which the listener sends a ``PING``.
+    :ivar PROCESS_DIR: directory of the PID files of programs on this host; None disables them.
+    :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
+        first ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process listens from
+        ``ready()`` on; False: no process listens.
     """
 
     REDIS_URL: str | None = None
@@ -53,11 +55,11 @@ class Settings:
 
 
 class Problem(NamedTuple):
-    """What is wrong with one setting.
+    """A problem with one setting.
 
     :ivar kind: ``"dict"``, ``"key"``, ``"type"`` or ``"range"``.
-    :ivar message: the problem.
-    :ivar hint: the remedy.
+    :ivar message: describes the problem.
+    :ivar hint: describes the remedy.
     """
 
     kind: Literal["dict", "key", "type", "range"]
@@ -67,8 +69,8 @@ class Problem(NamedTuple):
 
 KEYS: Final = tuple(field.name for field in fields(Settings))
 
-# Seconds. The lower bounds keep a typo from becoming a busy loop, the upper ones from becoming
-# "never"; a listener's deadlines have to fit into what a caller is willing to wait.
+# Seconds. A value below the lower bound would cause a busy loop. A value above the upper bound
+# would in effect mean "never".
 _DURATIONS: Final[Mapping[str, tuple[float, float]]] = {
     "INTENT_TTL": (1, timedelta(days=36_500).total_seconds()),
     "RECONCILE_INTERVAL": (0.1, 3600),
@@ -82,10 +84,10 @@ _cached: Settings | None = None
 
 
 def settings() -> Settings:
-    """The settings as they are now.
+    """The current settings.
 
-    :raises ImproperlyConfigured: if one of them is invalid; the message says which, and what it
-        has to be. The system checks report the same, all at once.
+    :raises ImproperlyConfigured: if a setting is invalid. The message names the first invalid
+        setting and its valid values. The system checks report all of them.
     """
     global _cached
     if _cached is None:
@@ -114,10 +116,10 @@ setting_changed.connect(_forget, dispatch_uid="run_abort.conf")
 
 
 def problems(raw: object) -> Iterator[Problem]:
-    """Everything that is wrong with ``raw``, the value of the setting ``RUN_ABORT``."""
+    """Yield every problem of ``raw``, the value of the setting ``RUN_ABORT``."""
     if not isinstance(raw, dict):
         yield Problem(
-            "dict", f"RUN_ABORT is {_shown(raw)}.", "It has to be a dict; {} takes all defaults."
+            "dict", f"RUN_ABORT is {_shown(raw)}.", "It must be a dict; {} uses all defaults."
         )
         return
     for key, value in raw.items():
@@ -165,16 +167,16 @@ def _text_problems(key: str, value: object) -> Iterator[Problem]:
     elif key == "PROCESS_DIR" and not Path(value).is_absolute():
         yield _wrong("range", key, value, "an absolute path")
     elif key == "REDIS_URL" and urlsplit(value).scheme not in _URL_SCHEMES:
-        # The URL may hold a password, so it is not shown.
+        # Do not show the URL, which may contain a password.
         yield Problem(
             "range",
             "RUN_ABORT['REDIS_URL'] is not a Redis URL.",
-            "It has to start with redis://, rediss:// or unix://.",
+            "It must start with redis://, rediss:// or unix://.",
         )
 
 
 def _wrong(kind: Literal["type", "range"], key: str, value: object, expected: str) -> Problem:
-    return Problem(kind, f"RUN_ABORT[{key!r}] is {_shown(value)}.", f"It has to be {expected}.")
+    return Problem(kind, f"RUN_ABORT[{key!r}] is {_shown(value)}.", f"It must be {expected}.")
 
 
 def _shown(value: object) -> str:

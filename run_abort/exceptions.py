@@ -1,4 +1,4 @@
-"""The exceptions that an abort becomes."""
+"""The exceptions that an abort raises."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["RunAborted", "TaskAborted"]
 
 
 class RunAborted(BaseException):
-    """Raised in the code that works on a run, once that run was aborted.
+    """Raised in the code that works on a run after the run was aborted.
 
     Raised by ``abortable_run`` (on entering and on leaving its block) and by
     ``AbortSignal.raise_if_aborted()`` and ``AbortSignal.sleep()``.
 
     It derives from ``BaseException``, as ``asyncio.CancelledError`` does, so that a job's own
     ``except Exception`` cannot swallow an abort and a task queue does not retry it as a failure.
-    It pickles.
+    It can be pickled.
 
-    :ivar run_id: the ID of the block that was aborted; empty for a bare ``AbortController()``.
-    :ivar reason: why, in the words of whoever aborted; may be empty.
-    :ivar actor: who, as text; may be empty.
-    :ivar process: what the process that ``AbortSignal.run()`` had started came to, with its output
-        so far; None if it was not raised there.
+    :ivar run_id: run ID of the aborted block; empty for a bare ``AbortController()``.
+    :ivar reason: reason given with the request; may be empty.
+    :ivar actor: who requested the abort, as text; may be empty.
+    :ivar process: exit code and output so far of the process that ``AbortSignal.run()`` started;
+        None if the exception was not raised there.
     """
 
     process: CompletedProcess[Any] | None = None
@@ -44,15 +44,15 @@ class RunAborted(BaseException):
         return text
 
 
-class TaskAborted(Exception):  # noqa: N818  it is what became of a task
-    """What became of a task of a queue that was aborted, in the words of that queue.
+class TaskAborted(Exception):  # noqa: N818  a state, not a mistake
+    """Reports to a task queue that a task was aborted.
 
-    An ``Exception``, because a queue takes note of those. Its attributes are those of
-    :class:`RunAborted`. It pickles.
+    It is an ``Exception``, because queues record those. It has the attributes ``run_id``,
+    ``reason`` and ``actor`` of :class:`RunAborted`, and can be pickled.
     """
 
     def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
-        # Not super(): in a subclass a queue's own exception may stand beside it.
+        # Not super(): a subclass may also derive from a queue's own exception class.
         Exception.__init__(self, run_id, reason, actor)
         self.run_id = run_id
         self.reason = reason
@@ -62,5 +62,5 @@ class TaskAborted(Exception):  # noqa: N818  it is what became of a task
         return str(RunAborted(self.run_id, self.reason, self.actor))
 
     def facts(self) -> dict[str, str]:
-        """What it tells, for queues that keep no exceptions."""
+        """The attributes as a dict, for queues that do not store exceptions."""
         return {"run_id": self.run_id, "reason": self.reason, "actor": self.actor}

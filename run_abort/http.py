@@ -1,4 +1,4 @@
-"""Requests that are abortable runs: a long view, or the stream that it answers with.
+"""HTTP requests as abortable runs: long views and streaming responses.
 
     @abortable_view(lambda request, pk: f"report-{pk}")
     def report(request, pk):
@@ -13,8 +13,8 @@
 
         return StreamingHttpResponse(abortable_stream(f"export-{pk}", rows))
 
-An aborted view answers with 409. An aborted stream is cut off, so that its client can tell. With
-``abort_on_disconnect=True`` the run is aborted, everywhere, when the client has gone.
+An aborted view responds with 409. An aborted stream is cut off, so that its client can notice. With
+``abort_on_disconnect=True`` a disconnect of the client aborts the run in every process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .runs import abortable_run
 
 __all__ = ["AbortableRequest", "StreamAborted", "abortable_stream", "abortable_view"]
 
-LOST: Final = "The connection to the client was lost"  # why it is aborted then
+LOST: Final = "The connection to the client was lost"  # reason of an abort on disconnect
 
 RunID: TypeAlias = str | int | UUID
 Chunk: TypeAlias = str | bytes
@@ -50,16 +50,16 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 class AbortableRequest(HttpRequest):
-    """What a view that is decorated with :func:`abortable_view` gets; for annotations."""
+    """The request that a view decorated with :func:`abortable_view` gets; for annotations."""
 
     abort_signal: AbortSignal
 
 
-class StreamAborted(Exception):  # noqa: N818  it is what became of the stream
+class StreamAborted(Exception):  # noqa: N818  a state, not a mistake
     """Raised to the server by an aborted stream, with ``RunAborted`` as the ``__cause__``.
 
-    It is an ``Exception``, because servers deal with these: they log it, close the connection
-    without the end of the response, and serve the next request.
+    It is an ``Exception``, because servers handle those: they log it, close the connection without
+    completing the response, and serve the next request.
     """
 
 
@@ -68,7 +68,7 @@ def _no_groups(*args: Any, **kwargs: Any) -> Iterable[RunID]:
 
 
 def _refuse(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
-    # Neither who nor why: that is not for everybody to know.
+    # No actor and no reason: not every visitor may know them.
     error = _("This was aborted.")
     if request.get_preferred_type(["text/html", "application/json"]) == "application/json":
         return JsonResponse({"ok": False, "error": error}, status=409)
@@ -87,25 +87,27 @@ def abortable_view(
 ) -> Callable[[View], View]:
     """Make a view an abortable run, with its signal as ``request.abort_signal``.
 
-    For functions, sync and async, for what ``as_view()`` returns, and with ``method_decorator`` for
-    methods; of a class whose methods are async, for these, and not for ``dispatch()``. The run is
-    over when the view returns: for what it streams then, there is :func:`abortable_stream`.
+    Decorates sync and async functions, the result of ``as_view()`` and, through
+    ``method_decorator``, methods. If the methods of a class are async, decorate these and not
+    ``dispatch()``. The run ends when the view returns. Use :func:`abortable_stream` for a
+    streaming response.
 
-    An abort rolls back the transaction of ``ATOMIC_REQUESTS``. One that the view itself opens has
-    to be inside of this decorator.
+    An abort rolls back the transaction of ``ATOMIC_REQUESTS``. A transaction that the view opens
+    itself must be inside of this decorator.
 
-    :param get_run_id: called with what the view is called with, in its thread; so is
-        ``get_groups``.
+    :param get_run_id: called with the arguments of the view, in the view's thread.
+    :param get_groups: called like ``get_run_id``; returns further IDs.
     :param label: as for :class:`abortable_run`; by default the name of the URL.
-    :param grace: as for :class:`abortable_run`; ``insist``, too: ``"interrupt"`` is for sync views,
-        ``"cancel"`` for async ones.
-    :param abort_on_disconnect: whether to abort the run, everywhere, when the client has gone
-        before the view has returned. For async views; only under ASGI do they get to know.
-    :param on_abort: called with the request and the ``RunAborted``, where the view was; returns the
-        response, or for an async view an awaitable of it. By default that is 409 with a sentence,
-        as text or JSON, and tells neither who aborted nor why.
-    :raises RuntimeError: by the view, if ``abort_on_disconnect`` is for a sync one.
-    :raises TypeError: by the view, if it is not async, but returns a coroutine.
+    :param grace: as for :class:`abortable_run`, in seconds.
+    :param insist: as for :class:`abortable_run`: ``"interrupt"`` for sync views, ``"cancel"`` for
+        async views.
+    :param abort_on_disconnect: whether to abort the run in every process if the client disconnects
+        before the view returns. For async views under ASGI; other servers do not report it.
+    :param on_abort: called with the request and the ``RunAborted``, in the thread or event loop of
+        the view; returns the response or, for an async view, an awaitable of it. The default is a
+        409 with a sentence, as text or JSON, that names neither actor nor reason.
+    :raises RuntimeError: raised by the view if it is sync and ``abort_on_disconnect`` is set.
+    :raises TypeError: raised by the view if it is not async but returns a coroutine.
     """
 
     def open_block(request: HttpRequest, *args: Any, **kwargs: Any) -> abortable_run:
@@ -122,7 +124,7 @@ def abortable_view(
         @wraps(view)
         def abortable(request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if abort_on_disconnect:
-                raise RuntimeError("a sync view does not get to know that its client has gone")
+                raise RuntimeError("a sync view cannot notice that its client has disconnected")
             try:
                 with open_block(request, *args, **kwargs) as request.abort_signal:
                     return _checked(view(request, *args, **kwargs))
@@ -159,19 +161,22 @@ def _checked(response: Any) -> HttpResponseBase:
 
 
 def _roll_back() -> None:
-    """Have the transactions of ``ATOMIC_REQUESTS`` rolled back, although there is a response."""
+    """Roll back the transactions of ``ATOMIC_REQUESTS``, although the view returns a response."""
     for connection in connections.all(initialized_only=True):
         if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
             connection.set_rollback(True)
 
 
 async def _abort_everywhere(signal: AbortSignal) -> None:
-    """Abort the run whose request was cancelled; to the end, though that cancels this task, too."""
+    """Abort the run whose request was cancelled.
+
+    The abort also cancels this task, so wait until the request has been made.
+    """
     if signal.aborted:
         return
     asking = asyncio.ensure_future(aabort_run(signal.run_id, reason=LOST))
     while not asking.done():
-        with suppress(asyncio.CancelledError):  # the caller goes on with the one that it has
+        with suppress(asyncio.CancelledError):  # the caller re-raises its own
             await asyncio.wait({asking})
 
 
@@ -211,27 +216,32 @@ def abortable_stream(
     abort_on_disconnect: bool = False,
     on_abort: Callable[[RunAborted], Chunk] | None = None,
 ) -> AsyncIterator[Chunk] | Iterator[Chunk]:
-    """Make what a ``StreamingHttpResponse`` streams an abortable run.
+    """Make the content of a ``StreamingHttpResponse`` an abortable run.
 
-    It is held from when the first chunk is asked for until the stream has ended or is closed. The
-    signal is looked at after each chunk. What waits for the next one in an async generator is
-    cancelled by an abort; elsewhere it has to look by itself. While a chunk is being sent, nothing
-    is done about an abort: a client that does not read keeps the run from being left.
+    The stream holds the run from the request of the first chunk until the stream ends or is closed,
+    and checks the signal after each chunk. An abort cancels an async generator that waits for the
+    next chunk. A sync generator must check the signal itself. An abort has no effect while a chunk
+    is being sent: a client that does not read delays the stop.
 
-    Sync generators are for WSGI and async ones for ASGI; the other way round, Django has them end
-    before it sends anything. A sync one is called in the threads that ask for chunks, an async one
-    in the event loop.
+    Use sync generators under WSGI and async generators under ASGI. In the other combinations,
+    Django reads the whole stream before it sends anything. Sync generators run in the threads that
+    request the chunks, async generators in the event loop.
 
-    :param run_id: as for :class:`abortable_run`; ``groups``, ``label`` and ``grace``, too.
-    :param make: called with the signal; a generator function, sync or async, or a ``partial`` of
-        one. Another function that returns an iterable is taken for a sync one.
-    :param abort_on_disconnect: whether to abort the run, everywhere, when the stream is closed or
-        cancelled before its end, because the client has gone. Under WSGI that shows when the next
-        chunk cannot be sent.
-    :param on_abort: called with the ``RunAborted``, where the chunks are made; returns a last
-        chunk, after which the stream ends as if it were whole. By default it is cut off.
-    :raises TypeError: and ``ValueError``, as :class:`abortable_run`, at once.
-    :raises StreamAborted: by the iterator, if the run was aborted, and there is no ``on_abort``.
+    :param run_id: as for :class:`abortable_run`.
+    :param make: called with the signal; a sync or async generator function, or a ``partial`` of
+        one. Any other function must return an iterable, which is treated as a sync generator.
+    :param groups: as for :class:`abortable_run`.
+    :param label: as for :class:`abortable_run`.
+    :param grace: as for :class:`abortable_run`, in seconds.
+    :param abort_on_disconnect: whether to abort the run in every process if the stream is closed or
+        cancelled before its end because the client has disconnected. Under WSGI the server notices
+        this when it sends the next chunk.
+    :param on_abort: called with the ``RunAborted``, in the thread or event loop of the generator;
+        returns a last chunk, after which the stream ends normally. By default the stream is cut
+        off.
+    :raises TypeError: as :class:`abortable_run`, on the call.
+    :raises ValueError: as :class:`abortable_run`, on the call.
+    :raises StreamAborted: raised by the iterator if the run was aborted and ``on_abort`` is None.
     """
     block = abortable_run(run_id, groups=groups, label=label, grace=grace)
     end = on_abort or _cut
@@ -276,7 +286,7 @@ async def _async_chunks(
     end: Callable[[RunAborted], Chunk],
 ) -> AsyncGenerator[Chunk, None]:
     try:
-        # Not "async with block": an abort would cancel whatever the task does between two chunks.
+        # Not "async with block": an abort would cancel what the server's task does between chunks.
         signal = await _entered(block)
         with ExitStack() as stack:
             stack.push(block)
@@ -309,17 +319,17 @@ def _leave(block: abortable_run, entering: asyncio.Future[AbortSignal]) -> None:
 
 
 async def _next(chunks: AsyncGenerator[Chunk, None], signal: AbortSignal) -> Chunk:
-    """The next chunk; an abort cancels the waiting for it.
+    """Return the next chunk; an abort cancels the wait for it.
 
-    :raises RunAborted: if the run was aborted, before or meanwhile.
-    :raises StopAsyncIteration: at the end.
+    :raises RunAborted: if the run was aborted, before this call or during it.
+    :raises StopAsyncIteration: at the end of the stream.
     """
     signal.raise_if_aborted()
     cancellation = Cancellation()
     forget = signal._when_aborted(cancellation.send)
     try:
-        # Where neither making nor sending a chunk ever waits, the loop comes to nothing else, and
-        # does not even learn that the client has gone.
+        # If making and sending chunks never suspends, the loop runs nothing else and does not
+        # notice that the client has disconnected.
         await asyncio.sleep(0)
         chunk = await anext(chunks)
     except BaseException as error:
@@ -334,9 +344,10 @@ async def _next(chunks: AsyncGenerator[Chunk, None], signal: AbortSignal) -> Chu
 
 
 class _ClosableStream:
-    """An asynchronous iterator that Django can close, which it does from a thread.
+    """An asynchronous iterator with a ``close()`` method, which Django calls from a thread.
 
-    What Django does not close by itself would last until it is garbage.
+    Django does not call ``aclose()``, so a plain async generator would stay open until it is
+    garbage-collected.
     """
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
@@ -354,7 +365,7 @@ class _ClosableStream:
         return chunk
 
     def close(self) -> None:
-        """End the stream, if it has begun and not ended; in an event loop, soon."""
+        """End the stream if it is open; from within an event loop, schedule its end."""
         if not self._is_open:
             return
         self._is_open = False
@@ -364,5 +375,5 @@ class _ClosableStream:
             async_to_sync(self.aclose)()
 
     async def aclose(self) -> None:
-        """End the stream, in the event loop that it is in."""
+        """End the stream; call it in the event loop of the stream."""
         await self._chunks.aclose()

@@ -1,4 +1,4 @@
-"""The rows in which requests to abort are kept."""
+"""The models of abort requests, of their deliveries and of listener cursors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from django.utils.translation import gettext_lazy as _
 
 
 class AbortRequest(models.Model):
-    """Somebody asked to abort a run. While it stands, it stops whoever starts the run late.
+    """A request to abort a run. While it stands, it also stops processes that start the run later.
 
-    The key is the abort ID. A row says what was requested, not what came of it.
+    The primary key is the abort ID. A row says what was requested, not what happened then.
     """
 
     id = models.UUIDField(_("abort ID"), primary_key=True, default=uuid.uuid4, editable=False)
@@ -35,18 +35,18 @@ class AbortRequest(models.Model):
     host = models.CharField(_("host"), max_length=255, blank=True)
     requested_at = models.DateTimeField(_("requested at"), default=timezone.now)
     published = models.BooleanField(
-        _("published"), default=False, help_text=_("Whether Redis took the message.")
+        _("published"), default=False, help_text=_("Whether Redis accepted the message.")
     )
     listeners = models.PositiveIntegerField(
         _("listeners"),
         default=0,
-        help_text=_("How many subscribers Redis knew of: a hint, not an acknowledgement."),
+        help_text=_("Number of subscribers that Redis reported. A hint, not an acknowledgement."),
     )
     cleared_at = models.DateTimeField(
         _("cleared at"),
         null=True,
         blank=True,
-        help_text=_("Since then the request stops nobody any more."),
+        help_text=_("Since then, the request no longer stops new starts of the run."),
     )
 
     class Meta:
@@ -65,21 +65,21 @@ class AbortRequest(models.Model):
 
 
 class AbortDelivery(models.Model):
-    """A process that worked on the run when it was to be aborted, and what it did about it.
+    """What a process that held the run did about an abort.
 
-    One row for each abort and process. Only a process that held the run has one.
+    There is one row for each abort and process. Processes that did not hold the run have none.
     """
 
     class Way(models.TextChoices):
-        """How the process heard of the abort."""
+        """How the process received the request."""
 
-        LOCAL = "local", _("asked itself")
+        LOCAL = "local", _("own request")
         CHANNEL = "channel", _("through Redis")
         RECONCILE = "reconcile", _("from the database")
-        START = "start", _("at its start")
+        START = "start", _("when it started")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    # Without a constraint: the request may not be committed yet, or never be.
+    # No constraint: the request may be committed later than this row, or be rolled back.
     request = models.ForeignKey(
         AbortRequest,
         verbose_name=_("abort request"),
@@ -90,9 +90,9 @@ class AbortDelivery(models.Model):
     origin = models.CharField(_("process"), max_length=64)
     host = models.CharField(_("host"), max_length=255, blank=True)
     pid = models.PositiveBigIntegerField(_("process ID"), default=0)
-    way = models.CharField(_("heard"), max_length=10, choices=Way.choices)
+    way = models.CharField(_("received via"), max_length=10, choices=Way.choices)
     controllers = models.PositiveIntegerField(
-        _("blocks"), default=0, help_text=_("How many blocks of the run it aborted.")
+        _("blocks"), default=0, help_text=_("Number of blocks of the run that it aborted.")
     )
     received_at = models.DateTimeField(_("received at"), default=timezone.now)
     stopped_at = models.DateTimeField(
@@ -101,8 +101,8 @@ class AbortDelivery(models.Model):
         blank=True,
         help_text=_("When it left the last of those blocks."),
     )
-    # Read it by steps(). A JSONField would have the system checks ask the database about JSON.
-    insisted = models.TextField(_("insisted by"), blank=True, default="", editable=False)
+    # JSON; read it by steps(). A JSONField makes the system checks query the database.
+    insisted = models.TextField(_("forced by"), blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("abort delivery")
@@ -114,31 +114,31 @@ class AbortDelivery(models.Model):
         return f"{self.host}:{self.pid}"
 
     def steps(self) -> list[tuple[str, datetime]]:
-        """What was done as asking was not enough, and when, in that order."""
+        """The escalations, such as ``"interrupt"``, and the time of each, in that order."""
         zone = timezone.get_default_timezone()
-        steps = [(rung, datetime.fromtimestamp(at, zone)) for rung, at in self._steps()]
+        steps = [(step, datetime.fromtimestamp(at, zone)) for step, at in self._steps()]
         if settings.USE_TZ:
             return steps
-        return [(rung, timezone.make_naive(at, zone)) for rung, at in steps]
+        return [(step, timezone.make_naive(at, zone)) for step, at in steps]
 
     def _steps(self) -> list[tuple[str, float]]:
         steps: list[tuple[str, float]] = json.loads(self.insisted or "[]")
         return steps
 
     def set_steps(self, steps: Iterable[tuple[str, datetime]]) -> None:
-        """Have the row say what was done."""
-        told = [[rung, at.timestamp()] for rung, at in steps]
-        self.insisted = json.dumps(told) if told else ""
+        """Store the escalations, each with its time, without saving the row."""
+        data = [[step, at.timestamp()] for step, at in steps]
+        self.insisted = json.dumps(data) if data else ""
 
 
 class ListenerCursor(models.Model):
-    """How far a named ``listen_run_aborts`` has come, so that it can go on from there."""
+    """The position of a named ``listen_run_aborts``, from which it resumes after a restart."""
 
     name = models.CharField(_("name"), primary_key=True, max_length=255)
     began_at = models.DateTimeField(_("began at"), default=timezone.now)
     heard_until = models.DateTimeField(_("heard until"))
-    # A JSONField would have the system checks ask the database whether it knows JSON.
-    heard = models.TextField(_("abort IDs heard lately, as JSON"), default="[]")
+    # JSON in a TextField: a JSONField makes the system checks query the database.
+    heard = models.TextField(_("recently received abort IDs, as JSON"), default="[]")
 
     class Meta:
         verbose_name = _("listener cursor")

@@ -4,7 +4,8 @@
         client.post("/imports/7/stop/")
         assert aborts.run_ids == ["import-7"]
 
-Loaded in every pytest run where the app is installed, so it imports Django only for who uses it.
+pytest loads this module in every environment that has the app installed, so it imports Django only
+when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ __all__ = ["aborts"]
 
 @pytest.fixture
 def aborts(request: pytest.FixtureRequest) -> Iterator[Aborts]:
-    """What is asked by ``abort_run`` and its kin during the test; neither Redis nor a database."""
+    """The aborts requested during the test, by ``abort_run`` and the functions built on it.
+
+    Needs neither Redis nor a database.
+    """
     _require_settings()
     from .testing import cut_off, record_aborts, recording
 
@@ -31,7 +35,8 @@ def aborts(request: pytest.FixtureRequest) -> Iterator[Aborts]:
         with record_aborts() as recorded:
             yield recorded
     else:
-        # Overrides have to end in the reverse order, and the test may make more by this one.
+        # Overrides must end in reverse order. The test may add more through the same fixture, so
+        # this one must be part of it.
         settings.RUN_ABORT = cut_off()
         with recording() as recorded:
             yield recorded
@@ -42,13 +47,13 @@ def _require_settings() -> None:
     from django.core.exceptions import ImproperlyConfigured
 
     try:
-        settings.INSTALLED_APPS  # noqa: B018  to have them loaded
+        settings.INSTALLED_APPS  # noqa: B018  loads the settings
     except ImproperlyConfigured as error:
         pytest.fail(f"the fixture 'aborts' needs Django's settings: {error}", pytrace=False)
 
 
 def _settings_of_pytest_django(request: pytest.FixtureRequest) -> Any:
-    """Its fixture ``settings``; None if there is none, or one of the project's own."""
+    """pytest-django's fixture ``settings``; None if it is absent or the project replaces it."""
     plugins = request.config.pluginmanager
     if not (plugins.hasplugin("django") or plugins.hasplugin("pytest_django.plugin")):
         return None

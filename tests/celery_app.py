@@ -5,6 +5,7 @@ import os
 from celery import Celery
 
 from run_abort import RunAborted, abortable_run
+from tests.workers import wait_for_abort
 
 app = Celery("tests", broker=os.environ.get("BROKER"), backend=os.environ.get("BROKER"))
 app.conf.update(
@@ -19,7 +20,7 @@ def hold(run_id: str) -> str:
     try:
         with abortable_run(run_id) as signal:
             os.write(1, f"holding {run_id} {os.getpid()}\n".encode())
-            signal.wait(60)
+            wait_for_abort(signal)
     except RunAborted as error:
         os.write(1, f"aborted {run_id} {os.getpid()}\n".encode())
         return error.reason

@@ -10,7 +10,8 @@ import pytest
 
 from example.redis_server import RedisServer
 from run_abort._runtime.runtime import Runtime, install
-from tests.support import Foreign, Proxy, wait_until
+from run_abort._store import database
+from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
 
@@ -67,6 +68,12 @@ def listening(configure: Configure, runtime: Runtime) -> None:
     """This process is subscribed."""
     assert runtime.listener.ensure_started()
     wait_until(runtime.listener.is_listening)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database of a busy machine is not taken for one that is away."""
+    monkeypatch.setattr(database, "TIMEOUT", TIMEOUT)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from run_abort._core import procfs
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
-TIMEOUT = 20.0  # seconds; only a failing test waits for as long
+TIMEOUT = 60.0  # seconds; only a failing test waits for as long
 
 
 def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> None:
@@ -109,6 +109,8 @@ class Child:
             start_new_session=True,
         )
         self.output: list[str] = []
+        self._started = time.monotonic()
+        self.start_time = 0.0  # seconds until its first line; a measure of how fast the machine is
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -116,6 +118,7 @@ class Child:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.start_time = self.start_time or time.monotonic() - self._started
             self.output.append(line.rstrip("\n"))
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)

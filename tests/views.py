@@ -14,6 +14,7 @@ from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import current
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
+from tests.workers import wait_for_abort
 
 
 def status(request: HttpRequest) -> JsonResponse:
@@ -27,7 +28,7 @@ def hold(request: HttpRequest, run_id: str) -> JsonResponse:
         with abortable_run(run_id) as signal:
             sys.stdout.write(f"holding {run_id} {os.getpid()}\n")  # print would write twice
             sys.stdout.flush()
-            signal.wait(60)
+            wait_for_abort(signal)
     except RunAborted as error:
         return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
     return JsonResponse({"pid": os.getpid(), "aborted": None})

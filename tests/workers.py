@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import django
+
+if TYPE_CHECKING:
+    from run_abort import AbortSignal
 
 
 def say(*words: object) -> None:
@@ -68,8 +71,19 @@ def linger(run_id: str, label: str, seconds: str, *, after: str = "") -> None:
             time.sleep(600)
 
 
+def wait_for_abort(signal: AbortSignal, seconds: float = 60) -> None:
+    """Wait in short steps, so that the main thread gets each signal of the operating system.
+
+    CPython can miss one that arrives while another thread starts or ends, until the main thread
+    runs Python code again.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not signal.wait(0.1):
+        pass
+
+
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
             say("gave up waiting")

@@ -11,11 +11,11 @@ from django.utils.translation import gettext_lazy as _
 
 from run_abort.admin import AbortRunsMixin
 
-from .models import Run, Shard
+from .models import Part, Run
 
 
 class ReadOnly:
-    """Runs are started on the site's pages, and nobody rewrites what they did."""
+    """Runs are started on the site's pages; the admin only shows and aborts them."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -27,27 +27,17 @@ class ReadOnly:
         return False
 
 
-class ShardInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
-    model = Shard
-    fields = (
-        "number",
-        "style",
-        "state",
-        "worker",
-        "program_pid",
-        "files_done",
-        "files_total",
-        "received_at",
-        "stopped_at",
-    )
+class PartInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    model = Part
+    fields = ("number", "kind", "state", "worker", "processes", "done", "total", "stopped_at")
 
 
 @admin.register(Run)
 class RunAdmin(AbortRunsMixin, ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("run_id", "state_label", "owner", "shard_count", "styles", "created_at")
+    list_display = ("run_id", "state_label", "owner", "kinds", "created_at")
     list_filter = ("created_at", "owner")
-    fields = ("state_label", "owner", "shard_count", "created_at")
-    inlines = (ShardInline,)
+    fields = ("state_label", "owner", "created_at")
+    inlines = (PartInline,)
 
     def get_run_id(self, obj: Run) -> str:
         return obj.run_id
@@ -56,12 +46,11 @@ class RunAdmin(AbortRunsMixin, ReadOnly, admin.ModelAdmin):  # type: ignore[type
         return not obj.is_over
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
-        return super().get_queryset(request).select_related("owner").prefetch_related("shards")
+        return super().get_queryset(request).select_related("owner").prefetch_related("parts")
 
-    @admin.display(description=_("styles"))
-    def styles(self, obj: Run) -> str:
-        styles = dict.fromkeys(Shard.Style(shard.style) for shard in obj.shards.all())
-        return ", ".join(str(style.label) for style in styles)
+    @admin.display(description=_("parts"))
+    def kinds(self, obj: Run) -> str:
+        return ", ".join(part.kind_label for part in obj.parts.all())
 
     @admin.display(description=_("state"))
     def state_label(self, obj: Run) -> str:

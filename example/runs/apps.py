@@ -1,4 +1,4 @@
-"""The app of the example: runs that measure Python source files."""
+"""The app of the example: runs, their parts, and the workers."""
 
 from __future__ import annotations
 

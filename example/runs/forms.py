@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import cycle, islice
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from .models import Run, Shard
+from .models import Part
 
 MIXED = "mixed"
 
 
-class RunForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A new run; ``cleaned_data["style"]`` are the styles that its shards have in turn."""
+class RunForm(forms.Form):
+    """What to do, and in how many parts."""
 
-    style = forms.ChoiceField(
-        label=_("Worked on by"),
+    kind = forms.ChoiceField(
+        label=_("What to do"),
         widget=forms.RadioSelect,
-        initial=MIXED,
+        initial=Part.Kind.IMPORT,
         choices=(
-            (MIXED, _("one of each, in turn")),
-            (Shard.Style.THREAD, _("threads that look at their signal")),
-            (Shard.Style.SUBPROCESS, _("subprocesses, which are ended")),
-            (Shard.Style.ASYNCIO, _("tasks of asyncio, which are cancelled")),
-            (Shard.Style.INTERRUPT, _("threads that never look, and are interrupted")),
+            (Part.Kind.IMPORT, _("Import rows: the code checks its signal")),
+            (Part.Kind.ANSWER, _("Write an answer: an asyncio task is cancelled")),
+            (Part.Kind.CONVERT, _("Convert a video: a program is ended, with its child process")),
+            (
+                Part.Kind.TRAIN,
+                _("Train a model: the code never checks, so its thread is interrupted"),
+            ),
+            (MIXED, _("One part of each, in turn")),
         ),
     )
+    parts = forms.IntegerField(label=_("Parts"), min_value=1, max_value=24, initial=6)
 
-    class Meta:
-        model = Run
-        fields = ("shard_count",)
-
-    def clean_style(self) -> Sequence[Shard.Style]:
-        style = self.cleaned_data["style"]
-        return list(Shard.Style) if style == MIXED else [Shard.Style(style)]
+    def kinds(self) -> list[Part.Kind]:
+        """The kind of each part."""
+        kind, count = self.cleaned_data["kind"], self.cleaned_data["parts"]
+        kinds = list(Part.Kind) if kind == MIXED else [Part.Kind(kind)]
+        return list(islice(cycle(kinds), count))

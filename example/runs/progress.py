@@ -1,38 +1,52 @@
-"""How far a run is: the same facts for the page and for the script that keeps it up to date."""
+"""How far a run is: the same facts for its page and for the script that keeps the page current."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from django.utils.formats import number_format
 from django.utils.timezone import localtime, now
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
-from .models import Run, Shard
-from .timeline import Event, after, timeline_of
+from run_abort.models import AbortDelivery, AbortRequest
 
-# For so long after the last shard's end a process may still have to tell of it.
+from .models import Part, Run
+
+# Processes may report for so long after the end of the last part.
 SETTLING = timedelta(seconds=5)
+STEPS = {
+    "interrupt": gettext_lazy("interrupted its thread"),
+    "terminate": gettext_lazy("sent SIGTERM to its program"),
+    "kill": gettext_lazy("sent SIGKILL to its program"),
+}
 
 
-class ShardProgress(TypedDict):
+class PartProgress(TypedDict):
     number: int
-    style: str
+    kind: str
     state: str
     done: int
-    total: int | None
-    files: str
+    total: int
+    amount: str
     note: str
+
+
+class Event(TypedDict):
+    """A line of the timeline; ``state`` is for scripts and styles."""
+
+    after: str
+    who: str
+    what: str
+    state: str
 
 
 class Progress(TypedDict):
     """What the page shows. All texts are for people; the first and the flags are for scripts.
 
-    ``over``: nobody works on the run. ``settled``: nothing here will change any more.
+    ``over``: all parts have ended. ``settled``: nothing here will change any more.
     """
 
     state: str
@@ -40,30 +54,26 @@ class Progress(TypedDict):
     over: bool
     settled: bool
     request: str
-    shards: list[ShardProgress]
+    parts: list[PartProgress]
     timeline: list[Event]
-    measures: list[tuple[str, str]]
 
 
 def progress_of(run: Run) -> Progress:
     """What is known now."""
     state = run.state
-    shards = list(run.shards.all())
-    totals: Counter[str] = sum((Counter(shard.measures) for shard in shards), Counter())
     return {
         "state": state.value,
         "label": str(state.label),
         "over": run.is_over,
         "settled": _is_settled(run),
         "request": _request_text(run),
-        "shards": [_shard_progress(run, shard) for shard in shards],
-        "timeline": timeline_of(run),
-        "measures": list(_measures(totals)),
+        "parts": [_part_progress(run, part) for part in run.parts.all()],
+        "timeline": _timeline(run),
     }
 
 
 def _is_settled(run: Run) -> bool:
-    times = [time for shard in run.shards.all() for time in (shard.saved_at, shard.stopped_at)]
+    times = [time for part in run.parts.all() for time in (part.saved_at, part.stopped_at)]
     return run.is_over and all(time is None or now() - time > SETTLING for time in times)
 
 
@@ -81,66 +91,68 @@ def _request_text(run: Run) -> str:
     return _("Abort requested at %(time)s by %(actor)s: %(reason)s") % facts
 
 
-def _shard_progress(run: Run, shard: Shard) -> ShardProgress:
-    files = number_format(shard.files_done, force_grouping=True)
-    if shard.files_total is not None:
-        files += " / " + number_format(shard.files_total, force_grouping=True)
+def _part_progress(run: Run, part: Part) -> PartProgress:
+    done, total = (number_format(number, force_grouping=True) for number in (part.done, part.total))
     return {
-        "number": shard.number,
-        "style": str(Shard.Style(shard.style).label),
-        "state": shard.state,
-        "done": shard.files_done,
-        "total": shard.files_total,
-        "files": files,
-        "note": _note(run, shard),
+        "number": part.number,
+        "kind": part.kind_label,
+        "state": part.state,
+        "done": part.done,
+        "total": part.total,
+        "amount": f"{done} / {total} {Part.UNITS[Part.Kind(part.kind)]}",
+        "note": _note(run, part),
     }
 
 
-def _note(run: Run, shard: Shard) -> str:
-    """What a person wants to know of a shard, in no more than what is known."""
-    if shard.stopped_at and shard.received_at:
-        text = _("%(worker)s received it%(received)s, stopped%(stopped)s")
-    elif shard.stopped_at:
-        text = _("not started")
-    elif shard.received_at:
-        text = _("%(worker)s received it%(received)s")
-    elif shard.state == Shard.State.WAITING:
-        text = _("waiting for a worker")
-    else:
-        text = "%(worker)s"
-    return text % {
-        "worker": shard.worker,
-        "received": _after(run, shard.received_at),
-        "stopped": _after(run, shard.stopped_at),
+def _note(run: Run, part: Part) -> str:
+    if part.state == Part.State.WAITING:
+        return _("waiting for a worker")
+    if part.stopped_at is None or run.abort_request is None:
+        return part.worker
+    if not part.worker:
+        return _("not started")
+    return _("%(worker)s stopped after %(duration)s") % {
+        "worker": part.worker,
+        "duration": _after(run.abort_request, part.stopped_at),
     }
 
 
-def _after(run: Run, time: datetime | None) -> str:
-    if time is None or run.abort_request is None:
-        return ""
-    return " " + _("after %(duration)s") % {"duration": after(run.abort_request, time)}
+class _Fact(NamedTuple):
+    at: datetime
+    who: str
+    what: str
+    state: str
 
 
-def _measures(totals: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    for label, key, per, unit in _MEASURES:
-        if not per:
-            yield str(label), number_format(totals[key], force_grouping=True)
-        elif totals[per]:
-            share = totals[key] / totals[per]
-            text = f"{share:.0%}" if unit == "%" else number_format(share, decimal_pos=1)
-            yield str(label), text
+def _timeline(run: Run) -> list[Event]:
+    """What each process did about the abort, in the order of time; nothing without an abort."""
+    request = run.abort_request
+    if request is None:
+        return []
+    facts = [_Fact(request.requested_at, request.actor, _("requested it"), "requested")]
+    for delivery in request.deliveries.all():
+        facts += _facts_of(delivery)
+    return [
+        {"after": _after(request, at), "who": who, "what": what, "state": state}
+        for at, who, what, state in sorted(facts, key=lambda fact: fact.at)
+    ]
 
 
-# Label, what is summed up, in relation to what, and whether that is a share.
-_MEASURES = (
-    (gettext_lazy("lines"), "lines", "", ""),
-    (gettext_lazy("functions"), "functions", "", ""),
-    (gettext_lazy("classes"), "classes", "", ""),
-    (gettext_lazy("branches per function"), "branches", "functions", ""),
-    (gettext_lazy("instructions per line"), "instructions", "lines", ""),
-    (gettext_lazy("arguments annotated"), "annotated", "arguments", "%"),
-    (gettext_lazy("of the size when compressed"), "lzma", "bytes", "%"),
-    (gettext_lazy("of the code repeats a shape"), "repeated", "windows", "%"),
-    (gettext_lazy("functions much like another"), "clones", "compared", "%"),
-    (gettext_lazy("names close to another"), "near_misses", "", ""),
-)
+def _facts_of(delivery: AbortDelivery) -> Iterator[_Fact]:
+    who = _("process %(pid)s on %(host)s") % {"pid": delivery.pid, "host": delivery.host}
+    received = ngettext(
+        "received it %(way)s, for %(count)s part",
+        "received it %(way)s, for %(count)s parts",
+        delivery.controllers,
+    ) % {"way": delivery.get_way_display(), "count": delivery.controllers}
+    yield _Fact(delivery.received_at, who, received, "received")
+    for step, at in delivery.steps():
+        yield _Fact(at, who, str(STEPS.get(step, step)), "forced")
+    if delivery.stopped_at is not None:
+        yield _Fact(delivery.stopped_at, who, _("stopped"), "stopped")
+
+
+def _after(request: AbortRequest, time: datetime) -> str:
+    """How long after the request that was, by the clocks of the hosts."""
+    ms = (time - request.requested_at) / timedelta(milliseconds=1)
+    return _("%(ms)s ms") % {"ms": number_format(ms, decimal_pos=1)}

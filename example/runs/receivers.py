@@ -1,4 +1,4 @@
-"""What the example does when somebody asks to abort one of its runs."""
+"""What the example does when the abort of one of its runs is requested."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from django.utils import timezone
 
 from run_abort.signals import run_abort_requested
 
-from .models import Run, Shard
+from .models import Part, Run
 
 
-@receiver(run_abort_requested, dispatch_uid="example.runs.withdraw_waiting_shards")
-def withdraw_waiting_shards(run_id: str, **kwargs: Any) -> None:
-    """Do not leave shards in the queue until a worker has time to find out that it may not start.
+@receiver(run_abort_requested, dispatch_uid="example.runs.withdraw_waiting_parts")
+def withdraw_waiting_parts(run_id: str, **kwargs: Any) -> None:
+    """Take parts that wait out of the queue, instead of leaving that to a worker.
 
-    One that is claimed at this very moment is stopped by ``abortable_run``.
+    A part that a worker claims at this very moment is stopped by ``abortable_run``.
     """
-    waiting = Shard.objects.filter(run__in=Run.known_as(run_id), state=Shard.State.WAITING)
-    waiting.update(state=Shard.State.STOPPED, stopped_at=timezone.now())
+    waiting = Part.objects.filter(run__in=Run.known_as(run_id), state=Part.State.WAITING)
+    waiting.update(state=Part.State.STOPPED, stopped_at=timezone.now())

@@ -13,4 +13,6 @@ urlpatterns = [
     path("runs/new/", views.RunCreate.as_view(), name="create"),
     path("runs/<int:pk>/", views.RunDetail.as_view(), name="detail"),
     path("runs/<int:pk>/progress/", views.RunProgress.as_view(), name="progress"),
+    path("answer/", views.Answer.as_view(), name="answer"),
+    path("answer/<uuid:answer>/", views.stream_answer, name="stream_answer"),
 ]

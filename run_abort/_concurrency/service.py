@@ -61,6 +61,8 @@ class Service:
         # a signal handler may interrupt its own thread inside and start the service.
         self._lock = threading.RLock()
         self._life: Life | None = None
+        # The last thread that was started: it may be ending, or have been told to.
+        self._latest: Life | None = None
         self._forking = 0
         self._resume = False
 
@@ -97,11 +99,11 @@ class Service:
             life.thread = threading.Thread(
                 target=self._body, args=(life,), name=self._name, daemon=True
             )
-            self._life = life
+            self._life = self._latest = life
             try:
                 life.thread.start()
             except RuntimeError as error:  # a limit of the system, or the interpreter exits
-                self._life = None
+                self._life = self._latest = None
                 logger.warning("Cannot start the thread %s: %s", self._name, error)
                 return False
             return True
@@ -164,14 +166,18 @@ class Service:
         return not life.thread.is_alive()
 
     def before_fork(self) -> None:
-        """Stop the thread, and remember to start it again; called in the thread that forks."""
+        """Stop the thread, and remember to start it again; called in the thread that forks.
+
+        A thread that is ending is waited for as well: it has retired, or another thread stops it
+        because it forks, too.
+        """
         with self._lock:
             self._forking += 1
-            life = self._life
-            if life is None or life.thread is threading.current_thread() or not self.is_running:
+            life = self._latest
+            if life is None or life.thread is threading.current_thread():
                 return
+            self._resume = self._resume or self.is_running
             self._life = None
-            self._resume = True
         if not self._end(life, JOIN_TIMEOUT):
             logger.warning("The thread %s is busy and stays alive at the fork", self._name)
 

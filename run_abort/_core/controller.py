@@ -260,15 +260,17 @@ class AbortController:
     ``abortable_run`` makes one for each block; code that wants the pair for itself makes its own.
 
     :ivar signal: the :class:`AbortSignal` for the code that works.
+    :ivar label: what its block does, for people; the registry writes it.
     :ivar left_at: when its block was left, in seconds since the epoch; None before.
     """
 
-    __slots__ = ("__weakref__", "_verdict", "left_at", "signal")
+    __slots__ = ("__weakref__", "_verdict", "label", "left_at", "signal")
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
     def __init__(self, run_id: str = "", grace: float = GRACE, emit: Emit | None = None) -> None:
         self.signal = self.signal_class(run_id, grace, emit)
+        self.label = ""
         self.left_at: float | None = None
         # At most one entry: the abort, or _CLOSED. The first one stays.
         self._verdict: dict[str, Aborted] = {}

@@ -60,7 +60,8 @@ class _Target:
 
     def __init__(self) -> None:
         # Guards shields, owed, and the sending. The thread itself may unset what was sent without.
-        self.lock = threading.Lock()
+        # Reentrant, because a signal handler that aborts may interrupt its own thread inside.
+        self.lock = threading.RLock()
         self.thread = threading.current_thread()
         self.open: dict[Interruption, None] = {}
         self.shields = 0
@@ -302,8 +303,8 @@ class _Guard:
         self.block: KeptBlock | None = block
 
     def __del__(self) -> None:
-        # An interrupt of a block around this one may arrive before the attribute is set.
-        block = getattr(self, "block", None)
+        # There is no attribute if an interrupt has arrived in __init__.
+        block: KeptBlock | None = getattr(self, "block", None)
         if block is not None:
             block.abandon()
 
@@ -384,7 +385,7 @@ def after_fork_in_child() -> None:
     """Renew the lock, which another thread may have held; the other threads are not here."""
     target: _Target | None = getattr(_here, "target", None)
     if target is not None:
-        target.lock = threading.Lock()
+        target.lock = threading.RLock()
     for each in tuple(open_interruptions):
         if not each.is_of(target):
             del open_interruptions[each]

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from run_abort._concurrency.hooks import Hook
 
 from .controller import AbortController
+from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
 
 __all__ = ["Holding", "Registry"]
@@ -100,6 +101,7 @@ class Registry:
         """From now on ``controller`` answers to ``ids``."""
         if self.on_register.functions:
             self.on_register(controller)
+        controller.label = label  # kept beyond the block: the event of an abort may come later
         # A plain tuple: to make a Holding takes as long as all the rest.
         holding = (threading.get_ident(), label, time.time())
         with self._lock:
@@ -137,9 +139,13 @@ class Registry:
 
         :return: how many this call aborted.
         """
-        aborted = Aborted(request, way, time.time(), tuple(controllers))
+        # This thread may work on the run itself: an interrupt would leave locks locked for ever.
+        with Shield():
+            return self._abort(Aborted(request, way, time.time(), tuple(controllers)))
+
+    def _abort(self, aborted: Aborted) -> int:
         flipped = []
-        for controller in controllers:
+        for controller in aborted.controllers:
             if controller.flip(aborted):
                 flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
         try:

@@ -190,8 +190,7 @@ class Events:
         self.changed(delivery)
 
     def _labels(self, controllers: Iterable[AbortController]) -> Iterator[str]:
-        holdings = map(self._registry.holding_of, controllers)
-        return (holding.label for holding in holdings if holding is not None and holding.label)
+        return (each.label for each in controllers if each.label)
 
     def _forget_oldest(self) -> None:
         excess = len(self._deliveries) - len(self._pending) - REMEMBERED

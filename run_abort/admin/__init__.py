@@ -1,4 +1,4 @@
-"""The admin: an action and a button for the project's own runs; the requests, and who runs what."""
+"""The admin: abort action and button for a project's own runs, request list, "Running now"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that asks before anything is aborted."""
+"""The confirmation page of the admin's abort action and buttons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ask", "context_of"]
 
 
 def context_of(model_admin: ModelAdmin, request: HttpRequest, title: str) -> dict[str, Any]:
-    """What every page of ours in the admin of a model needs."""
+    """Template context shared by this app's pages in the admin of a model."""
     request.current_app = model_admin.admin_site.name
     return {
         **model_admin.admin_site.each_context(request),
@@ -45,12 +45,12 @@ def ask(
     max_display: int = 100,
     templates: Sequence[str] = ("run_abort/admin/abort_confirmation.html",),
 ) -> HttpResponse:
-    """Ask whether to abort ``runs``.
+    """Render the page that asks whether to abort ``runs``.
 
-    :param runs: each with why it cannot be aborted; empty if it can.
-    :param items: what those are called that can be.
-    :param back: where whoever says no goes.
-    :param echoed: the fields that make the answer act on the same runs.
+    :param runs: each run with the reason why it cannot be aborted; empty if it can.
+    :param items: name of the abortable runs, in the singular or plural that fits their number.
+    :param back: URL of the "No" link.
+    :param echoed: hidden fields that make the submitted form act on the same runs.
     """
     context = {
         **context_of(model_admin, request, title),

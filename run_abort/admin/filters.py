@@ -1,4 +1,4 @@
-"""By what the requests can be filtered, and what became of them. Each takes bounded time."""
+"""Filters and outcome counts of the request list. Each query takes bounded time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from .wording import visible
 
 __all__ = ["ActorFilter", "OutcomeFilter", "RunFilter", "with_counts"]
 
-LATEST: Final = 500  # requests, of which the choices are taken
+LATEST: Final = 500  # number of recent requests whose values are offered as choices
 CHOICES: Final = 20
 
 
 def with_counts(requests: QuerySet[AbortRequest]) -> QuerySet[AbortRequest]:
-    """With ``holders``, and of them those ``stopping``: counted for those rows that are shown."""
+    """Annotate the number of ``holders`` and how many of them are still ``stopping``.
+
+    The database counts only for the rows of the current page.
+    """
     return requests.annotate(
         holders=_count(AbortDelivery.objects.all()),
         stopping=_count(AbortDelivery.objects.filter(stopped_at=None)),
@@ -37,7 +40,7 @@ def _count(deliveries: QuerySet[AbortDelivery]) -> Coalesce:
 
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """What became of it."""
+    """Filter by the outcome of the request."""
 
     title = _("outcome")
     parameter_name = "outcome"
@@ -46,7 +49,7 @@ class OutcomeFilter(admin.SimpleListFilter):
         return [
             ("stopping", _("still not stopped")),
             ("stopped", _("stopped")),
-            ("nobody", _("nobody held it")),
+            ("nobody", _("no process held it")),
         ]
 
     def queryset(
@@ -65,7 +68,7 @@ class OutcomeFilter(admin.SimpleListFilter):
 
 
 class _LatestFilter(admin.SimpleListFilter):
-    """The values that the latest requests have, and any other by the address."""
+    """Offer the values of the latest requests; the URL accepts any other value."""
 
     parameter_name: str
 
@@ -85,20 +88,20 @@ class _LatestFilter(admin.SimpleListFilter):
         value = self.value()
         if value is None:
             return queryset
-        if "\0" in value:  # PostgreSQL refuses to look for it
+        if "\0" in value:  # PostgreSQL rejects null characters in queries
             return queryset.none()
         return queryset.filter(**{self.parameter_name: value})
 
 
 class ActorFilter(_LatestFilter):
-    """Who asked."""
+    """Filter by actor."""
 
     title = _("actor")
     parameter_name = "actor"
 
 
 class RunFilter(_LatestFilter):
-    """What was to be aborted."""
+    """Filter by run ID."""
 
     title = _("run ID")
     parameter_name = "run_id"

@@ -1,4 +1,4 @@
-"""The page of what runs now: which process works on which run, and a button to abort each."""
+"""The page "Running now": which process works on which run, with a button to abort each run."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ LISTENER_STATES: Final = {
 
 
 class LiveRunsMixin(ModelAdmin):
-    """Gives the admin of the requests the page, for whoever may view those.
+    """Adds the page to the admin of the requests, for users who may view requests.
 
-    The buttons are there for whoever has the permission ``run_abort.abort_run``, too.
+    The buttons also need the permission ``run_abort.abort_run``.
 
-    :cvar abort_wait: as that of ``AbortRunsMixin``.
+    :cvar abort_wait: see ``AbortRunsMixin``.
     """
 
     abort_wait: float = 2.0
@@ -78,11 +78,11 @@ class LiveRunsMixin(ModelAdmin):
         return reverse("admin:run_abort_live", current_app=self.admin_site.name)
 
     def live_view(self, request: HttpRequest) -> HttpResponse:
-        """What runs now; with ``?fragment=1`` the part of the page that changes."""
+        """Show the active runs; with ``?fragment=1`` only the part of the page that changes."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         context = {
-            **context_of(self, request, _("What runs now")),
+            **context_of(self, request, _("Running now")),
             **_facts(ask_status(timeout=ASK_FOR)),
             "may_abort": self.has_abort_permission(request),
         }
@@ -90,7 +90,7 @@ class LiveRunsMixin(ModelAdmin):
         return TemplateResponse(request, f"run_abort/admin/{name}.html", context)
 
     def live_abort_view(self, request: HttpRequest) -> HttpResponse:
-        """First ask whether to abort the run, then do."""
+        """Ask for confirmation first, then abort the run."""
         if not self.has_view_permission(request) or not self.has_abort_permission(request):
             raise PermissionDenied
         key = request.POST.get("run", "")
@@ -142,8 +142,8 @@ class _Block:
 class _Run:
     """A run and its blocks, the oldest first.
 
-    :ivar key: the ID as the form sends it: a browser would change its line breaks. Empty if there
-        cannot be such a run.
+    :ivar key: the percent-encoded ID that the form sends, because browsers normalise line breaks.
+        Empty if the ID is invalid.
     """
 
     name: str
@@ -168,7 +168,7 @@ class _Process:
 
 
 def _facts(census: Census) -> dict[str, Any]:
-    """What the page shows of it."""
+    """Template context of the page."""
     now = datetime.now(UTC)
     runs = _runs(census.processes, now)
     held = sum(process.held for process in census.processes)
@@ -189,14 +189,14 @@ def _summary(census: Census) -> str:
     found = len({run.run_id for process in census.processes for run in process.runs})
     busy = sum(process.held > 0 for process in census.processes)
     if not found:
-        return _("Nothing runs that is known of.")
+        return _("No known runs.")
     runs = ngettext("%(count)d run", "%(count)d runs", found) % {"count": found}
     text = ngettext("%(runs)s on %(count)d process.", "%(runs)s on %(count)d processes.", busy)
     return text % {"runs": runs, "count": busy}
 
 
 def _runs(processes: Iterable[ProcessStatus], now: datetime) -> list[_Run]:
-    """Those that are worked on the longest, with at most ``MAX_BLOCKS`` blocks altogether."""
+    """The longest-running runs, with at most ``MAX_BLOCKS`` blocks in total."""
     held: dict[str, list[tuple[HeldRun, ProcessStatus]]] = {}
     everything = [(block, process) for process in processes for block in process.runs]
     everything.sort(key=lambda each: each[0].since)

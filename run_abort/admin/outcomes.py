@@ -1,4 +1,4 @@
-"""What the admin tells of aborts that were just requested: no more than is known."""
+"""The admin's messages about aborts that were just requested. They state only what is known."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from run_abort.aborts import AbortOutcome
 
 __all__ = ["log_text", "tell"]
 
-Telling = tuple[int, str]  # the level of a message, and its text
+LeveledText = tuple[int, str]  # level and text of a message
 
 
 def tell(
     outcomes: Sequence[AbortOutcome], items: Callable[[int], str], *, waited: bool
-) -> Iterator[Telling]:
-    """The messages about ``outcomes``, at the right levels.
+) -> Iterator[LeveledText]:
+    """Yield the messages about ``outcomes``, with their levels.
 
-    :param items: what so many of them are called.
-    :param waited: whether the processes were asked what became of it.
+    :param items: returns the name for a given number of runs.
+    :param waited: whether ``abort_run`` waited for answers of the processes.
     """
     published = [outcome for outcome in outcomes if outcome.published]
     if waited:
@@ -34,14 +34,16 @@ def tell(
 
 
 def log_text(reason: str) -> str:
-    """What the admin's log says of it."""
+    """Text of the admin's log entry."""
     if reason:
         return _("Asked to abort: %(reason)s") % {"reason": reason}
     return _("Asked to abort.")
 
 
-def _findings(outcomes: Sequence[AbortOutcome], items: Callable[[int], str]) -> Iterator[Telling]:
-    """What the processes answered; nothing for those of which nothing is known but the sending."""
+def _findings(
+    outcomes: Sequence[AbortOutcome], items: Callable[[int], str]
+) -> Iterator[LeveledText]:
+    """Messages about what the processes answered."""
     stopped = [outcome for outcome in outcomes if outcome.stopped]
     if count := len(stopped):
         text = ngettext(
@@ -65,8 +67,8 @@ def _findings(outcomes: Sequence[AbortOutcome], items: Callable[[int], str]) -> 
     partly = [outcome for outcome in rest if outcome.holders]
     if count := len(partly):
         text = ngettext(
-            "%(count)d %(items)s stopped on %(processes)s, but not everybody has answered.",
-            "%(count)d %(items)s stopped on %(processes)s, but not everybody has answered.",
+            "%(count)d %(items)s stopped on %(processes)s, but not all listeners have answered.",
+            "%(count)d %(items)s stopped on %(processes)s, but not all listeners have answered.",
             count,
         )
         yield messages.INFO, _filled(text, count, items, _holders(partly))
@@ -82,17 +84,17 @@ def _findings(outcomes: Sequence[AbortOutcome], items: Callable[[int], str]) -> 
         yield messages.INFO, _filled(text, count, items)
     if count := len(idle) - len(finished):
         text = ngettext(
-            "%(count)d %(items)s was asked to abort; no process that works on it is known.",
-            "%(count)d %(items)s were asked to abort; no process that works on them is known.",
+            "%(count)d %(items)s was asked to abort; no process is known to work on it.",
+            "%(count)d %(items)s were asked to abort; no process is known to work on them.",
             count,
         )
         yield messages.INFO, _filled(text, count, items)
 
-    # They are the same for all that were asked about together.
+    # One question covers all outcomes, so each has the same silent listeners: do not add them up.
     if count := max((outcome.unanswered for outcome in outcomes), default=0):
         text = ngettext(
-            "%(count)d listener did not answer; what it works on is not known.",
-            "%(count)d listeners did not answer; what they work on is not known.",
+            "%(count)d listener did not answer; its runs are unknown.",
+            "%(count)d listeners did not answer; their runs are unknown.",
             count,
         )
         yield messages.WARNING, text % {"count": count}
@@ -100,13 +102,13 @@ def _findings(outcomes: Sequence[AbortOutcome], items: Callable[[int], str]) -> 
 
 def _not_published(
     outcomes: Sequence[AbortOutcome], items: Callable[[int], str]
-) -> Iterator[Telling]:
+) -> Iterator[LeveledText]:
     recorded = sum(outcome.recorded and not outcome.stopped for outcome in outcomes)
     local = sum(outcome.asked and not outcome.recorded for outcome in outcomes)
     unheard = sum(not outcome.asked for outcome in outcomes)
     if recorded:
         text = _(
-            "Asked to abort; other processes hear of it from the database, some seconds "
+            "Asked to abort; other processes read the request from the database some seconds "
             "later: %(count)d %(items)s."
         )
         yield messages.INFO, _filled(text, recorded, items)
@@ -115,7 +117,7 @@ def _not_published(
         yield messages.WARNING, _filled(text, local, items)
     if unheard:
         text = _(
-            "Nobody could be asked, because neither the database nor Redis took the "
+            "Not asked to abort, because neither the database nor Redis accepted the "
             "request: %(count)d %(items)s."
         )
         yield messages.ERROR, _filled(text, unheard, items)

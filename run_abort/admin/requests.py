@@ -1,4 +1,4 @@
-"""The requests to abort, to be read: who asked for what, when, and what became of it."""
+"""The read-only admin of abort requests: actor, run, time and outcome of each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["AbortRequestAdmin"]
 
 @admin.register(AbortRequest)
 class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-arg]
-    """The requests, each with its story, and the page of what runs now. Nothing can be changed."""
+    """Lists the requests, with the timeline of each, and adds the page "Running now". Read-only."""
 
     list_display = ("requested_at", "run", "outcome", "who", "why", "published")
     list_filter = (OutcomeFilter, "requested_at", ActorFilter, RunFilter, "published")
     search_fields = ("run_id", "actor", "reason", "id", "host", "deliveries__host")
     search_help_text = gettext_lazy("Run, actor, reason, abort ID, or host")
     sortable_by = ("requested_at", "run", "outcome", "who")
-    # A second count of all rows, and one for each choice of each filter, would be of no use.
+    # These two cost a further count of all rows, and one per choice of each filter.
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     fields = ("id", "run_in_full", "who", "user")  # the rest is in the timeline
@@ -39,7 +39,7 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
     change_form_template = "run_abort/admin/abort_request.html"
 
     class Media:
-        css = {"all": ("run_abort/admin.css",)}  # noqa: RUF012  as Django has it
+        css = {"all": ("run_abort/admin.css",)}  # noqa: RUF012  Django's API
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -79,7 +79,7 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
         ),
     )
     def outcome(self, obj: Any) -> str:
-        """What became of it: of several facts the one that matters most."""
+        """The most important fact about what happened to the request."""
         if obj.stopping:
             name, text = "stopping", _("stopping on %(stopping)d of %(count)d")
         elif obj.holders:
@@ -90,7 +90,7 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
         elif obj.cleared_at is not None:
             name, text = "cleared", _("cleared")
         else:
-            name, text = "asked", _("asked")
+            name, text = "asked", _("requested")
         text %= {"stopping": obj.stopping, "count": obj.holders}
         return format_html('<span class="run-abort-outcome {}">{}</span>', name, text)
 

@@ -1,4 +1,4 @@
-"""An action and a button that abort, for the admin of the project's own runs."""
+"""An abort action and an abort button for the admin of the project's own runs."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ MAX_AWAITED: Final = 100  # runs
 
 
 class AbortRunsMixin(ModelAdmin):
-    """Gives the ``ModelAdmin`` of a project's run model an action and a button to abort runs::
+    """Adds an action and a button that abort runs to the ``ModelAdmin`` of a project's run model::
 
         @admin.register(Run)
         class RunAdmin(AbortRunsMixin, admin.ModelAdmin): ...
 
-    Both ask for confirmation first. They are there for whoever may view the runs and has the
-    permission ``run_abort.abort_run``; the permission to change runs is not needed.
+    Both ask for confirmation first. Users need permission to view the runs and the permission
+    ``run_abort.abort_run``. They do not need permission to change the runs.
 
-    :cvar abort_wait: for at most how many seconds to wait until the runs have stopped, so that it
-        can be told; 0 for not at all. Of more than 100 runs at once it is told only that they were
-        asked to abort.
-    :cvar abort_confirmation_template: the confirmation page; None looks for
+    :cvar abort_wait: maximum number of seconds to wait for the runs to stop, so that the message
+        can say which have stopped; 0 does not wait. With more than 100 runs at once the page does
+        not wait, and the message says only that they were asked to abort.
+    :cvar abort_confirmation_template: template of the confirmation page; None looks for
         ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
         and ``run_abort/admin/abort_confirmation.html``.
-    :cvar abort_confirmation_max_display: how many runs that page lists.
+    :cvar abort_confirmation_max_display: maximum number of runs that page lists.
     """
 
     abort_wait: float = 2.0
@@ -61,20 +61,20 @@ class AbortRunsMixin(ModelAdmin):
         super().__init__(*args, **kwargs)
         if self.actions is not None and "abort_selected_runs" not in self.actions:
             self.actions = [*self.actions, "abort_selected_runs"]
-        # Ours extends whatever was to be used, so that several mixins can be combined.
+        # Our template extends the configured one, so that several mixins can be combined.
         self._wrapped_change_form_template: Any = self.change_form_template
         self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
-        """The run ID of a row; by default its primary key. To be overridden."""
+        """The run ID of a row; by default its primary key. Meant to be overridden."""
         return obj.pk
 
     def is_abortable(self, obj: Any) -> bool:
-        """Whether there is anything to abort: False for a run that is over. To be overridden."""
+        """Whether the run can be aborted; return False if it is over. Meant to be overridden."""
         return True
 
     def has_abort_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whether the user may abort runs or, given one, this run. To be overridden."""
+        """Whether the user may abort runs or, given one, this run. Meant to be overridden."""
         return request.user.has_perm("run_abort.abort_run")
 
     @admin.action(
@@ -84,7 +84,7 @@ class AbortRunsMixin(ModelAdmin):
     def abort_selected_runs(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> HttpResponse | None:
-        """First ask for confirmation, then abort, and return None to show the list again."""
+        """Ask for confirmation first, then abort and return None, which shows the list again."""
         if not self.has_abort_permission(request):
             raise PermissionDenied
         is_confirmed = "post" in request.POST
@@ -100,7 +100,7 @@ class AbortRunsMixin(ModelAdmin):
         return [path("<path:object_id>/abort/", view, name=name), *super().get_urls()]
 
     def abort_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Abort one run: ``GET`` asks for confirmation, ``POST`` acts."""
+        """Abort one run: ``GET`` asks for confirmation, ``POST`` aborts."""
         obj = self.get_object(request, unquote(object_id))
         if not self.has_view_or_change_permission(request, obj):
             raise PermissionDenied
@@ -206,12 +206,12 @@ class AbortRunsMixin(ModelAdmin):
 
 
 def _echoed(request: HttpRequest, queryset: QuerySet[Any]) -> list[tuple[str, str]]:
-    """The fields that make the confirmation page's answer the same action on the same rows."""
-    # On a change form, from Django 6.1 on, the fields have a prefix.
+    """Hidden fields that make the confirmation page submit the same action on the same rows."""
+    # Since Django 6.1 the fields of a change form have a prefix.
     field = next((name for name in request.POST if name.endswith("-action")), "action")
     fields = [(field, "abort_selected_runs"), ("post", "yes")]
     if request.POST.get("select_across") == "1":
-        # Naming them all would exceed the number of fields that Django accepts.
+        # One field per row could exceed Django's limit, DATA_UPLOAD_MAX_NUMBER_FIELDS.
         selected = request.POST.getlist(ACTION_CHECKBOX_NAME)[:1]
         fields.append(("select_across", "1"))
     else:

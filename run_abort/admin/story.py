@@ -1,4 +1,4 @@
-"""The whole story of a request to abort, fact by fact, from its rows."""
+"""The timeline of an abort request, built from its rows."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ __all__ = ["MAX_PROCESSES", "Fact", "Story", "story_of"]
 
 MAX_PROCESSES: Final = 500
 
-# What is done as asking is not enough.
 RUNGS: Final = {
-    "cancel": gettext_lazy("the task was cancelled once more"),
+    "cancel": gettext_lazy("the task was cancelled again"),
     "interrupt": gettext_lazy("the thread was interrupted"),
-    "terminate": gettext_lazy("processes that it had started were asked to end"),
-    "kill": gettext_lazy("processes that it had started were killed"),
+    "terminate": gettext_lazy("the processes it started were asked to terminate"),
+    "kill": gettext_lazy("the processes it started were killed"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that is known of an abort.
+    """One entry of the timeline.
 
-    :ivar name: what kind of fact, for the style sheet.
-    :ivar at: when it was so; None if that was not written down.
-    :ivar lines: what it says, besides its title.
+    :ivar name: kind of fact; the CSS class of the entry.
+    :ivar at: time of the fact; None if it was not recorded.
+    :ivar lines: text below the title.
     """
 
     name: str
@@ -48,10 +47,10 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The facts in order.
+    """The timeline: facts in the order of their times.
 
-    :ivar is_held: whether any process that worked on the run is known.
-    :ivar is_cut: whether there are processes beyond ``MAX_PROCESSES``.
+    :ivar is_held: whether a process is known to have worked on the run.
+    :ivar is_cut: whether there are more than ``MAX_PROCESSES`` processes.
     """
 
     facts: Sequence[Fact]
@@ -60,14 +59,14 @@ class Story:
 
 
 def story_of(request: AbortRequest) -> Story:
-    """What the rows tell; one query."""
+    """Build the timeline with one query."""
     deliveries = list(request.deliveries.order_by("received_at", "pk")[: MAX_PROCESSES + 1])
     is_cut = len(deliveries) > MAX_PROCESSES
     facts = [fact for each in deliveries[:MAX_PROCESSES] for fact in _delivered(request, each)]
     if request.cleared_at is not None:
-        lines = (_("Since then it stops nobody any more who starts the run."),)
+        lines = (_("Since then, the request no longer stops new starts of the run."),)
         facts.append(Fact("cleared", request.cleared_at, _("Cleared"), lines))
-    # The hosts' clocks may differ, but nothing comes before the request.
+    # Clocks of hosts may differ, so the request is put first whatever the other times are.
     facts.sort(key=lambda fact: (fact.at is None, fact.at or request.requested_at))
     return Story([_requested(request), _published(request), *facts], bool(deliveries), is_cut)
 
@@ -78,7 +77,7 @@ def _requested(request: AbortRequest) -> Fact:
         "host": visible(request.host),
         "origin": visible(request.origin),
     }
-    who = _("By %(actor)s.") % names if request.actor else _("By nobody who is known.")
+    who = _("By %(actor)s.") % names if request.actor else _("By an unknown actor.")
     where = _("On %(host)s, by the process %(origin)s.") % names
     lines = [who, where]
     if request.reason:
@@ -88,11 +87,11 @@ def _requested(request: AbortRequest) -> Fact:
 
 def _published(request: AbortRequest) -> Fact:
     if not request.published:
-        lines = (_("Redis did not take it. Processes hear of it from the database."),)
+        lines = (_("Redis did not accept it. Processes read it from the database."),)
         return Fact("unpublished", None, _("Not published"), lines)
     text = ngettext(
-        "Redis knew of %(count)d listener: a hint, not an acknowledgement.",
-        "Redis knew of %(count)d listeners: a hint, not an acknowledgement.",
+        "Redis reported %(count)d listener. This is a hint, not an acknowledgement.",
+        "Redis reported %(count)d listeners. This is a hint, not an acknowledgement.",
         request.listeners,
     )
     return Fact("published", None, _("Published"), (text % {"count": request.listeners},))
@@ -111,12 +110,13 @@ def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]
     )
     lines = (f"{heard} {blocks % {'count': delivery.controllers}}",)
     yield Fact("received", delivery.received_at, _("Received"), lines)
-    for rung, at in delivery.steps():
-        yield Fact("insisted", at, _("Insisted"), (f"{process}: {RUNGS.get(rung, visible(rung))}",))
+    for step, at in delivery.steps():
+        text = f"{process}: {RUNGS.get(step, visible(step))}"
+        yield Fact("insisted", at, _("Forced"), (text,))
     if delivery.stopped_at is None:
         yield Fact("stopping", None, _("Still stopping"), (_not_stopped(process),))
     else:
-        text = _("%(process)s: %(duration)s after it received it.") % {
+        text = _("%(process)s: %(duration)s after receiving the request.") % {
             "process": process,
             "duration": duration(delivery.stopped_at - delivery.received_at),
         }
@@ -124,6 +124,6 @@ def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]
 
 
 def _not_stopped(process: str) -> str:
-    return _("%(process)s: it has not said that it stopped; if it was killed, it never will.") % {
+    return _("%(process)s: it has not reported a stop. A killed process never reports one.") % {
         "process": process
     }

@@ -1,4 +1,4 @@
-"""How the admin shows what others have written, and how long something took."""
+"""How the admin displays untrusted text, process names, durations and times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["duration", "moment", "process_name", "visible"]
 
 
 def visible(text: str) -> str:
-    """``text`` with escapes for what cannot be seen, or changes how the rest is seen.
+    """Escape characters of ``text`` that are not printable, such as control characters.
 
-    HTML is left to the templates.
+    Templates escape HTML.
     """
     if text.isprintable():
         return text
@@ -23,14 +23,14 @@ def visible(text: str) -> str:
 
 
 def process_name(host: str, pid: int) -> str:
-    """A process as people look for it."""
+    """Host and process ID, for display."""
     return _("%(host)s, process %(pid)d") % {"host": visible(host), "pid": pid}
 
 
 def duration(span: timedelta) -> str:
-    """Such as ``"40 ms"``, ``"12 s"`` or ``"2 h 3 min"``.
+    """Format a duration, such as ``"40 ms"``, ``"12 s"`` or ``"2 h 3 min"``.
 
-    By the clocks of two hosts something may end before it began: then it took no time.
+    Clocks of two hosts can make a duration negative. It is shown as ``"0 ms"``.
     """
     span = max(span, timedelta())
     if span < timedelta(seconds=1):
@@ -48,7 +48,7 @@ def duration(span: timedelta) -> str:
 
 
 def moment(at: datetime) -> str:
-    """Date and time to the millisecond, where the reader is."""
+    """Format a date and time in the current time zone, to the millisecond."""
     here = timezone.localtime(at) if timezone.is_aware(at) else at
     time = formats.time_format(here, "H:i:s")
     return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}.{here.microsecond // 1000:03d}"

@@ -9,9 +9,9 @@
     result = import_file.delay(path)
     abort_run(result.id, reason="wrong file", actor=request.user)
 
-The run ID is the task's ID. The task also answers to the ID of its root task and of its group, so
-that a chain, a group or a chord is aborted by these. An aborted task ends in the state
-``"ABORTED"``, is not retried, and its result says who aborted it, and why.
+The run ID is the task's ID. The IDs of the root task and of the task's group also abort it, so one
+ID aborts a whole chain, group or chord. An aborted task ends in the state ``"ABORTED"`` and is not
+retried. Its result contains the actor and the reason.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 logger = logging.getLogger("run_abort")
 
 ABORTED: Final = "ABORTED"
-LOOK: Final = 0.5  # seconds between two looks at the state of a task that is waited for
-AWAY: Final = 30.0  # seconds that a broker is left alone after it failed, which takes it six
+LOOK: Final = 0.5  # seconds between two reads of a task's state in get()
+AWAY: Final = 30.0  # seconds without a further attempt after a broker failed; each takes six
 
 
 class AbortableResult(AsyncResult):
@@ -56,17 +56,19 @@ class AbortableResult(AsyncResult):
         return self.state == ABORTED or super().failed()
 
     def maybe_throw(self, propagate: bool = True, callback: Any = None) -> Any:
-        """As Celery's; an aborted task raises :class:`TaskAborted`."""
+        """Like Celery's; raises :class:`TaskAborted` for an aborted task."""
         self._raise_if_aborted(propagate)
         return super().maybe_throw(propagate, callback)
 
     maybe_reraise = maybe_throw
 
     def get(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:
-        """As Celery's, which waits for ever for a state that it does not know.
+        """Like Celery's, which would wait for ever, because it does not know the state.
 
-        :raises TaskAborted: if the task was aborted, unless ``propagate`` is False.
-        :raises celery.exceptions.TimeoutError: as Celery's does.
+        :param timeout: maximum number of seconds to wait; None for no limit.
+        :param propagate: whether to raise the exception of a task that failed or was aborted.
+        :raises TaskAborted: if the task was aborted and ``propagate`` is True.
+        :raises celery.exceptions.TimeoutError: if there is no result within ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -84,7 +86,7 @@ class AbortableResult(AsyncResult):
                     raise
 
     def _turns_aborted(self) -> bool:
-        """Whether it was revoked because it was aborted, which its worker notes a moment later."""
+        """Whether the task was revoked because of an abort; the worker stores that a bit later."""
         deadline = time.monotonic() + LOOK
         while self.state != ABORTED and time.monotonic() < deadline:
             time.sleep(LOOK / 10)
@@ -104,8 +106,8 @@ def _facts_in(result: object) -> dict[str, str]:
 class AbortableTask(Task):
     """A base class for tasks: each execution is an abortable run.
 
-    :cvar abort_grace: as ``grace`` of ``abortable_run``; an option of ``@app.task``, too.
-    :cvar abort_insist: as ``insist`` of ``abortable_run``; an option of ``@app.task``, too.
+    :cvar abort_grace: ``grace`` of ``abortable_run``, in seconds; also an option of ``@app.task``.
+    :cvar abort_insist: ``insist`` of ``abortable_run``; also an option of ``@app.task``.
     """
 
     abstract = True
@@ -113,25 +115,25 @@ class AbortableTask(Task):
     abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
 
     def get_run_id(self, request: Any) -> str:
-        """The run that an execution works on; by default the task's ID. To be overridden.
+        """The run ID of an execution; by default the task's ID. Meant to be overridden.
 
-        :param request: Celery's; as ``self.request``, but also of one that has not begun.
+        :param request: Celery's task request, like ``self.request``. The task may not have begun.
         """
         return str(request.id)
 
     def get_run_groups(self, request: Any) -> Iterable[str]:
-        """Further IDs that it answers to; by default those of its root and of its group."""
+        """Further IDs that abort the execution; by default those of its root and its group."""
         return [each for each in (request.root_id, request.group) if each]
 
     @property
     def abort_signal(self) -> AbortSignal:
         """The signal of this execution.
 
-        :raises RuntimeError: if the task was called as a function, outside of any execution.
+        :raises RuntimeError: if the task was called as a function, outside of an execution.
         """
         signal: AbortSignal | None = getattr(self.request, "abort_signal", None)
         if signal is None:
-            raise RuntimeError(f"{self.name} is not executed by a worker, and has no signal")
+            raise RuntimeError(f"{self.name} is not executed by a worker, so it has no signal")
         return signal
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,20 +162,20 @@ class AbortableTask(Task):
 
 
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:
-    """Store what became of the task, and tell its chord, its chain and its errbacks."""
+    """Store that the task was aborted, and notify its chord, its chain and its errbacks."""
     backend = task.backend
     facts = error.facts()
     if not (request.ignore_result or task.ignore_result):
-        # Whoever sees its own state may look at those of the others next.
+        # Store the task's own state last: a caller that sees it may read the others next.
         for task_id in _chained(request):
             backend.store_result(task_id, facts, ABORTED)
         backend.store_result(request.id, facts, ABORTED, request=request)
-    # A chord would take a state that it does not know for success.
+    # A chord treats an unknown state as success, so report a failure to it.
     backend.mark_as_failure(request.id, error, request=request, store_result=False)
 
 
 def _chained(request: Any) -> Iterable[str]:
-    """The tasks of its chain that will never begin now."""
+    """IDs of the later tasks of its chain, which now never begin."""
     for each in getattr(request, "chain", None) or ():
         task_id = (each.get("options") or {}).get("task_id")
         if task_id:
@@ -181,18 +183,18 @@ def _chained(request: Any) -> Iterable[str]:
 
 
 def _revoke(aborted: Request) -> None:
-    # Celery's current app would be the fallback here: it is current in its own thread only.
+    # Not current_app: it is thread-local, so in this thread it is Celery's fallback app.
     for app in list(_state._get_active_apps()):
         if time.monotonic() < _away_until.get(app, 0):
             continue
         try:
             if _has_workers(app):
                 app.control.revoke(aborted.run_id)
-        except Exception as error:  # of any broker's driver; the next app is asked, too
+        except Exception as error:  # from any broker's driver; go on with the next app
             _away_until[app] = time.monotonic() + AWAY
             logger.warning(
-                "Celery could not be asked to revoke the task %r, which is left to whoever begins "
-                "it, as are those of the next %g s: %s: %s",
+                "Celery did not revoke the task %r; its worker stops it at its start. No further "
+                "attempt for %g s: %s: %s",
                 aborted.run_id,
                 AWAY,
                 type(error).__name__,
@@ -201,15 +203,15 @@ def _revoke(aborted: Request) -> None:
 
 
 def _has_workers(app: Celery) -> bool:
-    """Whether workers of ``app`` may hear: not if it is eager, nor without a broker.
+    """Whether ``app`` can have workers: False if it is eager or has no broker.
 
-    Celery's fallback has none. Whether there are abortable tasks is not looked at: Celery would
-    bind all tasks for that, before their time.
+    Celery's fallback app has no broker. Do not check for abortable tasks: that makes Celery bind
+    all tasks too early.
     """
     return bool(app.conf.broker_write_url and not app.conf.task_always_eager)
 
 
-# By app, until when its broker is not asked again. Only ever used by the queue's one thread.
+# Per app, the time of the next attempt to reach its broker. Used only by the queue's one thread.
 _away_until: Final[WeakKeyDictionary[Celery, float]] = WeakKeyDictionary()
 
 current().queues.revoke_with(_revoke, name="celery", key="celery")
@@ -219,7 +221,7 @@ current().queues.revoke_with(_revoke, name="celery", key="celery")
 def _mark_revoked(
     sender: Any = None, request: Any = None, terminated: bool = False, **kwargs: Any
 ) -> None:
-    """In the worker: what was revoked because it was aborted has been aborted."""
+    """In the worker: mark a task as aborted if it was revoked because of an abort."""
     if not isinstance(sender, AbortableTask) or terminated or kwargs.get("expired"):
         return
     ids = [sender.get_run_id(request), *sender.get_run_groups(request)]

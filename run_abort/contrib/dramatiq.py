@@ -12,9 +12,9 @@
     message = import_file.send(path)
     abort_run(message.message_id, reason="wrong file", actor=request.user)
 
-The run ID is the message's ID. What follows a message in a pipeline answers to its ID, too, so that
-a pipeline is aborted by the ID of its first message. An aborted message is skipped, in Dramatiq's
-words: it is neither retried nor dead, and its result says who aborted it, and why.
+The run ID is the message's ID. It also aborts the messages that follow in a pipeline, so the ID of
+the first message aborts the whole pipeline. Dramatiq skips an aborted message: it is neither
+retried nor a dead letter. Its result contains the actor and the reason.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ __all__ = ["Abortable", "abort_signal"]
 
 logger = logging.getLogger("run_abort")
 
-# What the worker has begun to process, until its actor is called.
+# The message that the worker has begun to process, until its actor is called.
 _begun: Final[ContextVar[MessageProxy | None]] = ContextVar("run_abort_begun", default=None)
 _signal: Final[ContextVar[AbortSignal | None]] = ContextVar("run_abort_signal", default=None)
 
 
 def abort_signal() -> AbortSignal:
-    """The signal of the message that is processed here; in its thread, or in its tasks.
+    """The signal of the message that this thread or task processes.
 
     :raises RuntimeError: if there is none: the actor was called as a function, is not abortable, or
-        has started this thread by itself.
+        this is a thread that the actor has started itself.
     """
     signal = _signal.get()
     if signal is None:
-        raise RuntimeError("no abortable message is processed here, so there is no signal")
+        raise RuntimeError("this thread processes no abortable message, so it has no signal")
     return signal
 
 
 class Abortable(Middleware):
-    """Makes the messages of a broker abortable runs, wherever it stands among the middleware.
+    """Makes the messages of a broker abortable runs. Its position among the middleware is free.
 
-    The arguments are the defaults of the options of the same names, which an actor may have, and a
-    message by ``send_with_options``.
+    The arguments are the defaults of the options of the same names. Actors can set these options,
+    and messages through ``send_with_options``.
 
-    :param abortable: whether a message can be aborted by its ID.
-    :param abort_grace: as ``grace`` of ``abortable_run``.
-    :param abort_insist: as ``insist`` of ``abortable_run``: ``"interrupt"`` is for functions,
-        ``"cancel"`` for coroutine functions; both may be given.
+    :param abortable: whether messages are abortable runs.
+    :param abort_grace: ``grace`` of ``abortable_run``, in seconds.
+    :param abort_insist: ``insist`` of ``abortable_run``: ``"interrupt"`` for functions,
+        ``"cancel"`` for coroutine functions, or both.
 
-    A message may have the option ``run_groups``, too: a list of further IDs that it answers to.
+    Messages also have the option ``run_groups``: a list of further IDs that abort the message.
     """
 
     def __init__(
@@ -89,21 +89,21 @@ class Abortable(Middleware):
         }
 
     def get_run_id(self, message: MessageProxy) -> str:
-        """The run that a message works on; by default the message's ID. To be overridden."""
+        """The run ID of a message; by default the message's ID. Meant to be overridden."""
         return message.message_id
 
     def get_run_groups(self, message: MessageProxy) -> Iterable[str]:
-        """Further IDs that it answers to; by default those of its option ``run_groups``."""
+        """Further IDs that abort the message; by default those of its option ``run_groups``."""
         groups: Iterable[str] = message.options.get("run_groups", ())
         return groups
 
     @property
     def actor_options(self) -> set[str]:
-        """The options that an actor may have."""
+        """Names of the options that actors can set."""
         return set(self.defaults)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[..., Any]) -> None:
-        """Have each message of the actor worked on within a block."""
+        """Wrap the actor's function, so that each message is processed within a block."""
         fn = actor.fn
         work = _within_block(fn)
 
@@ -112,7 +112,7 @@ class Abortable(Middleware):
             message = _begun.get()
             if message is None:
                 return fn(*args, **kwargs)
-            _begun.set(None)  # the actor may call actors as functions
+            _begun.set(None)  # the actor may call other actors as functions
             try:
                 block = self._block(broker, message)
                 return fn(*args, **kwargs) if block is None else work(block, *args, **kwargs)
@@ -123,7 +123,7 @@ class Abortable(Middleware):
         actor.fn = process
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Note whose turn it is, in its thread."""
+        """Remember the message, in the thread that processes it."""
         _begun.set(message)
 
     def after_process_message(
@@ -134,12 +134,12 @@ class Abortable(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        """Forget it, in its thread."""
+        """Forget the message, in the thread that processed it."""
         _begun.set(None)
         _signal.set(None)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Forget it, in its thread."""
+        """Forget the message, in the thread that skipped it."""
         self.after_process_message(broker, message)
 
     def _block(self, broker: Broker, message: MessageProxy) -> abortable_run | None:
@@ -160,12 +160,12 @@ class Abortable(Middleware):
 async def _nothing() -> None: ...
 
 
-# By which the functions are known that Dramatiq has made of coroutine functions.
+# The code object that all functions share that Dramatiq makes of coroutine functions.
 _TO_SYNC: Final = async_to_sync(_nothing).__code__
 
 
 def _within_block(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that enters a block, its first argument, and calls ``fn`` with the others."""
+    """Return a function that enters its first argument, a block, and calls ``fn`` with the rest."""
     if getattr(fn, "__code__", None) is _TO_SYNC:
         coroutine_function: Callable[..., Any] = fn.__wrapped__  # type: ignore[attr-defined]
 
@@ -185,13 +185,13 @@ def _within_block(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _options(broker: Broker, message: MessageProxy | Message[Any]) -> dict[str, Any]:
-    """The options of a message, which go before those of its actor."""
+    """The options of a message, which override those of its actor."""
     actor = broker.actors.get(message.actor_name)
     return {**(actor.options if actor is not None else {}), **message.options}
 
 
 def _hand_on(ids: Iterable[str], message: MessageProxy) -> None:
-    """Have what follows in the pipeline answer to these IDs, too."""
+    """Add the IDs to the groups of the next message of the pipeline."""
     target = message.options.get("pipe_target")
     if target is not None:
         options = target["options"]
@@ -199,7 +199,7 @@ def _hand_on(ids: Iterable[str], message: MessageProxy) -> None:
 
 
 def _followers(message: MessageProxy) -> Iterator[Message[Any]]:
-    """What will never begin now, of its pipeline."""
+    """The later messages of its pipeline, which now never begin."""
     target = message.options.get("pipe_target")
     while target is not None:
         follower: Message[Any] = Message(**target)
@@ -208,13 +208,13 @@ def _followers(message: MessageProxy) -> Iterator[Message[Any]]:
 
 
 def _store(broker: Broker, message: MessageProxy, aborted: RunAborted) -> None:
-    """Have its result, and those of its pipeline, say that it was aborted."""
+    """Store the abort as the result of the message and of the rest of its pipeline."""
     ended: list[MessageProxy | Message[Any]] = [message, *_followers(message)]
     for results in broker.middleware:
         if isinstance(results, Results):
             for each in ended:
                 _store_one(results, each, _options(broker, each), aborted)
-    # Of what is skipped, Results would say that it came to None.
+    # Otherwise Results stores None as the result of a skipped message.
     message.options["store_results"] = False
 
 
@@ -230,4 +230,6 @@ def _store_one(
         ttl = options.get("result_ttl", results.result_ttl)
         results.backend.store_exception(message, aborted, ttl)
     except Exception:
-        logger.exception("That message %r was aborted cannot be stored", message.message_id)
+        logger.exception(
+            "Could not store the abort of message %r as its result", message.message_id
+        )

@@ -14,8 +14,8 @@
     result = import_file(path)
     abort_run(result.id, reason="wrong file", actor=request.user)
 
-The run ID is the task's ID. An aborted task is canceled, as Huey calls that, and not retried; its
-result says who aborted it, and why.
+The run ID is the task's ID. In Huey's terms an aborted task is canceled. It is not retried, and its
+result contains the actor and the reason.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _current: ContextVar[AbortSignal | None] = ContextVar("run_abort.huey", default=
 
 
 class TaskCanceled(TaskAborted, CancelExecution):
-    """What Huey is told of a task that was aborted, and passes to hooks and to ``on_error``."""
+    """Reports an aborted task to Huey, which passes it to hooks and to ``on_error``."""
 
-    retry = False  # as Huey asks
+    retry = False  # read by Huey
 
 
 class AbortableHuey(Huey):
-    """To be named before another class of Huey: each execution of a task is an abortable run.
+    """A mixin, the first base before a class of Huey: each execution is an abortable run.
 
-    The decorators for tasks take two more options: ``abort_grace`` and ``abort_insist``, as
+    The decorators for tasks accept two more options: ``abort_grace`` and ``abort_insist``. They are
     ``grace`` and ``insist`` of ``abortable_run``.
     """
 
@@ -64,24 +64,24 @@ class AbortableHuey(Huey):
         current().queues.revoke_with(self._revoke_aborted, name="huey", key=("huey", id(self)))
 
     def get_run_id(self, task: Task) -> str:
-        """The run that an execution works on; by default the task's ID. To be overridden.
+        """The run ID of an execution; by default the task's ID. Meant to be overridden.
 
-        :param task: Huey's; may be one that has not begun.
+        :param task: Huey's task. It may not have begun.
         """
         return str(task.id)
 
     def get_run_groups(self, task: Task) -> Iterable[str]:
-        """Further IDs that it answers to; by default none. To be overridden."""
+        """Further IDs that abort the execution; by default none. Meant to be overridden."""
         return ()
 
     def get_task_wrapper_class(self) -> type[TaskWrapper]:
-        """As Huey's."""
+        """Called by Huey."""
         return _TaskWrapper
 
     def build_error_result(self, task: Task, exception: BaseException) -> dict[str, Any]:
-        """As Huey's: the ``metadata`` of the ``TaskException`` that the result raises.
+        """Like Huey's: the ``metadata`` of the ``TaskException`` that the result raises.
 
-        For an aborted task with ``"run_abort"``: its run ID, reason and actor.
+        For an aborted task it has the key ``"run_abort"``, a dict of run ID, reason and actor.
         """
         result: dict[str, Any] = super().build_error_result(task, exception)
         if isinstance(exception, TaskAborted):
@@ -90,13 +90,14 @@ class AbortableHuey(Huey):
         return result
 
     def _revoke_aborted(self, request: Request) -> None:
-        # Only what waits: another revocation would stand until a task of that ID comes.
+        # Revoke only a task that waits: Huey keeps any other revocation until a task of that ID
+        # comes.
         waiting = chain(self.storage.enqueued_items(), self.storage.scheduled_items())
         if any(self.serializer.deserialize(each).id == request.run_id for each in waiting):
             self.revoke_by_id(request.run_id, revoke_once=True)
 
     def _note_revoked(self, signal: str, task: Task) -> None:
-        """In the worker: what was revoked because it was aborted has been aborted."""
+        """In the worker: store the abort of a task that was revoked because of it."""
         if not self.results or isinstance(task, PeriodicTask):
             return
         request = find([self.get_run_id(task), *self.get_run_groups(task)])
@@ -106,7 +107,7 @@ class AbortableHuey(Huey):
         error = Error(self.build_error_result(task, aborted))
         while task is not None:
             self.put_result(task.id, error)
-            task = task.on_complete  # will never begin now
+            task = task.on_complete  # the next of its pipeline, which now never begins
 
 
 class _TaskWrapper(TaskWrapper):
@@ -122,7 +123,7 @@ class _TaskWrapper(TaskWrapper):
 
 
 class _Abortable(Task):
-    """In front of the class that Huey makes of a function."""
+    """The first base of the classes that Huey makes of functions."""
 
     huey: AbortableHuey
     abort_grace: float
@@ -147,11 +148,12 @@ class _Abortable(Task):
 
 
 def current_signal() -> AbortSignal:
-    """The signal of the task that is executed in this thread.
+    """The signal of the task that this thread executes.
 
-    :raises RuntimeError: if none is, or if its Huey is not an :class:`AbortableHuey`.
+    :raises RuntimeError: if it executes none, or if the task's Huey is not an
+        :class:`AbortableHuey`.
     """
     signal = _current.get()
     if signal is None:
-        raise RuntimeError("no task of an AbortableHuey is executed here")
+        raise RuntimeError("this thread executes no task of an AbortableHuey")
     return signal

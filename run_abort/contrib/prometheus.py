@@ -1,15 +1,15 @@
-"""Metrics for Prometheus, where ``prometheus_client`` is installed::
+"""Metrics for Prometheus; needs ``prometheus_client``::
 
     class ProjectConfig(AppConfig):
         def ready(self) -> None:
             from run_abort.contrib import prometheus
             prometheus.install()
 
-No metric has run IDs among its labels: there is no end of them.
+No metric has run IDs as a label, because their number is unbounded.
 
-In the multiprocess mode of ``prometheus_client`` the counters and the histogram are those of all
-processes. The others are read when this process is scraped, which that mode does not support: they
-are missing there, and ``manage.py run_abort_status`` tells the same of every process.
+In the multiprocess mode of ``prometheus_client`` the counters and the histogram cover all
+processes. That mode does not support metrics that are read at each scrape, so the last three below
+are missing; ``manage.py run_abort_status`` shows the same for every process.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ from run_abort._runtime.runtime import current
 
 __all__ = ["install"]
 
-# Seconds: from a loop that looks at its signal at every step to a job that is slow to let go.
+# Seconds, from loops that check their signal at every step to jobs that stop slowly.
 BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
 def install(registry: CollectorRegistry = REGISTRY) -> None:
-    """Have the metrics of this process in ``registry``; doing it again changes nothing.
+    """Register the metrics of this process in ``registry``; further calls change nothing.
 
-    Once before a server forks is enough: each child counts for itself.
+    Calling it once, before a server forks, is enough: each child has its own counts.
 
     ==============================  =========  ====================================================
     ``run_abort_requested_total``   counter    aborts that this process requested
-    ``run_abort_published_total``   counter    those of them that Redis took
-    ``run_abort_aborted_total``     counter    blocks that were aborted here, by ``way``
-    ``run_abort_insisted_total``    counter    what was done as asking was not enough, by ``rung``
-    ``run_abort_stop_seconds``      histogram  from the abort until its last block here was left
+    ``run_abort_published_total``   counter    requested aborts that Redis accepted
+    ``run_abort_aborted_total``     counter    blocks aborted in this process, by ``way``
+    ``run_abort_insisted_total``    counter    escalations in this process, by ``rung``
+    ``run_abort_stop_seconds``      histogram  from an abort until its last block here was left
     ``run_abort_held_runs``         gauge      runs that this process works on
     ``run_abort_listener_up``       gauge      1 while this process listens, else 0
-    ``run_abort_reconnects_total``  counter    subscriptions that were lost and had again
+    ``run_abort_reconnects_total``  counter    times a lost subscription was re-established
     ==============================  =========  ====================================================
     """
     if registry not in _installed:
         _installed[registry] = metrics = _Metrics(registry)
-        # A fork waits for it, as the locks of prometheus_client would stay locked in the child.
+        # is_short makes a fork wait for it: otherwise a lock of prometheus_client could stay locked
+        # in the child.
         current().facts.add_hook(metrics.count, is_short=True)
         registry.register(_AtScrape())
 
@@ -67,14 +68,14 @@ class _Metrics:
             "run_abort_requested", "Aborts that this process requested", registry=registry
         )
         self._published = Counter(
-            "run_abort_published", "Requested aborts that Redis took", registry=registry
+            "run_abort_published", "Requested aborts that Redis accepted", registry=registry
         )
         self._aborted = Counter(
-            "run_abort_aborted", "Blocks that were aborted here", ["way"], registry=registry
+            "run_abort_aborted", "Blocks aborted in this process", ["way"], registry=registry
         )
         self._insisted = Counter(
             "run_abort_insisted",
-            "What was done as asking was not enough",
+            "Escalations in this process",
             ["rung"],
             registry=registry,
         )
@@ -107,7 +108,7 @@ class _AtScrape(Collector):
             "run_abort_listener_up", "Whether this process listens", now.state == "listening"
         )
         yield CounterMetricFamily(
-            "run_abort_reconnects", "Subscriptions lost and had again", now.reconnects
+            "run_abort_reconnects", "Times a lost subscription was re-established", now.reconnects
         )
 
 

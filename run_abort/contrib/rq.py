@@ -10,9 +10,9 @@
     job = queue.enqueue(import_file, path)
     abort_run(job.id, reason="wrong file", actor=request.user)
 
-The run ID is the job's ID; the job also answers to the ID of its group. A job that was aborted
-while it ran is ``"stopped"``, one that had not begun is ``"canceled"``; it is not retried, and
-``job.meta["run_abort"]`` says who aborted it, and why.
+The run ID is the job's ID. The ID of the job's group also aborts it. The status of an aborted job
+is ``"stopped"`` if it ran and ``"canceled"`` if it had not begun. It is not retried, and
+``job.meta["run_abort"]`` contains the actor and the reason.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = ["AbortableJob", "abort_options", "cancel_aborted", "current_signal"]
 logger = logging.getLogger("run_abort")
 
 META: Final = "run_abort"  # the key in job.meta
-EXIT_TIMEOUT: Final = 1.0  # seconds, for each of what is told of an abort
+EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
 
-# Those of a job that has begun, or never will.
+# States of a job that has begun, or never begins.
 BEGUN: Final = frozenset(
     {
         JobStatus.STARTED,
@@ -61,8 +61,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 class AbortableJob(Job):
     """A class for the jobs of a worker: each execution is an abortable run.
 
-    :cvar abort_grace: as ``grace`` of ``abortable_run``; see :func:`abort_options`, too.
-    :cvar abort_insist: as ``insist`` of ``abortable_run``; see :func:`abort_options`, too.
+    :cvar abort_grace: ``grace`` of ``abortable_run``, in seconds; see also :func:`abort_options`.
+    :cvar abort_insist: ``insist`` of ``abortable_run``; see also :func:`abort_options`.
     """
 
     abort_grace: ClassVar[float] = GRACE
@@ -71,19 +71,19 @@ class AbortableJob(Job):
     _ended_as: JobStatus | None = None
 
     def get_run_id(self) -> str:
-        """The run that an execution works on; by default the job's ID. To be overridden."""
+        """The run ID of an execution; by default the job's ID. Meant to be overridden."""
         return str(self.id)
 
     def get_run_groups(self) -> Iterable[str]:
-        """Further IDs that it answers to; by default that of its ``rq.group.Group``."""
+        """Further IDs that abort the execution; by default that of its ``rq.group.Group``."""
         return [self.group_id] if self.group_id else []
 
     def perform(self) -> Any:
-        """As RQ's, which calls it in the process and the thread in which the job shall run.
+        """Like RQ's, which calls it in the process and thread of the job.
 
-        :raises TaskAborted: if the job was aborted, before or meanwhile.
+        :raises TaskAborted: if the job was aborted, before or during its execution.
         """
-        function = self.func  # its module may be what sets Django up
+        function = self.func  # import it first: its module may set up Django
         try:
             with abortable_run(
                 self.get_run_id(),
@@ -96,35 +96,34 @@ class AbortableJob(Job):
                 return super().perform()
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if self.abort_signal else JobStatus.CANCELED
-            current().settle(
-                EXIT_TIMEOUT
-            )  # RQ ends the process with the job, and waits for no thread
+            # RQ ends the process after the job and waits for no thread.
+            current().settle(EXIT_TIMEOUT)
             error = TaskAborted(*aborted.args)
             self.meta[META] = error.facts()
             self.save_meta()  # type: ignore[no-untyped-call]
             raise error from aborted
 
     def _forget_earlier_abort(self) -> None:
-        """It may have been put back into its queue."""
+        """Remove the data of an earlier abort: the job may have been requeued."""
         if self.meta.pop(META, None) is not None:
             self.save_meta()  # type: ignore[no-untyped-call]
 
-    # What follows is asked by RQ's worker, to which whatever ends by an exception has failed.
+    # RQ's worker uses the methods below. It treats every job that raises as failed.
 
     def set_status(self, status: JobStatus, pipeline: Any = None) -> None:
-        """As RQ's; but an aborted job has not failed."""
+        """Like RQ's; but an aborted job has not failed."""
         if status == JobStatus.FAILED and self._ended_as is not None:
             status = self._ended_as
         super().set_status(status, pipeline=pipeline)
 
     @property
     def should_retry(self) -> bool:
-        """As RQ's; but an aborted job is not retried."""
+        """Like RQ's; but an aborted job is not retried."""
         return self._ended_as is None and super().should_retry
 
     @property
     def failure_callback(self) -> Any:
-        """As RQ's; for an aborted job what was given as ``on_stopped``, if it had begun."""
+        """Like RQ's; for an aborted job that had begun, its ``on_stopped`` callback."""
         if self._ended_as is None:
             return super().failure_callback
         stopped = self.stopped_callback
@@ -134,7 +133,7 @@ class AbortableJob(Job):
 
     @property
     def failed_job_registry(self) -> FailedJobRegistry:
-        """As RQ's; for an aborted job that had not begun the list of those that were canceled."""
+        """Like RQ's; for an aborted job that had not begun, the registry of canceled jobs."""
         if self._ended_as is not JobStatus.CANCELED:
             return super().failed_job_registry
         return _CanceledJobs(
@@ -145,7 +144,7 @@ class AbortableJob(Job):
         )
 
     def send_webhooks(self, status: str | JobStatus, **options: Any) -> None:
-        """As RQ's; but an aborted job has not failed."""
+        """Like RQ's; but an aborted job has not failed."""
         if self._ended_as is None:
             super().send_webhooks(status, **options)
 
@@ -157,13 +156,13 @@ class _CanceledJobs(FailedJobRegistry):
 def abort_options(
     *, grace: float = GRACE, insist: Escalation | Iterable[Escalation] = ()
 ) -> Callable[[F], F]:
-    """For a function that is executed as an :class:`AbortableJob`::
+    """Set the options of a function that is executed as an :class:`AbortableJob`::
 
         @abort_options(grace=5, insist="interrupt")
         def import_file(path): ...
 
-    :param grace: as that of ``abortable_run``.
-    :param insist: as that of ``abortable_run``.
+    :param grace: ``grace`` of ``abortable_run``, in seconds.
+    :param insist: ``insist`` of ``abortable_run``.
     """
 
     def with_options(function: F) -> F:
@@ -175,25 +174,26 @@ def abort_options(
 
 
 def current_signal() -> AbortSignal:
-    """The signal of the job that is executed in this thread.
+    """The signal of the job that this thread executes.
 
-    :raises RuntimeError: if none is, or if it is not an :class:`AbortableJob`.
+    :raises RuntimeError: if it executes none, or if the job is not an :class:`AbortableJob`.
     """
     signal = getattr(get_current_job(), "abort_signal", None)
     if not isinstance(signal, AbortSignal):
         raise RuntimeError(
-            "no AbortableJob is executed here; is --job-class of the RQ worker one of them?"
+            "this thread executes no AbortableJob; check --job-class of the RQ worker"
         )
     return signal
 
 
 def cancel_aborted(queue: Queue) -> None:
-    """Have RQ cancel what this process aborts before it has begun, so that no worker begins it.
+    """Cancel jobs in RQ that this process aborts before they have begun.
 
-    To be called once in each process that aborts, as in ``AppConfig.ready()``; it does no I/O.
-    Without it a job is canceled when a worker begins it, as long as its abort is recorded.
+    Call it once in each process that requests aborts, such as in ``AppConfig.ready()``. It does no
+    I/O. Without it, RQ cancels an aborted job only when a worker begins it, if the request was
+    recorded.
 
-    :param queue: any one of those whose jobs are kept where this one's are.
+    :param queue: any queue on the Redis that stores the jobs.
     """
     current().queues.revoke_with(
         partial(_cancel, queue), name="rq", key=("rq", id(queue.connection))
@@ -206,11 +206,11 @@ def _cancel(queue: Queue, request: Request) -> None:
     try:
         if Job.exists(run_id, queue.connection):
             job = Job.fetch(run_id, connection=queue.connection, serializer=queue.serializer)
-            if job.id == run_id:  # to RQ, what follows a colon is something else
+            if job.id == run_id:  # RQ ignores the part of an ID after a colon
                 _cancel_if_not_begun(job, who_and_why)
     except (RedisError, InvalidJobOperation, NoSuchJobError) as error:
         logger.warning(
-            "RQ could not be asked to cancel the job %r, which is left to whoever begins it: %s",
+            "RQ did not cancel the job %r; its worker stops it at its start: %s",
             run_id,
             error,
         )
@@ -225,5 +225,5 @@ def _cancel_if_not_begun(job: Job, who_and_why: dict[str, str]) -> None:
             pipeline.hset(job.key, "meta", job.serializer.dumps(meta))
             job.cancel(pipeline=pipeline)
 
-    # Repeated if the job changes meanwhile, as one does that begins.
+    # redis-py repeats the transaction if the job changes meanwhile, such as when it begins.
     job.connection.transaction(cancel, job.key)

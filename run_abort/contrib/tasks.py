@@ -1,4 +1,4 @@
-"""Django's own tasks: tasks that are abortable runs.
+"""Django's own tasks as abortable runs.
 
     @task(takes_context=True)
     @abortable_task
@@ -10,10 +10,10 @@
     result = import_file.enqueue(path)
     abort_run(result.id, reason="wrong file", actor=request.user)
 
-The run ID is the ID of the task's result. An aborted task ends as ``FAILED``, as Django knows no
-other state for it; its error is :class:`TaskAborted`, and says who aborted it, and why.
+The run ID is the ID of the task's result. An aborted task ends as ``FAILED``, because Django has no
+other state for it. Its error is :class:`TaskAborted`, which contains the actor and the reason.
 
-``task`` is that of ``django.tasks``, or of the package ``django_tasks``, which Django 5.2 needs.
+``task`` comes from ``django.tasks`` or, for Django 5.2, from the package ``django_tasks``.
 """
 
 from __future__ import annotations
@@ -99,26 +99,27 @@ def abortable_task(
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
 ) -> Callable[..., Any]:
-    """Make each execution of a task an abortable run; below ``@task(takes_context=True)``.
+    """Make each execution of a task an abortable run. Place it below ``@task(takes_context=True)``.
 
     The function, which may be a coroutine function, gets an :class:`AbortableContext`.
 
-    :param run_id: names the run that an execution works on; by default the result's ID. Called
-        with the result in the worker, in the thread of the task, before it begins.
-    :param groups: names further IDs that it answers to; called as ``run_id`` is.
-    :param grace: as that of ``abortable_run``, in seconds.
-    :param insist: as that of ``abortable_run``: ``"interrupt"`` for functions, ``"cancel"`` for
+    :param run_id: returns the run ID of an execution; by default the result's ID. Called with the
+        result in the worker, in the thread of the task, before the task begins.
+    :param groups: returns further IDs that abort the execution; called like ``run_id``.
+    :param grace: ``grace`` of ``abortable_run``, in seconds.
+    :param insist: ``insist`` of ``abortable_run``: ``"interrupt"`` for functions, ``"cancel"`` for
         coroutine functions.
-    :raises TypeError: or ``ValueError``, at once, if ``grace`` or ``insist`` is invalid; the task
-        raises ``TypeError`` if it takes no context.
-    :raises TaskAborted: in the task, if that was aborted, also before it began.
+    :raises TypeError: on decoration, if ``grace`` or ``insist`` has the wrong type; in the task, if
+        it takes no context.
+    :raises ValueError: on decoration, if ``grace`` or ``insist`` is invalid.
+    :raises TaskAborted: in the task, if it was aborted, even before it began.
     """
     grace, rungs = clean_grace(grace), clean_insist(insist)
 
     def block(context: Any) -> abortable_run:
         result = getattr(context, "task_result", None)
         if result is None:
-            raise TypeError("@abortable_task stands below @task(takes_context=True)")
+            raise TypeError("@abortable_task must be below @task(takes_context=True)")
         return abortable_run(
             run_id(result),
             groups=groups(result),
@@ -130,12 +131,12 @@ def abortable_task(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
-            with _told_as_error(), block(context) as signal:
+            with _reported_as_error(), block(context) as signal:
                 return function(_abortable(context, signal), *args, **kwargs)
 
         @wraps(function)
         async def execute_async(context: Any, *args: Any, **kwargs: Any) -> Any:
-            with _told_as_error():
+            with _reported_as_error():
                 async with block(context) as signal:
                     return await function(_abortable(context, signal), *args, **kwargs)
 
@@ -150,8 +151,8 @@ def _abortable(context: Any, signal: AbortSignal) -> AbortableContext:
 
 
 @contextmanager
-def _told_as_error() -> Iterator[None]:
-    """An aborted task has failed to its backend, which need not expect a BaseException."""
+def _reported_as_error() -> Iterator[None]:
+    """Raise ``TaskAborted`` instead: task backends may not handle a BaseException."""
     try:
         yield
     except RunAborted as aborted:

@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["add_run_ids", "count", "run_id", "seconds"]
 def add_run_ids(
     parser: ArgumentParser, *, nargs: str = "+", what: str = "ID of a run or a group"
 ) -> None:
-    """Add ``run_ids``: valid IDs, one or more of them.
+    """Add the positional argument ``run_ids``, which accepts only valid IDs.
 
-    :param nargs: how many, if not one or more.
-    :param what: they are, for ``--help``.
+    :param nargs: number of IDs, as for argparse; by default one or more.
+    :param what: help text.
     """
     parser.add_argument("run_ids", nargs=nargs, type=run_id, metavar="RUN_ID", help=what)
 
 
 def seconds(text: str, *, most: float = inf) -> float:
-    """A duration, greater than 0.
+    """Parse a finite number of seconds greater than 0.
 
-    :param most: finite values up to it are taken, it included.
+    :param most: the largest valid value.
     """
     try:
         number = float(text)
@@ -37,18 +37,18 @@ def seconds(text: str, *, most: float = inf) -> float:
 
 
 def count(text: str) -> int:
-    """A number of things, 1 or more."""
+    """Parse an integer of 1 or more."""
     try:
         number = int(text)
     except ValueError:
         number = 0
     if number < 1:
-        raise ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return number
 
 
 def run_id(text: str) -> str:
-    """The ID of a run or a group."""
+    """Parse the ID of a run or a group."""
     try:
         return clean_id(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A program in the foreground, in a process group of its own: its signals, terminal, and end."""
+"""Runs a program in the foreground, in its own process group, with our terminal and signals."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ FORWARDED: Final = (
     signal.SIGUSR2,
 )
 WANT_TERMINAL: Final = (signal.SIGTTIN, signal.SIGTTOU)
-NOT_FOUND: Final = 127  # as shells have it
+# Exit codes, by the conventions of shells.
+NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
-SIGNALLED: Final = 128  # and the number of the signal
+SIGNALLED: Final = 128  # plus the number of the signal
 
 
 class Program:
-    """A program that has our terminal and our signals, from ``with`` to its end.
+    """A program that owns our terminal and gets our signals while the ``with`` block is open.
 
-    Entered in the main thread; entering raises ``OSError`` if it cannot be started.
+    Enter it in the main thread. Entering raises ``OSError`` if the program cannot be started.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._terminal = _terminal()
-        self._early: list[int] = []  # signals that came before there was a process
+        self._early: list[int] = []  # signals that arrived before the process started
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> subprocess.Popen[bytes]:
-        # First the handlers: a signal that came in between would leave the program behind.
+        # Install the handlers first: without them, a signal could kill us and leave the program.
         self._handlers = {number: signal.signal(number, self._signal) for number in FORWARDED}
-        # A process in the background may not lend the terminal without being stopped for it.
+        # The kernel stops a background process that calls tcsetpgrp() unless it ignores SIGTTOU.
         self._handlers[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         try:
             self._process = subprocess.Popen(self._command, process_group=0)  # noqa: S603
@@ -65,24 +66,24 @@ class Program:
         self._restore()
 
     def wait(self) -> int:
-        """Wait for its end; return its exit code, as a shell would."""
+        """Wait until the program has ended; return its exit code by the conventions of shells."""
         if self._process is None:
             raise RuntimeError("there is no process to wait for")
         while (stop := self._stopped_by(self._process.pid)) is not None:
             if stop in WANT_TERMINAL and self._has_terminal(self._process.pid):
-                self._signal(signal.SIGCONT)  # it wanted the terminal just before it was lent
+                self._signal(signal.SIGCONT)  # it used the terminal before it became its owner
             else:
                 self._stop_with_it(self._process.pid)
         return _exit_code_of(self._process.wait())
 
     def _stopped_by(self, pid: int) -> int | None:
-        """Wait until it has ended or was stopped; return by which signal it was."""
+        """Wait until the program ends or stops; return the stop signal, or None if it has ended."""
         news = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
         is_stopped = news is not None and news.si_code in {os.CLD_STOPPED, os.CLD_TRAPPED}
         return news.si_status if news is not None and is_stopped else None
 
     def _stop_with_it(self, pid: int) -> None:
-        """It was stopped, by Ctrl-Z perhaps: stop, too, until the shell goes on with us."""
+        """Stop ourselves, as the program was stopped (by Ctrl-Z, say); resume both together."""
         self._lend_terminal(os.getpgrp())
         os.kill(os.getpid(), signal.SIGSTOP)
         self._lend_terminal(pid)
@@ -92,7 +93,7 @@ class Program:
         if self._process is None:
             self._early.append(number)
         elif self._process.returncode is None:
-            # Nobody but this thread reaps it, so its group is still its own.
+            # Only this thread reaps the process, so its group ID cannot have been reused.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
@@ -113,7 +114,7 @@ class Program:
 
 
 def _terminal() -> int | None:
-    """The terminal that we have the use of; None if there is none."""
+    """File descriptor of the terminal if we are in its foreground, else None."""
     with suppress(OSError, ValueError, AttributeError):
         number = sys.stdin.fileno()
         if os.isatty(number) and os.tcgetpgrp(number) == os.getpgrp():
@@ -122,5 +123,5 @@ def _terminal() -> int | None:
 
 
 def _exit_code_of(code: int) -> int:
-    """What a shell makes of it."""
+    """Convert the return code of ``Popen`` to a shell's exit code."""
     return code if code >= 0 else SIGNALLED - code

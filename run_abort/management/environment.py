@@ -1,4 +1,4 @@
-"""What a command finds around it: which Redis there is, and where the log goes."""
+"""Helpers of the commands: check for a configured Redis, and set up logging."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG
 def has_endpoint() -> bool:
     """Whether a Redis is configured; it may be down.
 
-    :raises CommandError: if one is that cannot be used.
+    :raises CommandError: if the configured Redis cannot be used.
     """
     try:
         return current().push.transport() is not None
@@ -30,19 +30,20 @@ def has_endpoint() -> bool:
 def require_endpoint() -> None:
     """Make sure that a Redis is configured; it may be down.
 
-    :raises CommandError: if none is, or not one that can be used.
+    :raises CommandError: if none is configured, or if the configured one cannot be used.
     """
     if not has_endpoint():
         raise CommandError(
-            "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment's REDIS_URL, "
-            "or make the cache alias RUN_ABORT['CACHE_ALIAS'] a Redis one."
+            "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment variable "
+            "REDIS_URL, or use Redis for the cache alias RUN_ABORT['CACHE_ALIAS']."
         )
 
 
 def log_to(stream: Any, verbosity: int) -> None:
-    """Let the logger write to ``stream`` if no handler is configured for it.
+    """Make the logger write to ``stream`` if no handler is configured for it.
 
-    :param verbosity: the command's, which sets the level unless the project's own is to hold.
+    :param verbosity: verbosity of the command. It sets the log level, unless the project has
+        configured handlers and it is 0 or 1.
     """
     is_configured = logger.hasHandlers()
     if not is_configured:

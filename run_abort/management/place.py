@@ -1,4 +1,4 @@
-"""Where a listener stands in the order of requests, over its restarts."""
+"""The position of a listener in the order of requests, kept over restarts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Place"]
 
 
 class Place:
-    """Where this listener is in the order of requests: taken up once, then kept by its cursor."""
+    """The position of this listener: loaded once from its cursor, then saved there."""
 
     def __init__(self, name: str, *, from_now: bool) -> None:
         self.cursor = Cursor(name)
@@ -17,7 +17,7 @@ class Place:
         self._is_taken = False
 
     def take(self) -> bool:
-        """Begin where the cursor stands; to be tried again while the database fails."""
+        """Load the position from the cursor; return False if the database fails, to be retried."""
         if self._is_to_forget and self.cursor.forget():
             self._is_to_forget = False
         if not self._is_taken and not self._is_to_forget:
@@ -31,9 +31,9 @@ class Place:
         return self._is_taken
 
     def keep(self) -> bool:
-        """Move the cursor to now, if it is behind and nothing is still to be heard or handled.
+        """Move the cursor to the current time if every request so far was received and handled.
 
-        :return: whether it stands where it has to.
+        :return: whether the cursor is up to date.
         """
         if not self.take():
             return False
@@ -43,7 +43,7 @@ class Place:
         return is_current and current().dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
 
     def is_current(self) -> bool:
-        """Whether nothing that was requested before now is still to be heard of."""
+        """Whether every request made before now has been received."""
         runtime = current()
         is_listening = self._is_taken and runtime.listener.is_listening()
         return is_listening and runtime.reconciler.is_caught_up()

@@ -1,4 +1,4 @@
-"""What a command in the foreground waits for: news of the listener, or a signal to stop."""
+"""Wakes a command in the foreground on an event of the listener or on a stop signal."""
 
 from __future__ import annotations
 
@@ -11,54 +11,57 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-__all__ = ["HEARD", "STOP_SIGNALS", "SUBSCRIBED", "Bell"]
+__all__ = ["HEARD", "STOP_SIGNALS", "SUBSCRIBED", "Wakeup"]
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-SUBSCRIBED: Final = 0  # no signal has these numbers
+# Event numbers that are not signal numbers.
+SUBSCRIBED: Final = 0
 HEARD: Final = 255
 
 
-class Bell:
-    """What the command waits for: the listener has subscribed or heard, or a signal has come.
+class Wakeup:
+    """Lets a command wait until the listener subscribes or receives a message, or for a signal.
 
-    Through a socket, because a signal that comes just before a thread waits for a lock does not
-    end that wait, whereas its byte in the socket does.
+    It uses a socket, because a signal that arrives just before a thread waits for a lock does not
+    end that wait. The byte that the signal writes to the socket does.
     """
 
     def __init__(self) -> None:
         self._inside, self._outside = socket.socketpair()
         self._outside.setblocking(False)
 
-    def ring(self, why: int) -> None:
-        """From any thread."""
-        with suppress(BlockingIOError):  # it has rung often enough
-            self._outside.send(bytes([why]))
+    def notify(self, event: int) -> None:
+        """Wake the waiting thread. May be called from any thread."""
+        with suppress(BlockingIOError):  # a full socket wakes it, too
+            self._outside.send(bytes([event]))
 
-    def wait(self, timeout: float | None = None, *, but: int | None = None) -> int | None:
-        """Which signal rang, or ``SUBSCRIBED`` or ``HEARD``; None after ``timeout`` seconds.
+    def wait(self, timeout: float | None = None, *, ignore: int | None = None) -> int | None:
+        """Wait for an event; return a signal number, ``SUBSCRIBED`` or ``HEARD``.
 
-        :param but: what is waited through.
+        :param timeout: seconds; None waits for ever.
+        :param ignore: an event that does not end the wait.
+        :return: None after ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if deadline is not None:
                 self._inside.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                rung = self._inside.recv(1)[0]
+                event = self._inside.recv(1)[0]
             except TimeoutError:
                 return None
             finally:
                 self._inside.settimeout(None)
-            if rung in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and rung != but:
-                return rung
+            if event in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and event != ignore:
+                return event
 
-    def ring_on_stop_signals(self) -> Callable[[], None]:
-        """Ring at the first SIGTERM or SIGINT; the second kills the process.
+    def notify_on_stop_signals(self) -> Callable[[], None]:
+        """Wake the waiting thread at the first SIGTERM or SIGINT; the second kills the process.
 
-        :return: a function that restores what was there before.
+        :return: a function that restores the earlier signal handlers.
         """
         if threading.current_thread() is not threading.main_thread():
-            return lambda: None  # Python delivers signals to the main thread alone
+            return lambda: None  # only the main thread can set signal handlers
 
         def handle(number: int, frame: FrameType | None) -> None:
             for each in STOP_SIGNALS:

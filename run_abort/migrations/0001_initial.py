@@ -34,7 +34,9 @@ class Migration(migrations.Migration):
                 ("heard_until", models.DateTimeField(verbose_name="heard until")),
                 (
                     "heard",
-                    models.TextField(default="[]", verbose_name="abort IDs heard lately, as JSON"),
+                    models.TextField(
+                        default="[]", verbose_name="recently received abort IDs, as JSON"
+                    ),
                 ),
             ],
             options={
@@ -71,7 +73,7 @@ class Migration(migrations.Migration):
                     "published",
                     models.BooleanField(
                         default=False,
-                        help_text="Whether Redis took the message.",
+                        help_text="Whether Redis accepted the message.",
                         verbose_name="published",
                     ),
                 ),
@@ -79,7 +81,7 @@ class Migration(migrations.Migration):
                     "listeners",
                     models.PositiveIntegerField(
                         default=0,
-                        help_text="How many subscribers Redis knew of: a hint, not an acknowledgement.",
+                        help_text="Number of subscribers that Redis reported. A hint, not an acknowledgement.",
                         verbose_name="listeners",
                     ),
                 ),
@@ -87,7 +89,7 @@ class Migration(migrations.Migration):
                     "cleared_at",
                     models.DateTimeField(
                         blank=True,
-                        help_text="Since then the request stops nobody any more.",
+                        help_text="Since then, the request no longer stops new starts of the run.",
                         null=True,
                         verbose_name="cleared at",
                     ),

@@ -29,20 +29,20 @@ class Migration(migrations.Migration):
                     "way",
                     models.CharField(
                         choices=[
-                            ("local", "asked itself"),
+                            ("local", "own request"),
                             ("channel", "through Redis"),
                             ("reconcile", "from the database"),
-                            ("start", "at its start"),
+                            ("start", "when it started"),
                         ],
                         max_length=10,
-                        verbose_name="heard",
+                        verbose_name="received via",
                     ),
                 ),
                 (
                     "controllers",
                     models.PositiveIntegerField(
                         default=0,
-                        help_text="How many blocks of the run it aborted.",
+                        help_text="Number of blocks of the run that it aborted.",
                         verbose_name="blocks",
                     ),
                 ),

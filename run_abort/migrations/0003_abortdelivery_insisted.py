@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
             model_name="abortdelivery",
             name="insisted",
             field=models.TextField(
-                blank=True, default="", editable=False, verbose_name="insisted by"
+                blank=True, default="", editable=False, verbose_name="forced by"
             ),
         ),
     ]

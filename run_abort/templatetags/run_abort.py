@@ -1,4 +1,4 @@
-"""``{% load run_abort %}``: the button that aborts a run, for a project's own pages."""
+"""``{% load run_abort %}``: a button that aborts a run, for a project's own pages."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ def abort_button(
     *,
     label: str = "",
     reason: str = "",
-    next: str = "",  # noqa: A002  as the form has it
+    next: str = "",  # noqa: A002  name of the form's field
     view: str = "run_abort:abort",
     progress: str = "run_abort:progress",
 ) -> dict[str, Any]:
-    """What aborts the run, for whom the view would let; nothing for others.
+    """Render the abort button. Shown only to users who may abort this run.
 
-    It needs ``request`` in the context.
+    The template context must contain ``request``.
 
-    :param run_id: what the URL of ``view`` takes as its only argument.
-    :param label: what to click on first; by default “Abort”.
-    :param reason: what the field for the reason has in it from the start.
-    :param next: where to go on without JavaScript; by default the page that it is on.
-    :param view: the URL name of the abort view, if it is a project's own.
-    :param progress: that of its progress view; if empty, nothing is told but that it was asked.
+    :param run_id: the run ID; the only argument of the URLs of ``view`` and ``progress``.
+    :param label: text of the button; by default “Abort”.
+    :param reason: initial value of the field for the reason.
+    :param next: URL to redirect to without JavaScript; by default that of the current page.
+    :param view: URL name of the abort view, if the project has its own.
+    :param progress: URL name of its progress view; if empty, the button shows only that the run was
+        asked to abort.
     :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``.
     :raises ValueError: if the ID is empty or longer than 255 characters.
-    :raises django.urls.NoReverseMatch: if there is no such URL name.
-    :raises ImproperlyConfigured: if that is not the name of an abort view.
+    :raises django.urls.NoReverseMatch: if there is no URL of that name.
+    :raises ImproperlyConfigured: if the URL name does not belong to an abort view.
     """
     request = context.get("request")
     if request is None or getattr(request, "user", None) is None:
@@ -69,17 +70,17 @@ def abort_button(
 
 @register.inclusion_tag("run_abort/abort_button_media.html")
 def abort_button_media() -> dict[str, Any]:
-    """The style sheet and the script of the buttons, for the ``<head>``."""
+    """Link the style sheet and the script of the buttons, for the ``<head>``."""
     return {}
 
 
 def _plain(text: object) -> str:
-    """As a ``str`` that will be escaped; what is written in a template counts as HTML."""
+    """Return a plain ``str``, so that it is escaped; string literals in templates count as safe."""
     return str.__str__(str(text))
 
 
 def _may(request: HttpRequest, url: str) -> bool:
-    """Whether the view behind ``url`` would let the visitor abort."""
+    """Whether the view behind ``url`` allows the visitor to abort."""
     path = "/" + unquote(url).removeprefix(get_script_prefix())
     match = resolve(path)
     view_class = getattr(match.func, "view_class", None)

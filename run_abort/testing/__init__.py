@@ -1,4 +1,4 @@
-"""For the tests of projects: what was asked to abort, and what an abort does to a job, anywhere.
+"""For the tests of projects: record requested aborts, and abort a job at every checkpoint.
 
     def test_stop_button(aborts, client):
         client.post("/imports/7/stop/")
@@ -7,7 +7,7 @@
     def test_import_survives_an_abort_anywhere(aborts, db):
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
-The fixture ``aborts`` is that of the pytest plugin, which is there once the app is installed;
+The pytest plugin has the fixture ``aborts``; pytest loads it when the app is installed.
 :func:`record_aborts` is the same for other runners. Both need neither Redis nor a database.
 """
 
@@ -58,11 +58,11 @@ JOIN_TIMEOUT: Final = 1.0  # seconds for all threads together
 
 @dataclass(frozen=True, slots=True)
 class RequestedAbort:
-    """What was asked by ``abort_run`` and its kin.
+    """An abort requested by ``abort_run`` or a function built on it.
 
-    :ivar run_id: of a run or of a group.
-    :ivar reason: why; may be empty.
-    :ivar actor: who, as text: of a user the name; may be empty.
+    :ivar run_id: ID of a run or a group.
+    :ivar reason: reason given by the caller; may be empty.
+    :ivar actor: actor as text, for a user the username; may be empty.
     :ivar abort_id: as in the outcome.
     """
 
@@ -73,11 +73,11 @@ class RequestedAbort:
 
 
 class Aborts(list[RequestedAbort]):
-    """What was asked so far, in that order."""
+    """The aborts requested so far, in order."""
 
     @property
     def run_ids(self) -> list[str]:
-        """The IDs alone."""
+        """Only the run IDs, in order."""
         return [each.run_id for each in self]
 
     def _note(
@@ -87,7 +87,7 @@ class Aborts(list[RequestedAbort]):
 
 
 def cut_off() -> dict[str, Any]:
-    """``RUN_ABORT`` as it is now, but with neither Redis nor the database, and not listening.
+    """The current ``RUN_ABORT``, but without Redis, database and listener.
 
     :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
     """
@@ -99,16 +99,16 @@ def cut_off() -> dict[str, Any]:
 
 @contextmanager
 def record_aborts() -> Iterator[Aborts]:
-    """Record what is asked by ``abort_run`` and its kin, in any thread of this process::
+    """Record aborts requested by any thread of this process, and keep them in this process::
 
         with record_aborts() as aborts:
             stop_import("job-1")
         assert aborts.run_ids == ["job-1"]
 
-    Meanwhile there is neither Redis nor the database for this app: ``RUN_ABORT`` is overridden. Nor
-    is a task queue told. The blocks of this process are aborted as ever; a block that is entered
-    later is not. At the end the app forgets what has ended, and waits for up to a second for the
-    threads that it has started, such as for callbacks.
+    Within the block the app uses neither Redis nor the database, because ``RUN_ABORT`` is
+    overridden, and revokes nothing in task queues. It still aborts open blocks of this process. A
+    block that is entered later is not aborted. At the end the app forgets the runs that have ended,
+    and waits for up to a second for the threads that it has started, such as for callbacks.
 
     :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
     """
@@ -118,9 +118,9 @@ def record_aborts() -> Iterator[Aborts]:
 
 @contextmanager
 def recording() -> Iterator[Aborts]:
-    """:func:`record_aborts` for whoever has ``RUN_ABORT`` as :func:`cut_off` says by other means.
+    """Like :func:`record_aborts`, but without overriding ``RUN_ABORT``.
 
-    For the pytest plugin.
+    For the pytest plugin, which sets ``RUN_ABORT`` to :func:`cut_off` through pytest-django.
     """
     aborts = Aborts()
     others = set(threading.enumerate())
@@ -159,25 +159,29 @@ def abort_after(
         with abort_after(3), pytest.raises(RunAborted):
             import_file()
 
-    A look is: to read ``signal.aborted``; to call its ``raise_if_aborted``, ``sleep``, ``wait``,
-    ``wait_async``, ``add_callback``, ``attach`` or ``run_async``; to begin and to end
-    ``signal.run`` and ``signal.cancels``, and each statement within the latter. The abort comes
-    just before the look, which finds it. To await anything else is no look; see
+    Each of these is a look: reading ``signal.aborted``; calling ``raise_if_aborted``, ``sleep``,
+    ``wait``, ``wait_async``, ``add_callback``, ``attach`` or ``run_async``; the beginning and the
+    end of ``signal.run`` and ``signal.cancels``, and each statement within the latter. The abort
+    happens just before the look, so the look finds it. Awaiting something else is not a look; see
     :func:`abort_everywhere`.
 
-    The looks are counted in all threads, over all blocks that are entered within this, in the order
-    in which they are taken. Aborted is the run whose signal it is, so all of its blocks, in the way
-    in which ``abort_run`` aborts them. Nobody has requested it: nothing is recorded or published.
+    Looks are counted in order, over all threads and all blocks that are entered within this
+    context. The abort affects all blocks of the run whose signal is looked at, as with
+    ``abort_run``. There is no request: nothing is recorded or published.
 
-    :param run_id: count, and abort, the blocks of this run only.
-    :param edges: whether to enter a block, and to leave it, is a look, too, as it is for
-        :func:`abort_everywhere`. Aborted as it enters, a block's body does not begin; as it leaves,
-        it has done all of its work.
-    :param max_looks: how many looks at the aborted run may follow, before they raise
-        :class:`DoesNotStop`.
-    :return: what tells of the ``checkpoints`` so far, and where it has aborted, ``aborted_at``.
+    :param number: the look at which to abort, from 1 on.
+    :param run_id: count the looks and abort the blocks of this run only.
+    :param reason: reason of the abort.
+    :param actor: actor of the abort.
+    :param edges: whether entering and leaving a block are looks, too, as they are for
+        :func:`abort_everywhere`. A run aborted on entering does not begin its body. A run aborted
+        on leaving has done all its work.
+    :param max_looks: number of further looks at the aborted run that are allowed. The next one
+        raises :class:`DoesNotStop`.
+    :return: an object with the ``checkpoints`` so far and the place of the abort, ``aborted_at``.
     :raises ValueError: if ``number`` is less than 1.
-    :raises AssertionError: at its end, if there were fewer looks, and nothing else was raised.
+    :raises AssertionError: at the end of the context, if there were fewer looks and the body did
+        not raise.
     """
     __tracebackhide__ = True
     if number < 1:
@@ -193,12 +197,12 @@ def abort_after(
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something that an abort at a checkpoint leaves wrong.
+    """A problem that an abort at a checkpoint causes.
 
-    :ivar checkpoint: where it was aborted; None if it ended before it came there.
-    :ivar number: of the checkpoint.
-    :ivar problem: what is wrong.
-    :ivar error: what was raised, by the job or by the check; None if nothing was.
+    :ivar checkpoint: where the job was aborted; None if it ended before that checkpoint.
+    :ivar number: number of the checkpoint.
+    :ivar problem: description of the problem.
+    :ivar error: the exception raised by the job or by the check; None if neither raised.
     """
 
     checkpoint: Checkpoint | None
@@ -209,10 +213,10 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a job that was aborted everywhere.
+    """The result of :func:`abort_everywhere`.
 
-    :ivar checkpoints: of the run without an abort.
-    :ivar violations: in the order of the checkpoints.
+    :ivar checkpoints: the checkpoints of the job when it is not aborted.
+    :ivar violations: the problems found, in the order of the checkpoints.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -228,15 +232,15 @@ class Report:
         text = f"an abort at {places} of {total} checkpoints leaves something broken:"
         for each in self.violations:
             where = "" if each.checkpoint is None else f" ({each.checkpoint})"
-            told = f"aborted at checkpoint {each.number} of {total}{where}: {each.problem}"
-            text += "\n" + textwrap.indent(told, "    ")[2:]
+            line = f"aborted at checkpoint {each.number} of {total}{where}: {each.problem}"
+            text += "\n" + textwrap.indent(line, "    ")[2:]
         return text
 
 
-class InvariantsBroken(AssertionError):  # noqa: N818  it is what an abort has left behind
+class InvariantsBroken(AssertionError):  # noqa: N818  a state, not a mistake
     """Raised by :func:`abort_everywhere`.
 
-    :ivar report: all of it.
+    :ivar report: the complete report.
     """
 
     def __init__(self, report: Report) -> None:
@@ -246,7 +250,7 @@ class InvariantsBroken(AssertionError):  # noqa: N818  it is what an abort has l
 
 Raised = type[BaseException] | tuple[type[BaseException], ...] | None
 
-# How a job may end. Whatever else is raised is for the one who runs the tests, or the runner.
+# Exceptions that end the job. Others, such as KeyboardInterrupt, are not caught.
 _ENDS: Final = (Exception, BaseExceptionGroup, RunAborted, DoesNotStop, asyncio.CancelledError)
 
 
@@ -260,34 +264,35 @@ def abort_everywhere(
     limit: int = LIMIT,
     max_looks: int = MAX_LOOKS,
 ) -> Report:
-    """Run a job again and again, aborted at another checkpoint each time, and check what is left::
+    """Run a job repeatedly, abort it at another checkpoint each time, and check the result::
 
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
-    First the job runs without an abort, and its checkpoints are counted: the looks of
-    :func:`abort_after`, with ``edges``, and, in event loops, every place where a task waits inside
-    of a block, as an abort cancels it there. Then it runs once for each of them. All is called in
-    the calling thread.
+    First the job runs without an abort, to count its checkpoints. These are the looks of
+    :func:`abort_after`, with ``edges``, and, in event loops, every place where a task suspends
+    within a block, because an abort can cancel it there. Then the job runs once per checkpoint and
+    is aborted there. All functions are called in the calling thread.
 
-    What is reported: an exception of ``after``; another end of the job than ``raises``; a job that
-    goes on looking; a block that is still open when the job has ended, in another thread; a job
-    that does not come to the checkpoint any more, which ends the whole.
+    It reports: an exception of ``after``; a job that does not end with ``raises``; a job that keeps
+    looking at its signal; a block that another thread still holds when the job has ended; a job
+    that does not reach the checkpoint this time, which ends the whole run.
 
-    :param job: takes no arguments. If it returns a coroutine, that is run in an event loop of its
-        own. It has to come to the same checkpoints each time.
-    :param before: called before each run: makes the job's world as it was.
-    :param after: called after each run, the first one, too: raises, as by ``assert``, if something
-        is not as it has to be.
-    :param raises: what the aborted job has to raise; None: nothing, as it catches ``RunAborted``.
-    :param awaits: whether it counts where a task waits.
-    :param limit: at most so many checkpoints.
-    :param max_looks: how many looks may follow an abort.
+    :param job: takes no arguments. If it returns a coroutine, that runs in a new event loop. The
+        job must have the same checkpoints each time.
+    :param before: called before each run; restores the initial state.
+    :param after: called after each run, including the first; raises, such as by ``assert``, if an
+        invariant is broken.
+    :param raises: the exceptions with which the aborted job must end; None if it catches
+        ``RunAborted`` and must end normally.
+    :param awaits: whether suspensions of tasks count as checkpoints.
+    :param limit: maximum number of checkpoints.
+    :param max_looks: number of looks allowed after an abort.
     :raises InvariantsBroken: an ``AssertionError`` with the report, at the end.
-    :raises AssertionError: if the job comes to no checkpoint, or to more than ``limit``.
-    :raises RuntimeError: if a coroutine is to be run in a thread whose event loop runs; there, use
-        ``await asyncio.to_thread(abort_everywhere, job)``.
-    :raises BaseException: what ``before`` raises, and what the job and ``after`` raise without an
-        abort; at once, what is no ``Exception``, such as ``KeyboardInterrupt``.
+    :raises AssertionError: if the job has no checkpoint, or more than ``limit``.
+    :raises RuntimeError: if ``job`` returns a coroutine and the calling thread runs an event loop;
+        use ``await asyncio.to_thread(abort_everywhere, job)`` there.
+    :raises BaseException: any exception of ``before``; exceptions of the job and of ``after`` in
+        the first run; at any time, those that do not end a job, such as ``KeyboardInterrupt``.
     """
 
     __tracebackhide__ = True
@@ -312,7 +317,7 @@ def abort_everywhere(
                 if after is not None:
                     _complete(after)
             except Exception as broken:
-                violations.append(Violation(watch.aborted_at, number, _told(broken), broken))
+                violations.append(Violation(watch.aborted_at, number, _described(broken), broken))
         if watch.aborted_at is None:
             break
     report = Report(checkpoints, tuple(violations))
@@ -324,14 +329,14 @@ def abort_everywhere(
 def _count(
     attempt: Callable[[Watch], BaseException | None], after: Callable[[], object] | None, limit: int
 ) -> tuple[Checkpoint, ...]:
-    """Run the job without an abort; return its checkpoints."""
+    """Run the job without an abort and return its checkpoints."""
     __tracebackhide__ = True
     watch = Watch(limit + 1)
     with _noted(watch):
         error = attempt(watch)
         if watch.aborted_at is not None:
             raise AssertionError(
-                f"the job comes to more than {limit:,} checkpoints: give it less to do, or give "
+                f"the job has more than {limit:,} checkpoints: give it less to do, or give "
                 "abort_everywhere a higher limit"
             ) from error
         if error is not None:
@@ -339,42 +344,42 @@ def _count(
         if after is not None:
             _complete(after)
     if not watch.checkpoints:
-        raise AssertionError("the job comes to no checkpoint: it enters no abortable_run")
+        raise AssertionError("the job has no checkpoint: it enters no abortable_run")
     return watch.checkpoints
 
 
 def _judge(
     watch: Watch, number: int, error: BaseException | None, raises: Raised
 ) -> list[Violation]:
-    """What is wrong with the end of the job."""
+    """Return the problems with the way in which the job ended."""
     problems = []
     if watch.aborted_at is None:
-        ended = "" if error is None else f", as it raised {_told(error)}"
+        ended = "" if error is None else f", because it raised {_described(error)}"
         taken = len(watch.checkpoints)
         problems.append(
-            f"this time the job came to {taken} checkpoints only{ended}: they have to be the same "
+            f"this time the job reached only {taken} checkpoints{ended}: they must be the same "
             "each time"
         )
     elif isinstance(error, DoesNotStop):
         problems.append(f"the job does not stop: {error}")
     elif error is None and raises is not None:
         problems.append(
-            "the job returned as if it was not aborted; if it catches RunAborted: raises=None"
+            "the job returned normally; if it catches RunAborted on purpose, pass raises=None"
         )
     elif error is not None and (raises is None or not isinstance(error, raises)):
-        problems.append(f"the job raised {_told(error)}")
+        problems.append(f"the job raised {_described(error)}")
     if watch.still_open:
-        problems.append(f"the job has ended, but not its work on {', '.join(watch.still_open)}")
+        problems.append(f"the job has ended, but blocks of {', '.join(watch.still_open)} are open")
     return [Violation(watch.aborted_at, number, problem, error) for problem in problems]
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @contextmanager
 def _noted(watch: Watch) -> Iterator[None]:
-    """What is raised gets a note of where the job was aborted."""
+    """Add a note to exceptions that says where the job was aborted."""
     try:
         yield
     except BaseException as error:
@@ -384,13 +389,13 @@ def _noted(watch: Watch) -> Iterator[None]:
 
 
 def _complete(function: Callable[[], object], *, in_steps: bool = False) -> None:
-    """Call it; what it returns, if that is a coroutine, is run in an event loop of its own."""
+    """Call the function; if it returns a coroutine, run that in a new event loop."""
     result = function()
     if not inspect.iscoroutine(result):
         return
     if database.in_event_loop():
         result.close()
-        raise RuntimeError("a coroutine cannot be run in a thread whose event loop runs")
+        raise RuntimeError("a coroutine cannot be run in a thread that runs an event loop")
     with asyncio.Runner() as runner:
         if in_steps:
             runner.get_loop().set_task_factory(steps_of)

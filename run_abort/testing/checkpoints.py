@@ -1,12 +1,12 @@
-"""Checkpoints: the looks that a job takes at its signal, counted, and an abort at one of them.
+"""Counts the looks of a job at its signal, and aborts the run at one of them.
 
     with Watch(3) as watch:
         job()
     print(watch.aborted_at)
 
-For the tests of projects; see ``run_abort.testing``. Blocks that are entered within a watch get a
-signal and a controller of other classes, which tell of each look. Elsewhere nothing is counted, and
-nothing costs more.
+For the tests of projects; see ``run_abort.testing``. A watch replaces the classes of signal and
+controller of the blocks that are entered within it. The new classes report each look. Other blocks
+keep their classes, so that nothing costs more outside of a watch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEAVING: Final = "leaving the block"
 EDGES: Final = (ENTERING, LEAVING)
 AWAITING: Final = "await"
 
-# What a job looks by. What is missing, as cancels() and run(), looks by one of the first two.
+# Members of AbortSignal that are looks. Others, such as cancels() and run(), use one of OUR_LOOKS.
 OUR_LOOKS: Final = frozenset({"aborted", "raise_if_aborted"})
 LOOKS: Final = OUR_LOOKS | {"add_callback", "attach", "run_async", "sleep", "wait", "wait_async"}
 
@@ -49,20 +49,20 @@ _TESTING: Final = f"{_PACKAGE}.testing"
 
 
 class DoesNotStop(BaseException):
-    """Raised at the looks of a run that was aborted, and looked too often since then."""
+    """Raised by a look if an aborted run has looked at its signal too often since the abort."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A look that a job has taken at its signal, and the place of it.
+    """A look of a job at its signal, with its place in the code.
 
-    :ivar number: which look it was, from 1 on.
-    :ivar run_id: of the block whose signal it was.
-    :ivar look: the name in ``AbortSignal`` by which it was taken, ``"await"``,
+    :ivar number: number of the look, from 1 on.
+    :ivar run_id: run ID of the block.
+    :ivar look: the member of ``AbortSignal`` that the job used, ``"await"``,
         ``"entering the block"`` or ``"leaving the block"``.
-    :ivar file: in which it was taken.
-    :ivar line: there.
-    :ivar function: there.
+    :ivar file: path of the source file.
+    :ivar line: line number.
+    :ivar function: qualified name of the function.
     """
 
     number: int
@@ -82,11 +82,13 @@ class Checkpoint:
 class Watch:
     """Counts the looks at the signals of the blocks that are entered within it.
 
-    :param at: at which look to abort the run whose signal it is.
-    :param run_id: the run whose blocks are watched; None: those of all runs.
-    :param edges: whether to enter and to leave a block counts as a look.
-    :param max_looks: how many looks at the run that was aborted may follow.
-    :ivar aborted_at: where it has aborted; None before.
+    :param at: number of the look at which to abort the run.
+    :param run_id: the run whose blocks are watched; None watches all runs.
+    :param reason: reason of the abort.
+    :param actor: actor of the abort.
+    :param edges: whether entering and leaving a block count as looks.
+    :param max_looks: number of looks allowed after the abort.
+    :ivar aborted_at: the checkpoint of the abort; None before it.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Watch:
         self._max_looks = max_looks
         self._watched: dict[AbortSignal, AbortController] = {}
         self._seen: dict[int, Checkpoint] = {}
-        # Drawn from in any thread: whoever draws the number at which to abort, and no other, does.
+        # itertools.count is atomic, so exactly one thread draws the number at which to abort.
         self._numbers = itertools.count(1)
         self._further = itertools.count(1)
         self.aborted_at: Checkpoint | None = None
@@ -132,24 +134,24 @@ class Watch:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The looks so far, up to and including that at which it has aborted."""
+        """The looks so far, up to and including the one at which the run was aborted."""
         return tuple(checkpoint for _, checkpoint in sorted(self._seen.items()))
 
     @property
     def still_open(self) -> tuple[str, ...]:
-        """The run IDs of the blocks that were entered within it and have not been left."""
+        """The run IDs of blocks that were entered within the watch and are still open."""
         open_ = (each for each in self._watched.values() if _is_open(each))
         return tuple(dict.fromkeys(controller.signal.run_id for controller in open_))
 
     def take(self, controller: AbortController) -> None:
-        """Watch this one, too."""
+        """Start watching this controller."""
         if self._run_id in (None, controller.signal.run_id):
             self._watched[controller.signal] = controller
 
     def look(self, signal: AbortSignal, look: str, frame: FrameType) -> None:
-        """A look was taken.
+        """Count a look.
 
-        :raises DoesNotStop: if the run was aborted, and there were too many since.
+        :raises DoesNotStop: if the run was aborted and there were too many looks since.
         """
         if signal not in self._watched:
             return
@@ -157,7 +159,7 @@ class Watch:
             if next(self._further) > self._max_looks and look != LEAVING:
                 raise DoesNotStop(
                     f"run {signal.run_id!r} was aborted ({self.aborted_at}) and looked at its "
-                    f"signal {self._max_looks:,} times more"
+                    f"signal more than {self._max_looks:,} times since"
                 )
         elif not _is_aborted(signal) and (self._edges or look not in EDGES):
             place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
@@ -168,12 +170,12 @@ class Watch:
 
     def _abort(self, checkpoint: Checkpoint) -> None:
         self.aborted_at = checkpoint
-        # As abort_run does it here, without a request.
+        # Like abort_run in this process, but without a request.
         self._registry.abort(Request(checkpoint.run_id, str(uuid.uuid4()), *self._by))
 
 
 _watches: list[Watch] = []
-# The blocks that were entered in this context, or in that of which it is a copy.
+# The blocks that were entered in this context, or in the context it was copied from.
 _inside: ContextVar[tuple[AbortController, ...]] = ContextVar("run_abort_inside", default=())
 
 
@@ -217,12 +219,12 @@ def _is_aborted(signal: AbortSignal) -> bool:
 
 
 def _look_by(signal: AbortSignal, name: str, frame: FrameType) -> None:
-    room = _module_of(frame)
-    if _is_ours(room):
-        # There, it is within something that the job was counted for.
-        if name not in OUR_LOOKS or room == AbortSignal.__module__:
+    module = _module_of(frame)
+    if _is_ours(module):
+        # Our own code looks on behalf of a look of the job that was already counted.
+        if name not in OUR_LOOKS or module == AbortSignal.__module__:
             return
-        if room == Scope.__module__:
+        if module == Scope.__module__:
             name = ENTERING
     _look(signal, name, _outwards(frame))
 
@@ -242,7 +244,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frame and those that have called it, but not those that test the job."""
+    """Yield the frame and its callers, up to the frames of this testing package."""
     while frame is not None and _module_of(frame) != _TESTING:
         yield frame
         frame = frame.f_back
@@ -257,9 +259,10 @@ _PYTHON: Final = (*_paths("stdlib", "platstdlib"), "<frozen ")
 
 
 def _frame_of_job(frames: Iterable[FrameType]) -> FrameType | None:
-    """The first that is the project's own, else of what it has installed; never ours or Python's.
+    """The first frame of the project's own code, else of an installed package.
 
-    None in a thread of ours, which runs no code of the job.
+    Skips frames of this app and of the standard library. Returns None in a thread of this app that
+    runs no code of the job.
     """
     installed = None
     for frame in frames:
@@ -274,13 +277,13 @@ def _frame_of_job(frames: Iterable[FrameType]) -> FrameType | None:
 
 
 class _Steps(Coroutine[Any, Any, T]):
-    """A coroutine, with a look whenever it is suspended: where a cancellation would arrive."""
+    """A coroutine that counts a look at each suspension, because a cancellation arrives there."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
 
     def __getattr__(self, name: str) -> Any:
-        # Those who show tasks want to know its name and its frame.
+        # asyncio and debuggers read the coroutine's name and frame.
         return getattr(self._coroutine, name)
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -306,7 +309,7 @@ class _Steps(Coroutine[Any, Any, T]):
 
 
 def _inwards(awaited: Any) -> Iterator[FrameType]:
-    """The frames of a suspended coroutine, and of what it awaits."""
+    """Yield the frame of a suspended coroutine and those of the awaitables that it waits for."""
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
         if frame is not None:
@@ -315,5 +318,5 @@ def _inwards(awaited: Any) -> Iterator[FrameType]:
 
 
 def steps_of(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task factory for a loop: each suspension of a task inside of a block is a look."""
+    """A task factory that makes each suspension of a task within a block a look."""
     return asyncio.Task(_Steps(coroutine), loop=loop, **options)

@@ -1,6 +1,7 @@
-"""The views about one run: abort it, follow its abort; and the one for probes.
+"""Views that abort a run and report the progress of its abort, and the health view for probes.
 
-May import everything but ``admin``, ``contrib`` and ``management``. Projects use the names below.
+This package may import every other one except ``admin``, ``contrib`` and ``management``. Projects
+use the names below.
 """
 
 from __future__ import annotations

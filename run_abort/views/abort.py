@@ -27,23 +27,27 @@ __all__ = ["AbortView"]
 
 @method_decorator([never_cache, csrf_protect], name="dispatch")
 class AbortView(GuardedView):
-    """``POST`` asks every process that works on the run to stop; ``GET`` asks whether to.
+    """``POST`` asks every process that works on the run to stop. ``GET`` shows a confirmation page.
 
-    The run ID comes from the URL, ``reason`` and ``next`` from the form or a JSON body. Whoever
-    prefers JSON gets it: ``{"ok": true, "runId": …, "abortId": …, "aborted": <controllers here>,
-    "recorded": …, "published": …, "listeners": …}`` with status 202; else ``{"ok": false,
-    "error": …}`` with 400, 401, 403, or 503 if nobody could be asked. Others are redirected to
-    ``next``, or to where they came from, if that is on this host, with a message.
+    The run ID comes from the URL. ``reason`` and ``next`` come from the form or a JSON body.
 
-    Override :meth:`has_abort_permission` to decide run by run, and :meth:`get_run_id` if the URL
-    names the run in another way.
+    Clients that prefer JSON get ``{"ok": true, "runId": …, "abortId": …, "aborted": <number of
+    controllers in this process>, "recorded": …, "published": …, "listeners": …}`` with status 202.
+    Errors are ``{"ok": false, "error": …}`` with 400, 401, 403, or 503 if the request reached
+    neither this process, the database nor Redis.
+
+    Other clients are redirected, with a message, to ``next`` or to the referring page, if that is
+    on this host.
+
+    Override :meth:`has_abort_permission` to check permissions per run, and :meth:`get_run_id` if
+    the URL names the run in another way.
     """
 
     http_method_names = ("get", "head", "options", "post")
     template_name = "run_abort/abort.html"
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
-        """Ask whether to abort; abort nothing."""
+        """Show the confirmation page; this aborts nothing."""
         return self._ask(AbortForm(), request.GET)
 
     def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
@@ -73,14 +77,14 @@ class AbortView(GuardedView):
         except (ValueError, RecursionError) as error:
             raise ValueError(_("The body is not valid JSON.")) from error
         if not isinstance(data, dict):
-            raise ValueError(_("The body has to be a JSON object."))
+            raise ValueError(_("The body must be a JSON object."))
         return data
 
     def _next(self, data: Mapping[str, Any]) -> str:
         for url in (data.get("next"), self.request.headers.get("Referer")):
             if (
                 isinstance(url, str)
-                # Not back to the question that was just answered.
+                # Do not return to the confirmation page.
                 and urlsplit(url).path != self.request.path
                 and url_has_allowed_host_and_scheme(
                     url, self.request.get_host(), require_https=self.request.is_secure()
@@ -95,7 +99,7 @@ class AbortView(GuardedView):
 
     def _report(self, outcome: AbortOutcome) -> JsonResponse:
         if not outcome.asked:
-            return JsonResponse({"ok": False, "error": _nobody_asked(outcome)}, status=503)
+            return JsonResponse({"ok": False, "error": _not_asked(outcome)}, status=503)
         return JsonResponse(
             {
                 "ok": True,
@@ -112,14 +116,14 @@ class AbortView(GuardedView):
     def _tell(self, outcome: AbortOutcome) -> None:
         names = {"run_id": outcome.run_id}
         if not outcome.asked:
-            level, text = messages.ERROR, _nobody_asked(outcome)
+            level, text = messages.ERROR, _not_asked(outcome)
         elif outcome.published:
             level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.") % names
         elif outcome.recorded:
             level = messages.INFO
             text = _(
-                "Run “%(run_id)s” was asked to abort. Other processes hear of it from the "
-                "database, some seconds later."
+                "Run “%(run_id)s” was asked to abort. Other processes read the request from the "
+                "database some seconds later."
             )
             text %= names
         else:
@@ -128,8 +132,8 @@ class AbortView(GuardedView):
         messages.add_message(self.request, level, text, fail_silently=True)
 
 
-def _nobody_asked(outcome: AbortOutcome) -> str:
+def _not_asked(outcome: AbortOutcome) -> str:
     return _(
-        "Nobody could be asked to abort run “%(run_id)s”: neither the database nor Redis took the "
+        "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
         "request."
     ) % {"run_id": outcome.run_id}

@@ -1,4 +1,4 @@
-"""What a person may add to an abort."""
+"""The form of the abort view and of the admin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view for probes."""
+"""The health view, for probes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from run_abort._runtime.health import health
 
 __all__ = ["HealthView"]
 
-# What stands before the message, which may name hosts.
+# The class name before the error's message. The message may name hosts, so it is not shown.
 _ERROR_CLASS: Final = re.compile(r"\w+(?=:)")
 
 
 @method_decorator(never_cache, name="dispatch")
 class HealthView(View):
-    """``GET`` tells anybody whether the process that answers hears of aborts: 200, else 503.
+    """``GET`` reports whether the serving process can receive aborts: 200 if so, else 503.
 
-    ``{"ok": …, "state": …, "since": …, "reconnects": …, "lastError": …}``: of the last error only
-    the class, or null. It uses neither Redis nor the database, and is never cached.
+    The body is ``{"ok": …, "state": …, "since": …, "reconnects": …, "lastError": …}``.
+    ``lastError`` is the class name of the last error, or null. The view needs no permission, uses
+    neither Redis nor the database, and its response is never cached.
 
-    For readiness, not for liveness: while Redis is away no restart helps, and aborts come through
-    the database.
+    Use it for readiness probes, not for liveness probes: while Redis is down a restart does not
+    help, and aborts arrive through the database.
     """
 
     http_method_names = ("get", "head")
 
     def get(self, request: HttpRequest) -> JsonResponse:
-        """Tell it."""
+        """Report the health of this process."""
         now = health()
         error = _ERROR_CLASS.match(now.last_error)
         return JsonResponse(

@@ -1,4 +1,4 @@
-"""Who may abort a run, and how whoever may not is told; shared by the views about one run."""
+"""Permission check and error responses, shared by the views about one run."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["GuardedView"]
 
 
 class GuardedView(View):
-    """A view about one run, for those who may abort it.
+    """Base of views about one run, for users who may abort it.
 
-    Override :meth:`has_abort_permission` to decide run by run, and :meth:`get_run_id` if the URL
-    names the run in another way.
+    Override :meth:`has_abort_permission` to check permissions per run, and :meth:`get_run_id` if
+    the URL names the run in another way.
     """
 
     def has_abort_permission(self, run_id: str) -> bool:
         """Whether ``self.request.user`` may abort this run.
 
-        By default: whoever has the permission ``run_abort.abort_run``.
+        By default, whether the user has the permission ``run_abort.abort_run``.
         """
         return self.request.user.has_perm("run_abort.abort_run")
 
     def get_run_id(self) -> str:
-        """The run that the request is about; by default the URL's ``run_id``."""
+        """ID of the run that the request is about; by default the URL's ``run_id``."""
         return str(self.kwargs["run_id"])
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        does_something = str(request.method).lower() in {*self.http_method_names} - {"options"}
-        if does_something and not self.has_abort_permission(self.get_run_id()):
+        needs_permission = str(request.method).lower() in {*self.http_method_names} - {"options"}
+        if needs_permission and not self.has_abort_permission(self.get_run_id()):
             return self._deny()
         return super().dispatch(request, *args, **kwargs)
 

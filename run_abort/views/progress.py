@@ -1,4 +1,4 @@
-"""What became of an abort, for the scripts of a page that asked for it."""
+"""The progress of an abort, for scripts on the page that requested it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from .permissions import GuardedView
 __all__ = ["AbortProgressView"]
 
 ASK_FOR: Final = 0.5  # seconds
-# After so long nobody waits any more for listeners that do not answer: those of other programs
-# never do.
+# After this time the view no longer waits for silent listeners: other programs never answer.
 PATIENCE: Final = timedelta(seconds=30)
 
 State = Literal["asked", "aborting", "stopped", "finished", "idle"]
@@ -31,21 +30,21 @@ State = Literal["asked", "aborting", "stopped", "finished", "idle"]
 
 @method_decorator(never_cache, name="dispatch")
 class AbortProgressView(GuardedView):
-    """``GET ?abort=<abort ID>`` tells what became of that abort, as JSON, whatever is preferred.
+    """``GET ?abort=<abort ID>`` reports the progress of that abort. The response is always JSON.
 
-    ``{"ok": true, "runId": …, "abortId": …, "state": …, "over": …, "processes": <that worked on the
-    run>, "stopped": <of those>, "unanswered": <listeners>, "text": <the same for people>}``, where
-    ``state`` is
+    The body is ``{"ok": true, "runId": …, "abortId": …, "state": …, "over": …, "processes": <number
+    of processes that worked on the run>, "stopped": <number of these that have stopped>,
+    "unanswered": <number of silent listeners>, "text": <summary for people>}``. ``state`` is
 
-    * ``"asked"``: nobody is known to work on the run, but not everybody has told;
-    * ``"aborting"``: somebody does, or did and not everybody has told;
+    * ``"asked"``: no process is known to work on the run, but not all listeners have answered;
+    * ``"aborting"``: a process works on the run, or did and not all listeners have answered;
     * ``"stopped"``: every process that worked on the run has left it;
-    * ``"finished"``: nobody worked on it, and it had ended before;
-    * ``"idle"``: nobody worked on it.
+    * ``"finished"``: no process worked on it, and it had ended before;
+    * ``"idle"``: no process worked on it.
 
-    ``over`` is whether nothing more is to be expected. Else ``{"ok": false, "error": …}`` with 400,
-    401, 403, 404 if there was no such abort of this run, 405, or 503 if the database fails. Where
-    no intents are kept, any abort ID is believed.
+    ``over`` is True if no further change is expected. Errors are ``{"ok": false, "error": …}`` with
+    400, 401, 403, 404 if this run has no such abort request, 405, or 503 if the database fails.
+    With ``INTENTS`` False the view accepts any abort ID.
 
     Each request asks every listener, and takes ``ASK_FOR`` seconds if one of them does not answer.
     """
@@ -53,12 +52,12 @@ class AbortProgressView(GuardedView):
     http_method_names = ("get", "head", "options")
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
-        """Ask the processes; abort nothing."""
+        """Ask the processes; this aborts nothing."""
         run_id = self.get_run_id()
         try:
             abort_id = uuid.UUID(request.GET.get("abort", ""))
         except ValueError:
-            return self._refuse(400, _("“abort” has to be the ID of an abort."))
+            return self._refuse(400, _("“abort” must be the ID of an abort request."))
         requested_at = None
         if database.enabled():
             requests = _requests(abort_id)
@@ -66,7 +65,7 @@ class AbortProgressView(GuardedView):
                 return self._refuse(503, _("The database does not answer."))
             requested_at = requests.get(run_id)
             if requested_at is None:
-                return self._refuse(404, _("There was no such abort of this run."))
+                return self._refuse(404, _("This run has no such abort request."))
         findings = ask_about(abort_id, run_id, timeout=ASK_FOR, requested_at=requested_at)
         answer = {"ok": True, "runId": run_id, "abortId": str(abort_id)}
         return JsonResponse(answer | _report(findings, requested_at))
@@ -75,7 +74,7 @@ class AbortProgressView(GuardedView):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         refusal = super().http_method_not_allowed(request, *args, **kwargs)
-        response = self._refuse(405, _("This address can only be read."))
+        response = self._refuse(405, _("This address accepts only GET."))
         response["Allow"] = refusal["Allow"]
         return response
 
@@ -84,7 +83,7 @@ class AbortProgressView(GuardedView):
 
 
 def _requests(abort_id: uuid.UUID) -> dict[str, datetime] | None:
-    """The run that was to be aborted, if there is one, and when; None if the database fails."""
+    """Run ID and time of the request, empty if there is no such row; None if the database fails."""
 
     def select(alias: str) -> dict[str, datetime] | None:
         rows = database.model().objects.using(alias).filter(pk=abort_id)
@@ -98,10 +97,10 @@ def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]
     state = _state(findings, _is_settled(age))
     processes = len(findings.holders)
     aborting = sum(each.state == "aborting" for each in findings.holders)
-    nobody_is_left_but_the_silent = age is not None and age > PATIENCE and not aborting
+    only_silent_left = age is not None and age > PATIENCE and not aborting
     return {
         "state": state,
-        "over": state in {"stopped", "finished", "idle"} or nobody_is_left_but_the_silent,
+        "over": state in {"stopped", "finished", "idle"} or only_silent_left,
         "processes": processes,
         "stopped": processes - aborting,
         "unanswered": findings.unanswered,
@@ -110,9 +109,9 @@ def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]
 
 
 def _is_settled(age: timedelta | None) -> bool:
-    """Whether also those have had the time to hear of it whom Redis did not reach.
+    """Whether processes that Redis did not reach have had the time to read the database.
 
-    :param age: of the request; None if there is no row of it to hear from.
+    :param age: age of the request; None if it has no row.
     """
     if age is None:
         return current().listener.is_listening()
@@ -133,9 +132,9 @@ def _sentences(state: State, aborting: int, stopped: int, unanswered: int) -> It
     if state == "asked":
         yield _("Asked to abort.")
     elif state == "finished":
-        yield _("It had already finished.")
+        yield _("The run had already finished.")
     elif state == "idle":
-        yield _("Nobody works on it.")
+        yield _("No process is working on this run.")
     elif state == "stopped":
         text = ngettext("Stopped on %(count)s process.", "Stopped on %(count)s processes.", stopped)
         yield text % {"count": stopped}

@@ -2,18 +2,17 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import call_command, load_command_class
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import free_port
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._store import database
 from run_abort.models import AbortRequest
@@ -73,20 +72,17 @@ class TestAbortRun:
             "waited-1: asked to abort, NOT recorded, published to 1 listener(s)",
             "    stopped in 1 process(es)",
             "waited-2: asked to abort, NOT recorded, published to 1 listener(s)",
-            "    no process that answered works on it",
+            "    none of the processes that answered works on it",
         ]
         told = call("abort_run", "waited-1", "--wait=20").splitlines()[1:]
         assert told == ["    had already finished"]
 
-    def test_who_does_not_answer_is_counted(
-        self, configure: Configure, own_redis: RedisServer, foreign: Foreign
-    ) -> None:
-        configure(REDIS_URL=own_redis.url)
+    def test_who_does_not_answer_is_counted(self, configure: Configure, foreign: Foreign) -> None:
         with foreign.client.pubsub() as pubsub:
             pubsub.subscribe(foreign.channel)
             assert pubsub.get_message(timeout=5) is not None
             assert call("abort_run", "unknown-1", "--wait=0.2").splitlines()[1:] == [
-                "    no process that answered works on it",
+                "    none of the processes that answered works on it",
                 "    1 listener(s) did not answer",
             ]
 
@@ -111,7 +107,7 @@ class TestAbortRun:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         configure(REDIS_URL=None)
-        with pytest.raises(CommandError, match="Nobody could be asked") as raised:
+        with pytest.raises(CommandError, match="Not asked: neither") as raised:
             call("abort_run", "run-1")
         assert raised.value.returncode == 1
 
@@ -140,12 +136,12 @@ class TestClearRunAbort:
         assert out.splitlines() == [
             "run-1: 2 request(s) cleared",
             "run-2: 1 request(s) cleared",
-            "run-4: none stood",
+            "run-4: no request to clear",
         ]
         standing = AbortRequest.objects.filter(cleared_at=None)
         assert list(standing.values_list("run_id", flat=True)) == ["run-3"]
         assert AbortRequest.objects.count() == 4
-        assert call("clear_run_abort", "run-1") == "run-1: none stood\n"
+        assert call("clear_run_abort", "run-1") == "run-1: no request to clear\n"
 
     def test_the_id_runs_again_and_can_be_aborted_again(self, recording: None) -> None:
         for _ in range(2):
@@ -168,7 +164,7 @@ class TestClearRunAbort:
         self, recording: None, caplog: pytest.LogCaptureFixture
     ) -> None:
         out = io.StringIO()
-        with unmigrated(), pytest.raises(CommandError, match="could not be asked") as raised:
+        with unmigrated(), pytest.raises(CommandError, match="The database failed") as raised:
             call_command("clear_run_abort", "run-1", "run-2", stdout=out, no_color=True)
         assert raised.value.returncode == 1
         assert out.getvalue().splitlines() == [
@@ -264,7 +260,28 @@ class TestPruneRunAborts:
         assert AbortRequest.objects.exists()
 
 
-@pytest.fixture
-def foreign(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with own_redis.client() as client:
-        yield Foreign(client, channel_name)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["listen_run_aborts", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["listen_run_aborts", "--timeout", "-1"], "greater than 0"),
+        (["listen_run_aborts", "--timeout", "nan"], "greater than 0"),
+        (["listen_run_aborts", "--format", "xml"], "invalid choice"),
+        (["listen_run_aborts", "--reqire-redis"], "unrecognized arguments"),
+        (["run_abortable"], "Name a run and a program"),
+        (["run_abortable", "run-1"], "COMMAND"),
+        (["run_abortable", "", "--", "true"], "must not be empty"),
+        (["run_abortable", "run-1", "--grace", "x", "--", "true"], "'x' is not a number"),
+        (["run_abortable", "run-1", "--group", "", "--", "true"], "must not be empty"),
+    ],
+)
+def test_a_typo_is_an_error(arguments: list[str], told: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        call(*arguments)
+    assert told in str(raised.value)
+
+
+def test_help_names_the_options_and_signals() -> None:
+    text = load_command_class("run_abort", "listen_run_aborts").create_parser("", "").format_help()
+    for word in ("--format", "--require-redis", "--timeout", "SIGTERM", "default: 10"):
+        assert word in text

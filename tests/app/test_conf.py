@@ -13,6 +13,7 @@ from run_abort import conf
 
 class TestSettings:
     def test_defaults_are_those_of_the_design(self, settings: Any) -> None:
+        settings.RUN_ABORT = {}  # which is signalled; pytest-django signals no deletion
         del settings.RUN_ABORT
         assert conf.settings() == conf.Settings(
             REDIS_URL=None,
@@ -51,8 +52,8 @@ class TestSettings:
 
 
 BAD: list[tuple[object, str, str]] = [
-    (None, "dict", "has to be a dict"),
-    ([("CHANNEL", "x")], "dict", "has to be a dict"),
+    (None, "dict", "must be a dict"),
+    ([("CHANNEL", "x")], "dict", "must be a dict"),
     ({"CHANEL": "x"}, "key", "Did you mean 'CHANNEL'?"),
     ({"channel": "x"}, "key", "Did you mean 'CHANNEL'?"),
     ({"XYZ": 1}, "key", "The keys are REDIS_URL, CACHE_ALIAS"),

@@ -79,16 +79,16 @@ def held(run_id: str, label: str = "", *, aborted: bool = False, age: float = 0)
 
 class TestRealProcesses:
     def test_starts_no_listener(self, configure: Configure) -> None:
-        assert call() == "0 process(es) answer; they work in 0 block(s).\n"
+        assert call() == "0 process(es) answered, with 0 open block(s).\n"
         assert current().listener.status().state == "off"
         assert "run_abort-listener" not in threads_of_ours()
 
     def test_does_not_count_the_process_it_runs_in(self, listening: None) -> None:
         with abortable_run("run-1"):
-            assert call() == "0 process(es) answer; they work in 0 block(s).\n"
+            assert call() == "0 process(es) answered, with 0 open block(s).\n"
 
     def test_who_does_not_answer_is_told(self, configure: Configure, stranger: None) -> None:
-        sentence = "1 listener(s) on the channel do not answer: other programs, or processes "
+        sentence = "1 listener(s) on the channel did not answer: other programs, or hung "
         assert sentence in call("--timeout=0.1")
         assert json.loads(call("--timeout=0.1", "--json")) == {"unanswered": 1, "processes": []}
         out, error = fails("--timeout=0.1", "--strict")
@@ -108,7 +108,7 @@ class TestWithoutRedis:
 
     def test_where_it_is_down(self, configure: Configure) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
-        assert fails("--json") == ("", "Redis could not be asked; --verbosity 3 says why.")
+        assert fails("--json") == ("", "Redis could not be reached; --verbosity 3 shows why.")
 
 
 class TestText:
@@ -124,14 +124,14 @@ class TestText:
             '    "a"       "longer"  for 1:02:05',
             '    "longer"            for 0:00:00  aborting',
             "w      123  celery worker  starting   2026-11-24 10:12:03+00:00  0",
-            "2 process(es) answer; they work in 2 block(s).",
+            "2 process(es) answered, with 2 open block(s).",
         ]
 
     def test_blocks_that_are_not_named_are_counted(self, found: list[ProcessStatus]) -> None:
         found.append(status(runs=(held("run-1"),), held=1200))
         assert call().splitlines()[-2:] == [
-            "1 process(es) answer; they work in 1200 block(s).",
-            "1199 younger block(s) are not named.",
+            "1 process(es) answered, with 1200 open block(s).",
+            "1199 newer block(s) are not shown.",
         ]
 
     def test_strangers_do_not_reach_the_terminal(self, found: list[ProcessStatus]) -> None:
@@ -188,13 +188,11 @@ class TestDemands:
         assert facts["held"] == 3
         out, error = fails("run-4")
         assert "HOST" not in out
-        assert error == "No process that answered is known to work on it."
+        assert error == "No process that answered works on it."
 
     def test_all_that_is_not_so_is_told(self, found: list[ProcessStatus]) -> None:
         _, error = fails("run-4", "--min-listening=1")
-        assert error == (
-            "Only 0 of 1 processes listen. No process that answered is known to work on it."
-        )
+        assert error == ("Only 0 of 1 processes listen. No process that answered works on it.")
 
 
 @pytest.mark.parametrize(

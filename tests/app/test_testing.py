@@ -24,6 +24,7 @@ from run_abort import (
     abort_runs,
     abortable_run,
     checks,
+    conf,
 )
 from run_abort._runtime.runtime import current
 from run_abort.models import AbortRequest
@@ -36,7 +37,6 @@ from run_abort.testing import (
     abort_after,
     abort_everywhere,
     record_aborts,
-    recording,
 )
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, wait_until
@@ -45,8 +45,10 @@ from tests.support import Foreign, wait_until
 @pytest.fixture(autouse=True)
 def leave_nothing_watched() -> Iterator[None]:
     yield
-    assert current().registry.on_register is None
-    assert not channel.only_named
+    assert not current().registry.on_register
+    assert current().registry.controller_class is AbortController
+    assert not current().push.only_named
+    assert not current().queues.cut_off
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal
 
@@ -153,18 +155,8 @@ class TestRecordAborts:
             assert not checks.check_settings()[0].is_serious()
         assert abort_run("a").published
 
-    def test_that_it_counts_no_more_is_known_at_once(
-        self, configure: Configure, settings: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("REDIS_URL", settings.RUN_ABORT["REDIS_URL"])
-        settings.RUN_ABORT = {"INTENTS": False}
-        assert current().push.is_configured()
-        with recording():
-            assert not current().push.is_configured()
-        assert current().push.is_configured()
-
     def test_settings_of_the_test_itself_count(self, db: None, configure: Configure) -> None:
-        redis = {"REDIS_URL": channel.conf.settings().REDIS_URL}
+        redis = {"REDIS_URL": conf.settings().REDIS_URL}
         with record_aborts(), override_settings(RUN_ABORT={"LISTEN": False, **redis}):
             outcome = abort_run("a")
         assert outcome.recorded
@@ -248,25 +240,6 @@ class TestAbortAfter:
         assert watch.aborted_at is not None
         assert watch.aborted_at.number == number
         assert not watch.still_open
-
-    def test_at_the_first_look_the_body_does_not_begin_and_at_the_last_it_is_done(self) -> None:
-        done = []
-
-        def job() -> None:
-            with abortable_run("job"):
-                done.append(True)
-
-        with abort_after(1, edges=True), pytest.raises(RunAborted):
-            job()
-        assert not done
-        with abort_after(2, edges=True), pytest.raises(RunAborted):
-            job()
-        assert done
-
-    def test_too_few_looks_are_an_error(self) -> None:
-        with pytest.raises(AssertionError, match="there were 5 looks, not 6"):
-            with abort_after(6, edges=True):
-                work()
 
     def test_another_error_stays_what_it_is(self) -> None:
         with pytest.raises(ZeroDivisionError):
@@ -429,11 +402,6 @@ class TestAbortAfter:
         assert heard[0]["controllers"] == 1
         assert heard[0]["abort_id"]
 
-    def test_nobody_has_asked_for_it(self) -> None:
-        with record_aborts() as aborts, abort_after(2, edges=True), pytest.raises(RunAborted):
-            work()
-        assert aborts == []
-
     def test_all_threads_of_the_run_are_aborted(self) -> None:
         ended: list[str] = []
         begun = threading.Barrier(3)
@@ -456,16 +424,6 @@ class TestAbortAfter:
         assert ended == ["aborted"] * 3
         assert len(watch.checkpoints) == 30
 
-    def test_asyncio(self) -> None:
-        async def job() -> None:
-            async with abortable_run("job") as signal:
-                if signal.aborted:
-                    await asyncio.sleep(30)
-
-        for number in (1, 2, 3):
-            with abort_after(number, edges=True), pytest.raises(RunAborted):
-                asyncio.run(job())
-
     def test_a_job_that_does_not_stop(self) -> None:
         def job() -> None:
             with abortable_run("job") as signal:
@@ -474,7 +432,7 @@ class TestAbortAfter:
                         signal.raise_if_aborted()
 
         with abort_after(3, max_looks=10, edges=True):
-            with pytest.raises(DoesNotStop, match=r"in .*job, raise_if_aborted.* 10 times more"):
+            with pytest.raises(DoesNotStop, match=r"in .*job, raise_if_aborted.* 10 times"):
                 job()
 
     def test_a_job_that_begins_again_and_again(self) -> None:
@@ -627,13 +585,6 @@ class TestAbortEverywhere:
         assert lines[1] == f"  {told}: AssertionError: rows without a file: {{1}}"
         assert issubclass(InvariantsBroken, AssertionError)
 
-    def test_it_is_reproduced_by_its_number(self) -> None:
-        reset()
-        with abort_after(4, edges=True), pytest.raises(RunAborted):
-            import_rows_wrongly()
-        with pytest.raises(AssertionError, match="without a file"):
-            store.check()
-
     def test_a_coroutine_that_is_right(self) -> None:
         report = abort_everywhere(import_rows_async, before=reset, after=store.check)
         looks = ["entering the block", "await", "await", "await", "leaving the block"]
@@ -726,7 +677,7 @@ class TestAbortEverywhere:
         looks: list[int] = []
         found = broken_by(job, before=looks.clear, max_looks=20)
         assert "does not stop" in found[0][1]
-        assert "20 times more" in found[0][1]
+        assert "more than 20 times" in found[0][1]
 
     def test_a_job_that_catches_its_abort(self) -> None:
         def job() -> None:
@@ -735,7 +686,7 @@ class TestAbortEverywhere:
 
         found = broken_by(job, before=reset)
         assert [number for number, _ in found] == [1, 2, 3, 4, 5]
-        assert "returned as if it was not aborted" in found[0][1]
+        assert "the job returned normally" in found[0][1]
         abort_everywhere(job, before=reset, after=store.check, raises=None)
         assert "raised RunAborted" in broken_by(import_rows, before=reset, raises=None)[0][1]
 
@@ -788,10 +739,10 @@ class TestAbortEverywhere:
             go_on.set()
             for thread in threads:
                 thread.join(20)
-        assert any("not its work on shard" in problem for _, problem in found)
+        assert any("but blocks of shard" in problem for _, problem in found)
 
     def test_a_job_without_checkpoints(self) -> None:
-        with pytest.raises(AssertionError, match="comes to no checkpoint"):
+        with pytest.raises(AssertionError, match="has no checkpoint"):
             abort_everywhere(bool)
 
     def test_a_job_that_is_not_the_same_each_time(self) -> None:
@@ -806,7 +757,7 @@ class TestAbortEverywhere:
         assert found == [
             (
                 4,
-                "this time the job came to 3 checkpoints only: they have to be the same each time",
+                "this time the job reached only 3 checkpoints: they must be the same each time",
             )
         ]
 
@@ -822,7 +773,7 @@ class TestAbortEverywhere:
 
         found = broken_by(job)
         assert found[0][0] == 3
-        assert "came to 2 checkpoints only, as it raised ValueError: exists already" in found[0][1]
+        assert "2 checkpoints, because it raised ValueError: exists already" in found[0][1]
 
     def test_a_job_with_too_many_checkpoints(self) -> None:
         def job() -> None:
@@ -891,7 +842,7 @@ class TestAbortEverywhere:
 
     def test_not_within_an_event_loop(self) -> None:
         async def test() -> None:
-            with pytest.raises(RuntimeError, match="whose event loop runs"):
+            with pytest.raises(RuntimeError, match="that runs an event loop"):
                 abort_everywhere(import_rows_async)
             await asyncio.to_thread(abort_everywhere, import_rows_async, before=reset)
 
@@ -906,16 +857,3 @@ class TestAbortEverywhere:
 
         report = abort_everywhere(job)
         assert len(report.checkpoints) == 5
-
-    def test_it_is_told_of_awaits_by_the_name_of_the_task(self) -> None:
-        names: list[str] = []
-
-        async def job() -> None:
-            async with abortable_run("job"):
-                task = asyncio.current_task()
-                assert task is not None
-                names.append(repr(task))
-                await asyncio.sleep(0)
-
-        abort_everywhere(job)
-        assert "job" in names[0]

@@ -11,8 +11,10 @@ from types import FrameType
 
 import pytest
 
-from run_abort import AbortController, AbortSignal, RunAborted
-from tests.support import wait_until
+from run_abort._core.controller import AbortController, AbortSignal
+from run_abort._core.types import Aborted, Escalated, Event, Request
+from run_abort.exceptions import RunAborted
+from tests.core.scopes import wait_until
 
 
 def in_thread(fn: Callable[[], object]) -> threading.Thread:
@@ -101,7 +103,8 @@ class TestClose:
     def test_a_lost_close_finds_the_flag_set_though_the_aborter_was_stopped_before(self) -> None:
         controller = AbortController("run-1")
         # What abort() does first; its thread may be stopped right after.
-        controller._verdict["verdict"] = ("because", "ann")
+        request = Request("run-1", reason="because", actor="ann")
+        controller._verdict["verdict"] = Aborted(request, "local", time.time(), (controller,))
         assert controller.close() is False
         assert controller.signal.aborted
         assert controller.signal.reason == "because"
@@ -350,6 +353,43 @@ class TestCallbacks:
         controller.signal.add_callback(lambda: called.append(1))
         controller.abort()
         assert called == [1]
+
+
+class TestEvents:
+    def test_the_signal_knows_its_abort_when_the_flag_is_set(self) -> None:
+        controller = AbortController("run-1")
+        seen: list[bool] = []
+        controller.signal._when_aborted(lambda: seen.append(controller.signal.aborted))
+        aborted = Aborted(Request("group", "id", "because"), "channel", 1.5, (controller,))
+
+        assert controller.flip(aborted) is True
+        assert controller.signal.aborted
+        assert controller.signal.aborted_by is aborted
+        assert seen == []  # nothing is woken yet
+        controller.take_effect()
+        assert seen == [True]
+        later = Aborted(Request("run-1"), "local", 2.5, (controller,))
+        assert controller.flip(later) is False
+        assert controller.signal.aborted_by is aborted
+
+    def test_an_abort_of_its_own_is_a_local_request(self) -> None:
+        controller = AbortController("run-1")
+        controller.abort("because", "ann")
+        aborted = controller.signal.aborted_by
+        assert aborted is not None
+        assert (aborted.way, aborted.controllers) == ("local", (controller,))
+        assert aborted.request == Request("run-1", reason="because", actor="ann")
+
+    def test_escalations_are_emitted(self) -> None:
+        events: list[Event] = []
+        signal = AbortController("run-1", emit=events.append).signal
+        before = time.time()
+        signal.escalated("terminate")
+        (event,) = events
+        assert isinstance(event, Escalated)
+        assert (event.signal, event.escalation) == (signal, "terminate")
+        assert before <= event.at <= time.time()
+        AbortController().signal.escalated("kill")  # nobody is told
 
 
 class TestObjects:

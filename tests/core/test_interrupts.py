@@ -3,25 +3,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import signal as signals
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from run_abort import RunAborted, abortable_run, runs
-from run_abort._core import escalation, interrupts
+from run_abort._core import interrupts, scope
 from run_abort._core.interrupts import Interruption, Shield
-from run_abort._runtime.runtime import current
-from run_abort.facts import Fact, on_fact
-from tests.conftest import Configure
-from tests.support import wait_until
+from run_abort._core.types import Aborted, Event
+from run_abort.exceptions import RunAborted
+from tests.core.scopes import Block, Core, wait_until
 
 pytestmark = [
-    pytest.mark.usefixtures("configure", "no_garbage"),
+    pytest.mark.usefixtures("no_garbage"),
     # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
@@ -30,20 +31,10 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(configure: Configure) -> Iterator[None]:
-    configure(REDIS_URL=None, LISTEN=False)
+def nothing_is_left(core: Core) -> Iterator[None]:
     yield
     assert not interrupts.open_interruptions
     assert interrupts._target() is None
-
-
-@pytest.fixture
-def told() -> Iterator[list[Fact]]:
-    told: list[Fact] = []
-    remove = on_fact(told.append)
-    yield told
-    remove()
-    assert current().facts.wait_recorded(20)
 
 
 class Worker:
@@ -67,49 +58,42 @@ class Worker:
         return self.ended_by
 
 
-def abort(run_id: str = "run-1", reason: str = "because") -> None:
-    wait_until(lambda: run_id in current().registry.ids())
-    current().registry.abort(run_id, reason, "ann", abort_id="5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
-
-
 class TestThread:
-    def test_one_that_does_not_look_is_interrupted(self, told: list[Fact]) -> None:
+    def test_one_that_does_not_look_is_interrupted(self, core: Core) -> None:
         def work() -> None:
-            with abortable_run("run-1", grace=0.1, insist="interrupt"):
+            with core.block("run-1", grace=0.1, insist="interrupt"):
                 while True:
                     pass
 
         worker = Worker(work)
         began = time.monotonic()
-        abort()
+        core.abort_when_held()
         error = worker.join()
         assert time.monotonic() - began >= 0.1
         assert isinstance(error, RunAborted)
         assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
         assert str(error) == "run 'run-1' was aborted by ann: because"
-        assert current().registry.ids() == []
-        assert current().facts.wait_recorded(20)
-        assert [fact.name for fact in told] == ["aborted", "insisted", "stopped"]
-        assert told[1].rung == "interrupt"
+        assert core.registry.ids() == []
+        assert core.happened() == ["Aborted", "Escalated", "Left"]
+        assert core.escalations() == ["interrupt"]
 
-    def test_one_that_leaves_in_time_is_not(self, told: list[Fact]) -> None:
+    def test_one_that_leaves_in_time_is_not(self, core: Core) -> None:
         def work() -> None:
-            with abortable_run("run-1", grace=0.1, insist="interrupt") as signal:
+            with core.block("run-1", grace=0.1, insist="interrupt") as signal:
                 signal.wait(20)
             raise AssertionError
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
         time.sleep(0.2)
-        assert current().facts.wait_recorded(20)
-        assert [fact.name for fact in told] == ["aborted", "stopped"]
+        assert core.happened() == ["Aborted", "Left"]
 
-    def test_one_that_swallows_it_is_interrupted_again(self, told: list[Fact]) -> None:
+    def test_one_that_swallows_it_is_interrupted_again(self, core: Core) -> None:
         swallowed = []
 
         def work() -> None:
-            with abortable_run("run-1", grace=0.05, insist="interrupt"):
+            with core.block("run-1", grace=0.05, insist="interrupt"):
                 while True:
                     try:
                         while True:
@@ -120,15 +104,14 @@ class TestThread:
                             raise
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
         assert len(swallowed) == 3
-        assert current().facts.wait_recorded(20)
-        assert [fact.rung for fact in told].count("interrupt") == 3
+        assert core.escalations() == ["interrupt"] * 3
 
-    def test_swallowing_it_to_the_end_does_not_make_it_unaborted(self) -> None:
+    def test_swallowing_it_to_the_end_does_not_make_it_unaborted(self, core: Core) -> None:
         def work() -> None:
-            with abortable_run("run-1", grace=0, insist="interrupt"):
+            with core.block("run-1", grace=0, insist="interrupt"):
                 try:
                     while True:
                         pass
@@ -136,78 +119,84 @@ class TestThread:
                     pass
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
 
-    def test_the_exception_pickles_and_is_what_it_seems(self) -> None:
+    def test_the_exception_pickles_and_is_what_it_seems(self, core: Core) -> None:
         def work() -> None:
-            with abortable_run("run-1", grace=0, insist="interrupt"):
+            with core.block("run-1", grace=0, insist="interrupt"):
                 while True:
                     pass
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         error = pickle.loads(pickle.dumps(worker.join()))
         assert type(error) is RunAborted
         assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
 
     def test_one_in_a_call_of_c_code_is_interrupted_after_it_and_not_said_to_have_stopped(
-        self, told: list[Fact]
+        self, core: Core
     ) -> None:
         release = threading.Lock()
         release.acquire()
         steps = []
 
         def work() -> None:
-            with abortable_run("run-1", grace=0, insist="interrupt"):
+            with core.block("run-1", grace=0, insist="interrupt"):
                 release.acquire(timeout=20)
                 steps.append("went on")  # pragma: no cover
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         wait_until(
             lambda: [each.is_on_its_way() for each in interrupts.open_interruptions] == [True]
         )
-        wait_until(lambda: "insisted" in [fact.name for fact in told])
-        assert "stopped" not in [fact.name for fact in told]
+        wait_until(lambda: "Escalated" in core.happened())
+        assert "Left" not in core.happened()
         release.release()
         assert isinstance(worker.join(), RunAborted)
         assert steps == []
 
-    def test_one_whose_end_python_skips_is_left(self) -> None:
+    def test_one_whose_end_python_skips_is_left(self, core: Core) -> None:
         """CPython 3.11 to 3.13 skip ``except``, ``finally`` and ``with`` around such a loop, if the
         interrupt arrives where it goes round (python/cpython#108214 and #130279)."""
         for _ in range(20):
             steps: list[float] = []
 
             def work(steps: list[float] = steps) -> None:
-                with abortable_run("run-1", grace=0, insist="interrupt"):
+                with core.block("run-1", grace=0, insist="interrupt"):
                     steps.append(1.0)
                     while steps[0] < 2:
                         pass
 
             worker = Worker(work)
-            abort()
+            core.abort_when_held()
             assert isinstance(worker.join(), RunAborted)
-            assert current().registry.ids() == []
+            assert core.registry.ids() == []
             assert not interrupts.open_interruptions
 
-    def test_one_that_is_entered_when_the_abort_stands_never_runs(self) -> None:
-        block = abortable_run("run-1", grace=0, insist="interrupt")
-        with pytest.raises(RunAborted):
-            with block:
-                abort()
+    def test_the_thread_itself_may_abort_it(self, core: Core) -> None:
+        def work() -> None:
+            with core.block(grace=0, insist="interrupt"):
+                core.abort()
                 while True:
                     pass
 
+        assert isinstance(Worker(work).join(), RunAborted)
+
+    def test_what_was_requested_before_never_runs(self, core: Core) -> None:
+        core.look = lambda controller: core.abort()
+        with pytest.raises(RunAborted), core.block(grace=0, insist="interrupt"):
+            raise AssertionError("entered")
+
 
 class TestShield:
-    def test_what_comes_within_is_raised_at_its_end(self) -> None:
+    def test_what_comes_within_is_raised_at_its_end(self, core: Core) -> None:
         steps: list[str] = []
         inside = threading.Event()
 
         def work() -> None:
-            with abortable_run("run-1", grace=0, insist="interrupt") as signal:
+            with core.block("run-1", grace=0, insist="interrupt") as signal:
                 with signal.shield(), signal.shield():
                     inside.set()
                     wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
@@ -216,24 +205,24 @@ class TestShield:
 
         worker = Worker(work)
         assert inside.wait(20)
-        abort()
+        core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
         assert steps == ["finished"]
 
-    def test_an_error_within_is_not_lost(self) -> None:
+    def test_an_error_within_is_not_lost(self, core: Core) -> None:
         def work() -> None:
-            with abortable_run("run-1", grace=0, insist="interrupt") as signal:
+            with core.block("run-1", grace=0, insist="interrupt") as signal:
                 with signal.shield():
                     wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
                     raise ValueError("within")
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         error = worker.join()
         assert isinstance(error, RunAborted)
         assert isinstance(error.__context__, ValueError)
 
-    def test_one_that_was_sent_before_it_is_taken_back_until_its_end(self) -> None:
+    def test_one_that_was_sent_before_it_is_taken_back_until_its_end(self, core: Core) -> None:
         """Forced: it is sent while the thread is in C code, from which it comes to the shield."""
         steps: list[str] = []
         release = threading.Lock()
@@ -241,7 +230,7 @@ class TestShield:
         shield = Shield()
 
         def work() -> None:
-            with abortable_run("run-1", grace=60, insist="interrupt"):
+            with core.block("run-1", grace=60, insist="interrupt"):
                 # A class made by C code, whose call is not followed by a look for interrupts.
                 for _ in [None]:
                     release.acquire(timeout=20)
@@ -250,7 +239,7 @@ class TestShield:
                 steps.append("went on")
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         wait_until(lambda: len(interrupts.open_interruptions) == 1)
         (interruption,) = interrupts.open_interruptions
         assert interruption.send()
@@ -259,8 +248,46 @@ class TestShield:
         assert isinstance(worker.join(), RunAborted)
         assert "went on" not in steps
 
-    def test_without_an_interruptible_block_it_does_nothing(self) -> None:
-        with abortable_run("run-1") as signal, signal.shield():
+    def test_forced_an_abort_by_the_thread_itself_is_finished_first(self, core: Core) -> None:
+        """Else locks that all threads need could stay locked for ever."""
+        steps: list[str] = []
+
+        def linger(event: Event) -> None:
+            if isinstance(event, Aborted):
+                wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
+                steps.append("emitted")
+
+        def work() -> None:
+            with core.block(grace=0, insist="interrupt"):
+                core.abort()
+                steps.append("went on")
+
+        core.registry.events.add(linger)
+        assert isinstance(Worker(work).join(), RunAborted)
+        assert steps == ["emitted"]
+
+    def test_forced_a_signal_handler_may_abort_while_its_thread_puts_one_up(
+        self, core: Core
+    ) -> None:
+        aborted: list[int] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            aborted.append(core.abort("other"))
+
+        before = signals.signal(signals.SIGUSR1, handle)
+        try:
+            with pytest.raises(RunAborted), core.block("other"):
+                with core.block(insist="interrupt"):
+                    target = interrupts._target()
+                    assert target is not None
+                    with target.lock:  # as the thread has it for a moment
+                        signals.raise_signal(signals.SIGUSR1)
+                        assert aborted == [1]
+        finally:
+            signals.signal(signals.SIGUSR1, before)
+
+    def test_without_an_interruptible_block_it_does_nothing(self, core: Core) -> None:
+        with core.block("run-1") as signal, signal.shield():
             pass
         with Shield():
             pass
@@ -268,23 +295,23 @@ class TestShield:
 
 class TestNested:
     @pytest.mark.parametrize("inner", [(), "interrupt"])
-    def test_the_inner_block_is_left_properly(self, inner: Any) -> None:
+    def test_the_inner_block_is_left_properly(self, core: Core, inner: Any) -> None:
         def work() -> None:
-            with abortable_run("outer", grace=0, insist="interrupt"):
+            with core.block("outer", grace=0, insist="interrupt"):
                 while True:
-                    with abortable_run("run-1", insist=inner):
+                    with core.block("run-1", insist=inner):
                         pass
 
         worker = Worker(work)
-        wait_until(lambda: "outer" in current().registry.ids())
-        abort("outer")
+        wait_until(lambda: "outer" in core.registry.ids())
+        core.abort_when_held("outer")
         error = worker.join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert current().registry.ids() == []
+        assert core.registry.ids() == []
 
     def test_one_for_the_outer_that_comes_while_the_inner_begins_leaves_nothing(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, core: Core, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Forced: it is sent when there are the means to interrupt the inner one."""
         made = []
@@ -296,57 +323,91 @@ class TestNested:
                 super().__init__(*args)
                 made.append(self)
                 if len(made) == 2:
-                    abort("outer")
+                    core.abort_when_held("outer")
                     wait_until(lambda: self._target.owed is made[0])
 
-        monkeypatch.setattr(runs, "Interruption", Slow)
+        monkeypatch.setattr(scope, "Interruption", Slow)
 
         def work() -> None:
-            with abortable_run("outer", grace=0, insist="interrupt"):
-                with abortable_run("run-1", insist="interrupt"):
+            with core.block("outer", grace=0, insist="interrupt"):
+                with core.block("run-1", insist="interrupt"):
                     raise AssertionError("not reached")
 
         error = Worker(work).join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert current().registry.ids() == []
+        assert core.registry.ids() == []
 
-    def test_the_inner_one_alone_is_interrupted(self) -> None:
+    def test_the_inner_one_alone_is_interrupted(self, core: Core) -> None:
         outcome = []
 
         def work() -> None:
-            with abortable_run("outer", grace=0, insist="interrupt"):
+            with core.block("outer", grace=0, insist="interrupt"):
                 try:
-                    with abortable_run("run-1", grace=0, insist="interrupt"):
+                    with core.block("run-1", grace=0, insist="interrupt"):
                         while True:
                             pass
                 except RunAborted as error:
                     outcome.append(error.run_id)
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         assert worker.join() is None
         assert outcome == ["run-1"]
 
-    def test_an_exit_stack_leaves_it_too(self) -> None:
+    def test_an_exit_stack_leaves_it_too(self, core: Core) -> None:
         def work() -> None:
             with ExitStack() as stack:
-                stack.enter_context(abortable_run("run-1", grace=0, insist="interrupt"))
+                stack.enter_context(core.block("run-1", grace=0, insist="interrupt"))
                 while True:
                     pass
 
         worker = Worker(work)
-        abort()
+        core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
-        assert current().registry.ids() == []
+        assert core.registry.ids() == []
+
+
+class TestMadeBefore:
+    """A block that was made before the block around it could be interrupted."""
+
+    TRIALS = 300
+
+    def work(self, core: Core, blocks: list[Block], ended: list[int]) -> None:
+        with core.block("outer", grace=0, insist="interrupt"):
+            core.abort("outer")
+            for block in blocks:
+                with block:
+                    pass
+                ended.append(1)
+            while True:
+                pass
+
+    def test_interrupted_as_it_begins_or_ends_it_leaves_the_registry(self, core: Core) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        hit = 0
+        try:
+            for _ in range(self.TRIALS):
+                blocks = [core.block(f"inner-{number}") for number in range(500)]
+                ended: list[int] = []
+                error = Worker(partial(self.work, core, blocks, ended)).join()
+                assert isinstance(error, RunAborted)
+                assert error.run_id == "outer"
+                assert core.registry.ids() == []
+                assert not interrupts.open_interruptions
+                hit += len(ended) < len(blocks)
+        finally:
+            sys.setswitchinterval(interval)
+        assert hit > self.TRIALS / 2  # else nothing was tried
 
 
 class TestTask:
-    def test_one_that_swallows_its_cancellation_is_cancelled_again(self, told: list[Fact]) -> None:
+    def test_one_that_swallows_its_cancellation_is_cancelled_again(self, core: Core) -> None:
         swallowed = []
 
         async def work() -> None:
-            async with abortable_run("run-1", grace=0.05, insist="cancel"):
+            async with core.block("run-1", grace=0.05, insist="cancel"):
                 while len(swallowed) < 3:
                     try:
                         await asyncio.sleep(20)
@@ -356,57 +417,56 @@ class TestTask:
 
         async def main() -> int:
             task = asyncio.ensure_future(work())
-            while "run-1" not in current().registry.ids():
+            while "run-1" not in core.registry.ids():
                 await asyncio.sleep(0)
-            abort()
+            core.abort_when_held()
             with pytest.raises(RunAborted):
                 await task
             return task.cancelling()
 
         assert asyncio.run(main()) == 0
         assert len(swallowed) == 3
-        wait_until(lambda: [fact.rung for fact in told].count("cancel") == 3)
+        wait_until(lambda: core.escalations() == ["cancel"] * 3)
 
-    def test_one_that_leaves_is_cancelled_once(self, told: list[Fact]) -> None:
+    def test_one_that_leaves_is_cancelled_once(self, core: Core) -> None:
         async def main() -> None:
             with pytest.raises(RunAborted):
-                async with abortable_run("run-1", grace=0.05, insist="cancel"):
-                    abort()
+                async with core.block("run-1", grace=0.05, insist="cancel"):
+                    core.abort_when_held()
                     await asyncio.sleep(20)
             await asyncio.sleep(0.2)
 
         asyncio.run(main())
-        assert current().facts.wait_recorded(20)
-        assert [fact.name for fact in told] == ["aborted", "stopped"]
+        assert core.happened() == ["Aborted", "Left"]
 
 
 class TestArguments:
-    def test_a_block_of_a_loop_cannot_be_interrupted(self) -> None:
+    def test_a_block_of_a_loop_cannot_be_interrupted(self, core: Core) -> None:
         async def asynchronous() -> None:
-            async with abortable_run("run-1", insist="interrupt"):
+            async with core.block("run-1", insist="interrupt"):
                 pass
 
         async def synchronous() -> None:
-            with abortable_run("run-1", insist="interrupt"):
+            with core.block("run-1", insist="interrupt"):
                 pass
 
         for wrong in (asynchronous, synchronous):
             with pytest.raises(RuntimeError, match="insisted on by"):
                 asyncio.run(wrong())
-        assert current().registry.ids() == []
+        assert core.registry.ids() == []
 
-    def test_a_block_of_a_thread_cannot_be_cancelled(self) -> None:
+    def test_a_block_of_a_thread_cannot_be_cancelled(self, core: Core) -> None:
         with pytest.raises(RuntimeError, match="insisted on by 'interrupt' only"):
-            with abortable_run("run-1", insist="cancel"):
+            with core.block("run-1", insist="cancel"):
                 pass
 
-    def test_both_may_be_named(self) -> None:
+    def test_both_may_be_named(self, core: Core) -> None:
         both: Any = ("cancel", "interrupt")
-        with abortable_run("run-1", insist=both):
+        with core.block("run-1", insist=both):
             pass
 
         async def main() -> None:
-            async with abortable_run("run-1", insist=both):
+            async with core.block("run-1", insist=both):
                 pass
 
         asyncio.run(main())
@@ -427,95 +487,42 @@ class TestArguments:
             ({"grace": None}, TypeError),
         ],
     )
-    def test_wrong_ones(self, arguments: Any, error: type[Exception]) -> None:
+    def test_wrong_ones(self, core: Core, arguments: Any, error: type[Exception]) -> None:
         with pytest.raises(error):
-            abortable_run("run-1", **arguments)
+            core.block("run-1", **arguments)
 
 
-class TestInsister:
-    def test_steps_in_time_and_ends_when_there_is_nothing_to_do(self) -> None:
-        steps: list[float] = []
-        began = time.monotonic()
-
-        def attempt() -> bool:
-            steps.append(time.monotonic() - began)
-            return len(steps) != 1
-
-        block = escalation.Insistence(0.1, attempt)
-        escalation.insist(0.1, block)
-        wait_until(lambda: len(steps) == 4)
-        escalation.cease(block)
-        wait_until(lambda: escalation._insister._thread is None)
-        assert steps[0] >= 0.1
-        assert steps[1] - steps[0] < 0.1 + steps[0]  # what could not be tried is tried soon
-        assert steps[2] - steps[1] >= 0.1
-        assert steps[3] - steps[2] >= 0.2
-
-    def test_one_that_raises_is_logged_and_the_others_go_on(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        done: list[int] = []
-
-        def fails() -> bool:
-            raise ZeroDivisionError
-
-        def attempt() -> bool:
-            done.append(1)
-            return True
-
-        other = escalation.Insistence(0, attempt)
-        escalation.insist(0, escalation.Insistence(0, fails))
-        escalation.insist(0.01, other)
-        wait_until(lambda: done)
-        escalation.cease(other)
-        assert "ZeroDivisionError" in caplog.text
-
-    def test_one_that_was_left_is_not_begun_with(self) -> None:
-        block = escalation.Insistence(0, lambda: True)
-        escalation.cease(block)
-        escalation.insist(0, block)
-        assert escalation._insister._thread is None
-
-
-def test_one_that_is_on_its_way_for_long_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_is_on_its_way_for_long_is_warned_of(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "run_abort")
     release = threading.Lock()
     release.acquire()
 
     def work() -> None:
-        with abortable_run("run-1", grace=0, insist="interrupt"):
+        with core.block("run-1", grace=0, insist="interrupt"):
             release.acquire(timeout=20)
 
     worker = Worker(work)
-    abort()
-    wait_until(lambda: "does not look" in caplog.text)
+    core.abort_when_held()
+    wait_until(lambda: "cannot be interrupted now" in caplog.text)
     release.release()
     assert isinstance(worker.join(), RunAborted)
-    assert caplog.text.count("does not look") == 1
+    assert caplog.text.count("cannot be interrupted now") == 1
 
 
-def test_the_tried_are_bounded() -> None:
-    with pytest.raises(RunAborted):
-        with abortable_run("run-1") as signal:
-            abort()
-            for _ in range(50):
-                signal.tell_rung("kill", datetime.now(UTC))
-    delivery = current().events.delivery_of("5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
-    assert delivery is not None
-    assert len(delivery.tried) == 20
-
-
-def test_one_that_could_not_be_left_is_left_by_the_insister_and_never_interrupted(
+def test_one_that_could_not_be_left_is_left_by_the_escalator_and_never_interrupted(
+    core: Core,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As if a second interrupt had hit what is done when the first prevented ``__exit__``."""
-    block = abortable_run("run-1", grace=0, insist="interrupt")
+    block = core.block("run-1", grace=0, insist="interrupt")
     held = block.__exit__  # as a with statement gets hold of it
     block.__enter__()
-    monkeypatch.setattr(interrupts._Exit, "__del__", lambda self: None)
+    monkeypatch.setattr(interrupts._Guard, "__del__", lambda self: None)
     del held
-    abort()
-    wait_until(lambda: current().registry.ids() == [])
+    core.abort_when_held()
+    wait_until(lambda: core.registry.ids() == [])
     assert not interrupts.open_interruptions
     time.sleep(0.1)  # nothing arrives here
 
@@ -527,3 +534,8 @@ def test_an_interruption_of_a_thread_that_ended_inside_hits_nobody() -> None:
     thread.join()
     assert made[0].send() is False
     made[0].close()
+
+
+def test_forced_an_interrupt_while_the_guard_is_made_is_not_a_traceback() -> None:
+    guard = interrupts._Guard.__new__(interrupts._Guard)
+    del guard  # pytest would report what cannot be raised

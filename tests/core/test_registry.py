@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import re
 import threading
 import uuid
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from run_abort._core.controller import AbortController
-from run_abort._core.registry import Registry, clean_id, clean_ids
+from run_abort._core.ids import clean_id, clean_ids, new_origin
+from run_abort._core.registry import Registry
+from run_abort._core.types import Aborted, Event, Request
 
 
 class TestIds:
@@ -45,6 +47,14 @@ class TestIds:
         with pytest.raises(TypeError, match="groups must be"):
             clean_ids("run", groups)  # type: ignore[arg-type]
 
+    def test_origins_are_new_each_time(self) -> None:
+        assert re.fullmatch("inst_[0-9a-f]{32}", new_origin())
+        assert new_origin() != new_origin()
+
+
+def abort(registry: Registry, run_id: str, reason: str = "", actor: str = "") -> int:
+    return registry.abort(Request(run_id, reason=reason, actor=actor))
+
 
 class TestRegistry:
     def test_one_abort_reaches_all_who_answer_to_the_id(self) -> None:
@@ -55,20 +65,20 @@ class TestRegistry:
             registry.register(shard, ["run"])
         registry.register(other, ["other"])
 
-        assert registry.abort("run", "because", "ann") == 3
+        assert abort(registry, "run", "because", "ann") == 3
         assert all(shard.signal.reason == "because" for shard in shards)
         assert not other.signal.aborted
-        assert registry.abort("run") == 0
+        assert abort(registry, "run") == 0
 
     def test_a_group_reaches_its_runs(self) -> None:
         registry = Registry()
         run = AbortController("run")
         registry.register(run, ["run", "parent", "tenant"])
-        assert registry.abort("tenant") == 1
-        assert registry.abort("run") == 0
+        assert abort(registry, "tenant") == 1
+        assert abort(registry, "run") == 0
 
     def test_nobody_answers_to_an_unknown_id(self) -> None:
-        assert Registry().abort("unknown") == 0
+        assert abort(Registry(), "unknown") == 0
 
     def test_who_left_does_not_answer_any_more(self) -> None:
         registry = Registry()
@@ -76,7 +86,7 @@ class TestRegistry:
         registry.register(run, ["run", "group"])
         registry.leave(run, ["run", "group"])
         registry.leave(run, ["run", "group"])
-        assert registry.abort("run") == registry.abort("group") == 0
+        assert abort(registry, "run") == abort(registry, "group") == 0
         assert len(registry) == 0
         assert not run.signal.aborted
 
@@ -85,7 +95,7 @@ class TestRegistry:
         run = AbortController("run")
         registry.register(run, ["run"])
         run.close()
-        assert registry.abort("run") == 0
+        assert abort(registry, "run") == 0
 
     def test_every_flag_is_set_before_anything_takes_effect(self) -> None:
         registry = Registry()
@@ -96,20 +106,98 @@ class TestRegistry:
             controller.signal._when_aborted(
                 lambda: seen.extend(each.signal.aborted for each in controllers)
             )
-        registry.abort("group")
+        abort(registry, "group")
         assert len(seen) == 25
         assert all(seen)
 
-    def test_tells_what_it_aborted(self) -> None:
+    def test_emits_what_it_aborted_once_flags_are_set_and_waiters_are_woken(self) -> None:
         registry = Registry()
-        told: list[tuple[Sequence[AbortController], str]] = []
-        registry.on_aborted = lambda controllers, abort_id: told.append((controllers, abort_id))
+        steps: list[str] = []
+        events: list[Event] = []
+        run = AbortController("run")
+        run.signal._when_aborted(lambda: steps.append("woken"))
+        registry.events.add(events.append)
+        registry.events.add(lambda event: steps.append("emitted"))
+        registry.register(run, ["run"])
+
+        requests = [Request("other", "0"), Request("run", "1"), Request("run", "2")]
+        assert [registry.abort(request, "channel") for request in requests] == [0, 1, 0]
+
+        assert steps == ["woken", "emitted", "emitted"]
+        aborted = [event for event in events if isinstance(event, Aborted)]
+        assert [(event.request, event.controllers) for event in aborted] == [
+            (requests[1], (run,)),
+            (requests[2], (run,)),
+        ]
+        assert {event.way for event in aborted} == {"channel"}
+        assert run.signal.aborted_by is aborted[0]
+
+    def test_an_effect_that_raises_leaves_the_event_to_be_emitted(self) -> None:
+        """A signal handler may raise anywhere."""
+        registry = Registry()
+        events: list[Event] = []
+        registry.events.add(events.append)
         run = AbortController("run")
         registry.register(run, ["run"])
-        registry.abort("other", abort_id="0")
-        registry.abort("run", abort_id="1")
-        registry.abort("run", abort_id="2")
-        assert told == [([run], "1"), ([], "2")]
+        run.signal._when_aborted(lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            abort(registry, "run")
+        assert len(events) == 1
+
+    def test_says_when_a_controller_is_registered_before_it_answers(self) -> None:
+        registry = Registry()
+        seen: list[tuple[AbortController, list[str]]] = []
+        registry.on_register.add(lambda controller: seen.append((controller, registry.ids())))
+        run = registry.new_controller("run", 1.0)
+        registry.register(run, ["run"])
+        assert seen == [(run, [])]
+
+    def test_makes_controllers_of_the_class_that_it_is_told(self) -> None:
+        class Watched(AbortController):
+            pass
+
+        registry = Registry()
+        registry.controller_class = Watched
+        controller = registry.new_controller("run", 7.0)
+        assert type(controller) is Watched
+        assert (controller.signal.run_id, controller.signal.grace) == ("run", 7.0)
+
+    def test_knows_who_works_where_since_when(self) -> None:
+        registry = Registry()
+        first, second = AbortController("run"), AbortController("run")
+        registry.register(first, ["run", "group"], "import")
+        registry.register(second, ["run"], "export")
+        assert [(c, held.label, held.ident) for c, held in registry.holdings()] == [
+            (first, "import", threading.get_ident()),
+            (second, "export", threading.get_ident()),
+        ]
+        holding = registry.holding_of(second)
+        assert holding is not None
+        assert holding.label == "export"
+        registry.leave(second, ["run"])
+        assert registry.holding_of(second) is None
+        assert (first.label, second.label) == ("import", "export")
+
+    def test_remembers_what_has_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("run_abort._core.registry.REMEMBERED", 10)
+        registry = Registry()
+
+        def work(run_id: str) -> None:
+            run = AbortController(run_id)
+            registry.register(run, [run_id])
+            assert not registry.has_ended(run_id)
+            run.close()
+            assert registry.has_ended(run_id)
+            registry.leave(run, [run_id])
+            assert registry.has_ended(run_id)
+
+        for number in range(30):
+            work(f"run-{number}")
+        known = [registry.has_ended(f"run-{number}") for number in range(30)]
+        assert all(known[-10:])
+        assert 10 <= sum(known) <= 21
+        registry.forget_ended()
+        assert not any(registry.has_ended(f"run-{number}") for number in range(30))
 
     def test_a_waiter_may_register_leave_and_abort(self) -> None:
         registry = Registry()
@@ -120,10 +208,10 @@ class TestRegistry:
         def meddle() -> None:
             registry.leave(first, ["1"])
             registry.register(third, ["1"])
-            registry.abort("2")
+            abort(registry, "2")
 
         first.signal._when_aborted(meddle)
-        assert registry.abort("1") == 1
+        assert abort(registry, "1") == 1
         assert second.signal.aborted
         assert not third.signal.aborted
         assert registry.ids() == ["2", "1"]
@@ -137,7 +225,7 @@ class TestRegistry:
             while not stop.is_set():
                 run = AbortController(name)
                 registry.register(run, [name, "all"])
-                registry.abort(name)
+                abort(registry, name)
                 if not run.signal.aborted:
                     missed.append(name)
                 registry.leave(run, [name, "all"])
@@ -146,7 +234,7 @@ class TestRegistry:
         for thread in threads:
             thread.start()
         for _ in range(300):
-            registry.abort("all")
+            abort(registry, "all")
         stop.set()
         for thread in threads:
             thread.join()
@@ -165,7 +253,7 @@ class TestRegistry:
         registry.after_fork_in_child()
 
         assert registry.ids() == ["mine", "group"]
-        assert registry.abort("group") == 1
+        assert abort(registry, "group") == 1
         assert not theirs.signal.aborted
 
 
@@ -210,7 +298,7 @@ class RegistryMachine(RuleBasedStateMachine):
             for controller, ids in self.open
             if run_id in ids and controller not in self.aborted and controller not in self.closed
         ]
-        assert self.registry.abort(run_id, reason) == len(expected)
+        assert abort(self.registry, run_id, reason) == len(expected)
         self.aborted |= dict.fromkeys(expected, reason)
 
     @invariant()

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 import pytest
 
 from run_abort._concurrency import workers
-from run_abort._concurrency.workers import Lane, TimeUpError, call_bounded, call_logged
-from tests.support import wait_until
+from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.workers import SerialWorker, TimeUpError, call_bounded
+from tests.core.scopes import wait_until
 
 
 class TestCallBounded:
@@ -36,7 +35,7 @@ class TestCallBounded:
 
         started = time.monotonic()
         with pytest.raises(TimeUpError):
-            call_bounded(slow, 0.05, name="run_abort-test", late=late.append)
+            call_bounded(slow, 0.05, name="run_abort-test", on_late=late.append)
         assert time.monotonic() - started < 5
         assert late == []
         release.set()
@@ -45,23 +44,11 @@ class TestCallBounded:
 
     def test_in_time_nothing_is_said_later(self) -> None:
         late: list[Future[int]] = []
-        call_bounded(lambda: 7, 20, name="run_abort-test", late=late.append)
+        call_bounded(lambda: 7, 20, name="run_abort-test", on_late=late.append)
         assert late == []
 
 
-class TestCallLogged:
-    def test_logs_the_name_of_what_failed(self, caplog: pytest.LogCaptureFixture) -> None:
-        def fails(what: object) -> None:
-            raise SystemExit(3)
-
-        call_logged(partial(partial, fails))
-        call_logged(partial(partial(fails, 1)))
-        assert [record.levelno for record in caplog.records] == [logging.ERROR]
-        assert "fails failed" in caplog.text
-        assert "SystemExit: 3" in caplog.text
-
-
-class TestLane:
+class TestSerialWorker:
     def test_whoever_finds_it_running_finds_its_thread_started(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -76,8 +63,8 @@ class TestLane:
 
         monkeypatch.setattr(workers, "_start", slow_start)
         handled: list[int] = []
-        lane: Lane[int] = Lane(handled.append, name="run_abort-test", ours=True)
-        putters = [threading.Thread(target=lane.put, args=(item,)) for item in (1, 2)]
+        worker: SerialWorker[int] = SerialWorker(handled.append, name="run_abort-test", ours=True)
+        putters = [threading.Thread(target=worker.put, args=(item,)) for item in (1, 2)]
         putters[0].start()
         assert starting.wait(20)
         putters[1].start()
@@ -86,19 +73,19 @@ class TestLane:
         release.set()
         for putter in putters:
             putter.join(20)
-        assert lane.wait_idle(20)
+        assert worker.wait_idle(20)
         assert sorted(handled) == [1, 2]
 
     def test_handles_in_order_on_another_thread(self) -> None:
         handled: list[tuple[int, bool]] = []
         main = threading.get_ident()
-        lane: Lane[int] = Lane(
+        worker: SerialWorker[int] = SerialWorker(
             lambda item: handled.append((item, threading.get_ident() != main)),
             name="run_abort-test",
         )
         for item in range(100):
-            assert lane.put(item)
-        assert lane.wait_idle(20)
+            assert worker.put(item)
+        assert worker.wait_idle(20)
         assert handled == [(item, True) for item in range(100)]
 
     def test_one_that_raises_is_logged_and_the_next_handled(
@@ -111,27 +98,27 @@ class TestLane:
                 raise KeyboardInterrupt
             handled.append(item)
 
-        lane = Lane(handle, name="run_abort-test")
+        worker = SerialWorker(handle, name="run_abort-test")
         for item in range(3):
-            lane.put(item)
-        assert lane.wait_idle(20)
+            worker.put(item)
+        assert worker.wait_idle(20)
         assert handled == [1, 2]
         assert "KeyboardInterrupt" in caplog.text
 
     def test_refuses_what_exceeds_its_limit(self) -> None:
         release = threading.Event()
-        lane = Lane(lambda item: release.wait(20), name="run_abort-test", limit=2)
-        lane.put(0)
-        wait_until(lambda: not lane._waiting)
-        assert [lane.put(item) for item in (1, 2, 3)] == [True, True, False]
-        assert not lane.wait_idle(0.01)
+        worker = SerialWorker(lambda item: release.wait(20), name="run_abort-test", limit=2)
+        worker.put(0)
+        wait_until(lambda: not worker._waiting)
+        assert [worker.put(item) for item in (1, 2, 3)] == [True, True, False]
+        assert not worker.wait_idle(0.01)
         release.set()
-        assert lane.wait_idle(20)
+        assert worker.wait_idle(20)
 
     def test_has_no_thread_when_idle(self) -> None:
-        lane: Lane[int] = Lane(lambda item: None, name="run_abort-test-idle")
-        lane.put(1)
-        assert lane.wait_idle(20)
+        worker: SerialWorker[int] = SerialWorker(lambda item: None, name="run_abort-test-idle")
+        worker.put(1)
+        assert worker.wait_idle(20)
         wait_until(
             lambda: all(t.name != "run_abort-test-idle" for t in threading.enumerate()),
         )
@@ -142,7 +129,7 @@ class TestFork:
         release = threading.Event()
         future = workers.submit(lambda: release.wait(20), name="run_abort-test")
         threading.Timer(0.1, release.set).start()
-        workers._join_helpers()
+        workers.before_fork()
         assert future.done()
         assert not any(thread.is_alive() for thread in workers._helpers)
 
@@ -150,7 +137,7 @@ class TestFork:
         monkeypatch.setattr(workers, "JOIN_TIMEOUT", 0.05)
         release = threading.Event()
         future = workers.submit(lambda: release.wait(20), name="run_abort-test")
-        workers._join_helpers()
+        workers.before_fork()
         assert not future.done()
         release.set()
         future.result(20)
@@ -162,7 +149,8 @@ class TestFork:
             raise RuntimeError("can't start new thread")
 
         steps: list[str] = []
-        monkeypatch.setattr(workers, "_thread_end_hooks", [lambda: steps.append("closed")])
+        monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
+        thread_ends.add(lambda: steps.append("closed"))
         monkeypatch.setattr(threading.Thread, "start", refuse)
         assert workers.submit(lambda: 7, name="run_abort-test").result() == 7
         assert steps == []
@@ -171,7 +159,8 @@ class TestFork:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps: list[str] = []
-        monkeypatch.setattr(workers, "_thread_end_hooks", [lambda: steps.append("closed")])
+        monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
+        thread_ends.add(lambda: steps.append("closed"))
         for fn in (lambda: None, lambda: 1 / 0):
             future = workers.submit(fn, name="run_abort-test")
             future.add_done_callback(lambda future: steps.append("result"))
@@ -191,8 +180,8 @@ def test_a_fork_waits_for_what_a_helper_starts_too() -> None:
         time.sleep(0.1)
         handled.append(item)
 
-    first = Lane(start_another, name="run_abort-test", ours=True)
-    second = Lane(handle, name="run_abort-test", ours=True)
+    first = SerialWorker(start_another, name="run_abort-test", ours=True)
+    second = SerialWorker(handle, name="run_abort-test", ours=True)
     first.put(7)
-    workers._join_helpers()
+    workers.before_fork()
     assert handled == [7]

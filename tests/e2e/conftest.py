@@ -71,8 +71,8 @@ def start_run(ada: plain.Browser) -> Iterator[StartRun]:
     """Starts a run and gives its ID; what is left of it is aborted after the test."""
     run_ids = []
 
-    def start(shards: int = 2) -> str:
-        page = ada.submit(ada.visit("/"), "/runs/new/", shard_count=str(shards))
+    def start(parts: int = 2) -> str:
+        page = ada.submit(ada.visit("/"), "/runs/new/", parts=str(parts))
         run_id = f"example-{page.url.rstrip('/').rpartition('/')[2]}"
         run_ids.append(run_id)
         return run_id

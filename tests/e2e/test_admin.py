@@ -36,7 +36,7 @@ def choose_abort(page: Page, *run_ids: str) -> None:
 
 def wait_until_worked_on(ada: plain.Browser, run_id: str) -> None:
     address = f"{path_of(run_id)}progress/"
-    wait_until(lambda: ada.visit(address).json()["shards"][0]["done"])
+    wait_until(lambda: ada.visit(address).json()["parts"][0]["done"])
 
 
 def wait_until_over(ada: plain.Browser, run_id: str) -> None:

@@ -42,14 +42,14 @@ def test_runs_come_and_go_by_themselves(
     tabs: Tabs, ada: plain.Browser, start_run: StartRun
 ) -> None:
     page = tabs.open("/", user="admin")
-    page.get_by_role("link", name="What runs now").click()
-    expect(page.get_by_role("heading", name="What runs now")).to_be_visible()
+    page.get_by_role("link", name="Running now").click()
+    expect(page.get_by_role("heading", name="Running now")).to_be_visible()
     expect(page.get_by_role("table").last).to_contain_text("listening")
     run_id = start_run(2)
     expect(name_of(page, run_id)).to_be_visible()
-    for shard in ("shard 1 (thread)", "shard 2 (subprocess)"):
+    for part in ("part 1 (import)", "part 2 (import)"):
         row = page.locator("tbody").filter(has=name_of(page, run_id))
-        expect(row).to_contain_text(shard)
+        expect(row).to_contain_text(part)
     expect(told(page)).to_have_text(re.compile(r"^\d runs? on \d process(es)?\.$"))
     check_looks(page, "admin-live", of="#content-main")
 
@@ -73,7 +73,7 @@ def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> No
     page.get_by_label("Reason").fill("beside its name")
     page.get_by_role("button", name="Yes, abort").click()
     expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
-    expect(page.get_by_role("heading", name="What runs now")).to_be_visible()
+    expect(page.get_by_role("heading", name="Running now")).to_be_visible()
     expect(name_of(page, run_id)).to_be_hidden()
 
 
@@ -103,12 +103,12 @@ def test_who_is_logged_out_is_told_once(tabs: Tabs, site: Site) -> None:
 def test_a_page_that_nobody_touches_stops_asking(tabs: Tabs) -> None:
     page = tabs.open(PATH, user="admin")
     page.clock.fast_forward(31 * MINUTE)
-    expect(told(page)).to_contain_text("Not refreshed any more")
+    expect(told(page)).to_contain_text("Refreshing has stopped")
     looked = looks_of(page)
     page.clock.run_for(10 * MINUTE)
     assert not looked
     with page.expect_response("**/live/?fragment=1"):
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Continue").click()
 
 
 def test_a_server_that_does_not_answer_is_asked_again_on_demand(tabs: Tabs) -> None:
@@ -117,8 +117,8 @@ def test_a_server_that_does_not_answer_is_asked_again_on_demand(tabs: Tabs) -> N
     page.context.set_offline(True)
     expect(told(page)).to_contain_text("The server does not answer")
     page.context.set_offline(False)
-    page.get_by_role("button", name="Go on").click()
-    expect(page.get_by_role("button", name="Go on")).to_be_hidden()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("button", name="Continue")).to_be_hidden()
     expect(told(page)).not_to_contain_text("The server does not answer")
 
 

@@ -15,7 +15,7 @@ def test_the_login(tabs: Tabs) -> None:
 
 def test_a_run_from_its_start_to_its_end(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(2)), user="admin")
-    expect(page.get_by_label("Shard 1")).not_to_have_attribute("value", "0")
+    expect(page.get_by_label("Part 1")).not_to_have_attribute("value", "0")
     check_looks(page, "run-running")
     page.locator("summary").click()
     check_looks(page, "run-asks")

@@ -14,8 +14,8 @@ def test_the_page_of_a_run_has_no_button(tabs: Tabs, start_run: StartRun) -> Non
     run_id = start_run(1)
     page = tabs.open(path_of(run_id), user="vera")
     expect(page.get_by_role("heading", name=run_id)).to_be_visible()
-    expect(page.get_by_label("Shard 1")).not_to_have_attribute("value", "0")
-    expect(page.get_by_text(re.compile("^Abort"))).to_have_count(0)
+    expect(page.get_by_label("Part 1")).not_to_have_attribute("value", "0")
+    expect(page.get_by_text(re.compile("^(Abort|Stop)"))).to_have_count(0)
 
 
 def test_the_confirmation_page_is_refused(tabs: Tabs, start_run: StartRun) -> None:

@@ -13,13 +13,13 @@ STOPPED = re.compile(r"^Stopped on \d process(es)?\.$")
 MINUTE = 60_000  # milliseconds
 
 
-def progress_bar(page: Page, shard: int) -> Locator:
-    return page.get_by_role("progressbar", name=f"Shard {shard}")
+def progress_bar(page: Page, part: int) -> Locator:
+    return page.get_by_role("progressbar", name=f"Part {part}")
 
 
-def wait_until_it_moves(page: Page, *shards: int) -> None:
-    for shard in shards:
-        bar = progress_bar(page, shard)
+def wait_until_it_moves(page: Page, *parts: int) -> None:
+    for part in parts:
+        bar = progress_bar(page, part)
         expect(bar).not_to_have_attribute("value", bar.get_attribute("value") or "0")
 
 
@@ -47,14 +47,14 @@ def requests_of(page: Page, end: str) -> list[Request]:
 
 def test_a_run_is_started_watched_and_aborted(tabs: Tabs) -> None:
     page = tabs.open("/")
-    page.get_by_label("Shards").fill("3")
+    page.get_by_label("Parts").fill("3")
     page.get_by_role("button", name="Start a run").click()
     heading = page.get_by_role("heading", level=1)
     expect(heading).to_have_text(re.compile(r"^example-\d+$"))
     wait_until_it_moves(page, 1, 2, 3)
     wait_until_it_moves(page, 1)
 
-    expect(opener(page)).to_have_accessible_name(re.compile(f"Abort.*{heading.inner_text()}"))
+    expect(opener(page)).to_have_accessible_name(re.compile(f"Stop.*{heading.inner_text()}"))
     expect(question(page)).to_be_hidden()
     opener(page).click()
     page.get_by_role("textbox", name="Reason").fill("wrong files")
@@ -64,9 +64,9 @@ def test_a_run_is_started_watched_and_aborted(tabs: Tabs) -> None:
 
     expect(page.locator("#state")).to_have_text("stopped")
     expect(page.locator("#request")).to_have_text(re.compile(": wrong files$"))
-    for shard in (1, 2, 3):
-        row = page.locator(".shard").filter(has=progress_bar(page, shard))
-        expect(row).to_contain_text(re.compile(r"worker-\d received it after .+ stopped after"))
+    for part in (1, 2, 3):
+        row = page.locator(".part").filter(has=progress_bar(page, part))
+        expect(row).to_contain_text(re.compile(r"worker-\d stopped after"))
 
     processes = int(re.sub(r"\D", "", status(page).inner_text()))
     events = page.get_by_role("table").get_by_role("row")
@@ -97,14 +97,14 @@ def test_the_page_does_not_look_for_ever(tabs: Tabs, start_run: StartRun, silent
     question(page).click()
     expect(status(page)).to_contain_text("1 listener has not answered.")
     page.clock.fast_forward(5 * MINUTE)
-    expect(status(page)).to_contain_text("This page has stopped looking")
+    expect(status(page)).to_contain_text("This page no longer follows the abort")
     looked = requests_of(page, "")
     page.clock.run_for(5 * MINUTE)
     assert not [request for request in looked if "/abort/progress/" in request.url]
     silent.close()
     opener(page).click()
     question(page).click()
-    expect(status(page)).to_have_text(re.compile("^(Stopped on|It had already finished)"))
+    expect(status(page)).to_have_text(re.compile("^(Stopped on|The run had already finished)"))
 
 
 def test_who_somebody_else_aborts_stops_on_the_page_too(tabs: Tabs, start_run: StartRun) -> None:

@@ -1,15 +1,13 @@
-"""Child processes: multiprocessing in its three ways, a bare fork, Celery's pool."""
+"""Child processes: multiprocessing in its three ways, and a bare fork."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import Any
 
 import pytest
 
 from example.redis_server import RedisServer
-from tests.processes.conftest import Start, subscribed
+from tests.processes.conftest import Start
 from tests.support import Foreign, wait_until
 
 MULTIPROCESSING = """
@@ -96,36 +94,6 @@ def test_a_fork_inside_a_block_leaves_two_that_are_reached(start: Start, foreign
     aborted = {process.wait_for("aborted") for _ in range(2)}
     assert aborted == {"aborted parent because", "aborted child because"}
     assert process.wait() == 0
-
-
-def test_celerys_pool(start: Start, shared_redis: RedisServer, foreign: Foreign) -> None:
-    from tests.celery_app import hold
-
-    broker = shared_redis.url.replace("/0", "/1")
-    worker = start(
-        "-m",
-        "celery",
-        "--app=tests.celery_app",
-        "worker",
-        "--pool=prefork",
-        "--concurrency=3",
-        "--loglevel=warning",
-        program=(sys.executable,),
-        environment={"BROKER": broker},
-    )
-    found: dict[str, str] = {}
-    while len(found) < 4:  # three children, and their parent before and after it forked them
-        found |= dict([subscribed(worker)])
-    assert len(set(found.values())) == 4
-    hold.app.conf.update(broker_url=broker, result_backend=broker)
-    results = [hold.delay("run-1") for _ in range(2)]
-    pids = {worker.wait_for("holding").split()[2] for _ in results}
-    assert len(pids) == 2
-    foreign.publish("run-1", reason="because")
-    assert [result.get(timeout=20) for result in results] == ["because"] * 2
-    hold.app.close()
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0
 
 
 def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(

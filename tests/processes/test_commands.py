@@ -72,7 +72,7 @@ class TestRealProcesses:
         assert words[-1] == "2"
         assert second.split() == ['"run-2"', '"second', 'step"', "for", second.split()[4]]
         assert (first.split()[0], first.split()[-1]) == ('"run-1"', "aborting")
-        assert sentence == "1 process(es) answer; they work in 2 block(s)."
+        assert sentence == "1 process(es) answered, with 2 open block(s)."
 
         (facts,) = document["processes"]
         (run,) = facts.pop("runs")
@@ -97,7 +97,7 @@ class TestRealProcesses:
         with Child(*arguments, settings=project, program=(sys.executable,)) as process:
             assert process.wait() == 1
         assert process.output == [
-            "0 process(es) answer; they work in 0 block(s).",
+            "0 process(es) answered, with 0 open block(s).",
             "CommandError: Only 0 of 1 processes listen.",
         ]
 

@@ -21,7 +21,6 @@ from run_abort._concurrency import service
 from run_abort._concurrency.workers import SerialWorker
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
-from run_abort.facts import on_fact
 from run_abort._store import database
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received

@@ -117,8 +117,8 @@ say("over", normally, aborted, leaked, wrong, sum(sent), held, open_ones)
 
 @pytest.mark.timeout(300)
 def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
-    """100,000 short blocks, interrupted at any of their instructions, and after them."""
-    blocks = int(os.environ.get("STORM_BLOCKS", "100_000"))
+    """Many short blocks, interrupted at any of their instructions, and after them."""
+    blocks = int(os.environ.get("STORM_BLOCKS", "50_000"))
     settings = {"RUN_ABORT": {"INTENTS": False, "LISTEN": False}}
     program = (sys.executable, "-W", "error")
     with Child("-c", STORM, str(blocks), settings=settings, program=program) as child:

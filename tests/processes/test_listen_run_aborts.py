@@ -207,12 +207,6 @@ run_abort_received.connect(receiver)
             assert process.wait() == 1
             assert "CommandError: Not subscribed within 0.5 s: ConnectionError" in str(process)
 
-    def test_required_redis_that_is_there_is_fine(self, project: dict[str, Any]) -> None:
-        with listen("--require-redis", settings=project) as process:
-            process.wait_for("listening on")
-            process.send(signal.SIGTERM)
-            assert process.wait() == 0
-
     @pytest.mark.parametrize(
         ("run_abort", "told"),
         [({}, "No Redis is configured"), ({"REDIS_URL": "redis://x:y"}, "cannot be used")],
@@ -231,24 +225,3 @@ run_abort_received.connect(receiver)
         with listen(settings={"RUN_ABORT": run_abort}) as process:
             process.wait_for("listening on")
             assert foreign.publish("run-1") == 1
-
-    @pytest.mark.parametrize(
-        ("args", "told"),
-        [
-            (["--timeout", "soon"], "'soon' is not a number of seconds"),
-            (["--timeout", "-1"], "greater than 0"),
-            (["--timeout", "nan"], "greater than 0"),
-            (["--format", "xml"], "invalid choice"),
-            (["--reqire-redis"], "unrecognized arguments"),
-        ],
-    )
-    def test_a_typo_is_told(self, project: dict[str, Any], args: list[str], told: str) -> None:
-        with listen(*args, settings=project) as process:
-            assert process.wait() == 2
-            assert told in str(process)
-
-    def test_help_helps(self) -> None:
-        with listen("--help", settings={}) as process:
-            assert process.wait() == 0
-            for word in ("--format", "--require-redis", "--timeout", "SIGTERM", "default: 10"):
-                assert word in str(process)

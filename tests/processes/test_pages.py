@@ -34,7 +34,7 @@ class TestLive:
             page = text(login("view_abortrequest", "abort_run").get(url()))
         host, pid = socket.gethostname(), child.process.pid
         (heading, first, second, processes, *rest) = cells(page)
-        assert heading == ["Run", "Abort", "Label", "Host", "Process", "How long", "State"]
+        assert heading == ["Run", "Abort", "Label", "Host", "Process", "Duration", "State"]
         ours, theirs = sorted([first, second])
         assert ours[:4] == ["run-1", "Abort", "first step", host]
         assert theirs[:5] == ["run-2", "Abort", "second step", host, f"{pid} python -c"]

@@ -173,7 +173,7 @@ class TestDirectory:
 
     def test_one_that_everybody_may_write_to(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
-        assert "by everybody" in check_directory(tmp_path)
+        assert "world-writable" in check_directory(tmp_path)
         tmp_path.chmod(0o1777)
         assert check_directory(tmp_path) == ""
 

@@ -159,9 +159,9 @@ class TestDatabase:
         process = program("run-1.main")
         child.wait_for('"ended"')
         assert process.wait(20) == -signal.SIGTERM
-        wait_until(lambda: AbortDelivery.objects.filter(stopped_at__isnull=False).exists())
-        (row,) = AbortDelivery.objects.all()
-        assert row.request_id == outcome.abort_id
+        rows = AbortDelivery.objects.filter(request=outcome.abort_id)
+        wait_until(lambda: rows.filter(stopped_at__isnull=False).exists())
+        (row,) = rows.all()
         assert (row.way, row.pid) == ("start", child.process.pid)
         assert [rung for rung, _ in row.steps()] == ["terminate"]
 
@@ -225,11 +225,11 @@ class TestLife:
         (directory / "run-1.text.pid").write_text("no number\n")
         (directory / "other").write_text("not ours")
         child = start(*LISTEN)
-        child.wait_for_all("run-1.text.pid is not acted on", '"listening"')
+        child.wait_for_all("run-1.text.pid is ignored", '"listening"')
         wait_until(lambda: not (directory / "run-1.gone.pid").exists())
         time.sleep(1.5)  # it looks again, and says no more
         assert {path.name for path in directory.iterdir()} == {"run-1.text.pid", "other"}
-        assert str(child).count("is not acted on") == 1
+        assert str(child).count("is ignored") == 1
 
     def test_a_listener_that_ends_leaves_programs_alone(
         self, start: Start, program: Program, configure: Configure
@@ -272,4 +272,4 @@ class TestConfiguration:
         directory.chmod(0o777)
         child: Child = start(*LISTEN)
         assert child.wait() == 1
-        assert "written by everybody" in str(child)
+        assert "world-writable" in str(child)

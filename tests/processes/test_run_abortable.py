@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.processes.conftest import Start
-from tests.support import Child, Foreign, is_there, wait_until
+from tests.support import TIMEOUT, Child, Foreign, is_there, wait_until
 
 COMMAND = ("-m", "django", "run_abortable")
 
@@ -40,16 +40,9 @@ class TestExitCode:
         assert start(*COMMAND, "run-1", "--", *command).wait() == code
 
     def test_of_wrong_arguments(self, start: Start) -> None:
-        for arguments in (
-            [],
-            ["run-1"],
-            ["", "--", "true"],
-            ["run-1", "--grace", "x", "--", "true"],
-            ["run-1", "--group", "", "--", "true"],
-        ):
-            child = start(*COMMAND, *arguments)
-            assert child.wait() == 2, arguments
-            assert "error" in str(child), arguments
+        child = start(*COMMAND, "run-1")
+        assert child.wait() == 2
+        assert "error" in str(child)
 
     def test_arguments_of_the_program_are_its_own(self, start: Start) -> None:
         child = start(*COMMAND, "run-1", "--label", "x", "--", "echo", "--label", "--", "y")
@@ -79,7 +72,7 @@ class TestAbort:
         began = time.monotonic()
         foreign.publish("run-1")
         assert child.wait() == 130
-        assert 0.3 <= time.monotonic() - began < 10
+        assert 0.3 <= time.monotonic() - began < TIMEOUT
 
     def test_its_group_is_aborted(self, start: Start, foreign: Foreign) -> None:
         child = start(

@@ -1,7 +1,8 @@
-"""The example without a browser: its worker, the styles of its shards, its tables."""
+"""The example without a browser: its worker, the kinds of work, its tables."""
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,49 +14,45 @@ import pytest
 
 from example.browser import Page
 from example.redis_server import RedisServer
-from run_abort._core import procfs
-from tests.support import Child, wait_until
+from tests.support import Child, is_there, wait_until
 
-STYLES = ["thread", "subprocess", "asyncio", "interrupt"]
-PATIENCE = 60.0  # seconds; a worker looks for all source files of the machine first
+KINDS = ["import", "answer", "convert", "train"]
+PATIENCE = 60.0  # seconds; only a failing test waits for as long
 START_RUN = """
 import sys
 from pathlib import Path
 from example import project
 project.set_up(Path(sys.argv[1]), None)
-from example.runs.models import Run, Shard
-Run(shard_count=len(Shard.Style)).save_with_shards(list(Shard.Style))
+from example.runs.models import Part, Run
+Run.start(list(Part.Kind))
 """
 
 Manage = Callable[..., Child]
 
 
 class Rows:
-    """What the database says of the shards of the only run, in their order."""
+    """What the database says about the parts of the only run, in their order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def of(self, column: str) -> list[Any]:
-        with closing(sqlite3.connect(self.path)) as connection:
-            query = f"SELECT {column} FROM runs_shard ORDER BY number"
+        return self.select(f"SELECT {column} FROM runs_part ORDER BY number")
+
+    def select(self, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
             return [value for (value,) in connection.execute(query)]
 
-    def program(self) -> int:
-        (pid,) = filter(None, self.of("program_pid"))
-        return int(pid)
-
-
-def is_alive(pid: int) -> bool:
-    entry = procfs.entry_of(pid)
-    return entry is not None and not entry.is_dead
+    def programs(self) -> list[int]:
+        """The processes of the encoder: itself, and its child process."""
+        return [pid for pids in map(json.loads, self.of("processes")) for pid in pids]
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Rows:
     rows = Rows(tmp_path / "example.sqlite3")
     with Child("-c", START_RUN, str(rows.path)) as child:
-        assert child.wait() == 0, child
+        assert child.wait(timeout=PATIENCE) == 0, child
     return rows
 
 
@@ -81,48 +78,71 @@ def manage(rows: Rows, shared_redis: RedisServer, channel_name: str) -> Iterator
 
 @pytest.fixture
 def worker(rows: Rows, manage: Manage) -> Child:
-    """A worker that works on all shards of the run."""
-    worker = manage("work_shards", "--threads", str(len(STYLES)))
-    wait_until(lambda: all(rows.of("files_done")), timeout=PATIENCE)
-    assert rows.of("style") == STYLES
-    assert is_alive(rows.program())
+    """A worker that works on all parts of the run."""
+    worker = manage("work", "--threads", str(len(KINDS)))
+    wait_until(lambda: all(rows.of("done")), timeout=PATIENCE)
+    assert rows.of("kind") == KINDS
+    programs = rows.programs()
+    assert len(programs) == 2
+    assert all(map(is_there, programs))
     return worker
 
 
-def test_an_abort_stops_each_style(rows: Rows, manage: Manage, worker: Child) -> None:
-    assert manage("abort_run", "example-1").wait() == 0
-    wait_until(lambda: rows.of("state") == ["stopped"] * 4)
-    assert all(rows.of("received_at"))
-    assert not is_alive(rows.program())
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0, worker
-    assert "Traceback" not in str(worker)
+def check_left(rows: Rows, state: str) -> None:
+    """Check that all parts are in this state, unfinished, and that nothing of them is left."""
+    assert rows.of("state") == [state] * len(KINDS)
+    assert all(rows.of("done"))
+    assert all(rows.of("done < total"))
+    assert not any(map(is_there, rows.programs()))
+    assert rows.select("SELECT count(*) FROM runs_customer") == rows.of("done")[:1]
 
 
-def test_a_worker_that_stops_hands_back_each_style(rows: Rows, worker: Child) -> None:
+def test_an_abort_stops_each_kind_of_work(rows: Rows, manage: Manage, worker: Child) -> None:
+    assert manage("abort_run", "example-1").wait(timeout=PATIENCE) == 0
+    wait_until(lambda: set(rows.of("state")) == {"stopped"}, timeout=PATIENCE)
+    check_left(rows, "stopped")
+    assert all(rows.of("stopped_at"))
     worker.send(signal.SIGTERM)
-    assert worker.wait() == 0, worker
-    assert rows.of("state") == ["waiting"] * 4
-    assert all(rows.of("files_done"))
-    assert not is_alive(rows.program())
-    assert "Traceback" not in str(worker)
+    assert worker.wait(timeout=PATIENCE) == 0, worker
+
+
+def test_a_worker_that_stops_hands_back_each_kind_of_work(rows: Rows, worker: Child) -> None:
+    worker.send(signal.SIGTERM)
+    assert worker.wait(timeout=PATIENCE) == 0, worker
+    check_left(rows, "waiting")
+
+
+def test_another_worker_goes_on_where_the_first_one_stopped(
+    rows: Rows, manage: Manage, worker: Child
+) -> None:
+    worker.send(signal.SIGTERM)
+    assert worker.wait(timeout=PATIENCE) == 0, worker
+    before = rows.of("done")
+    other = manage("work", "--threads", str(len(KINDS)))
+    wait_until(
+        lambda: all(now > then for now, then in zip(rows.of("done"), before, strict=True)),
+        timeout=PATIENCE,
+    )
+    other.send(signal.SIGTERM)
+    assert other.wait(timeout=PATIENCE) == 0, other
+    check_left(rows, "waiting")
 
 
 def test_a_program_does_not_outlive_its_worker(rows: Rows, worker: Child) -> None:
-    pid = rows.program()
+    programs = rows.programs()
     worker.send(signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not any(map(is_there, programs)), timeout=PATIENCE)
 
 
 def test_the_tables_are_what_the_models_say(manage: Manage) -> None:
     child = manage("makemigrations", "--check", "--dry-run")
-    assert child.wait() == 0, child
+    assert child.wait(timeout=PATIENCE) == 0, child
 
 
 def test_the_browser_sends_what_is_chosen() -> None:
     html = """<form action="/new/"><input name="count" value="6">
-        <input type="radio" name="style" value="mixed" checked>
-        <input type="radio" name="style" value="thread">
+        <input type="radio" name="kind" value="import" checked>
+        <input type="radio" name="kind" value="train">
         <input type="checkbox" name="at_once" value="on"></form>"""
     (form,) = Page("http://localhost/", 200, html).forms
-    assert form.fields == {"count": "6", "style": "mixed"}
+    assert form.fields == {"count": "6", "kind": "import"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from example.redis_server import RedisServer
 from tests.conftest import Configure
-from tests.processes.conftest import LOGGING, start
+from tests.processes.conftest import LOGGING, Start, start
+from tests.queues.drivers import DRIVERS, Driver, Place
 from tests.support import shared_rows
 
 __all__ = ["start"]  # a fixture
@@ -28,3 +30,18 @@ def project(
         "DATABASES": shared_rows(),
         "LOGGING": LOGGING,
     }
+
+
+@pytest.fixture
+def place(
+    start: Start, own_redis: RedisServer, shared_redis: RedisServer, project: dict[str, Any]
+) -> Place:
+    return Place(start, own_redis, shared_redis, project)
+
+
+@pytest.fixture
+def driver(place: Place, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """The queue that the test names, perhaps with a kind of worker: ``"huey-process"``."""
+    name, _, kind = request.param.partition("-")
+    with DRIVERS[name](place, kind) as driver:
+        yield driver

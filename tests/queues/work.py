@@ -11,6 +11,8 @@ from run_abort import AbortOutcome, AbortSignal, abort_run
 from run_abort._runtime.runtime import current
 from tests.support import Child, wait_until
 
+CLEANUP_TIME = 1.0  # seconds
+
 
 def say(*words: object) -> None:
     """In a worker, of whose standard output a queue may have its own idea."""
@@ -45,20 +47,20 @@ def compute(name: str) -> NoReturn:
         sum(range(1000))
 
 
-def block(name: str) -> None:
-    """Be in C code, where nobody can interrupt it, for a while."""
-    begin(name)
-    time.sleep(4)
-    say("went on", name)
+def block(path: str) -> None:
+    """Be in C code, where nobody can interrupt it, until a test opens the pipe."""
+    begin(path)
+    os.close(os.open(path, os.O_RDONLY))
+    say("went on")
 
 
 def clean_up(signal: AbortSignal, name: str) -> None:
-    """Take three seconds to clean up."""
+    """Take a second to clean up."""
     begin(name)
     try:
         signal.sleep(60)
     finally:
-        time.sleep(3)
+        time.sleep(CLEANUP_TIME)
         say("cleaned up", name)
 
 

@@ -331,8 +331,9 @@ class TestTransactions:
         assert find("run-1") is None
 
     def test_in_a_transaction_that_is_broken_it_is_written_beside_it(
-        self, transactional_db: None
+        self, transactional_db: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(database, "TIMEOUT", 1.0)  # SQLite waits for 5 s
         connection.ensure_connection()
         with transaction.atomic():
             transaction.set_rollback(True)

@@ -135,7 +135,7 @@ class TestPost:
         response = client.post(url())
         ((level, text),) = texts(response)
         assert level == "info"
-        assert "hear of it from the database" in text
+        assert "read the request from the database" in text
         answer = client.post(url(), headers={"accept": JSON}).json()
         assert (answer["ok"], answer["published"], answer["recorded"]) == (True, False, True)
 
@@ -145,7 +145,7 @@ class TestPost:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         ((level, text),) = texts(client.post(url()))
         assert level == "error"
-        assert "Nobody could be asked" in text
+        assert "was not asked to abort" in text
         response = client.post(url(), headers={"accept": JSON})
         assert response.status_code == 503
         assert response.json()["ok"] is False

@@ -15,7 +15,6 @@ from django.contrib.messages import get_messages
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
 
 from example.redis_server import free_port
 from run_abort import abortable_run
@@ -159,14 +158,14 @@ class TestAction:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "hear of it from the database" in told) == ("info", True)
+        assert (level, "read the request from the database" in told) == ("info", True)
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "Nobody could be asked" in told) == ("error", True)
+        assert (level, "Not asked to abort" in told) == ("error", True)
 
     def test_with_nothing_to_abort_there_is_no_button(self, viewer: Client, over: Job) -> None:
         page = viewer.post(LIST, ACTION | select(over))
-        assert "Nothing that you selected can be aborted" in text(page)
+        assert "None of the selected items can be aborted" in text(page)
         assert 'type="submit" value="Yes, abort"' not in text(page)
 
     def test_a_reason_that_is_too_long_is_asked_for_again(
@@ -229,11 +228,6 @@ class TestAction:
         assert 'value="rename"' in page
         assert ">Abort selected jobs</option>" in page
 
-    def test_a_csrf_token_is_needed(self, viewer: Client, jobs: list[Job]) -> None:
-        viewer.handler.enforce_csrf_checks = True
-        assert viewer.post(LIST, ACTION | select(*jobs) | {"post": "yes"}).status_code == 403
-        assert aborted() == set()
-
     def test_actions_that_are_switched_off_stay_off(self) -> None:
         class Without(AbortRunsMixin, admin.ModelAdmin):  # type: ignore[type-arg]
             actions = None
@@ -286,13 +280,6 @@ class TestButton:
         assert messages(response) == [("success", "Asked to abort: 1 job.")]
         assert aborted() == {f"job-{jobs[0].pk}"}
         assert LogEntry.objects.get().change_message == "Asked to abort: because"
-
-    def test_a_reason_that_is_too_long_is_asked_for_again(
-        self, viewer: Client, jobs: list[Job]
-    ) -> None:
-        page = viewer.post(self.address(jobs[0]), {"reason": "x" * 1001})
-        assert "at most 1000 characters" in text(page)
-        assert aborted() == set()
 
     def test_is_not_there_when_there_is_nothing_to_abort(self, viewer: Client, over: Job) -> None:
         assert "abortlink" not in text(viewer.get(f"{LIST}{over.pk}/change/"))
@@ -370,7 +357,7 @@ class TestWaiting:
             ("success", "1 job stopped, on 1 process."),
             ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
             ("info", "1 job had already finished."),
-            ("info", "1 job was asked to abort; no process that works on it is known."),
+            ("info", "1 job was asked to abort; no process is known to work on it."),
         ]
         assert LogEntry.objects.count() == 4
 
@@ -389,9 +376,9 @@ class TestWaiting:
             assert pubsub.get_message(timeout=5) is not None
             told = self.abort(viewer, *jobs)
         assert told == [
-            ("info", "1 job stopped on 1 process, but not everybody has answered."),
-            ("info", "1 job was asked to abort; no process that works on it is known."),
-            ("warning", "1 listener did not answer; what it works on is not known."),
+            ("info", "1 job stopped on 1 process, but not all listeners have answered."),
+            ("info", "1 job was asked to abort; no process is known to work on it."),
+            ("warning", "1 listener did not answer; its runs are unknown."),
         ]
 
     def test_without_redis_nobody_is_said_to_have_finished(
@@ -407,8 +394,8 @@ class TestWaiting:
             (
                 "info",
                 (
-                    "Asked to abort; other processes hear of it from the database, some seconds "
-                    "later: 1 job."
+                    "Asked to abort; other processes read the request from the database some "
+                    "seconds later: 1 job."
                 ),
             ),
         ]
@@ -450,8 +437,8 @@ class TestWaiting:
             "2 runs stopped, on 3 processes.",
             "2 runs were asked to abort and are still stopping, on 3 processes.",
             "1 run had already finished.",
-            "1 run was asked to abort; no process that works on it is known.",
-            "3 listeners did not answer; what they work on is not known.",
+            "1 run was asked to abort; no process is known to work on it.",
+            "3 listeners did not answer; their runs are unknown.",
         ]
 
 
@@ -463,16 +450,6 @@ class TestRequests:
     @pytest.fixture
     def row(self) -> Iterator[AbortRequest]:
         return AbortRequest.objects.create(run_id="<b>run-1</b>", reason="because", actor="ann")
-
-    def test_are_read(self, row: AbortRequest) -> None:
-        client = login("reader", "view_abortrequest")
-        page = text(client.get("/admin/run_abort/abortrequest/?q=because"))
-        assert "&lt;b&gt;run-1&lt;/b&gt;" in page
-        day = timezone.localdate()
-        assert client.get(f"/admin/run_abort/abortrequest/?requested_at__year={day.year}")
-        page = text(client.get(f"/admin/run_abort/abortrequest/{row.pk}/change/"))
-        assert "because" in page
-        assert 'name="_save"' not in page
 
     def test_and_nothing_else(self, row: AbortRequest) -> None:
         user = User.objects.create_superuser("root")

@@ -25,9 +25,9 @@ from django.utils.decorators import method_decorator
 from django.views import View
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, http
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store import requests
-from run_abort._store.requests import Intent
 from run_abort.http import (
     LOST,
     AbortableRequest,
@@ -57,6 +57,11 @@ def by_name(request: HttpRequest, name: str = "run-1") -> str:
     return name
 
 
+def abort(run_id: str, reason: str = "", actor: str = "") -> int:
+    """Abort the blocks of this process."""
+    return current().registry.abort(Request(run_id, reason=reason, actor=actor))
+
+
 abortable = abortable_view(by_name)
 
 
@@ -65,14 +70,14 @@ abortable = abortable_view(by_name)
 
 @abortable
 def look(request: AbortableRequest, name: str) -> HttpResponse:
-    current().registry.abort(name, "a secret", "ann")
+    abort(name, "a secret", "ann")
     request.abort_signal.raise_if_aborted()
     return HttpResponse("whole")
 
 
 @abortable
 async def look_async(request: AbortableRequest, name: str) -> HttpResponse:
-    asyncio.get_running_loop().call_later(0.01, current().registry.abort, name)
+    asyncio.get_running_loop().call_later(0.01, abort, name)
     await asyncio.sleep(TIMEOUT)
     return HttpResponse("whole")
 
@@ -81,14 +86,14 @@ async def look_async(request: AbortableRequest, name: str) -> HttpResponse:
 def write(request: AbortableRequest, name: str) -> HttpResponse:
     Job.objects.create(name=name)
     if "abort" in request.GET:
-        current().registry.abort(name)
+        abort(name)
     return HttpResponse("whole")
 
 
 @abortable_view(by_name, on_abort=lambda request, aborted: HttpResponse(Job.objects.count()))
 def count(request: AbortableRequest, name: str) -> HttpResponse:
     Job.objects.create(name=name)
-    current().registry.abort(name)
+    abort(name)
     return HttpResponse("whole")
 
 
@@ -244,7 +249,8 @@ class Asgi:
 
 def requested(run_id: str = "run-1") -> None:
     """As if it had been requested in another process."""
-    requests.record([Intent(AbortRequest().pk, run_id, "because", "ann", None)], origin="inst_x")
+    request = Request(run_id, str(AbortRequest().pk), "because", "ann", origin="inst_x")
+    assert requests.record([request])
 
 
 class TestView:
@@ -289,7 +295,7 @@ class TestView:
         labels: list[object] = []
         register = current().registry.register
         monkeypatch.setattr(
-            registry, "register", lambda *args: (labels.append(args[-1]), register(*args))
+            current().registry, "register", lambda *args: (labels.append(args[-1]), register(*args))
         )
         client.get("/look/run-1/")
         assert labels == ["the-look"]
@@ -311,7 +317,7 @@ class TestView:
     def test_what_fails_after_the_abort_was_aborted(self) -> None:
         @abortable
         def view(request: HttpRequest) -> HttpResponse:
-            current().registry.abort("run-1")
+            abort("run-1")
             raise OSError("a killed subprocess")
 
         assert view(factory.get("/")).status_code == 409
@@ -328,7 +334,7 @@ class TestView:
     def test_one_that_does_not_look_is_interrupted(self) -> None:
         @abortable_view(by_name, grace=0, insist="interrupt")
         def view(request: HttpRequest) -> HttpResponse:
-            threading.Timer(0.01, current().registry.abort, ["run-1"]).start()
+            threading.Timer(0.01, abort, ["run-1"]).start()
             while True:
                 pass
 
@@ -340,7 +346,7 @@ class TestView:
 
         @abortable_view(by_name, on_abort=on_abort)
         def view(request: HttpRequest) -> HttpResponse:
-            current().registry.abort("run-1", "because")
+            abort("run-1", "because")
             return HttpResponse("whole")
 
         response = view(factory.get("/path/"))
@@ -450,7 +456,7 @@ class TestStream:
         response = StreamingHttpResponse(abortable_stream("run-1", rows))
         chunks = iter(response)
         assert next(chunks) == b"1"
-        current().registry.abort("run-1", "because")
+        abort("run-1", "because")
         with pytest.raises(StreamAborted, match="because") as raised:
             next(chunks)
         assert isinstance(raised.value.__cause__, RunAborted)
@@ -460,7 +466,7 @@ class TestStream:
 
     def test_what_comes_after_the_abort_is_not_sent(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
-            current().registry.abort("run-1")
+            abort("run-1")
             yield "too late"
 
         with pytest.raises(StreamAborted):
@@ -469,7 +475,7 @@ class TestStream:
     def test_what_ends_after_the_abort_was_aborted(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
             yield "1"
-            current().registry.abort("run-1")
+            abort("run-1")
 
         with pytest.raises(StreamAborted):
             list(abortable_stream("run-1", rows))
@@ -479,7 +485,7 @@ class TestStream:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
             yield "1"
             if aborted:
-                current().registry.abort("run-1")
+                abort("run-1")
             raise OSError
 
         with pytest.raises(StreamAborted if aborted else OSError):
@@ -496,7 +502,7 @@ class TestStream:
 
         stream = abortable_stream("run-1", rows, on_abort=on_abort)
         assert next(stream) == "1"
-        current().registry.abort("run-1", "because")
+        abort("run-1", "because")
         assert list(stream) == ["event: aborted\ndata: because\n\n"]
 
     @pytest.mark.parametrize("tied", [False, True])
@@ -636,7 +642,7 @@ class TestAsyncStream:
         async def main() -> None:
             stream = abortable_stream("run-1", rows)
             assert await anext(stream) == "1"
-            asyncio.get_running_loop().call_later(0.01, current().registry.abort, "run-1")
+            asyncio.get_running_loop().call_later(0.01, abort, "run-1")
             with pytest.raises(StreamAborted):
                 await anext(stream)
             task = asyncio.current_task()
@@ -651,7 +657,7 @@ class TestAsyncStream:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
             yield "1"
             if aborted:
-                current().registry.abort("run-1")
+                abort("run-1")
             raise OSError
 
         async def main() -> None:
@@ -669,7 +675,7 @@ class TestAsyncStream:
         async def main() -> None:
             stream = abortable_stream("run-1", rows_async, on_abort=lambda aborted: "aborted")
             assert await anext(stream) == ""
-            asyncio.get_running_loop().call_later(0.01, current().registry.abort, "run-1")
+            asyncio.get_running_loop().call_later(0.01, abort, "run-1")
             assert [chunk async for chunk in stream] == ["aborted"]
             assert happened == ["went on", "left"]
             task = asyncio.current_task()
@@ -683,7 +689,7 @@ class TestAsyncStream:
             for run_id in ("run-1", "outer"):
                 stream = abortable_stream(run_id, rows_async)
                 assert await anext(stream) == ""
-                current().registry.abort(run_id)
+                abort(run_id)
                 with pytest.raises(StreamAborted):
                     await anext(stream)
 

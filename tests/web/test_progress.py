@@ -138,7 +138,7 @@ class TestStates:
         make_older(abort_id, timedelta(seconds=2))
         answer = look_until(client, abort_id, "unknown", over=True)
         assert answer["state"] == "idle"
-        assert answer["text"] == "Nobody works on it."
+        assert answer["text"] == "No process is working on this run."
 
     def test_it_had_finished(self, client: Client) -> None:
         with abortable_run("run-1"):
@@ -146,7 +146,7 @@ class TestStates:
         abort_id = post(client)
         answer = look_until(client, abort_id, over=True)
         assert (answer["state"], answer["processes"]) == ("finished", 0)
-        assert answer["text"] == "It had already finished."
+        assert answer["text"] == "The run had already finished."
 
     def test_while_somebody_is_silent_nothing_has_stopped(
         self, client: Client, foreign: Foreign

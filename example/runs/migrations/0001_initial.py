@@ -1,8 +1,7 @@
-"""The tables of the example."""
+"""Runs, their parts, and customers."""
 
 from __future__ import annotations
 
-import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
 from django.conf import settings
@@ -18,6 +17,86 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name="Part",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("number", models.PositiveSmallIntegerField(verbose_name="number")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("import", "import"),
+                            ("answer", "answer"),
+                            ("convert", "convert"),
+                            ("train", "train"),
+                        ],
+                        max_length=10,
+                        verbose_name="kind",
+                    ),
+                ),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("waiting", "waiting"),
+                            ("running", "running"),
+                            ("stopped", "stopped"),
+                            ("failed", "failed"),
+                            ("done", "done"),
+                        ],
+                        default="waiting",
+                        max_length=10,
+                        verbose_name="state",
+                    ),
+                ),
+                ("worker", models.CharField(blank=True, max_length=255, verbose_name="worker")),
+                (
+                    "processes",
+                    models.JSONField(default=list, verbose_name="processes of its program"),
+                ),
+                ("done", models.PositiveIntegerField(default=0, verbose_name="done")),
+                ("total", models.PositiveIntegerField(verbose_name="total")),
+                ("saved_at", models.DateTimeField(null=True, verbose_name="progress saved at")),
+                ("stopped_at", models.DateTimeField(null=True, verbose_name="stopped at")),
+            ],
+            options={
+                "verbose_name": "part",
+                "verbose_name_plural": "parts",
+                "ordering": ("run", "number"),
+            },
+        ),
+        migrations.CreateModel(
+            name="Customer",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=100, verbose_name="name")),
+                ("email", models.EmailField(max_length=254, verbose_name="email")),
+                ("city", models.CharField(max_length=100, verbose_name="city")),
+                (
+                    "part",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="customers",
+                        to="runs.part",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "customer",
+                "verbose_name_plural": "customers",
+            },
+        ),
+        migrations.CreateModel(
             name="Run",
             fields=[
                 (
@@ -30,17 +109,6 @@ class Migration(migrations.Migration):
                     "created_at",
                     models.DateTimeField(
                         default=django.utils.timezone.now, verbose_name="created at"
-                    ),
-                ),
-                (
-                    "shard_count",
-                    models.PositiveSmallIntegerField(
-                        default=6,
-                        validators=[
-                            django.core.validators.MinValueValidator(1),
-                            django.core.validators.MaxValueValidator(24),
-                        ],
-                        verbose_name="shards",
                     ),
                 ),
                 (
@@ -60,61 +128,24 @@ class Migration(migrations.Migration):
                 "ordering": ("-pk",),
             },
         ),
-        migrations.CreateModel(
-            name="Shard",
-            fields=[
-                (
-                    "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
-                ),
-                ("number", models.PositiveSmallIntegerField(verbose_name="number")),
-                (
-                    "state",
-                    models.CharField(
-                        choices=[
-                            ("waiting", "waiting"),
-                            ("running", "running"),
-                            ("stopped", "stopped"),
-                            ("failed", "failed"),
-                            ("done", "done"),
-                        ],
-                        default="waiting",
-                        max_length=10,
-                        verbose_name="state",
-                    ),
-                ),
-                ("worker", models.CharField(blank=True, max_length=255, verbose_name="worker")),
-                ("files_done", models.PositiveIntegerField(default=0, verbose_name="files done")),
-                (
-                    "files_total",
-                    models.PositiveIntegerField(null=True, verbose_name="files in all"),
-                ),
-                ("measures", models.JSONField(default=dict, verbose_name="measures")),
-                ("saved_at", models.DateTimeField(null=True, verbose_name="progress saved at")),
-                ("received_at", models.DateTimeField(null=True, verbose_name="abort received at")),
-                ("stopped_at", models.DateTimeField(null=True, verbose_name="stopped at")),
-                (
-                    "run",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="shards",
-                        to="runs.run",
-                        verbose_name="run",
-                    ),
-                ),
-            ],
-            options={
-                "verbose_name": "shard",
-                "verbose_name_plural": "shards",
-                "ordering": ("run", "number"),
-                "indexes": [models.Index(fields=["state"], name="runs_shard_state_idx")],
-                "constraints": [
-                    models.UniqueConstraint(
-                        fields=("run", "number"), name="runs_shard_number_unique"
-                    )
-                ],
-            },
+        migrations.AddField(
+            model_name="part",
+            name="run",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="parts",
+                to="runs.run",
+                verbose_name="run",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="part",
+            index=models.Index(fields=["state"], name="runs_part_state_idx"),
+        ),
+        migrations.AddConstraint(
+            model_name="part",
+            constraint=models.UniqueConstraint(
+                fields=("run", "number"), name="runs_part_number_unique"
+            ),
         ),
     ]

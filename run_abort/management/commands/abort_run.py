@@ -20,24 +20,24 @@ from run_abort.management.arguments import add_run_ids, seconds
 
 class Command(BaseCommand):
     help = (
-        "Asks every process that works on the given runs to stop, and prints for each whether the "
-        "request was recorded in the database and published through Redis. Exits with 1 if nobody "
-        "could be asked about any of them or, with --wait, if a process is known that has not "
-        "stopped."
+        "Asks every process that works on the given runs to stop. Prints for each run whether the "
+        "request was recorded in the database and published through Redis. Exits with 1 if no "
+        "request was recorded, published or applied in this process, or, with --wait, if a process "
+        "is known not to have stopped."
     )
     missing_args_message = "Name at least one run: manage.py abort_run RUN_ID [RUN_ID ...]"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run_ids(parser)
-        parser.add_argument("--reason", default="", help="why, for those who ask later")
+        parser.add_argument("--reason", default="", help="reason, stored with the request")
         parser.add_argument(
-            "--actor", default=_me(), help="who aborts; default: the system's user (%(default)s)"
+            "--actor", default=_me(), help="who aborts; default: the system user (%(default)s)"
         )
         parser.add_argument(
             "--wait",
             type=partial(seconds, most=MAX_WAIT),
             metavar="SECONDS",
-            help="wait until all have stopped, for so long at most, and print what became of them",
+            help="wait at most so long until all processes have stopped, and print their states",
         )
 
     def handle(
@@ -59,7 +59,7 @@ class Command(BaseCommand):
             for line in _findings(outcome) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
-            raise CommandError("Nobody could be asked: neither the database nor Redis is there.")
+            raise CommandError("Not asked: neither the database nor Redis accepted the request.")
         stopping = sum(bool(_stopping(outcome)) for outcome in outcomes)
         if stopping:
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
@@ -76,7 +76,7 @@ def _facts(outcome: AbortOutcome) -> str:
 
 
 def _findings(outcome: AbortOutcome) -> Iterator[str]:
-    """What the processes answered, a line for each kind of answer."""
+    """Lines about what the processes answered."""
     stopping = _stopping(outcome)
     stopped = len(outcome.holders) - len(stopping)
     if stopped:
@@ -86,7 +86,7 @@ def _findings(outcome: AbortOutcome) -> Iterator[str]:
     if outcome.finished:
         yield "had already finished"
     elif not outcome.holders:
-        yield "no process that answered works on it"
+        yield "none of the processes that answered works on it"
     if outcome.unanswered:
         yield f"{outcome.unanswered} listener(s) did not answer"
 
@@ -98,6 +98,6 @@ def _stopping(outcome: AbortOutcome) -> list[ProcessAnswer]:
 def _me() -> str:
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number that has no name
+    except (OSError, KeyError):  # in a container, the user ID may have no name
         user = "unknown"
     return f"{user}@{socket.gethostname()}"

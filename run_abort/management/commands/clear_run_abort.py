@@ -13,9 +13,9 @@ from run_abort.management.arguments import add_run_ids
 
 class Command(BaseCommand):
     help = (
-        "Lets the given runs run again: what was requested so far stops no late starter any more. "
-        "Prints for each how many requests stood. Blocks that run now are not touched, and the "
-        "requests stay as history. Exits with 1 if the database did not confirm it for all of them."
+        "Lets the given runs start again: earlier requests no longer stop new starts. Prints for "
+        "each run how many requests were cleared. Open blocks are not affected, and the requests "
+        "stay in the database as history. Exits with 1 if the database did not confirm every run."
     )
     missing_args_message = "Name at least one run: manage.py clear_run_abort RUN_ID [RUN_ID ...]"
 
@@ -25,8 +25,8 @@ class Command(BaseCommand):
     def handle(self, *, run_ids: list[str], **options: Any) -> None:
         if not database.enabled():
             raise CommandError(
-                "No requests are kept, because RUN_ABORT['INTENTS'] is False: there is nothing to "
-                "clear."
+                "There is nothing to clear: RUN_ABORT['INTENTS'] is False, so no requests are "
+                "recorded."
             )
         counts: dict[str, int | None] = {run_id: requests.clear(run_id) for run_id in run_ids}
         for run_id, count in counts.items():
@@ -34,12 +34,12 @@ class Command(BaseCommand):
             self.stdout.write(style(f"{run_id}: {_fact(count)}"))
         if None in counts.values():
             raise CommandError(
-                "The database could not be asked; the log says why. Once it is well, and migrated, "
-                "do it again: clearing twice does no harm."
+                "The database failed; the log says why. Run this again when the database works and "
+                "is migrated. Clearing twice does no harm."
             )
 
 
 def _fact(count: int | None) -> str:
     if count is None:
         return "NOT known to be cleared"
-    return f"{count} request(s) cleared" if count else "none stood"
+    return f"{count} request(s) cleared" if count else "no request to clear"

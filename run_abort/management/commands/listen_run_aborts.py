@@ -28,7 +28,7 @@ from run_abort.management.environment import has_endpoint, log_to, require_endpo
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.place import Place
-from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Bell
+from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
 from run_abort.signals import run_abort_received
 
 TOUCH_EVERY: Final = 86_400.0  # seconds
@@ -41,9 +41,9 @@ class Command(BaseCommand):
     help = (
         "Listens for aborts in the foreground and prints one line for each. The project's own code "
         "reacts through the signal run_abort_received and through subscribe_to_run_aborts. SIGTERM "
-        "and SIGINT end it once what is being handled is done; a second one ends it at once. "
-        "Started again, it goes on from where it stood: what was requested meanwhile is handled "
-        "first."
+        "and SIGINT end it after the running handlers have finished; a second signal ends it at "
+        "once. After a restart it resumes at its last position and first handles the requests that "
+        "were made in the meantime."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -52,13 +52,13 @@ class Command(BaseCommand):
             choices=["text", "json"],
             default="text",
             dest="line_format",
-            help="of the lines it prints; json is for log shippers; default: %(default)s",
+            help="format of the lines; json is for log shippers; default: %(default)s",
         )
         parser.add_argument(
             "--require-redis",
             action="store_true",
-            help="exit with 1 if the subscription is not confirmed within --timeout; without it, "
-            "Redis may come later",
+            help="exit with 1 if the subscription is not confirmed within --timeout; without this "
+            "option the command waits for Redis",
         )
         parser.add_argument(
             "--timeout",
@@ -72,27 +72,26 @@ class Command(BaseCommand):
             "--name",
             type=_name,
             default=socket.gethostname(),
-            help="of this listener, under which the database keeps how far it has come; give each "
-            "of several on one host its own; default: the host's name (%(default)s)",
+            help="name of this listener; the database stores its position under this name, so each "
+            "listener of a host needs its own; default: the host's name (%(default)s)",
         )
         parser.add_argument(
             "--from-now",
             action="store_true",
-            help="hear only of aborts that are requested from now on",
+            help="skip all aborts that were requested before the start",
         )
         parser.add_argument(
             "--processes",
             action="store_true",
-            help="end the programs of this host that have a PID file <run ID>.<anything>.pid in "
-            "RUN_ABORT['PROCESS_DIR'], with all that they have started, when their run is aborted; "
-            "only this user's",
+            help="when a run is aborted, end the programs of this user and host that have a PID "
+            "file <run ID>.<anything>.pid in RUN_ABORT['PROCESS_DIR'], with their descendants",
         )
         parser.add_argument(
             "--grace",
             type=partial(seconds, most=MAX_GRACE),
             default=GRACE,
             metavar="SECONDS",
-            help="for --processes: from SIGTERM to SIGKILL; default: %(default)g",
+            help="for --processes: time from SIGTERM to SIGKILL; default: %(default)g",
         )
 
     def handle(
@@ -109,7 +108,7 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         directory = _process_directory() if processes else None
-        # What PID files tell of is held as blocks are, so the database alone will do.
+        # Programs with PID files hold blocks, so the reconciler alone can abort them.
         over_database = directory is not None and database.enabled() and not has_endpoint()
         if require_redis or not over_database:
             require_endpoint()
@@ -125,42 +124,42 @@ class Command(BaseCommand):
             programs = Programs(directory, grace=grace, on_ended=on_ended)
         follows = database.enabled() and not over_database
         place = Place(name, from_now=from_now) if follows else None
-        with closing(Bell()) as bell, _receiving(show), _hearing(bell, place, programs):
+        with closing(Wakeup()) as wakeup, _receiving(show), _hearing(wakeup, place, programs):
             if place is not None:
                 place.take()
             try:
                 listener = current().listener
                 if not over_database:
                     listener.start()
-                if listener.status().state == "listening":  # from before, so nobody will tell us
-                    bell.ring(SUBSCRIBED)
+                if listener.status().state == "listening":  # subscribed earlier: no callback
+                    wakeup.notify(SUBSCRIBED)
                 with programs or nullcontext():
                     if over_database:
                         show("watching", directory=str(directory))
-                    self._serve(bell, show, place, timeout if require_redis else None)
+                    self._serve(wakeup, show, place, timeout if require_redis else None)
             finally:
                 _stop(place)
 
     def _serve(
-        self, bell: Bell, show: Callable[..., None], place: Place | None, timeout: float | None
+        self, wakeup: Wakeup, show: Callable[..., None], place: Place | None, timeout: float | None
     ) -> None:
-        # What was missed may be heard of before, from the database.
-        rung = bell.wait(timeout, but=HEARD)
-        if rung is None:
+        # Missed requests may arrive from the database before the subscription.
+        event = wakeup.wait(timeout, ignore=HEARD)
+        if event is None:
             reason = current().listener.status().last_error or "no answer"
             raise CommandError(f"Not subscribed within {timeout:g} s: {reason}")
-        if rung == SUBSCRIBED:
+        if event == SUBSCRIBED:
             show("listening", channel=conf.settings().CHANNEL, origin=current().origin())
-        while rung not in STOP_SIGNALS:
-            # While handlers are at work, and while the database fails, it is tried again.
+        while event not in STOP_SIGNALS:
+            # keep() fails while handlers run and while the database fails, so retry.
             is_behind = place is not None and not place.keep()
-            rung = bell.wait(1 if is_behind else TOUCH_EVERY)
-            if rung is None and place is not None:
+            event = wakeup.wait(1 if is_behind else TOUCH_EVERY)
+            if event is None and place is not None:
                 place.cursor.touch()
 
     def _printer(self, line_format: str) -> Callable[..., None]:
         line = _json_line if line_format == "json" else _text_line
-        lock = threading.Lock()  # guards stdout, so that two threads do not mix their lines
+        lock = threading.Lock()  # guards stdout, so that lines of two threads do not mix
 
         def show(event: str, **facts: Any) -> None:
             with lock:
@@ -172,7 +171,7 @@ class Command(BaseCommand):
 
 @contextmanager
 def _receiving(show: Callable[..., None]) -> Iterator[None]:
-    """Print what is received."""
+    """Print each abort that this process receives."""
 
     def on_received(**facts: Any) -> None:
         show("received", **facts)
@@ -185,20 +184,20 @@ def _receiving(show: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def _hearing(bell: Bell, place: Place | None, programs: Programs | None) -> Iterator[None]:
-    """Ring for what the listener tells, and for signals."""
+def _hearing(wakeup: Wakeup, place: Place | None, programs: Programs | None) -> Iterator[None]:
+    """Wake the command on events of the listener and on stop signals."""
 
     def on_dispatched(request: Request) -> None:
         if programs is not None:
             programs.hurry()
         if request.id and place is not None:
             place.cursor.note(request.id)
-            bell.ring(HEARD)
+            wakeup.notify(HEARD)
 
     runtime = current()
     forget_cursor = runtime.dispatch.dispatched.add(on_dispatched)
-    forget = runtime.listener.subscribed.add(lambda missed_since: bell.ring(SUBSCRIBED))
-    restore = bell.ring_on_stop_signals()
+    forget = runtime.listener.subscribed.add(lambda missed_since: wakeup.notify(SUBSCRIBED))
+    restore = wakeup.notify_on_stop_signals()
     try:
         yield
     finally:
@@ -208,7 +207,7 @@ def _hearing(bell: Bell, place: Place | None, programs: Programs | None) -> Iter
 
 
 def _stop(place: Place | None) -> None:
-    """Finish what is being handled, and note how far that is."""
+    """Wait for the running handlers, and save the position."""
     is_current = place is not None and place.is_current()
     runtime = current()
     runtime.listener.stop(timeout=None)
@@ -228,9 +227,9 @@ def _text_line(event: str, facts: dict[str, Any]) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     if event == "listening":
         return f"{now} listening on {facts['channel']} as {facts['origin']}"
-    # JSON's quotes keep control characters of a stranger off the terminal.
-    told = " ".join(f"{key}={json.dumps(facts[key])}" for key in TEXT_FIELDS if key in facts)
-    return f"{now} {event} {told}"
+    # JSON escapes control characters, which must not reach the terminal from untrusted text.
+    fields = " ".join(f"{key}={json.dumps(facts[key])}" for key in TEXT_FIELDS if key in facts)
+    return f"{now} {event} {fields}"
 
 
 def _json_line(event: str, facts: dict[str, Any]) -> str:

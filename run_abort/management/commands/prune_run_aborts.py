@@ -13,10 +13,10 @@ from run_abort._store import retention
 
 class Command(BaseCommand):
     help = (
-        "Deletes the requests to abort that are older than the given number of days, the oldest "
-        "first, in batches, with what processes did about them. One that still stops late starters "
-        "is kept, however old it is: it was not cleared, and is younger than INTENT_TTL. So do the "
-        "cursors of listeners that have not been used for as long."
+        "Deletes abort requests that are older than the given number of days, the oldest first, in "
+        "batches, together with their deliveries. A request that still stands, which means that it "
+        "was not cleared and is younger than INTENT_TTL, is kept. Listener cursors unused for that "
+        "long are deleted as well."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -25,17 +25,17 @@ class Command(BaseCommand):
             type=_days,
             required=True,
             metavar="DAYS",
-            help="age from which on they go; may have a fraction",
+            help="minimum age of the requests to delete; may have a fraction",
         )
         parser.add_argument(
             "--batch-size",
             type=_rows,
             default=retention.BATCH,
             metavar="ROWS",
-            help="how many to delete in one transaction; default: %(default)d",
+            help="number of requests to delete in one transaction; default: %(default)d",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="say how many would be deleted, and delete none"
+            "--dry-run", action="store_true", help="only print how many would be deleted"
         )
 
     def handle(
@@ -60,7 +60,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"The database failed after {deleted} request(s) were deleted: {error}\n"
                 "If the table is missing, run 'manage.py migrate run_abort'. Then run this again: "
-                "it goes on where it stopped."
+                "it continues where it stopped."
             ) from error
         if verbosity:
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"

@@ -26,14 +26,16 @@ INDENT: Final = "    "
 
 class Command(BaseCommand):
     help = (
-        "Asks every process that listens what it is and in which blocks of abortable_run it works, "
-        "and prints what they answer. Exits with 0 if they could be asked, and with 1 if no Redis "
-        "is configured or it could not be reached, if fewer than --min-listening listen, if none "
-        "works on any RUN_ID, or if somebody does not answer and --strict is given."
+        "Asks every listening process for its kind and for its open blocks of abortable_run, and "
+        "prints the answers. Exits with 1 if no Redis is configured or Redis cannot be reached, if "
+        "fewer processes than --min-listening listen, if no process works on any RUN_ID, or, with "
+        "--strict, if a listener does not answer."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_run_ids(parser, nargs="*", what="show only who works on one of these runs, not groups")
+        add_run_ids(
+            parser, nargs="*", what="show only processes that work on these runs; no groups"
+        )
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="print one JSON document"
         )
@@ -42,19 +44,19 @@ class Command(BaseCommand):
             type=partial(seconds, most=MAX_TIMEOUT),
             default=1.0,
             metavar="SECONDS",
-            help="to wait for answers, if not all have come before; default: %(default)g",
+            help="maximum time to wait for answers; default: %(default)g",
         )
         parser.add_argument(
             "--this-host",
             action="store_true",
-            help="leave out the processes of other hosts, or of other containers",
+            help="show only processes of this host or container",
         )
         parser.add_argument(
             "--min-listening",
             type=count,
             default=0,
             metavar="NUMBER",
-            help="exit with 1 unless so many processes, or more, answer that they listen",
+            help="exit with 1 if fewer processes answer that they listen",
         )
         parser.add_argument(
             "--strict", action="store_true", help="exit with 1 if a listener does not answer"
@@ -76,7 +78,7 @@ class Command(BaseCommand):
         log_to(self.stderr, verbosity)
         census = ask_status(timeout=timeout)
         if not census.reachable:
-            raise CommandError("Redis could not be asked; --verbosity 3 says why.")
+            raise CommandError("Redis could not be reached; --verbosity 3 shows why.")
         processes = [
             process
             for process in census.processes
@@ -87,8 +89,8 @@ class Command(BaseCommand):
         if verbosity and as_json:
             self.stdout.write(_document(shown, census.unanswered))
         elif verbosity:
-            told = [*_table(shown), *_sentences(processes, census.unanswered)]
-            self._print("\n".join(told))
+            lines = [*_table(shown), *_sentences(processes, census.unanswered)]
+            self._print("\n".join(lines))
 
         listening = sum(process.listener == "listening" for process in processes)
         unmet = []
@@ -97,12 +99,12 @@ class Command(BaseCommand):
         if strict and census.unanswered:
             unmet.append(f"{census.unanswered} listener(s) did not answer.")
         if run_ids and not shown:
-            unmet.append("No process that answered is known to work on it.")
+            unmet.append("No process that answered works on it.")
         if unmet:
             raise CommandError(" ".join(unmet))
 
     def _print(self, text: str) -> None:
-        # What a stranger says shall not end the command where the terminal cannot show it.
+        # Untrusted text must not make the command fail on a terminal that cannot encode it.
         encoding = getattr(self.stdout, "encoding", None) or "utf-8"
         self.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
@@ -110,7 +112,7 @@ class Command(BaseCommand):
 def _working_on(
     run_ids: Collection[str], processes: Sequence[ProcessStatus]
 ) -> Iterator[ProcessStatus]:
-    """The processes that name one of the runs, with those blocks alone."""
+    """The processes that work on one of the runs, each with only the blocks of these runs."""
     for process in processes:
         runs = tuple(run for run in process.runs if run.run_id in run_ids)
         if runs:
@@ -118,7 +120,7 @@ def _working_on(
 
 
 def _table(processes: Sequence[ProcessStatus]) -> Iterator[str]:
-    """A line for each process, and below it one for each of its blocks."""
+    """Yield a line for each process, followed by a line for each of its blocks."""
     if not processes:
         return
     rows = [HEADINGS, *map(_row, processes)]
@@ -145,7 +147,7 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
 
 
 def _block(run: HeldRun, now: datetime) -> tuple[str, ...]:
-    age = max(now - run.since, timedelta())  # by the clocks of two hosts
+    age = max(now - run.since, timedelta())  # clocks of two hosts may differ
     return (
         _quoted(run.run_id),
         _quoted(run.label) if run.label else "",
@@ -161,24 +163,24 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _sentences(processes: Sequence[ProcessStatus], unanswered: int) -> Iterator[str]:
     held = sum(process.held for process in processes)
-    yield f"{len(processes)} process(es) answer; they work in {held} block(s)."
+    yield f"{len(processes)} process(es) answered, with {held} open block(s)."
     hidden = sum(max(process.held - len(process.runs), 0) for process in processes)
     if hidden:
-        yield f"{hidden} younger block(s) are not named."
+        yield f"{hidden} newer block(s) are not shown."
     if unanswered:
         yield (
-            f"{unanswered} listener(s) on the channel do not answer: other programs, or processes "
-            "that hang."
+            f"{unanswered} listener(s) on the channel did not answer: other programs, or hung "
+            "processes."
         )
 
 
 def _plain(text: str) -> str:
-    """For a cell that needs no quotes, unless it is something strange."""
+    """Text of a cell, quoted only if it is empty or not printable."""
     return text if text and text.isprintable() else _quoted(text)
 
 
 def _quoted(text: str) -> str:
-    # JSON's escapes keep control characters of a stranger off the terminal.
+    # JSON escapes control characters, which must not reach the terminal from untrusted text.
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 

@@ -1,4 +1,4 @@
-"""``manage.py run_abortable``: any program as an abortable run."""
+"""``manage.py run_abortable``: run any program as an abortable run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ MAX_GRACE: Final = 86_400.0  # seconds
 
 class Command(BaseCommand):
     help = (
-        "Runs a program as an abortable run: when the run is aborted, the program gets SIGTERM, "
-        "with all that it has started, and what is left after a while SIGKILL. It has this "
-        "command's input, output and signals. Exits as it does: with its exit code, with 128 and "
-        "the number of the signal that killed it, with 126 or 127 if it cannot be executed or "
-        "found. Exits with 130 if the run was aborted, before or meanwhile."
+        "Runs a program as an abortable run. When the run is aborted, the program and its "
+        "descendants get SIGTERM, and processes that are left after --grace seconds get SIGKILL. "
+        "The program gets this command's input, output and signals. Exits with the program's exit "
+        "code, with 128 plus the signal number if a signal killed it, with 126 if it cannot be "
+        "executed, with 127 if it was not found, and with 130 if the run was aborted, before the "
+        "start or later."
     )
     missing_args_message = "Name a run and a program: manage.py run_abortable RUN_ID -- COMMAND ..."
-    # The program may mend what a check complains of, and shall not wait for it.
+    # A failing check must not keep the program from starting: it may be the one that fixes it.
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -38,7 +39,7 @@ class Command(BaseCommand):
             "command",
             nargs="+",
             metavar="COMMAND",
-            help="the program and its arguments; put -- before it, and options before that",
+            help="the program and its arguments, after -- and after the options of this command",
         )
         parser.add_argument(
             "--group",
@@ -47,17 +48,17 @@ class Command(BaseCommand):
             type=run_id,
             dest="groups",
             metavar="ID",
-            help="a further ID that the run answers to; may be given several times",
+            help="a further ID that aborts the run; may be given several times",
         )
         parser.add_argument(
-            "--label", help="what it does, for people; default: the name of the program"
+            "--label", help="description of the run, for people; default: the program's name"
         )
         parser.add_argument(
             "--grace",
             type=partial(seconds, most=MAX_GRACE),
             default=GRACE,
             metavar="SECONDS",
-            help="from SIGTERM to SIGKILL; default: %(default)g",
+            help="time from SIGTERM to SIGKILL; default: %(default)g",
         )
 
     def handle(

@@ -1,10 +1,10 @@
-"""PID files: how programs that know nothing of this app say which run they work on.
+"""PID files: how programs that do not use this app declare which run they work on.
 
-A file ``<run ID>.<anything>.pid`` with a process ID in it, written by any language. The run ID is
-quoted as in a URL, where it has a slash or a percent sign; ``<anything>`` has no dot.
+A PID file ``<run ID>.<anything>.pid`` contains a process ID. Programs in any language can write it.
+Slashes and percent signs in the run ID are percent-encoded; ``<anything>`` has no dot.
 
-Such a file is a word of honour, and old ones lie about who has the number now. So it is believed
-only if it was written soon after the process began, by the user whose process that is.
+A PID file may be wrong: an old one may name a process ID that the kernel has reused. So a file is
+believed only if it was written soon after the process began, by the user of that process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ __all__ = ["Judgement", "PidFile", "check_directory", "judge", "pid_files", "rem
 
 SUFFIX: Final = ".pid"
 MAX_BYTES: Final = 64
-# Seconds. The host's beginning is known to a second, and a file has the time of another clock.
+# Tolerances, in seconds, between the start of a process and the time of its file. The boot time is
+# known only to a second, and file times come from another clock.
 BEFORE: Final = 1.5
-# A program may take its time until it writes its file.
+# A program may write its file some time after its start.
 AFTER: Final = 60.0
-# What is older than its process by so much is stale; by less, the clock may have been set.
+# A file that is older than its process by more than this is stale. If it is older by less, the
+# clock may have been set.
 STALE: Final = 60.0
 
 Verdict = Literal["believed", "not believed", "stale"]
@@ -37,9 +39,9 @@ Verdict = Literal["believed", "not believed", "stale"]
 class PidFile(NamedTuple):
     """A PID file, as it was when it was read.
 
-    :ivar pid: None if there is none in it.
-    :ivar written_at: when, in seconds since the epoch.
-    :ivar owner: the number of the user whose file it is.
+    :ivar pid: the process ID; None if the file contains none.
+    :ivar written_at: modification time, in seconds since the epoch.
+    :ivar owner: user ID of the file's owner.
     """
 
     path: Path
@@ -51,11 +53,11 @@ class PidFile(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What to make of a PID file.
+    """The result of checking a PID file.
 
-    :ivar verdict: ``"stale"``: its process is gone, so it may be removed.
-    :ivar why: if it is not believed.
-    :ivar process: if it is.
+    :ivar verdict: ``"stale"`` means that its process is gone, so the file may be removed.
+    :ivar why: the reason if the file is not believed.
+    :ivar process: the process if the file is believed.
     """
 
     verdict: Verdict
@@ -64,7 +66,7 @@ class Judgement(NamedTuple):
 
 
 def check_directory(directory: Path) -> str:
-    """Why the directory cannot be trusted; empty if it can."""
+    """The reason why the directory cannot be trusted; empty if it can."""
     try:
         found = directory.stat()
     except OSError as error:
@@ -74,12 +76,12 @@ def check_directory(directory: Path) -> str:
     if found.st_uid not in {0, os.geteuid()}:
         return f"{directory} belongs to another user"
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        return f"{directory} can be written by everybody, and has no sticky bit"
+        return f"{directory} is world-writable and has no sticky bit"
     return ""
 
 
 def pid_files(directory: Path) -> Iterator[PidFile]:
-    """The PID files in the directory; nothing if it cannot be read."""
+    """Yield the PID files of the directory; none if it cannot be read."""
     names: list[str] = []
     with suppress(OSError):
         names = sorted(path.name for path in directory.iterdir())
@@ -97,7 +99,7 @@ def _run_id_in(name: str) -> str:
 
 
 def _read(path: Path, run_id: str) -> PidFile:
-    # Neither a link to somewhere else, nor a pipe that keeps whoever opens it waiting.
+    # Do not follow symbolic links, and do not block on a named pipe.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -111,11 +113,11 @@ def _read(path: Path, run_id: str) -> PidFile:
 
 
 def judge(file: PidFile) -> Judgement:
-    """Whether to believe it."""
+    """Decide whether to believe the file."""
     if file.owner != os.geteuid():
         return Judgement("not believed", "it belongs to another user")
     if file.pid is None or file.pid < 2:
-        return Judgement("not believed", "it has no process ID in it")
+        return Judgement("not believed", "it contains no process ID")
     process = procfs.entry_of(file.pid)
     if process is None or process.is_dead:
         return Judgement("stale", "its process is gone")
@@ -131,7 +133,7 @@ def judge(file: PidFile) -> Judgement:
 
 
 def remove(file: PidFile) -> None:
-    """Remove it, unless another has taken its place."""
+    """Remove the file, unless another file has replaced it."""
     with suppress(OSError):
         found = file.path.lstat()
         if (found.st_ino, found.st_mtime) == (file.inode, file.written_at):

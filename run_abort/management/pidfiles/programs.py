@@ -1,4 +1,4 @@
-"""The programs of this host that PID files tell of: held as blocks are, and ended by an abort."""
+"""The programs of this host that have PID files: each holds its run, and an abort ends it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Programs"]
 
 logger = logging.getLogger("run_abort")
 
-LOOK: Final = 1.0  # seconds between two looks into the directory
+LOOK: Final = 1.0  # seconds between two scans of the directory
 MAX_HELD: Final = 10_000
 
 Key = tuple[str, int, float]
@@ -34,7 +34,7 @@ OnEnded = Callable[[PidFile, bool], object]
 
 
 class _Program:
-    """One that is there, and holds its run."""
+    """A running program, for which this process holds the run."""
 
     def __init__(
         self, file: PidFile, process: Entry, family: Family, *, grace: float, on_ended: OnEnded
@@ -54,12 +54,12 @@ class _Program:
         return entry is not None and entry.began == self._process.began and not entry.is_dead
 
     def let_go(self) -> bool:
-        """Hold its run no more; False while it is being ended."""
+        """Stop holding the run; return False while an abort ends the program."""
         if self.is_over:
             return True
         if not self._remove():
             return False
-        if self.signal.aborted:  # and nobody has begun
+        if self.signal.aborted:  # but the callback was removed before it started
             spawn(self._end, name="run_abort-program")
             return False
         self._close()
@@ -84,11 +84,12 @@ class _Program:
 
 
 class Programs:
-    """Looks after them, on a thread of its own, from the beginning of a ``with`` block to its end.
+    """Watches the directory on its own thread while the ``with`` block is open.
 
+    :param directory: the directory of the PID files.
     :param grace: seconds from SIGTERM to SIGKILL.
     :param on_ended: called with the file of a program that an abort has ended, and whether all of
-        it is gone; on a thread of that program.
+        its processes are gone. Runs on a thread of that program.
     """
 
     def __init__(self, directory: Path, *, grace: float, on_ended: OnEnded) -> None:
@@ -96,7 +97,7 @@ class Programs:
         self._grace = grace
         self._on_ended = on_ended
         self._held: dict[Key, _Program] = {}
-        self._told: dict[Key, str] = {}  # why a file is not believed
+        self._warned: dict[Key, str] = {}  # the last logged reason not to believe a file
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="run_abort-programs", daemon=True)
@@ -105,7 +106,7 @@ class Programs:
         self._thread.start()
 
     def hurry(self) -> None:
-        """Look at once: an abort has come, perhaps for one that was not seen yet."""
+        """Scan at once: an abort has arrived, perhaps for a program that was not seen yet."""
         self._wake.set()
 
     def __exit__(
@@ -114,7 +115,7 @@ class Programs:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let go of those that are not aborted; wait for those that are being ended."""
+        """Release programs that are not aborted; wait until the aborted ones have ended."""
         self._is_stopping = True
         self._wake.set()
         self._thread.join()
@@ -126,7 +127,7 @@ class Programs:
             try:
                 self._look()
             except Exception:
-                logger.exception("Looking for programs failed, and goes on")
+                logger.exception("Scanning for PID files failed; it continues")
             self._wake.wait(LOOK)
             self._wake.clear()
 
@@ -136,12 +137,12 @@ class Programs:
             found[(file.path.name, file.inode, file.written_at)] = file
         for key, program in tuple(self._held.items()):
             is_gone = not program.is_there()
-            # It has removed its file itself, and is not to be ended any more; or it has ended.
+            # Release it if it has ended, or if it has removed its file.
             if program.is_over or ((is_gone or key not in found) and program.let_go()):
                 del self._held[key]
                 if is_gone:
                     files.remove(program.file)
-        self._told = {key: why for key, why in self._told.items() if key in found}
+        self._warned = {key: why for key, why in self._warned.items() if key in found}
         for key, file in found.items():
             if key not in self._held:
                 self._judge(key, file)
@@ -153,7 +154,7 @@ class Programs:
         elif judgement.process is None:
             self._distrust(key, judgement.why)
         elif len(self._held) >= MAX_HELD:
-            self._distrust(key, f"there are {MAX_HELD} already")
+            self._distrust(key, f"the limit of {MAX_HELD} programs is reached")
         else:
             self._hold(key, file, judgement.process)
 
@@ -172,7 +173,7 @@ class Programs:
             self._distrust(key, str(error))
 
     def _distrust(self, key: Key, why: str) -> None:
-        """Say once why nobody acts on a file."""
-        if self._told.get(key) != why:
-            self._told[key] = why
-            logger.warning("The PID file %s is not acted on: %s", key[0], why)
+        """Log once why a file is ignored."""
+        if self._warned.get(key) != why:
+            self._warned[key] = why
+            logger.warning("The PID file %s is ignored: %s", key[0], why)

@@ -1,10 +1,10 @@
 /*
- * Asks to abort without leaving the page, and shows what becomes of it. Without this script the
- * form of the button works as any other.
+ * Requests the abort without leaving the page and shows its progress. Without this script the
+ * button's form works as a plain HTML form.
  *
- * Whenever there is news, the button's element sends "run-abort:progress", which bubbles; its
- * `detail` is what the server answered: runId, abortId, state, over, processes, stopped,
- * unanswered, text.
+ * After each response of the progress view the button's element dispatches the event
+ * "run-abort:progress", which bubbles. Its `detail` is the response: runId, abortId, state, over,
+ * processes, stopped, unanswered, text.
  */
 (() => {
   "use strict";
@@ -13,9 +13,9 @@
 
   const FIRST_DELAY = 250; // ms
   const MAX_DELAY = 2000;
-  const MAX_WAIT = 20000; // for one answer
-  const PATIENCE = 180000; // with one abort
-  const UNCLEAR = ["asked", "aborting"]; // nobody may have stopped, even if it is over
+  const MAX_WAIT = 20000; // for one response
+  const PATIENCE = 180000; // for following one abort
+  const UNCLEAR = ["asked", "aborting"]; // if one of these is final, offer to request again
 
   document.addEventListener("submit", (event) => {
     const box = event.target.closest("[data-run-abort]");
@@ -48,7 +48,7 @@
     details.hidden = true;
     if (hadFocus) box.querySelector("[role=status]").focus();
     const { runId, abortId } = data;
-    tell(box, { runId, abortId, state: "asked", over: false, text: box.dataset.asked });
+    report(box, { runId, abortId, state: "asked", over: false, text: box.dataset.asked });
     if (box.dataset.progress) await watch(box, abortId);
   }
 
@@ -62,14 +62,14 @@
       const { status, data } = await ask(url);
       if (status === 200) {
         text = data.text;
-        tell(box, data);
+        report(box, data);
         if (data.over && UNCLEAR.includes(data.state)) break;
         if (data.over) return;
       } else if (status === 401) {
         show(box, "failed", box.dataset.loggedOut);
         return;
       } else if (status >= 400 && status < 500 && status !== 429) {
-        return; // nobody here may know more than that it was asked
+        return; // the visitor may abort, but has no access to the progress view
       } else {
         show(box, box.dataset.state, box.dataset.lost);
       }
@@ -82,7 +82,7 @@
     details.querySelector("button").disabled = false;
   }
 
-  /** The status of the answer and its JSON; 0 without an answer, 401 if it leads to a login. */
+  /** Status and JSON of the response; status 0 without a response, 401 for a redirect to a login. */
   async function ask(url, options) {
     try {
       const response = await fetch(url, {
@@ -106,7 +106,7 @@
     return status >= 400 && status < 500 ? box.dataset.refused : box.dataset.unreachable;
   }
 
-  function tell(box, detail) {
+  function report(box, detail) {
     show(box, detail.state, detail.text);
     box.dispatchEvent(new CustomEvent("run-abort:progress", { bubbles: true, detail }));
   }
@@ -114,11 +114,11 @@
   function show(box, state, text) {
     const status = box.querySelector("[role=status]");
     box.dataset.state = state;
-    // What is written anew is read out anew.
+    // Screen readers announce every assignment, also of the same text.
     if (status.textContent !== text) status.textContent = text;
   }
 
-  /** Resolves after `delay` ms, once the page is seen. */
+  /** Resolves after `delay` ms, or later, when the page becomes visible. */
   function pause(delay) {
     return new Promise((resolve) => {
       setTimeout(() => {

@@ -1,15 +1,15 @@
 /*
- * Keeps the page of what runs now up to date while somebody looks at it. Without this script the
- * page is as it was when it was loaded, and its link loads it again.
+ * Refreshes the page "Running now" while it is visible and in use. Without this script the page
+ * stays as loaded, and its link reloads it.
  */
 (() => {
   "use strict";
 
   if (!window.fetch || !window.AbortSignal || !AbortSignal.timeout) return;
 
-  const INTERVAL = 2000; // ms, from one answer to the next question
-  const MAX_WAIT = 20000; // for one answer
-  const PATIENCE = 30 * 60000; // with nobody touching the page
+  const INTERVAL = 2000; // ms, from one response to the next request
+  const MAX_WAIT = 20000; // for one response
+  const PATIENCE = 30 * 60000; // without input from the visitor
 
   const page = document.querySelector("[data-run-abort-live]");
   if (!page) return;
@@ -28,7 +28,7 @@
 
   async function refresh() {
     clearTimeout(timer);
-    if (isAsking || document.hidden) return; // one that is shown again asks at once
+    if (isAsking || document.hidden) return; // visibilitychange refreshes at once
     if (performance.now() - touched > PATIENCE) return stop(page.dataset.unwatched);
     isAsking = true;
     const { news, problem } = await ask();
@@ -38,7 +38,7 @@
     if (!document.hidden) later();
   }
 
-  /** The new tables, or what to tell. */
+  /** The new tables, or the problem to show. */
   async function ask() {
     try {
       const response = await fetch(page.dataset.fragment, {
@@ -53,12 +53,12 @@
       const news = new DOMParser().parseFromString(text, "text/html").body;
       if (news.querySelector("[data-summary]")) return { news };
     } catch {
-      // Told as any other failure.
+      // Reported below, like every other failure.
     }
     return { problem: page.dataset.lost };
   }
 
-  /** Whether something would be taken from under the visitor's hands. */
+  /** Whether the visitor is selecting text or pressing a button, which an update would interrupt. */
   function isInUse() {
     const selection = getSelection();
     const isSelecting = !selection.isCollapsed && tables.contains(selection.anchorNode);
@@ -79,14 +79,14 @@
       each.scrollLeft = left.get(each.getAttribute("aria-labelledby")) ?? 0;
     }
     if (hadFocus) (successor(focused) ?? tables).focus({ preventScroll: true });
-    // Only what has changed is read out; that it is up to date is not.
-    if (isNew) tell(summary);
-    else if (!button.hidden) tell("");
+    // Announce only changes, not every refresh.
+    if (isNew) announce(summary);
+    else if (!button.hidden) announce("");
     button.hidden = true;
-    status.classList.add("visually-hidden"); // it is above the tables, too
+    status.classList.add("visually-hidden"); // the summary above the tables shows it
   }
 
-  /** What took the place of an element that had the focus. */
+  /** The element that replaces one that had the focus. */
   function successor(gone) {
     if (gone.name) return [...tables.querySelectorAll("button")].find((each) => each.value === gone.value);
     const label = gone.getAttribute("aria-labelledby");
@@ -96,12 +96,12 @@
   }
 
   function stop(text) {
-    tell(text);
+    announce(text);
     status.classList.remove("visually-hidden");
     button.hidden = false;
   }
 
-  function tell(text) {
+  function announce(text) {
     if (status.textContent !== text) status.textContent = text;
   }
 

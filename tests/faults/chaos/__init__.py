@@ -3,7 +3,7 @@
 ``python -m tests.faults.chaos --seconds 60 --seed 7`` from the root of the repository.
 
 Each process writes down what it did and saw (``journal``); afterwards ``history`` puts the facts
-together, ``checker`` counts what must not have happened, ``figures`` measures the rest.
+together, ``checker`` counts what must not have happened, ``figures`` the rest.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import secrets
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from .checker import CHECKS, Violation, violations
-from .figures import as_json, rows, totals
+from .figures import totals
 from .history import History
 from .proof import Options, prove
 
@@ -27,25 +26,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", help="what happens; default: something new")
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
-    parser.add_argument("--json", action="store_true", help="the result, for programs")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave journals and logs there")
     given = parser.parse_args()
     options = Options(given.seconds, given.seed or secrets.token_hex(3), given.database, given.keep)
     # Ended from outside, it stops what it started, as after a Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if not given.json:
-        print(f"Seed {options.seed}, {options.database}, {options.seconds:g} s ...", flush=True)
+    print(f"Seed {options.seed}, {options.database}, {options.seconds:g} s ...", flush=True)
     try:
         history = prove(options)
     except KeyboardInterrupt:
         return 130
     found = violations(history)
-    if given.json:
-        counts = Counter(violation.kind for violation in found)
-        result = options._asdict() | as_json(history) | {"violations": counts}
-        print(json.dumps(result, default=str))
-    else:
-        show(history, found)
+    show(history, found)
     if found:
         print(f"Again: {command(options)}", file=sys.stderr)
     return int(bool(found) or not history.requests)
@@ -69,19 +61,8 @@ def show(history: History, found: list[Violation]) -> None:
         f"{n['strangers']} by a stranger: {n['delivered']} delivered, {n['by strangers']} blocks "
         f"aborted\n"
     )
-    print("Milliseconds from the call of abort_run, and from its return, to the effect:")
-    print(
-        f"{'fault':<28}{'times':>6}{'aborts':>8}{'effects':>9}{'median':>8}{'worst':>7}{'return':>8}"
-    )
-    for row in rows(history):
-        median, worst, late = (
-            "-" if seconds is None else f"{seconds * 1000:.0f}"
-            for seconds in (row.median, row.worst, row.late)
-        )
-        print(
-            f"{row.kind:<28}{row.times:>6}{row.requests:>8}{row.effects:>9}"
-            f"{median:>8}{worst:>7}{late:>8}"
-        )
+    for kind, times in sorted(Counter(window.kind for window in history.windows).items()):
+        print(f"{kind}: {times} times")
     counts = Counter(violation.kind for violation in found)
     print("\n" + " · ".join(f"{kind} {counts[kind]}" for kind in CHECKS))
     for kind in counts:

@@ -1,6 +1,6 @@
 "use strict";
 
-// Keeps the page of a run up to date. It can be loaded again without.
+// Keeps the page of a run up to date. Without this script, load the page again.
 
 const POLL_EVERY = 500; // milliseconds
 const RETRY_EVERY = 2000;
@@ -26,20 +26,17 @@ function show(progress) {
   state.dataset.state = progress.state;
   setText(state, progress.label);
   setText(document.getElementById("request"), progress.request);
-  for (const shard of progress.shards) {
-    const row = run.querySelector(`.shard[data-number="${shard.number}"]`);
+  for (const part of progress.parts) {
+    const row = run.querySelector(`.part[data-number="${part.number}"]`);
     if (!row) continue;
-    row.dataset.state = shard.state;
-    const bar = row.querySelector("progress");
-    bar.max = shard.total || 1;
-    bar.value = shard.done;
-    setText(row.querySelector(".files"), shard.files);
-    setText(row.querySelector(".note"), shard.note);
+    row.dataset.state = part.state;
+    row.querySelector("progress").value = part.done;
+    setText(row.querySelector(".amount"), part.amount);
+    setText(row.querySelector(".note"), part.note);
   }
   showTimeline(progress.timeline);
-  showMeasures(progress.measures);
   const button = run.querySelector("[data-run-abort]");
-  // Once it was clicked it has something to tell.
+  // Once it was clicked, the button shows what came of the abort.
   if (button && !button.dataset.state) button.hidden = progress.over;
 }
 
@@ -55,17 +52,6 @@ function showTimeline(events) {
     return row;
   });
   section.querySelector("tbody").replaceChildren(...rows);
-}
-
-function showMeasures(measures) {
-  const rows = measures.map(([label, value]) => {
-    const row = document.createElement("div");
-    row.append(document.createElement("dt"), document.createElement("dd"));
-    row.firstChild.textContent = label;
-    row.lastChild.textContent = value;
-    return row;
-  });
-  document.getElementById("measures").replaceChildren(...rows);
 }
 
 async function poll() {

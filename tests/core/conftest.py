@@ -1,0 +1,49 @@
+"""The core knows neither Django nor Redis: here, importing one of them is an error."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+BLOCKED: Final = ("asgiref", "django", "django_redis", "redis")
+
+if sys.modules.get("django") is not None:
+    raise pytest.UsageError(
+        "the tests of the core run with Django blocked, and so apart from all others: "
+        "python -m pytest tests/core"
+    )
+for name in BLOCKED:
+    sys.modules[name] = None  # type: ignore[assignment]
+
+from tests.core.scopes import Core, threads_of_ours, wait_until  # noqa: E402  not before
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    """A registry and an escalator of the test's own; at its end nothing of theirs is left."""
+    core = Core()
+    yield core
+    assert core.escalator.service.stop()
+    assert core.registry.ids() == []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    wait_until(lambda: not threads_of_ours())
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """No finaliser of what other tests left is called in a thread that is to be interrupted.
+
+    Python swallows an interrupt that arrives in one.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from run_abort._core import escalation
+from run_abort._core.escalation import Cancellation, EscalationPlan, Escalator
+from tests.core.scopes import wait_until
+
+
+@pytest.fixture
+def escalator() -> Iterator[Escalator]:
+    escalator = Escalator()
+    yield escalator
+    assert escalator.service.stop()
+
+
+class TestEscalator:
+    def test_attempts_in_time_and_ends_when_there_is_nothing_to_do(
+        self, escalator: Escalator
+    ) -> None:
+        attempts: list[float] = []
+        began = time.monotonic()
+
+        def attempt() -> bool:
+            attempts.append(time.monotonic() - began)
+            return len(attempts) != 1
+
+        plan = EscalationPlan(0.1, attempt)
+        escalator.add(plan)
+        wait_until(lambda: len(attempts) == 4)
+        escalator.drop(plan)
+        wait_until(lambda: not escalator.service.is_running)
+        assert attempts[0] >= 0.1
+        assert attempts[1] - attempts[0] < 0.1 + attempts[0]  # a failed one is repeated soon
+        assert attempts[2] - attempts[1] >= 0.1
+        assert attempts[3] - attempts[2] >= 0.2
+
+    def test_one_that_raises_is_logged_and_the_others_go_on(
+        self, escalator: Escalator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        done: list[int] = []
+
+        def fails() -> bool:
+            raise ZeroDivisionError
+
+        def attempt() -> bool:
+            done.append(1)
+            return True
+
+        other = EscalationPlan(0.01, attempt)
+        escalator.add(EscalationPlan(0, fails))
+        escalator.add(other)
+        wait_until(lambda: done)
+        escalator.drop(other)
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_one_that_was_left_is_not_begun_with(self, escalator: Escalator) -> None:
+        plan = EscalationPlan(0, lambda: True)
+        escalator.drop(plan)
+        escalator.add(plan)
+        assert plan.is_over
+        assert not escalator.service.is_running
+
+    def test_one_that_is_left_during_its_attempt_is_not_repeated(
+        self, escalator: Escalator
+    ) -> None:
+        attempts: list[int] = []
+
+        def attempt() -> bool:
+            attempts.append(1)
+            escalator.drop(plan)
+            return True
+
+        plan = EscalationPlan(0, attempt)
+        escalator.add(plan)
+        wait_until(lambda: attempts and not escalator.service.is_running)
+        assert attempts == [1]
+
+    def test_the_first_that_is_due_comes_first(self, escalator: Escalator) -> None:
+        attempted: list[str] = []
+
+        def plan(name: str, grace: float) -> EscalationPlan:
+            def attempt() -> bool:
+                attempted.append(name)
+                escalator.drop(plans[name])
+                return True
+
+            return EscalationPlan(grace, attempt)
+
+        plans = {"late": plan("late", 0.1), "soon": plan("soon", 0.05), "now": plan("now", 0)}
+        for each in plans.values():
+            escalator.add(each)
+        wait_until(lambda: attempted == ["now", "soon", "late"])
+
+    def test_around_a_fork_the_agenda_stays(self, escalator: Escalator) -> None:
+        attempts: list[int] = []
+        plan = EscalationPlan(0.05, lambda: bool(attempts.append(1)) or True)
+        escalator.add(plan)
+        escalator.service.before_fork()
+        assert not escalator.service.is_running
+        escalator.service.after_fork_in_parent()
+        wait_until(lambda: attempts)
+        escalator.drop(plan)
+
+    def test_a_child_goes_on_with_the_agenda(self, escalator: Escalator) -> None:
+        attempts: list[int] = []
+        plan = EscalationPlan(0.05, lambda: bool(attempts.append(1)) or True)
+        escalator.add(plan)
+        escalator.service.before_fork()
+        escalator._lock.acquire()  # as if another thread had held it at the fork
+        escalator.after_fork_in_child()
+        wait_until(lambda: attempts)
+        escalator.drop(plan)
+
+    def test_a_child_without_an_agenda_has_no_thread(self, escalator: Escalator) -> None:
+        escalator.service.before_fork()
+        escalator.after_fork_in_child()
+        assert not escalator.service.is_running
+
+
+class TestPlan:
+    def test_each_delay_is_twice_the_last_up_to_a_minute(self) -> None:
+        plan = EscalationPlan(10, lambda: True)
+        assert [plan.step() for _ in range(5)] == [10, 20, 40, 60, 60]
+
+    def test_a_grace_of_more_than_a_minute_stays_the_delay(self) -> None:
+        plan = EscalationPlan(100, lambda: True)
+        assert [plan.step() for _ in range(3)] == [100, 100, 100]
+
+    def test_stuck_is_said_once(self) -> None:
+        said: list[int] = []
+        plan = EscalationPlan(0, lambda: False, on_stuck=lambda: said.append(1))
+        waited = 0.0
+        while not said:
+            waited += plan.step()
+        assert escalation.STUCK / 2 <= waited <= 2 * escalation.STUCK
+        for _ in range(20):
+            assert plan.step() <= escalation.MAX_DELAY
+        assert said == [1]
+
+
+class TestCancellation:
+    def test_it_is_sent_from_any_thread_and_taken_back(self) -> None:
+        async def main() -> None:
+            cancellation = Cancellation()
+            thread = threading.Thread(target=cancellation.send)
+            thread.start()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            thread.join()
+            assert cancellation.withdraw() is True
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            assert cancellation.send() is True  # too late: nothing is cancelled
+            await asyncio.sleep(0.01)
+
+        asyncio.run(main())
+
+    def test_beside_one_from_elsewhere_it_is_not_the_only_one(self) -> None:
+        async def main() -> None:
+            cancellation = Cancellation()
+            cancellation.send()
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            assert task.cancelling() == 2
+            assert cancellation.withdraw() is False
+            assert task.uncancel() == 0
+
+        asyncio.run(main())
+
+    def test_after_the_end_of_the_loop_it_is_not_sent(self) -> None:
+        async def main() -> Cancellation:
+            return Cancellation()
+
+        assert asyncio.run(main()).send() is False

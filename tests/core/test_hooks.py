@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from run_abort._concurrency.hooks import Hook, call_logged
+
+
+class TestCallLogged:
+    def test_logs_the_name_of_what_failed(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fails(what: object) -> None:
+            raise SystemExit(3)
+
+        call_logged(partial(partial, fails))
+        call_logged(partial(partial(fails, 1)))
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert "fails failed" in caplog.text
+        assert "SystemExit: 3" in caplog.text
+
+
+class TestHook:
+    def test_calls_in_the_order_of_adding(self) -> None:
+        called: list[tuple[str, int]] = []
+        hook: Hook[[int]] = Hook()
+        assert not hook
+        for name in "cab":
+            hook.add(partial(lambda name, number: called.append((name, number)), name))
+        assert hook
+        hook(7)
+        assert called == [("c", 7), ("a", 7), ("b", 7)]
+
+    def test_added_twice_it_is_called_once_and_removed_once(self) -> None:
+        called: list[int] = []
+        hook: Hook[[int]] = Hook()
+        removes = [hook.add(called.append) for _ in range(2)]
+        hook(1)
+        assert called == [1]
+        removes[0]()
+        hook(2)
+        assert called == [1]
+        removes[1]()
+        removes[0]()
+        assert not hook
+
+    def test_one_that_raises_is_logged_and_the_others_are_called(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(number: int) -> None:
+            raise KeyboardInterrupt
+
+        called: list[int] = []
+        hook: Hook[[int]] = Hook()
+        hook.add(fails)
+        hook.add(called.append)
+        hook(7)
+        assert called == [7]
+        assert "fails failed" in caplog.text
+        assert "KeyboardInterrupt" in caplog.text
+
+    def test_a_call_finishes_with_the_functions_that_it_began_with(self) -> None:
+        called: list[str] = []
+        hook: Hook[[]] = Hook()
+        removes: list[Callable[[], None]] = []
+
+        def first() -> None:
+            called.append("first")
+            for remove in removes:
+                remove()
+            hook.add(third)
+
+        def second() -> None:
+            called.append("second")
+
+        def third() -> None:
+            called.append("third")
+
+        removes += [hook.add(first), hook.add(second)]
+        hook()
+        assert called == ["first", "second"]
+        hook()
+        assert called == ["first", "second", "third"]

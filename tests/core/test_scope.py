@@ -1,0 +1,615 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from run_abort._core.controller import AbortController, AbortSignal
+from run_abort._core.types import Aborted, Left, Request
+from run_abort.exceptions import RunAborted
+from tests.core.scopes import Block, Core, wait_until
+
+
+def abort_soon(core: Core, run_id: str, reason: str = "") -> threading.Timer:
+    timer = threading.Timer(0.02, core.abort, (run_id, reason))
+    timer.start()
+    return timer
+
+
+class TestSync:
+    def test_not_aborted_it_leaves_normally_and_nothing_behind(self, core: Core) -> None:
+        with core.block("run-1", groups=["parent"], label="shard 1") as signal:
+            assert isinstance(signal, AbortSignal)
+            assert signal.run_id == "run-1"
+            assert core.registry.ids() == ["run-1", "parent"]
+        assert core.registry.ids() == []
+        assert core.abort("run-1") == 0
+        assert not signal.aborted
+
+    def test_an_abort_is_raised_where_the_signal_is_looked_at(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("run-1") as signal:
+            abort_soon(core, "run-1", "because")
+            signal.sleep(20)
+        assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
+        assert raised.value.__cause__ is None
+
+    def test_an_abort_that_nobody_looked_at_is_raised_at_the_end(self, core: Core) -> None:
+        with pytest.raises(RunAborted, match="because"), core.block("run-1"):
+            core.abort("run-1", "because")
+
+    @pytest.mark.parametrize("run_id", [7, uuid.UUID(int=7), "run-1"])
+    def test_ids(self, core: Core, run_id: int | uuid.UUID | str) -> None:
+        with pytest.raises(RunAborted) as raised, core.block(run_id):
+            core.abort(str(run_id))
+        assert raised.value.run_id == str(run_id)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error"),
+        [
+            ({"run_id": None}, TypeError),
+            ({"run_id": b"x"}, TypeError),
+            ({"run_id": True}, TypeError),
+            ({"run_id": ""}, ValueError),
+            ({"run_id": "x" * 256}, ValueError),
+            ({"run_id": "x", "groups": "parent"}, TypeError),
+            ({"run_id": "x", "groups": [""]}, ValueError),
+            ({"run_id": "x", "groups": [None]}, TypeError),
+        ],
+    )
+    def test_bad_ids_are_refused_before_anything_happens(
+        self, core: Core, arguments: dict[str, Any], error: type[Exception]
+    ) -> None:
+        with pytest.raises(error):
+            core.block(**arguments)
+
+    def test_groups_are_answered_to_under_the_runs_own_name(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("child", groups=("parent", 7)):
+            core.abort("7", "because")
+        assert raised.value.run_id == "child"
+
+    def test_is_entered_once(self, core: Core) -> None:
+        block = core.block("run-1")
+        with block:
+            pass
+        with pytest.raises(RuntimeError, match="entered before"), block:
+            raise AssertionError("entered")
+
+    def test_several_blocks_with_one_id_are_all_reached(self, core: Core) -> None:
+        left: list[str] = []
+
+        def shard(number: int) -> None:
+            try:
+                with core.block("run-1", label=f"shard {number}") as signal:
+                    signal.wait(20)
+            except RunAborted:
+                left.append("aborted")
+
+        threads = [threading.Thread(target=shard, args=(n,)) for n in range(5)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: core.holders() == 5)
+        assert core.abort("run-1") == 5
+        for thread in threads:
+            thread.join()
+        assert left == ["aborted"] * 5
+
+
+class TestExceptions:
+    def test_one_before_an_abort_stays_itself(self, core: Core) -> None:
+        with pytest.raises(ValueError, match="oops"), core.block("run-1"):
+            raise ValueError("oops")
+
+    def test_one_after_an_abort_becomes_its_cause(self, core: Core) -> None:
+        with pytest.raises(RunAborted, match="because") as raised, core.block("run-1"):
+            core.abort("run-1", "because")
+            raise ValueError("a consequence")
+        assert isinstance(raised.value.__cause__, ValueError)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
+    def test_those_of_the_interpreter_stay_themselves(
+        self, core: Core, error: BaseException
+    ) -> None:
+        with pytest.raises(type(error)), core.block("run-1"):
+            core.abort("run-1")
+            raise error
+
+    def test_a_jobs_except_exception_does_not_swallow_an_abort(self, core: Core) -> None:
+        with pytest.raises(RunAborted), core.block("run-1") as signal:
+            core.abort("run-1")
+            with contextlib.suppress(Exception):
+                signal.raise_if_aborted()
+            raise AssertionError("swallowed")
+
+    def test_swallowed_by_force_it_is_raised_at_the_end(self, core: Core) -> None:
+        with pytest.raises(RunAborted), core.block("run-1") as signal:
+            core.abort("run-1")
+            with contextlib.suppress(BaseException):
+                signal.raise_if_aborted()
+
+    def test_in_a_group_of_consequences(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("run-1"):
+            core.abort("run-1")
+            raise BaseExceptionGroup("both", [ValueError(), RunAborted("run-1")])
+        assert isinstance(raised.value.__cause__, BaseExceptionGroup)
+
+    def test_in_a_group_with_something_else(self, core: Core) -> None:
+        with pytest.raises(BaseExceptionGroup), core.block("run-1"):
+            core.abort("run-1")
+            raise BaseExceptionGroup("both", [ValueError(), KeyboardInterrupt()])
+
+
+class TestNesting:
+    def test_an_inner_abort_ends_the_inner_block(self, core: Core) -> None:
+        with core.block("outer") as outer:
+            with pytest.raises(RunAborted) as raised, core.block("inner"):
+                core.abort("inner")
+            assert raised.value.run_id == "inner"
+            assert not outer.aborted
+
+    def test_it_passes_through_the_outer_block_as_it_is(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("outer"):
+            with core.block("inner"):
+                core.abort("inner")
+        assert raised.value.run_id == "inner"
+
+    def test_an_outer_abort_waits_for_the_inner_block(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("outer"):
+            with core.block("inner") as inner:
+                core.abort("outer")
+            assert not inner.aborted
+        assert raised.value.run_id == "outer"
+
+    def test_where_both_are_aborted_each_raises_its_own(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("outer", groups=["all"]):
+            with core.block("inner", groups=["all"]) as inner:
+                core.abort("all", "because")
+                inner.raise_if_aborted()
+        assert raised.value.run_id == "outer"
+        assert isinstance(raised.value.__cause__, RunAborted)
+        assert raised.value.__cause__.run_id == "inner"
+
+    def test_two_blocks_with_one_id(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised, core.block("run-1"):
+            with core.block("run-1"):
+                core.abort("run-1")
+        assert raised.value.__cause__ is None
+
+
+class TestRace:
+    def test_abort_and_normal_end_exclude_each_other(self, core: Core) -> None:
+        """Forced close together, many times: every outcome is one or the other."""
+        outcomes: list[tuple[bool, bool]] = []
+        for _ in range(1000):
+            barrier = threading.Barrier(2)
+            aborted: list[int] = []
+
+            def abort(barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                aborted.append(core.abort("run-1"))  # noqa: B023  joined below
+
+            thread = threading.Thread(target=abort)
+            thread.start()
+            raised = False
+            try:
+                with core.block("run-1"):
+                    barrier.wait()
+            except RunAborted:
+                raised = True
+            thread.join()
+            outcomes.append((raised, bool(aborted[0])))
+        assert all(raised is was_aborted for raised, was_aborted in outcomes)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(30):
+            await main()
+
+    asyncio.run(limited())
+
+
+class TestAsync:
+    def test_not_aborted_it_leaves_normally(self, core: Core) -> None:
+        async def main() -> None:
+            async with core.block("run-1") as signal:
+                await asyncio.sleep(0)
+            assert not signal.aborted
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+
+        run(main)
+
+    @pytest.mark.parametrize("thread", [True, False])
+    def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(
+        self, core: Core, thread: bool
+    ) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted, match="because") as raised:
+                async with core.block("run-1"):
+                    if thread:
+                        abort_soon(core, "run-1", "because")
+                    else:
+                        loop = asyncio.get_running_loop()
+                        loop.call_later(0.01, core.abort, "run-1", "because")
+                    await asyncio.sleep(30)
+            assert isinstance(raised.value.__cause__, asyncio.CancelledError)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            await asyncio.sleep(0)  # nothing of the cancellation is left
+
+        run(main)
+
+    def test_an_abort_in_the_body_itself(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted):
+                async with core.block("run-1"):
+                    core.abort("run-1")
+            await asyncio.sleep(0)
+            with pytest.raises(RunAborted):
+                async with core.block("run-1") as signal:
+                    core.abort("run-1")
+                    signal.raise_if_aborted()
+            await asyncio.sleep(0)
+            with pytest.raises(RunAborted):
+                async with core.block("run-1"):
+                    core.abort("run-1")
+                    await asyncio.sleep(30)
+            await asyncio.sleep(0)
+
+        run(main)
+
+    def test_an_outer_cancellation_stays_one(self, core: Core) -> None:
+        async def body() -> None:
+            async with core.block("run-1"):
+                await asyncio.sleep(30)
+
+        async def main() -> None:
+            task = asyncio.create_task(body())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+
+        run(main)
+
+    @pytest.mark.parametrize("cancel_first", [True, False])
+    def test_an_outer_cancellation_beside_an_abort_stays_one(
+        self, core: Core, cancel_first: bool
+    ) -> None:
+        async def body() -> None:
+            async with core.block("run-1"):
+                await asyncio.sleep(30)
+
+        async def main() -> None:
+            task = asyncio.create_task(body())
+            await asyncio.sleep(0.01)
+            steps = [task.cancel, lambda: core.abort("run-1")]
+            for step in steps if cancel_first else reversed(steps):
+                step()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        run(main)
+
+    def test_inside_a_timeout_that_ends_first(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    async with core.block("run-1"):
+                        await asyncio.sleep(30)
+
+        run(main)
+
+    def test_inside_a_timeout_that_does_not(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted):
+                async with asyncio.timeout(25):
+                    async with core.block("run-1"):
+                        abort_soon(core, "run-1")
+                        await asyncio.sleep(30)
+
+        run(main)
+
+    def test_an_exception_of_the_body_becomes_the_cause(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted) as raised:
+                async with core.block("run-1"):
+                    abort_soon(core, "run-1")
+                    try:
+                        await asyncio.sleep(30)
+                    except asyncio.CancelledError:
+                        raise ValueError("cleaned up badly") from None
+            assert isinstance(raised.value.__cause__, ValueError)
+            with pytest.raises(ValueError, match="before"):
+                async with core.block("run-1"):
+                    raise ValueError("before")
+
+        run(main)
+
+    def test_a_swallowed_cancellation_does_not_hide_the_abort(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted):
+                async with core.block("run-1"):
+                    abort_soon(core, "run-1")
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(30)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+
+        run(main)
+
+    def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted):
+                async with core.block("run-1"):
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(3):
+                            group.create_task(asyncio.sleep(30))
+                        abort_soon(core, "run-1")
+
+        run(main)
+
+    def test_shards_in_a_task_group(self, core: Core) -> None:
+        async def shard() -> None:
+            async with core.block("run-1"):
+                await asyncio.sleep(30)
+
+        async def main() -> None:
+            with pytest.raises(BaseExceptionGroup) as raised:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(3):
+                        group.create_task(shard())
+                    abort_soon(core, "run-1")
+            assert raised.value.subgroup(RunAborted) is not None
+
+        run(main)
+
+    def test_nested(self, core: Core) -> None:
+        async def main() -> None:
+            async with core.block("outer") as outer:
+                with pytest.raises(RunAborted) as raised:
+                    async with core.block("inner"):
+                        abort_soon(core, "inner")
+                        await asyncio.sleep(30)
+                assert raised.value.run_id == "inner"
+                assert not outer.aborted
+                await asyncio.sleep(0)
+            with pytest.raises(RunAborted) as raised:
+                async with core.block("outer"):
+                    async with core.block("inner"):
+                        abort_soon(core, "outer")
+                        await asyncio.sleep(30)
+            assert raised.value.run_id == "outer"
+            with pytest.raises(RunAborted) as raised:
+                async with core.block("outer", groups=["all"]):
+                    async with core.block("inner", groups=["all"]):
+                        abort_soon(core, "all")
+                        await asyncio.sleep(30)
+            assert raised.value.run_id == "outer"
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+
+        run(main)
+
+    def test_several_loops_in_several_threads(self, core: Core) -> None:
+        left: list[str] = []
+
+        async def shard() -> None:
+            try:
+                async with core.block("run-1"):
+                    await asyncio.sleep(30)
+            except RunAborted:
+                left.append("aborted")
+
+        threads = [threading.Thread(target=asyncio.run, args=(shard(),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: core.holders() == 4)
+        assert core.abort("run-1") == 4
+        for thread in threads:
+            thread.join(20)
+        assert left == ["aborted"] * 4
+
+    def test_needs_a_task(self, core: Core) -> None:
+        block = core.block("run-1").__aenter__()
+        with pytest.raises(RuntimeError, match="no running event loop|inside a task"):
+            block.send(None)
+
+    def test_a_sync_block_in_a_coroutine_flips_its_signal_only(self, core: Core) -> None:
+        async def main() -> None:
+            with pytest.raises(RunAborted), core.block("run-1") as signal:
+                abort_soon(core, "run-1")
+                await signal.wait_async()
+                await asyncio.sleep(0.01)
+
+        run(main)
+
+
+class TestEntering:
+    """A request is looked for once the controller is registered; a block that fails is not held."""
+
+    def requested_before(self, core: Core, controller: AbortController) -> None:
+        core.registry.abort_controllers([controller], Request("run-1", "id", "because"), "start")
+
+    def test_it_registers_then_looks(self, core: Core) -> None:
+        steps: list[tuple[str, list[str]]] = []
+        core.registered = lambda: steps.append(("registered", core.registry.ids()))
+        core.look = lambda controller: steps.append(("looked", core.registry.ids()))
+        with core.block():
+            steps.append(("entered", core.registry.ids()))
+        assert steps == [(step, ["run-1"]) for step in ("registered", "looked", "entered")]
+
+    def test_what_was_requested_before_never_runs(self, core: Core) -> None:
+        core.look = partial(self.requested_before, core)
+        with pytest.raises(RunAborted, match="because"), core.block():
+            raise AssertionError("entered")
+        assert core.happened() == ["Aborted", "Left"]
+
+    def test_an_abort_while_it_looks_is_met(self, core: Core) -> None:
+        core.look = lambda controller: core.abort("run-1", "because")
+        with pytest.raises(RunAborted, match="because"), core.block():
+            raise AssertionError("entered")
+
+    def test_asynchronously_too(self, core: Core) -> None:
+        async def main() -> None:
+            async with core.block():
+                raise AssertionError("entered")
+
+        core.look = partial(self.requested_before, core)
+        with pytest.raises(RunAborted, match="because"):
+            asyncio.run(main())
+        core.look = lambda controller: core.abort("run-1", "meanwhile")
+        with pytest.raises(RunAborted, match="meanwhile"):
+            asyncio.run(main())
+
+    def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(self, core: Core) -> None:
+        looking = asyncio.Event()
+
+        async def look(controller: AbortController) -> None:
+            looking.set()
+            await asyncio.sleep(30)
+
+        async def enter() -> None:
+            async with core.block():
+                raise AssertionError("entered")
+
+        async def main() -> None:
+            task = asyncio.create_task(enter())
+            await looking.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        core.alook = look
+        run(main)
+
+    @pytest.mark.parametrize("step", ["registered", "look"])
+    @pytest.mark.parametrize("insist", [(), "interrupt"])
+    def test_one_that_fails_is_not_held(self, core: Core, step: str, insist: Any) -> None:
+        def fails(*args: object) -> None:
+            assert core.registry.ids() == ["run-1"]
+            raise KeyboardInterrupt
+
+        setattr(core, step, fails)
+        block = core.block(insist=insist)
+        with pytest.raises(KeyboardInterrupt), block:
+            raise AssertionError("entered")
+        assert core.registry.ids() == []
+        with pytest.raises(RuntimeError, match="entered before"), block:
+            raise AssertionError("entered")
+
+
+class TestHold:
+    """Work without a ``with`` statement."""
+
+    def test_it_ends_before_any_abort(self, core: Core) -> None:
+        signal, end = core.block(groups=["group"]).hold()
+        assert core.registry.ids() == ["run-1", "group"]
+        assert end() is True
+        assert core.abort("group") == 0
+        assert not signal.aborted
+        assert core.happened() == []
+
+    def test_it_ends_after_an_abort(self, core: Core) -> None:
+        signal, end = core.block().hold()
+        core.abort("run-1", "because")
+        assert signal.reason == "because"
+        assert end() is False
+        assert core.happened() == ["Aborted", "Left"]
+
+    def test_one_that_was_aborted_before_is_held_all_the_same(self, core: Core) -> None:
+        core.look = lambda controller: controller.abort("because")
+        signal, end = core.block().hold()
+        assert signal.aborted
+        assert core.registry.ids() == ["run-1"]
+        assert end() is False
+
+    def test_one_that_fails_is_not_held(self, core: Core) -> None:
+        core.look = lambda controller: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            core.block().hold()
+
+
+class TestEvents:
+    def test_an_aborted_block_says_once_when_it_was_left(self, core: Core) -> None:
+        before = time.time()
+        with pytest.raises(RunAborted), core.block() as signal:
+            core.abort()
+            core.abort()
+        aborted, again, left = core.events
+        assert isinstance(aborted, Aborted)
+        assert isinstance(again, Aborted)
+        assert isinstance(left, Left)
+        assert left.controller.signal is signal
+        assert aborted.controllers == again.controllers == (left.controller,)
+        assert before <= aborted.at <= left.at <= time.time()
+        assert left.controller.left_at == left.at
+
+    def test_one_that_ended_first_says_nothing(self, core: Core) -> None:
+        with core.block():
+            pass
+        with pytest.raises(ValueError, match="oops"), core.block():
+            raise ValueError("oops")
+        assert core.events == []
+
+
+class TestOneClass:
+    @pytest.mark.parametrize("insist", [(), "interrupt", "cancel", ("cancel", "interrupt")])
+    def test_however_it_is_insisted_on(self, core: Core, insist: Any) -> None:
+        assert type(core.block(insist=insist)) is Block
+        with core.block("outer", insist="interrupt"):
+            inner = core.block(insist=insist)
+            assert type(inner) is Block
+            if not insist:
+                with inner:
+                    assert type(inner) is Block
+        assert repr(inner) == "Block('run-1')"
+
+
+class TestStorm:
+    def test_a_thousand_runs_in_fifty_threads_aborted_at_once(self, core: Core) -> None:
+        count, workers = 1000, 50
+        ready = threading.Barrier(workers + 1)
+        aborted: list[str] = []
+        called: list[int] = []
+
+        def work(numbers: range) -> None:
+            with contextlib.ExitStack() as stack:
+                signals = [
+                    stack.enter_context(core.block(f"run-{n}", groups=["all"])) for n in numbers
+                ]
+                for signal in signals:
+                    signal.add_callback(lambda: called.append(1))
+                ready.wait()
+                for signal in signals:
+                    assert signal.wait(20)
+                    aborted.append(signal.run_id)
+
+        def swallow(numbers: range) -> None:
+            with contextlib.suppress(RunAborted):
+                work(numbers)
+
+        threads = [
+            threading.Thread(target=swallow, args=(range(n, count, workers),))
+            for n in range(workers)
+        ]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        assert core.abort("all") == count
+        for thread in threads:
+            thread.join(20)
+        wait_until(lambda: len(called) == count)
+        assert len(set(aborted)) == count

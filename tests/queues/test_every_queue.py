@@ -1,0 +1,115 @@
+"""What is true in every queue, with real workers that are started by their own command line."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.queues.drivers import DRIVERS, Driver, began_all
+from tests.queues.work import CLEANUP_TIME, abort, began, end, wait_until_it_hears
+
+every_kind = pytest.mark.parametrize(
+    "driver",
+    [f"{name}-{kind}" for name, driver in DRIVERS.items() for kind in driver.kinds],
+    indirect=True,
+)
+every_queue = pytest.mark.parametrize("driver", DRIVERS, indirect=True)
+
+
+@every_kind
+def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(driver: Driver) -> None:
+    """One looks at its signal, one swallows every exception, and one never looks."""
+    worker = driver.start()
+    tasks = {"look": (), "swallow": (), "compute": ("interrupt",)}
+    for name, insisted in tasks.items():
+        sent = driver.send(name, name)
+        wait_until_it_hears(worker, name)
+        outcome = abort(driver.run_id(sent), wait=15)
+        assert outcome.stopped
+        (holder,) = outcome.holders
+        assert (holder.labels, holder.insisted) == ((driver.label + name,), insisted)
+        driver.assert_aborted(sent)
+    assert driver.result(driver.send("done", "next")) == "next"
+    began_all(worker, *tasks, "next")
+    assert "swallowed" not in str(worker)
+    end(worker, driver.end_signal)
+
+
+@every_queue
+def test_one_in_c_code_is_never_said_to_have_stopped(driver: Driver, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    worker = driver.start()
+    sent = driver.send("block", str(pipe))
+    wait_until_it_hears(worker, str(pipe))
+    outcome = abort(driver.run_id(sent), wait=1.5)
+    assert not outcome.stopped
+    (holder,) = outcome.holders
+    assert (holder.state, holder.insisted) == ("aborting", ("interrupt",))
+    assert not driver.is_over(sent)
+    with pipe.open("w"):  # it goes on
+        driver.assert_aborted(sent)
+    assert "went on" not in str(worker)
+    end(worker, driver.end_signal)
+
+
+@every_queue
+def test_one_that_cleans_up_is_waited_for(driver: Driver) -> None:
+    worker = driver.start()
+    sent = driver.send("clean_up", "one")
+    wait_until_it_hears(worker, "one")
+    started = time.monotonic()
+    assert abort(driver.run_id(sent), wait=15).stopped
+    assert time.monotonic() - started >= CLEANUP_TIME
+    worker.wait_for("cleaned up one")
+    driver.assert_aborted(sent)
+    end(worker, driver.end_signal)
+
+
+@every_queue
+def test_one_that_fails_by_itself_has_failed(driver: Driver) -> None:
+    worker = driver.start()
+    driver.assert_failed(driver.send("fail", "one"))
+    began_all(worker, *["one"] * driver.attempts)
+    end(worker, driver.end_signal)
+
+
+@every_kind
+def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Driver) -> None:
+    sent = driver.send("look", "one")
+    assert abort(driver.run_id(sent)).recorded
+    worker = driver.start()
+    driver.assert_aborted(sent, has_begun=False)
+    assert driver.result(driver.send("done", "next")) == "next"
+    began_all(worker, "next")
+    end(worker, driver.end_signal)
+
+
+@every_queue
+def test_one_that_waits_behind_another_never_begins(driver: Driver) -> None:
+    worker = driver.start(concurrency=1)
+    first = driver.send("look", "one")
+    worker.wait_for("began one")
+    second = driver.send("look", "two")
+    abort(driver.run_id(second))
+    abort(driver.run_id(first))
+    driver.assert_aborted(first)
+    driver.assert_aborted(second, has_begun=False)
+    assert began(worker) == ["one"]
+    end(worker, driver.end_signal)
+
+
+@every_kind
+def test_one_is_aborted_while_its_worker_drains(driver: Driver) -> None:
+    worker = driver.start()
+    sent = driver.send("look", "one")
+    worker.wait_for("began one")
+    worker.send(driver.end_signal)
+    worker.wait_for(driver.draining)
+    abort(driver.run_id(sent))
+    assert worker.wait() == 0, worker
+    assert worker.session() == []
+    driver.assert_aborted(sent)
