@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ._core.controller import GRACE, AbortController, AbortSignal
-from ._core.escalation import Escalator
-from ._core.registry import Registry
 from ._core.scope import Scope
 from ._core.types import Request
-from ._runtime.runtime import current
+from ._runtime.runtime import Runtime, current
 from ._store import database, requests
 
 __all__ = ["abortable_run", "hold"]
@@ -53,11 +51,10 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         where what ``insist`` asks for cannot be done.
     """
 
-    __slots__ = ("_runtime",)
+    __slots__ = ()
 
-    def _parts(self) -> tuple[Registry, Escalator]:
-        self._runtime = runtime = current()
-        return runtime.registry, runtime.escalator
+    _find_process = staticmethod(current)
+    _process: Runtime
 
     def _look(self, controller: AbortController) -> None:
         if self._listen():
@@ -76,14 +73,15 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
 
     def _listen(self) -> bool:
         """Make sure that aborts reach this block; return whether requests are kept in rows."""
-        self._runtime.listener.ensure_started()
+        process = self._process
+        process.listener.ensure_started()
         has_rows = database.enabled()
         if has_rows:
-            self._runtime.reconciler.ensure_started()
+            process.reconciler.ensure_started()
         return has_rows
 
     def _abort(self, controller: AbortController, request: Request) -> None:
-        self._registry.abort_controllers([controller], request, "start")
+        self._process.registry.abort_controllers([controller], request, "start")
 
 
 def hold(

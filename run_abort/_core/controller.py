@@ -25,19 +25,16 @@ from run_abort.exceptions import RunAborted
 from .interrupts import Shield
 from .statements import Cancels
 from .subprocesses import Process, Run, attach, run_async
-from .types import Aborted, Escalated, Escalation, Event, Request
+from .types import Aborted, Escalated, Escalation, Request
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-__all__ = ["GRACE", "AbortController", "AbortSignal", "Emit"]
+__all__ = ["GRACE", "AbortController", "AbortSignal"]
 
 GRACE: Final = 10.0  # seconds
 
 _CLOSED: Final = Aborted(Request(""), "local", 0.0, ())
-
-# Takes what happened, in the thread in which it happened; neither blocks nor raises.
-Emit = Callable[[Event], object]
 
 
 class AbortSignal:
@@ -55,7 +52,6 @@ class AbortSignal:
     __slots__ = (
         "__weakref__",
         "_effects",
-        "_emit",
         "aborted",
         "aborted_by",
         "actor",
@@ -64,10 +60,9 @@ class AbortSignal:
         "run_id",
     )
 
-    def __init__(self, run_id: str = "", grace: float = GRACE, emit: Emit | None = None) -> None:
+    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
         self.run_id = run_id
         self.grace = grace
-        self._emit = emit
         self.aborted_by: Aborted | None = None
         self.aborted = False
         self.reason = ""
@@ -233,8 +228,9 @@ class AbortSignal:
 
         :param escalation: what was done, just now.
         """
-        if self._emit is not None:
-            self._emit(Escalated(self, escalation, time.time()))
+        aborted = self.aborted_by
+        if aborted is not None and aborted.emit is not None:
+            aborted.emit(Escalated(self, escalation, time.time()))
 
     def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], bool]:
         """Call ``wake``, which must neither block nor raise, in the thread that aborts."""
@@ -268,8 +264,8 @@ class AbortController:
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
-    def __init__(self, run_id: str = "", grace: float = GRACE, emit: Emit | None = None) -> None:
-        self.signal = self.signal_class(run_id, grace, emit)
+    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
+        self.signal = self.signal_class(run_id, grace)
         self.label = ""
         self.left_at: float | None = None
         # At most one entry: the abort, or _CLOSED. The first one stays.

@@ -40,15 +40,15 @@ class Registry:
         flags are set and the waiters are woken. Its functions neither block nor raise.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
-    :ivar controller_class: makes the controllers of blocks; takes what ``AbortController`` takes.
+    :ivar controller_class: of the controllers of blocks.
     """
 
     def __init__(self) -> None:
         self.events: Hook[[Event]] = Hook()
         self.on_register: Hook[[AbortController]] = Hook()
         self.controller_class: Callable[..., AbortController] = AbortController
-        # ID → controller → what a Holding has. No ID without a controller.
-        self._holders: dict[str, dict[AbortController, tuple[int, str, float]]] = {}
+        # ID → controller → its thread, and when it was registered. No ID without a controller.
+        self._holders: dict[str, dict[AbortController, tuple[int, float]]] = {}
         self.forget_ended()
         self._renew_lock()
 
@@ -76,7 +76,7 @@ class Registry:
         """The blocks that run here, each once, in the order in which they were entered."""
         with self._lock:
             found = {
-                controller: Holding(*held)
+                controller: _holding(controller, held)
                 for holders in self._holders.values()
                 for controller, held in holders.items()
             }
@@ -86,7 +86,7 @@ class Registry:
         """The block of ``controller``; None once it was left."""
         with self._lock:
             held = self._holders.get(controller.signal.run_id, {}).get(controller)
-        return None if held is None else Holding(*held)
+        return None if held is None else _holding(controller, held)
 
     def has_ended(self, run_id: str) -> bool:
         """Whether a block that answered to the ID has ended here, as far as that is remembered."""
@@ -103,7 +103,7 @@ class Registry:
             self.on_register(controller)
         controller.label = label  # kept beyond the block: the event of an abort may come later
         # A plain tuple: to make a Holding takes as long as all the rest.
-        holding = (threading.get_ident(), label, time.time())
+        holding = (threading.get_ident(), time.time())
         with self._lock:
             for run_id in ids:
                 self._holders.setdefault(run_id, {})[controller] = holding
@@ -141,7 +141,8 @@ class Registry:
         """
         # This thread may work on the run itself: an interrupt would leave locks locked for ever.
         with Shield():
-            return self._abort(Aborted(request, way, time.time(), tuple(controllers)))
+            aborted = Aborted(request, way, time.time(), tuple(controllers), self.events)
+            return self._abort(aborted)
 
     def _abort(self, aborted: Aborted) -> int:
         flipped = []
@@ -168,3 +169,8 @@ class Registry:
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}
+
+
+def _holding(controller: AbortController, held: tuple[int, float]) -> Holding:
+    ident, since = held
+    return Holding(ident, controller.label, since)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from run_abort.exceptions import RunAborted
@@ -34,7 +34,7 @@ from .interrupts import (
 from .registry import Registry
 from .types import Escalation, Left
 
-__all__ = ["Scope"]
+__all__ = ["Process", "Scope"]
 
 logger = logging.getLogger("run_abort")
 
@@ -44,11 +44,20 @@ _INTERRUPT_ONLY: Final = (
 )
 
 
+class Process(Protocol):
+    """What a block needs of its process."""
+
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def escalator(self) -> Escalator: ...
+
+
 class Scope:
     """A block that works on a run.
 
-    Subclasses name the registry and the escalator of the process in :meth:`_parts`, and find out in
-    :meth:`_look` and :meth:`_alook` whether the abort was requested before.
+    Subclasses set ``_find_process``, and find out in :meth:`_look` and :meth:`_alook` whether the
+    abort was requested before.
 
     :param run_id: of the run.
     :param groups: further IDs that the run answers to.
@@ -62,14 +71,13 @@ class Scope:
     __slots__ = (
         "_cancellation",
         "_controller",
-        "_escalator",
         "_grace",
         "_ids",
         "_interruption",
         "_is_kept",
         "_label",
         "_plan",
-        "_registry",
+        "_process",
         "held",
         "insists",
     )
@@ -100,8 +108,9 @@ class Scope:
 
     # What a subclass adds.
 
-    def _parts(self) -> tuple[Registry, Escalator]:
-        """The registry and the escalator of this process."""
+    @staticmethod
+    def _find_process() -> Process:
+        """What the block needs of its process; called when it is entered."""
         raise NotImplementedError
 
     def _look(self, controller: AbortController) -> None:
@@ -114,9 +123,19 @@ class Scope:
 
     def __enter__(self) -> AbortSignal:
         # Decided here, and for __exit__ by kept_exit, which is looked up just before.
-        if self.insists or (open_interruptions and is_interruptible()):
+        may_be_interrupted = self.insists or (open_interruptions and is_interruptible())
+        if may_be_interrupted and not self._is_kept:
             return self._enter_kept()
-        return self._enter()
+        controller = self._begin()
+        signal = controller.signal
+        try:
+            self._look(controller)
+            if signal.aborted:
+                raise signal.exception()
+        except BaseException:
+            self._end()
+            raise
+        return signal
 
     @kept_exit
     def __exit__(
@@ -131,16 +150,6 @@ class Scope:
         signal = self._end()
         if signal is not None and (exc is None or _gives_way(exc, signal)):
             raise signal.exception() from exc
-
-    def _enter(self) -> AbortSignal:
-        controller = self._begin()
-        try:
-            self._look(controller)
-            controller.signal.raise_if_aborted()
-        except BaseException:
-            self._end()
-            raise
-        return controller.signal
 
     # async with
 
@@ -199,8 +208,9 @@ class Scope:
             raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
         # Register, then read the requests; the aborter writes its request, then publishes. So,
         # whatever the interleaving, one of the two meets the other.
-        self._registry, self._escalator = registry, _ = self._parts()
-        controller = registry.controller_class(self._ids[0], self._grace, registry.events)
+        self._process = self._find_process()
+        registry = self._process.registry
+        controller = registry.controller_class(self._ids[0], self._grace)
         self._controller = controller
         registry.register(controller, self._ids, self._label)
         return controller
@@ -214,14 +224,15 @@ class Scope:
         if controller is None:
             return None
         was_first = controller.close()
-        self._registry.leave(controller, self._ids)
+        process = self._process
+        process.registry.leave(controller, self._ids)
         if was_first:
             return None
         if self._plan is not None:
-            self._escalator.drop(self._plan)
+            process.escalator.drop(self._plan)
         if controller.left_at is None:
             controller.left_at = time.time()
-            self._registry.events(Left(controller, controller.left_at))
+            process.registry.events(Left(controller, controller.left_at))
         return controller.signal
 
     # Escalation.
@@ -248,7 +259,7 @@ class Scope:
             )
 
         self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
-        signal._when_aborted(partial(self._escalator.add, self._plan))
+        signal._when_aborted(partial(self._process.escalator.add, self._plan))
 
     # A block that may be interrupted, or that is within one.
 
@@ -262,7 +273,7 @@ class Scope:
                     over = self.held.over if self.held is not None else ()
                     self._interruption = Interruption(self._exception, over)
                 with Shield():  # and from those of this block
-                    signal = self._enter()
+                    signal = self.__enter__()
                     if self._interruption is not None:
                         self._escalate_by("interrupt", self._interrupt, warns=True)
             return signal

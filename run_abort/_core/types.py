@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .controller import AbortController, AbortSignal
 
 __all__ = [
@@ -69,12 +71,15 @@ class Aborted:
     :ivar at: when, in seconds since the epoch.
     :ivar controllers: of all blocks that answered to the ID then. Some may have been aborted before
         by another request, or closed meanwhile.
+    :ivar emit: takes the events that follow on these blocks, in the thread in which they happen;
+        neither blocks nor raises. None for controllers of a project's own.
     """
 
     request: Request
     way: Way
     at: float
     controllers: tuple[AbortController, ...]
+    emit: Callable[[Event], object] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

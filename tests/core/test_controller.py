@@ -382,14 +382,15 @@ class TestEvents:
 
     def test_escalations_are_emitted(self) -> None:
         events: list[Event] = []
-        signal = AbortController("run-1", emit=events.append).signal
+        controller = AbortController("run-1")
+        signal = controller.signal
+        controller.flip(Aborted(Request("run-1"), "local", 0.0, (controller,), events.append))
         before = time.time()
         signal.escalated("terminate")
         (event,) = events
         assert isinstance(event, Escalated)
         assert (event.signal, event.escalation) == (signal, "terminate")
         assert before <= event.at <= time.time()
-        AbortController().signal.escalated("kill")  # nobody is told
 
 
 class TestObjects:

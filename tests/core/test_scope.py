@@ -445,11 +445,10 @@ class TestEntering:
 
     def test_it_registers_then_looks(self, core: Core) -> None:
         steps: list[tuple[str, list[str]]] = []
-        core.registered = lambda: steps.append(("registered", core.registry.ids()))
         core.look = lambda controller: steps.append(("looked", core.registry.ids()))
         with core.block():
             steps.append(("entered", core.registry.ids()))
-        assert steps == [(step, ["run-1"]) for step in ("registered", "looked", "entered")]
+        assert steps == [(step, ["run-1"]) for step in ("looked", "entered")]
 
     def test_what_was_requested_before_never_runs(self, core: Core) -> None:
         core.look = partial(self.requested_before, core)
@@ -495,14 +494,13 @@ class TestEntering:
         core.alook = look
         run(main)
 
-    @pytest.mark.parametrize("step", ["registered", "look"])
     @pytest.mark.parametrize("insist", [(), "interrupt"])
-    def test_one_that_fails_is_not_held(self, core: Core, step: str, insist: Any) -> None:
+    def test_one_that_fails_is_not_held(self, core: Core, insist: Any) -> None:
         def fails(*args: object) -> None:
             assert core.registry.ids() == ["run-1"]
             raise KeyboardInterrupt
 
-        setattr(core, step, fails)
+        core.look = fails
         block = core.block(insist=insist)
         with pytest.raises(KeyboardInterrupt), block:
             raise AssertionError("entered")

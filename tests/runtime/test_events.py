@@ -50,7 +50,7 @@ class Process:
         self.events = Events(self.registry, self.facts)
         self.changes: list[Delivery] = []
         self.events.changed.add(self.changes.append)
-        self._escalator = Escalator()
+        self.escalator = Escalator()
 
     def hold(
         self, run_id: str = "run-1", *, groups: tuple[str, ...] = (), label: str = ""
@@ -61,15 +61,15 @@ class Process:
         class Block(Scope):
             __slots__ = ()
 
-            def _parts(self) -> tuple[Registry, Escalator]:
-                return process.registry, process._escalator
+            def _find_process(self) -> Process:
+                return process
 
         return Block(run_id, groups=groups, label=label).hold()
 
     def flip_only(self, request: Request) -> Aborted:
         """Abort the blocks, in a thread that is held up before it emits its event."""
         controllers = tuple(controller for controller, _ in self.registry.holdings())
-        aborted = Aborted(request, "channel", 1_000_000_000.0, controllers)
+        aborted = Aborted(request, "channel", 1_000_000_000.0, controllers, self.registry.events)
         for controller in controllers:
             controller.flip(aborted)
         return aborted
