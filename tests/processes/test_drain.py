@@ -188,7 +188,12 @@ def test_uvicorn(start: Start, way: Way, view: str) -> None:
     assert_ends(server, way, code=-signal.SIGTERM)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+# Over Redis, the tests of the queues do this with each pool.
+@pytest.mark.parametrize(
+    ("way", "pool"),
+    [("redis", "prefork"), *(("database", pool) for pool in ("prefork", "threads", "solo"))],
+    indirect=["way"],
+)
 def test_celery(
     start: Start, way: Way, shared_redis: RedisServer, channel_name: str, pool: str
 ) -> None:

@@ -125,14 +125,15 @@ def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
         words = child.wait_for("over", timeout=280).split()
         assert child.wait() == 0
         normally, aborted, leaked, wrong, sent, held, open_ones = map(int, words[1:])
-        assert (leaked, wrong, held, open_ones) == (0, 0, 0, 0), child
+        assert (leaked, wrong, held, open_ones) == (0, 0, 0, 0), str(child)
         assert normally + aborted == blocks
         assert sent > blocks / 1000
         # Python's own callbacks may swallow one, and a thread dies of one in its Thread.start(),
         # whose lock is then released twice; ours do not.
         ignored = [line for line in child.output if "ignored" in line]
         pythons = ("WeakSet", "Thread._bootstrap")
-        assert not [line for line in ignored if not any(each in line for each in pythons)], child
+        ours = [line for line in ignored if not any(each in line for each in pythons)]
+        assert not ours, str(child)
 
 
 class TestInsister:

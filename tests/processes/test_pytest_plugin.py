@@ -195,28 +195,6 @@ def test_a_project_without_pytest_django(run: Run) -> None:
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_fixture_named_settings_of_the_project_is_left_alone(run: Run) -> None:
-    done = run(
-        "--ds=settings",
-        settings=SETTINGS,
-        project=PROJECT,
-        test_project="""
-            import pytest
-
-            import project
-
-            @pytest.fixture
-            def settings():
-                return object()
-
-            def test_stop_button(aborts):
-                project.stop(None, 7)
-                assert aborts.run_ids == ["import-7"]
-        """,
-    )
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("plugins", [(), ("django",)])
 def test_where_django_is_not_configured_only_who_uses_it_is_told(
     run: Run, plugins: tuple[str, ...]

@@ -388,10 +388,10 @@ def test_a_job_that_ends_at_the_same_instant_is_told_as_it_ended(
         with mmap.mmap(file.fileno(), 24) as shared:
             for number in range(1, RACES + 1):
                 while shared[:8] != struct.pack("q", number):
-                    assert child.process.poll() is None, child
+                    assert child.process.poll() is None, str(child)
                 outcome = abort_run(number, wait=20)
                 while abs(ended := struct.unpack("q", shared[8:16])[0]) != number:
-                    assert child.process.poll() is None, child
+                    assert child.process.poll() is None, str(child)
                 (answer,) = outcome.processes
                 assert answer.state == ("finished" if ended > 0 else "stopped"), outcome
                 assert (outcome.stopped, outcome.finished) == (ended < 0, ended > 0)

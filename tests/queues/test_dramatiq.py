@@ -103,7 +103,7 @@ class TestUnwell:
         worker.send(signal.SIGTERM)
         worker.wait_for(driver.draining)
         abort(message.message_id)
-        assert worker.wait() == 0, worker
+        assert worker.wait() == 0, str(worker)
         driver.assert_aborted(message)
 
     def test_when_the_broker_restarts(

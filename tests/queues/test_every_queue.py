@@ -110,6 +110,6 @@ def test_one_is_aborted_while_its_worker_drains(driver: Driver) -> None:
     worker.send(driver.end_signal)
     worker.wait_for(driver.draining)
     abort(driver.run_id(sent))
-    assert worker.wait() == 0, worker
+    assert worker.wait() == 0, str(worker)
     assert worker.session() == []
     driver.assert_aborted(sent)

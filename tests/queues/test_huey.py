@@ -149,7 +149,7 @@ class TestUnwell:
         driver.tasks["look"]("one")
         worker.wait_for("began one")
         worker.send(signal.SIGTERM)
-        assert worker.wait() == 0, worker
+        assert worker.wait() == 0, str(worker)
         assert worker.session() == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,7 +15,6 @@ from rq.job import Dependency, Job, JobStatus
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
 from run_abort.contrib.rq import AbortableJob, cancel_aborted, current_signal
-from run_abort.exceptions import TaskAborted
 from run_abort.models import AbortDelivery
 from tests.queues.drivers import Place, RqDriver
 from tests.queues.work import abort, began, end, wait_until_it_hears
@@ -279,10 +277,6 @@ class TestInProcess:
 
         inline = Queue(connection=driver.queue.connection, is_async=False, job_class=Named)
         assert inline.enqueue(own_run_id, 7).return_value() == "import-7"
-
-    def test_what_became_of_it_pickles(self) -> None:
-        error = pickle.loads(pickle.dumps(TaskAborted("one", "because", "ann")))
-        assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")
 
 
 def abort_own_run() -> None:

@@ -101,7 +101,7 @@ class TestUnwell:
         worker.send(signal.SIGINT)
         worker.wait_for(driver.draining)
         abort(result.id)
-        assert worker.wait() == 0, worker
+        assert worker.wait() == 0, str(worker)
         driver.assert_aborted(result)
         next_one.refresh()
         assert next_one.status == "READY"

@@ -95,5 +95,5 @@ def wait_until_it_hears(worker: Child, name: str) -> None:
 def end(worker: Child, number: signals.Signals = signals.SIGTERM) -> None:
     """It ends when it is asked to, with all of its processes."""
     worker.send(number)
-    assert worker.wait() == 0, worker
+    assert worker.wait() == 0, str(worker)
     wait_until(lambda: not worker.session())

@@ -347,7 +347,7 @@ class TestWaiting:
     def test_each_run_is_told_of_as_far_as_is_known(
         self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.5)
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 2)
         unknown, finished = (Job.objects.create(name=name) for name in ("three", "four"))
         with abortable_run(f"job-{finished.pk}"):
             pass
@@ -370,7 +370,7 @@ class TestWaiting:
     def test_listeners_that_do_not_answer_are_told_of(
         self, viewer: Client, jobs: list[Job], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.3)
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 2)
         with foreign.client.pubsub() as pubsub, held(f"job-{jobs[0].pk}"):
             pubsub.subscribe(foreign.channel)
             assert pubsub.get_message(timeout=5) is not None

@@ -249,7 +249,7 @@ class TestAbort:
     def test_what_does_not_stop_is_not_said_to(
         self, aborter: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRequestAdmin, "abort_wait", 0.2)
+        monkeypatch.setattr(AbortRequestAdmin, "abort_wait", 2)
         with held("run-1", is_stubborn=True):
             response = aborter.post(abort_url(), {"run": "run-1", "post": "yes"})
             page = text(aborter.get(url()))

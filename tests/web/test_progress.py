@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,11 +12,12 @@ from django.urls import reverse
 from django.utils import timezone
 
 from example.redis_server import free_port
-from run_abort import RunAborted, abortable_run
+from run_abort import abortable_run
 from run_abort.models import AbortRequest
 from run_abort.views.progress import PATIENCE, AbortProgressView
+from tests.blocks import held
 from tests.conftest import Configure
-from tests.support import TIMEOUT, Foreign, unmigrated, wait_until
+from tests.support import Foreign, unmigrated, wait_until
 
 JSON = "application/json"
 
@@ -79,43 +77,10 @@ def make_older(abort_id: str, by: timedelta) -> None:
     AbortRequest.objects.filter(pk=abort_id).update(requested_at=timezone.now() - by)
 
 
-class Stubborn:
-    """A block that stops only when it is told to."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
-        self._entered = threading.Event()
-        self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
-        assert self._entered.wait(TIMEOUT)
-
-    def _work(self) -> None:
-        try:
-            with abortable_run(self._run_id):
-                self._entered.set()
-                assert self._leave.wait(TIMEOUT)
-        except RunAborted:
-            pass
-
-    def leave(self) -> None:
-        self._leave.set()
-        self._thread.join(TIMEOUT)
-
-
-@contextmanager
-def stubborn(run_id: str = "run-1") -> Iterator[Stubborn]:
-    block = Stubborn(run_id)
-    try:
-        yield block
-    finally:
-        block.leave()
-
-
 @pytest.mark.usefixtures("listening")
 class TestStates:
     def test_aborting_until_it_has_stopped_and_not_before(self, client: Client) -> None:
-        with stubborn() as block:
+        with held("run-1", is_stubborn=True):
             abort_id = post(client)
             for age in (timedelta(), timedelta(seconds=5), PATIENCE * 2):
                 make_older(abort_id, age)
@@ -123,7 +88,6 @@ class TestStates:
                 assert (answer["state"], answer["over"]) == ("aborting", False)
                 assert (answer["processes"], answer["stopped"]) == (1, 0)
                 assert answer["text"] == "Aborting on 1 process."
-            block.leave()
         answer = look_until(client, abort_id, over=True)
         assert answer["state"] == "stopped"
         assert (answer["processes"], answer["stopped"], answer["unanswered"]) == (1, 1, 0)
@@ -154,9 +118,8 @@ class TestStates:
         silent = foreign.client.pubsub()
         silent.subscribe(foreign.channel)
         wait_until(lambda: silent.get_message(timeout=1))
-        with stubborn() as block:
+        with held("run-1", is_stubborn=True):
             abort_id, idle_id = post(client), post(client, "unknown")
-            block.leave()
         make_older(abort_id, timedelta(seconds=5))
         make_older(idle_id, timedelta(seconds=5))
         answer = look_until(client, abort_id, unanswered=1)
@@ -176,12 +139,10 @@ class TestWithoutRedis:
     def test_the_rows_tell(self, client: Client, configure: Configure) -> None:
         redis_url = f"redis://127.0.0.1:{free_port()}/0"
         configure(INTENTS=True, POLL_INTERVAL=0.2, REDIS_URL=redis_url)
-        with stubborn() as block:
+        with held("run-1", is_stubborn=True):
             abort_id = post(client)
             make_older(abort_id, timedelta(seconds=5))
-            answer = look(client, abort_id)
-            assert (answer["state"], answer["processes"]) == ("aborting", 1)
-            block.leave()
+            look_until(client, abort_id, state="aborting", processes=1)
         assert look_until(client, abort_id, over=True)["state"] == "stopped"
 
 
@@ -189,10 +150,9 @@ class TestWithoutIntents:
     @pytest.mark.usefixtures("listening")
     def test_any_abort_is_believed(self, client: Client, configure: Configure) -> None:
         configure()
-        with stubborn() as block:
+        with held("run-1", is_stubborn=True):
             abort_id = post(client)
-            assert look(client, abort_id)["state"] == "aborting"
-            block.leave()
+            look_until(client, abort_id, state="aborting")
         assert look_until(client, abort_id, over=True)["state"] == "stopped"
         assert look_until(client, str(uuid.uuid4()), "unknown", over=True)["state"] == "idle"
 
