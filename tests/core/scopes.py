@@ -28,9 +28,6 @@ class Block(Scope):
     def _parts(self) -> tuple[Registry, Escalator]:
         return self._core.registry, self._core.escalator
 
-    def _registered(self) -> None:
-        self._core.registered()
-
     def _look(self, controller: AbortController) -> None:
         self._core.look(controller)
 
@@ -41,8 +38,7 @@ class Block(Scope):
 class Core:
     """A registry and an escalator, the events that happened, and blocks that belong to them.
 
-    :ivar registered: called when a block has registered its controller.
-    :ivar look: called with the controller afterwards; may abort it.
+    :ivar look: called with the controller of a block once it is registered; may abort it.
     :ivar alook: the same for asyncio; calls ``look`` unless a test replaces it.
     """
 
@@ -51,7 +47,6 @@ class Core:
         self.escalator = Escalator()
         self.events: list[Event] = []
         self.registry.events.add(self.events.append)
-        self.registered: Callable[[], object] = lambda: None
         self.look: Callable[[AbortController], object] = lambda controller: None
         self.alook: Callable[[AbortController], Awaitable[object]] = self._alook
 

@@ -103,7 +103,7 @@ class TestEscalator:
         escalator.add(plan)
         escalator.service.before_fork()
         assert not escalator.service.is_running
-        escalator.service.after_fork_in_parent()
+        escalator.after_fork_in_parent()
         wait_until(lambda: attempts)
         escalator.drop(plan)
 

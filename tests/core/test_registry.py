@@ -148,19 +148,9 @@ class TestRegistry:
         registry = Registry()
         seen: list[tuple[AbortController, list[str]]] = []
         registry.on_register.add(lambda controller: seen.append((controller, registry.ids())))
-        run = registry.new_controller("run", 1.0)
+        run = AbortController("run")
         registry.register(run, ["run"])
         assert seen == [(run, [])]
-
-    def test_makes_controllers_of_the_class_that_it_is_told(self) -> None:
-        class Watched(AbortController):
-            pass
-
-        registry = Registry()
-        registry.controller_class = Watched
-        controller = registry.new_controller("run", 7.0)
-        assert type(controller) is Watched
-        assert (controller.signal.run_id, controller.signal.grace) == ("run", 7.0)
 
     def test_knows_who_works_where_since_when(self) -> None:
         registry = Registry()

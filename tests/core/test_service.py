@@ -44,7 +44,8 @@ def threads() -> int:
 def forks(service: Service) -> None:
     """What happens in the process that forks."""
     service.before_fork()
-    service.after_fork_in_parent()
+    if service.after_fork_in_parent():
+        service.start()
 
 
 class TestStart:
@@ -204,8 +205,7 @@ class TestRetire:
         service, outcomes = self.retiring(is_needed)
         service.start()
         wait_until(lambda: outcomes == [True] and threads() == 0)
-        service.after_fork_in_parent()
-        assert not service.is_running
+        assert service.after_fork_in_parent() is False
 
     def test_under_load_no_work_is_left_undone(self) -> None:
         work: list[int] = []
@@ -232,7 +232,8 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         assert threads() == 0
-        loop.service.after_fork_in_parent()
+        assert loop.service.after_fork_in_parent() is True
+        loop.service.start()
         loop.begun(2)
         assert threads() == 1
 
@@ -248,9 +249,11 @@ class TestFork:
         loop.service.before_fork()
         assert loop.service.start()
         assert threads() == 0
-        loop.service.after_fork_in_parent()
+        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.start()
         assert threads() == 0
-        loop.service.after_fork_in_parent()
+        assert loop.service.after_fork_in_parent() is True
+        loop.service.start()
         loop.begun(1)
 
     def test_a_stop_while_forking_is_final(self, loop: Loop) -> None:
@@ -258,28 +261,22 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         loop.service.stop()
-        loop.service.after_fork_in_parent()
+        assert loop.service.after_fork_in_parent() is False
         assert not loop.service.is_running
 
-    def test_the_rest_after_a_fork_can_be_ended(self, loop: Loop) -> None:
-        loop.service.start()
-        loop.begun(1)
-        loop.service.before_fork()
-        loop.service.after_fork_in_parent(rest=TIMEOUT)
-        assert len(loop.lives) == 1
-        loop.service.start()
-        loop.begun(2)
-
-    @pytest.mark.parametrize("rest", [0.0, -1.0])
-    def test_the_child_has_a_thread_if_the_parent_had_one(self, loop: Loop, rest: float) -> None:
+    def test_the_child_is_told_whether_the_parent_had_a_thread(self, loop: Loop) -> None:
         loop.service.start()
         loop.begun(1)
         loop.service.before_fork()
         loop.service._lock.acquire()  # as if another thread had held it at the fork
-        assert loop.service.after_fork_in_child(rest=rest) is True
-        assert loop.service.is_running is (rest >= 0)
-        if rest >= 0:
-            loop.begun(2)
+        assert loop.service.after_fork_in_child() is True
+        assert not loop.service.is_running
+        loop.service.start()
+        loop.begun(2)
+        assert loop.service.after_fork_in_child() is True  # where no hook was called before
+        assert not loop.service.is_running
+        assert loop.lives[1].stopping
+        loop.lives[1].wake()
 
     def test_one_that_is_busy_is_left_alone_and_does_not_begin_again(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -301,7 +298,8 @@ class TestFork:
         service.before_fork()
         assert "busy" in caplog.text
         assert not service.is_current(lives[0])
-        service.after_fork_in_parent()
+        assert service.after_fork_in_parent()
+        service.start()
         wait_until(lambda: len(lives) == 2)
         assert service.is_current(lives[1])
         released.set()
@@ -333,10 +331,7 @@ class TestFork:
         for thread in forking:
             thread.join()
         assert alive_at_fork == [0, 0]
-        service.after_fork_in_parent()
-        service.after_fork_in_parent()
-        assert service.is_running
-        assert service.stop()
+        assert [service.after_fork_in_parent() for _ in range(2)] == [False, True]
 
     def test_forced_a_fork_waits_for_the_end_of_a_thread_that_has_retired(self) -> None:
         retired, released = threading.Event(), threading.Event()
@@ -352,8 +347,7 @@ class TestFork:
         threading.Timer(0.05, released.set).start()
         service.before_fork()
         assert threads() == 0
-        service.after_fork_in_parent()
-        assert not service.is_running
+        assert service.after_fork_in_parent() is False
 
     def test_its_own_thread_may_fork(self) -> None:
         forked = threading.Event()
@@ -378,7 +372,7 @@ class TestFork:
 
         def run(life: Life) -> None:
             service.before_fork()
-            outcome.append((service.after_fork_in_child(rest=-1), life.stopping))
+            outcome.append((service.after_fork_in_child(), life.stopping))
 
         service = Service(NAME, run)
         service.start()
