@@ -38,7 +38,7 @@ class Block(Scope):
 class Core:
     """A registry and an escalator, the events that happened, and blocks that belong to them.
 
-    :ivar look: called with the controller once it is registered; may abort it.
+    :ivar look: called with the controller of a block once it is registered; may abort it.
     :ivar alook: the same for asyncio; calls ``look`` unless a test replaces it.
     """
 

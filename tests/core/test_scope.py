@@ -445,10 +445,13 @@ class TestEntering:
 
     def test_it_registers_then_looks(self, core: Core) -> None:
         steps: list[tuple[str, list[str]]] = []
+        core.registry.on_register.add(
+            lambda controller: steps.append(("registering", core.registry.ids()))
+        )
         core.look = lambda controller: steps.append(("looked", core.registry.ids()))
         with core.block():
             steps.append(("entered", core.registry.ids()))
-        assert steps == [(step, ["run-1"]) for step in ("looked", "entered")]
+        assert steps == [("registering", []), ("looked", ["run-1"]), ("entered", ["run-1"])]
 
     def test_what_was_requested_before_never_runs(self, core: Core) -> None:
         core.look = partial(self.requested_before, core)
@@ -496,7 +499,7 @@ class TestEntering:
 
     @pytest.mark.parametrize("insist", [(), "interrupt"])
     def test_one_that_fails_is_not_held(self, core: Core, insist: Any) -> None:
-        def fails(*args: object) -> None:
+        def fails(controller: AbortController) -> None:
             assert core.registry.ids() == ["run-1"]
             raise KeyboardInterrupt
 
@@ -574,6 +577,20 @@ class TestOneClass:
                 with inner:
                     assert type(inner) is Block
         assert repr(inner) == "Block('run-1')"
+
+    def test_its_controller_is_made_by_the_registry(self, core: Core) -> None:
+        made: list[tuple[str, float]] = []
+
+        class Watched(AbortController):
+            def __init__(self, run_id: str, grace: float, emit: Any) -> None:
+                super().__init__(run_id, grace, emit)
+                made.append((run_id, grace))
+
+        core.registry.controller_class = Watched
+        with pytest.raises(RunAborted), core.block(grace=7):
+            assert [type(each) for each, _ in core.registry.holdings()] == [Watched]
+            core.abort()
+        assert made == [("run-1", 7.0)]
 
 
 class TestStorm:

@@ -44,13 +44,8 @@ def threads() -> int:
 def forks(service: Service) -> None:
     """What happens in the process that forks."""
     service.before_fork()
-    resume(service)
-
-
-def resume(service: Service, *, rest: float = 0.0) -> None:
-    """What the owner of the service does in the parent."""
     if service.after_fork_in_parent():
-        service.start(rest=rest)
+        service.start()
 
 
 class TestStart:
@@ -210,8 +205,7 @@ class TestRetire:
         service, outcomes = self.retiring(is_needed)
         service.start()
         wait_until(lambda: outcomes == [True] and threads() == 0)
-        resume(service)
-        assert not service.is_running
+        assert service.after_fork_in_parent() is False
 
     def test_under_load_no_work_is_left_undone(self) -> None:
         work: list[int] = []
@@ -238,7 +232,8 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         assert threads() == 0
-        resume(loop.service)
+        assert loop.service.after_fork_in_parent() is True
+        loop.service.start()
         loop.begun(2)
         assert threads() == 1
 
@@ -254,9 +249,11 @@ class TestFork:
         loop.service.before_fork()
         assert loop.service.start()
         assert threads() == 0
-        resume(loop.service)
+        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.start()
         assert threads() == 0
-        resume(loop.service)
+        assert loop.service.after_fork_in_parent() is True
+        loop.service.start()
         loop.begun(1)
 
     def test_a_stop_while_forking_is_final(self, loop: Loop) -> None:
@@ -264,17 +261,8 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         loop.service.stop()
-        resume(loop.service)
+        assert loop.service.after_fork_in_parent() is False
         assert not loop.service.is_running
-
-    def test_the_rest_after_a_fork_can_be_ended(self, loop: Loop) -> None:
-        loop.service.start()
-        loop.begun(1)
-        loop.service.before_fork()
-        resume(loop.service, rest=TIMEOUT)
-        assert len(loop.lives) == 1
-        loop.service.start()
-        loop.begun(2)
 
     def test_the_child_is_told_whether_the_parent_had_a_thread(self, loop: Loop) -> None:
         loop.service.start()
@@ -283,8 +271,12 @@ class TestFork:
         loop.service._lock.acquire()  # as if another thread had held it at the fork
         assert loop.service.after_fork_in_child() is True
         assert not loop.service.is_running
-        assert loop.service.start()
+        loop.service.start()
         loop.begun(2)
+        assert loop.service.after_fork_in_child() is True  # where no hook was called before
+        assert not loop.service.is_running
+        assert loop.lives[1].stopping
+        loop.lives[1].wake()
 
     def test_one_that_is_busy_is_left_alone_and_does_not_begin_again(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -306,7 +298,8 @@ class TestFork:
         service.before_fork()
         assert "busy" in caplog.text
         assert not service.is_current(lives[0])
-        resume(service)
+        assert service.after_fork_in_parent()
+        service.start()
         wait_until(lambda: len(lives) == 2)
         assert service.is_current(lives[1])
         released.set()
@@ -338,10 +331,7 @@ class TestFork:
         for thread in forking:
             thread.join()
         assert alive_at_fork == [0, 0]
-        resume(service)
-        resume(service)
-        assert service.is_running
-        assert service.stop()
+        assert [service.after_fork_in_parent() for _ in range(2)] == [False, True]
 
     def test_forced_a_fork_waits_for_the_end_of_a_thread_that_has_retired(self) -> None:
         retired, released = threading.Event(), threading.Event()
@@ -357,8 +347,7 @@ class TestFork:
         threading.Timer(0.05, released.set).start()
         service.before_fork()
         assert threads() == 0
-        resume(service)
-        assert not service.is_running
+        assert service.after_fork_in_parent() is False
 
     def test_its_own_thread_may_fork(self) -> None:
         forked = threading.Event()
