@@ -582,8 +582,8 @@ class TestOneClass:
         made: list[tuple[str, float]] = []
 
         class Watched(AbortController):
-            def __init__(self, run_id: str, grace: float, emit: Any) -> None:
-                super().__init__(run_id, grace, emit)
+            def __init__(self, run_id: str, grace: float) -> None:
+                super().__init__(run_id, grace)
                 made.append((run_id, grace))
 
         core.registry.controller_class = Watched
