@@ -23,7 +23,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PORT ?= 8000
-FAST := tests/core tests/store tests/transport tests/runtime tests/web tests/app tests/contract \
+# In a process of their own: there Django cannot be imported.
+CORE := tests/core
+FAST := tests/store tests/transport tests/runtime tests/web tests/app tests/contract \
 	tests/project --ignore=tests/project/test_example.py
 SLOW := tests/processes tests/queues tests/faults tests/project/test_example.py
 TESTS ?= $(FAST)
@@ -44,6 +46,7 @@ serve: $(VENV)/.installed-demo
 PYTEST := $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8
 
 test: $(VENV)/.installed-test
+	@$(if $(findstring $(FAST),$(TESTS)),$(PYTEST) $(CORE))
 	@$(PYTEST) $(TESTS)
 
 test-all: test test-slow
@@ -52,7 +55,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
 	@$(PYTEST) $(SLOW)
 
 soak: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
-	@$(RUN) -m tests.soak --runs $(RUNS) "$(FAST)" "$(SLOW)"
+	@$(RUN) -m tests.soak --runs $(RUNS) "$(CORE)" "$(FAST)" "$(SLOW)"
 
 e2e: $(VENV)/.installed-e2e
 	@$(RUN) -m pytest -q tests/e2e
