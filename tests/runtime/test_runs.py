@@ -28,7 +28,11 @@ def alone(settings: Any) -> None:
 
 
 def abort_soon(run_id: str, reason: str = "") -> threading.Timer:
-    timer = threading.Timer(0.02, registry.abort, (run_id, reason, "ann"))
+    def abort() -> None:
+        wait_until(lambda: run_id in registry.ids())
+        registry.abort(run_id, reason, "ann")
+
+    timer = threading.Timer(0.02, abort)
     timer.start()
     return timer
 
