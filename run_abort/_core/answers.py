@@ -84,7 +84,7 @@ class HeldRun:
 class ProcessStatus:
     """What one process is, and what it works on.
 
-    :ivar kind: what kind of process it is, such as ``"gunicorn"`` or ``"celery worker"``.
+    :ivar kind: what kind of process it is, such as ``"gunicorn"`` or ``"manage.py work"``.
     :ivar listener: the state of its listener, as in ``ListenerStatus``.
     :ivar since: since when the listener is in that state, in UTC.
     :ivar last_error: why its link was last lost; empty if it never was.

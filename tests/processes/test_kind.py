@@ -34,15 +34,16 @@ class TestRealProcesses:
             assert process.wait_for("kind") == f"kind: import.py ({child})"
             assert process.wait() == 0, str(process)
 
-    def test_a_module(self, tmp_path: Path) -> None:
+    def test_a_module_and_its_child_of_billiard(self, tmp_path: Path) -> None:
         package = tmp_path / "celery"
         package.mkdir()
         (package / "__init__.py").touch()
-        (package / "__main__.py").write_text(PROGRAM.replace("sys.argv[1]", '"fork"'))
+        program = PROGRAM.replace("sys.argv[1]", '"fork"').replace("multiprocessing", "billiard")
+        (package / "__main__.py").write_text(program)
         environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
         with Child("-m", "celery", "-A", "x", "worker", environment=environment) as process:
-            assert process.wait_for("kind") == "kind: celery worker"
-            assert process.wait_for("kind") == "kind: celery worker (ForkProcess-1)"
+            assert process.wait_for("kind") == "kind: celery"
+            assert process.wait_for("kind") == "kind: celery (ForkProcess-1)"
 
     def test_code_that_was_typed(self) -> None:
         with Child("-c", PROGRAM, "spawn") as process:

@@ -15,11 +15,9 @@ from run_abort._runtime.kind import kind_of_process
         (["/srv/bin/uvicorn", "--workers", "2", "site.asgi"], "uvicorn"),
         (["/srv/bin/daphne", "site.asgi:application"], "daphne"),
         (["uwsgi"], "uwsgi"),
-        (["/srv/bin/celery", "-A", "site", "worker", "-c", "4"], "celery worker"),
-        (["/srv/bin/celery", "--app=worker", "beat"], "celery beat"),
-        (["/lib/celery/__main__.py", "-q", "-b", "redis://secret", "worker"], "celery worker"),
-        (["/srv/bin/celery"], "celery"),
-        (["/srv/bin/rq", "worker", "high"], "rq worker"),
+        (["/srv/bin/celery", "-b", "redis://secret", "worker"], "celery"),
+        (["/lib/celery/__main__.py", "-A", "site", "worker"], "celery"),
+        (["/srv/bin/rq", "worker", "high"], "rq"),
         (["manage.py", "runserver", "--noreload"], "manage.py runserver"),
         (["./manage.py", "listen_run_aborts", "--name", "x"], "manage.py listen_run_aborts"),
         (["manage.py"], "manage.py"),
@@ -35,7 +33,7 @@ from run_abort._runtime.kind import kind_of_process
     ],
     ids=str,
 )
-def test_it_is_the_program_and_its_command(
+def test_it_is_the_program_and_a_management_command(
     monkeypatch: pytest.MonkeyPatch, argv: list[str] | None, expected: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/srv/bin/snake")
