@@ -1,7 +1,7 @@
-"""What has to happen around a fork, also where a C program forks without calling Python's hooks.
+"""Functions to call around a fork, also if a C program forks without calling Python's hooks.
 
-Python calls the hooks of ``os.register_at_fork`` itself. uWSGI calls them only if it is told to
-(``py-call-uwsgi-fork-hooks``); without that, its children find out by their process ID.
+Python calls the hooks of ``os.register_at_fork`` itself. uWSGI calls them only with the option
+``py-call-uwsgi-fork-hooks``. Without it, a child detects the fork by its process ID.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ logger = logging.getLogger("run_abort")
 
 
 class _Process:
-    """This process, as far as its children have to know that they are others."""
+    """The ID of this process, by which a child detects that it was forked.
+
+    :ivar in_child: called in the child, once after each fork.
+    """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -39,14 +42,14 @@ def at_fork(
     after_in_parent: Callable[[], object],
     after_in_child: Callable[[], object],
 ) -> None:
-    """Call the functions around every fork from now on; they cannot be removed again."""
+    """Call the functions around every fork from now on. They cannot be removed."""
     _process.in_child.add(after_in_child)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=after_in_parent)
 
 
 def catch_up() -> None:
-    """Call the functions for a child, if this process is one in which they were not called."""
+    """Call the functions for a child, if this is a child in which they were not called yet."""
     if _process.pid != os.getpid():
         _process.after_fork_in_child()
 

@@ -33,11 +33,11 @@ def name_of(function: Callable[..., object]) -> str:
 class Hook(Generic[P]):
     """The functions to call when one thing happens, in the order in which they were added.
 
-    Calling the hook calls each of them in the calling thread. What one raises is logged and does
-    not reach the others. Adding and removing replace the tuple of functions, so a call that runs
-    meanwhile finishes with the functions that it began with.
+    Calling the hook calls each function in the calling thread. If one raises, the exception is
+    logged and the others are called all the same. Adding and removing replace the tuple of
+    functions, so a call that is already running finishes with the functions it began with.
 
-    :ivar functions: what is called.
+    :ivar functions: the functions.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Hook(Generic[P]):
     def add(self, function: Callable[P, object]) -> Callable[[], None]:
         """Call ``function`` from now on; adding it again changes nothing.
 
-        :return: a function that removes it again.
+        :return: a function that removes it.
         """
         if function not in self.functions:
             self.functions = (*self.functions, function)

@@ -1,4 +1,4 @@
-"""The lifecycle of a thread that lives long."""
+"""Long-lived threads: starting, stopping, and what happens to them at a fork."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ JOIN_TIMEOUT: Final = 5.0  # seconds
 
 
 class Life:
-    """One life of a service: what its thread looks at.
+    """One thread of a service, from its start to its end.
 
-    :param rest: seconds for which the thread rests before it begins, unless it is woken.
+    :param rest: seconds that the thread rests before it begins, unless it is woken.
     :ivar stopping: whether the thread has to end.
-    :ivar on_stop: called in the thread that stops this one, after ``stopping`` was set: for what
-        ends a wait that is no pause. The thread sets it, and looks at ``stopping`` afterwards.
+    :ivar on_stop: ends a wait of the thread other than :meth:`pause`. Called by the thread that
+        stops this one, after it has set ``stopping``. The service's thread sets ``on_stop``, and
+        checks ``stopping`` afterwards.
     """
 
     def __init__(self, rest: float) -> None:
@@ -31,24 +32,24 @@ class Life:
         self.thread: threading.Thread | None = None
 
     def pause(self, seconds: float | None) -> None:
-        """Wait until somebody wakes the thread, at most ``seconds`` seconds."""
+        """Wait until the thread is woken, at most ``seconds`` seconds."""
         self._wake.wait(seconds)
         self._wake.clear()
 
     def wake(self) -> None:
-        """End a pause, now or the next one. Any thread may call it."""
+        """End the current pause, or else the next one. Any thread may call this."""
         self._wake.set()
 
 
 class Service:
-    """At most one thread that lives long; none while the process forks.
+    """At most one long-lived thread, and none while the process forks.
 
     A thread that is alive at a fork can leave the child with half-imported modules and with locks
-    that nothing will release. So :meth:`before_fork` stops and joins it, and its owner starts it
-    again in the parent and in the child.
+    that no thread releases. So :meth:`before_fork` stops and joins the thread, and its owner
+    starts it again in the parent and in the child.
 
     :param name: of the thread.
-    :param run: called with the :class:`Life`, in the thread; it returns when ``life.stopping``.
+    :param run: called with the :class:`Life`, in the thread. Returns when ``life.stopping``.
     """
 
     def __init__(self, name: str, run: Callable[[Life], object]) -> None:
@@ -57,11 +58,12 @@ class Service:
         self._reset()
 
     def _reset(self) -> None:
-        # Guards the attributes below: there is one thread, and none at a fork. Reentrant, because
-        # a signal handler may interrupt its own thread inside and start the service.
+        # Guards the attributes below, so that there is at most one thread, and none at a fork.
+        # Reentrant, because a signal handler may run while its thread holds the lock, and start
+        # the service.
         self._lock = threading.RLock()
         self._life: Life | None = None
-        # The last thread that was started: it may be ending, or have been told to.
+        # The last thread that was started. It may be ending.
         self._latest: Life | None = None
         self._forking = 0
         self._resume = False
@@ -73,19 +75,19 @@ class Service:
         return life is not None and life.thread is not None and life.thread.is_alive()
 
     def is_current(self, life: Life) -> bool:
-        """Whether ``life`` is that of the present thread: one that was replaced has no say."""
+        """Whether ``life`` is that of the service's thread, and was not stopped or replaced."""
         return life is self._life
 
     def ensure_started(self) -> None:
-        """Start the thread if there is none; costs one look if there is."""
+        """Start the thread if there is none. Cheap if there is one."""
         if self._life is None:
             self.start()
 
     def start(self, *, rest: float = 0.0) -> bool:
-        """Start the thread; wake the one that rests, unless ``rest`` is given.
+        """Start the thread. If it runs already, wake it, unless ``rest`` is given.
 
-        :return: whether it runs, or will once the process has forked; False if no thread can be
-            started, which is logged.
+        :return: whether it runs, or will run once the process has forked. False if no thread can
+            be started, which is logged.
         """
         with self._lock:
             if self._forking:
@@ -102,7 +104,7 @@ class Service:
             self._life = self._latest = life
             try:
                 life.thread.start()
-            except RuntimeError as error:  # a limit of the system, or the interpreter exits
+            except RuntimeError as error:  # thread limit, or interpreter exit
                 self._life = self._latest = None
                 logger.warning("Cannot start the thread %s: %s", self._name, error)
                 return False
@@ -115,11 +117,11 @@ class Service:
             life.wake()
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
-        """Stop the thread and wait for its end. The next :meth:`start` begins another life.
+        """Stop the thread and wait for its end. The next :meth:`start` starts another one.
 
-        Idempotent; any thread may call it, the service's own included, which is not joined.
+        Idempotent. Any thread may call this; the service's own thread does not wait for itself.
 
-        :param timeout: seconds to wait; ``None`` waits for ever.
+        :param timeout: seconds to wait; ``None`` waits without limit.
         :return: whether the thread has ended.
         """
         with self._lock:
@@ -128,10 +130,10 @@ class Service:
         return self._end(life, timeout)
 
     def retire(self, life: Life, is_needed: Callable[[], bool]) -> bool:
-        """Let the thread end itself because nothing is left to do; called by the thread.
+        """End the thread because no work is left. Called by the thread itself.
 
-        Whoever comes to need the service while it retires either sees no thread and starts one, or
-        makes ``is_needed()`` true before it is asked, and the thread goes on.
+        Another thread may need the service at the same moment. Either it finds no thread and
+        starts one, or its work is there when ``is_needed()`` is called, and this thread goes on.
 
         :return: whether the thread has to end.
         """
@@ -158,7 +160,7 @@ class Service:
             return True
         life.stopping = True
         life.wake()
-        on_stop = life.on_stop  # read once: the thread sets it to None meanwhile
+        on_stop = life.on_stop  # read once: the thread may set it to None at any time
         if on_stop is not None:
             on_stop()
         if life.thread is not threading.current_thread():
@@ -166,10 +168,10 @@ class Service:
         return not life.thread.is_alive()
 
     def before_fork(self) -> None:
-        """Stop the thread, and remember to start it again; called in the thread that forks.
+        """Stop the thread, and remember to start it again. Called in the thread that forks.
 
-        A thread that is ending is waited for as well: it has retired, or another thread stops it
-        because it forks, too.
+        Waits also for a thread that is ending: one that has retired, or one that is being stopped
+        by another thread that forks at the same time.
         """
         with self._lock:
             self._forking += 1
@@ -184,7 +186,7 @@ class Service:
     def after_fork_in_parent(self) -> bool:
         """Allow threads again.
 
-        :return: whether one has to be started: the fork has stopped it, or it was wanted meanwhile.
+        :return: whether to start one: the fork has stopped it, or it was started during the fork.
         """
         with self._lock:
             self._forking -= 1
@@ -200,7 +202,7 @@ class Service:
         """
         life = self._life
         resume = self._resume or life is not None
-        if life is not None:  # the service's own thread has forked: it must not go on here
+        if life is not None:  # the service's own thread has forked: it has to end in the child
             life.stopping = True
         self._reset()
         return resume

@@ -1,4 +1,4 @@
-"""Limits how often a log line is written."""
+"""A limit on how often a log line is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Throttle"]
 
 
 class Throttle:
-    """Lets one event through per interval and counts those that it holds back.
+    """Lets one event per interval pass, and counts the others.
 
     :param interval: seconds.
     """
@@ -19,9 +19,9 @@ class Throttle:
         self._held_back = 0
 
     def admit(self) -> int | None:
-        """Ask whether to let this event through.
+        """Whether this event passes.
 
-        :return: None to hold it back; else the number of events held back since the last one.
+        :return: None if not; else the number of events held back since the last one that passed.
         """
         now = time.monotonic()
         if now < self._next:

@@ -1,7 +1,8 @@
 """Short-lived threads for code that may take any time: the user's, or a driver's.
 
-Every thread here is started on demand and ends with its work, so an idle process has none. A fork
-waits for those that run this app's own code, for a second at most; the child begins with no work.
+Each thread is started on demand and ends with its work, so an idle process has none. A fork waits
+up to one second for the threads that run this app's own code. The child begins with no threads
+and empty queues.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ T = TypeVar("T")
 
 JOIN_TIMEOUT: Final = 1.0  # seconds
 
-# Called at the end of every thread of this module, in that thread: packages that know Django close
-# their database connections there.
+# Called at the end of every thread of this module, in that thread. ``_store`` closes its database
+# connections there; this package does not import Django.
 thread_ends: Final[Hook[[]]] = Hook()
 
-# The threads that may still run and that a fork waits for; each change is a single operation.
+# The threads that a fork waits for; some may have ended. Needs no lock: each change is atomic.
 _helpers: Final[dict[threading.Thread, None]] = {}
 
 
 def spawn(fn: Callable[[], object], *, name: str) -> None:
-    """Call ``fn`` on a thread of its own, which the interpreter's exit waits for.
+    """Call ``fn`` on a thread of its own. The interpreter waits for it at exit.
 
-    What ``fn`` raises is logged. Where no thread can be started (a limit of the system, a late
-    stage of the interpreter's exit), ``fn`` is called at once in the calling thread.
+    An exception of ``fn`` is logged. If no thread can be started (thread limit, late stage of the
+    interpreter's exit), ``fn`` is called at once in the calling thread.
     """
     if not _start(fn, name=name):
         call_logged(fn)
@@ -61,7 +62,7 @@ def _start(
     """Call ``fn`` on a thread of its own.
 
     :param daemon: whether the interpreter may exit while ``fn`` runs.
-    :param joined: whether a fork waits for it, for a while.
+    :param joined: whether a fork waits for it, up to ``JOIN_TIMEOUT``.
     :return: False, with a warning in the log, if no thread can be started.
     """
     thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
@@ -90,7 +91,7 @@ def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
         thread.start()
     except RuntimeError:
         _warn_of_no_thread(fn)
-        _fulfil(future, fn)  # in the caller's thread, so the connections there stay open
+        _fulfil(future, fn)  # without thread_ends: the caller's connections stay open
     else:
         _remember(thread)
     return future
@@ -105,14 +106,14 @@ def _fulfil(
         set_outcome = partial(future.set_exception, error)
     else:
         set_outcome = partial(future.set_result, result)
-    # The caller may fork as soon as it has the result: everything else is done before.
+    # The caller may fork as soon as it has the result, so the result comes last.
     if at_end is not None:
         at_end()
     set_outcome()
 
 
 def _warn_of_no_thread(fn: Callable[..., object]) -> None:
-    # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended: expected at exit.
+    # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended: no warning at exit.
     is_ending = sys.is_finalizing() or not threading.main_thread().is_alive()
     level = logging.DEBUG if is_ending else logging.WARNING
     logger.log(level, "No thread can be started: %s runs in its caller's", name_of(fn))
@@ -152,13 +153,13 @@ def call_bounded(
 
 
 class SerialWorker(Generic[T]):
-    """Hands items to one function, one after the other, on a thread that lives while there are any.
+    """Calls one function with items, one after the other, on a thread that ends when none is left.
 
-    :param handle: called with each item, in the order in which they were put; what it raises is
+    :param handle: called with each item, in the order in which they were put. Its exceptions are
         logged.
-    :param limit: the number of items that may wait; what comes beyond is refused.
-    :param ours: whether ``handle`` is this app's own code, which takes a bounded time: then a fork
-        and the interpreter's exit wait for it.
+    :param limit: how many items may wait. Further items are refused.
+    :param ours: whether ``handle`` is this app's own code, which takes a bounded time. If so, a
+        fork and the interpreter's exit wait for it.
     """
 
     _all: ClassVar[weakref.WeakSet[SerialWorker[object]]] = weakref.WeakSet()
@@ -179,8 +180,8 @@ class SerialWorker(Generic[T]):
         self._reset()
 
     def _reset(self) -> None:
-        # Guards _waiting together with _running: a worker has one thread or none. Reentrant,
-        # because a signal handler that aborts may interrupt its own thread inside put().
+        # Guards _waiting and _running, so that a worker has at most one thread. Reentrant, because
+        # a signal handler may abort while its own thread is inside put().
         self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
         self._running = False
@@ -190,7 +191,7 @@ class SerialWorker(Generic[T]):
     def put(self, item: T) -> bool:
         """Queue ``item``; never waits for the worker.
 
-        :return: False if the queue is full; then nothing is queued.
+        :return: False if the queue is full and ``item`` is refused.
         """
         with self._lock:
             if len(self._waiting) >= self._limit:
@@ -200,7 +201,7 @@ class SerialWorker(Generic[T]):
                 return True
             self._running = True
             self._idle.clear()
-            # Within the lock: the caller may exit next, and the exit waits for started threads.
+            # Within the lock: if the interpreter exits next, it waits for threads already started.
             if _start(self._drain, name=self._name, daemon=not self._ours, joined=self._ours):
                 return True
         call_logged(self._drain)
@@ -210,7 +211,7 @@ class SerialWorker(Generic[T]):
         """Wait until no item is queued or being handled.
 
         :param timeout: seconds to wait at most.
-        :return: whether that is so.
+        :return: False if the time was up.
         """
         return self._idle.wait(timeout)
 
@@ -232,13 +233,13 @@ class SerialWorker(Generic[T]):
 
 
 def before_fork() -> None:
-    """Wait for this app's own threads: one may hold a driver's lock, which the child would keep.
+    """Wait up to ``JOIN_TIMEOUT`` for this app's own threads.
 
-    A thread that a database or a server keeps waiting is left alone after ``JOIN_TIMEOUT``.
+    A thread may hold a lock of a database driver. In the child, no thread would release it.
     """
     deadline = time.monotonic() + JOIN_TIMEOUT
     this = threading.current_thread()
-    # Computed anew each time: a thread that ends may have started another.
+    # Collected again each time: a thread that has ended may have started another.
     while alive := [each for each in tuple(_helpers) if each is not this and each.is_alive()]:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -247,6 +248,6 @@ def before_fork() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Forget the threads and the queued items: both stayed in the parent."""
+    """Forget the threads and the queued items: both belong to the parent."""
     _helpers.clear()
     SerialWorker._reset_all()

@@ -1,4 +1,4 @@
-"""Aborting within one process: controllers, the blocks that they belong to, and what ends a block.
+"""Aborting within one process: controllers, their blocks, and the ways to end a block.
 
 May import ``_concurrency`` and ``run_abort.exceptions``: neither Django nor Redis. Others use
 ``AbortController``, ``AbortSignal``, ``Registry``, ``Scope``, ``Escalator``, ``clean_id`` and the

@@ -1,6 +1,7 @@
-"""What a process says of itself when it is asked: what became of an abort there, what it works on.
+"""Answers of a process: the state of an abort there, and the runs that it holds.
 
-It travels as JSON on a reply channel. Decoding is tolerant and bounded, as that of the messages.
+They are sent as JSON on a reply channel. Decoding ignores what it does not know, and is bounded in
+size, as for pushes.
 """
 
 from __future__ import annotations
@@ -34,22 +35,23 @@ ProcessState = Literal["not here", "aborting", "stopped", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessAnswer:
-    """What became of one abort in one process, in that process's own words.
+    """The state of one abort in one process, as that process reports it.
 
-    :ivar origin: the process's ID on the wire.
-    :ivar host: the name of its host.
+    :ivar origin: ID of the process on the wire.
+    :ivar host: name of its host.
     :ivar pid: its process ID there.
-    :ivar state: ``"not here"``: it does not work on the run; ``"aborting"``: it has aborted the
-        run, and some block of it has not been left yet; ``"stopped"``: the last one has been left;
+    :ivar state: ``"not here"``: it does not hold the run; ``"aborting"``: it has aborted the run,
+        and a block of it is still open; ``"stopped"``: all of these blocks were left;
         ``"finished"``: the run had ended there before the abort.
-    :ivar way: how it heard of the abort: ``"local"``, ``"channel"``, ``"reconcile"`` or, if a block
-        was entered later, ``"start"``; empty if it held nothing.
-    :ivar controllers: how many blocks it aborted.
+    :ivar way: how it received the request: ``"local"``, ``"channel"``, ``"reconcile"`` or, if a
+        block was entered later, ``"start"``; empty if it did not hold the run.
+    :ivar controllers: number of blocks that it aborted.
     :ivar labels: of those blocks, each once; at most 20.
-    :ivar received_at: when it aborted them, in UTC, by its own clock; None if it held nothing.
+    :ivar received_at: when it aborted them, in UTC, by its own clock; None if it did not hold the
+        run.
     :ivar stopped_at: when it left the last of them; None before.
-    :ivar insisted: what was done as asking was not enough, each as often as it was: ``"cancel"``,
-        ``"interrupt"``, ``"terminate"``, ``"kill"``; at most 20.
+    :ivar insisted: the escalations, in order: ``"cancel"``, ``"interrupt"``, ``"terminate"``,
+        ``"kill"``; at most 20.
     """
 
     origin: str
@@ -66,12 +68,12 @@ class ProcessAnswer:
 
 @dataclass(frozen=True, slots=True)
 class HeldRun:
-    """A block that a process works in now.
+    """An open block of a process.
 
     :ivar run_id: of the run.
-    :ivar label: what ``abortable_run`` was told that it does.
-    :ivar since: when it was entered, in UTC.
-    :ivar aborted: whether it was aborted, and has not been left yet.
+    :ivar label: the label given to ``abortable_run``.
+    :ivar since: when the block was entered, in UTC.
+    :ivar aborted: whether it was aborted.
     """
 
     run_id: str
@@ -82,14 +84,14 @@ class HeldRun:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What one process is, and what it works on.
+    """A process, its listener, and the runs that it holds.
 
     :ivar kind: what kind of process it is, such as ``"gunicorn"`` or ``"manage.py work"``.
     :ivar listener: the state of its listener, as in ``ListenerStatus``.
-    :ivar since: since when the listener is in that state, in UTC.
-    :ivar last_error: why its link was last lost; empty if it never was.
-    :ivar held: in how many blocks it works.
-    :ivar runs: those blocks, the oldest first; at most 100.
+    :ivar since: when the listener entered that state, in UTC.
+    :ivar last_error: why its connection was last lost; empty if it never was.
+    :ivar held: number of open blocks.
+    :ivar runs: these blocks, the oldest first; at most 100.
     """
 
     origin: str
@@ -104,7 +106,7 @@ class ProcessStatus:
 
 
 def encode_answer(answer: ProcessAnswer, about: str) -> bytes:
-    """``answer``, as what became of the abort ``about``."""
+    """``answer`` about the request with the ID ``about``, as JSON."""
     fields = {
         "id": about,
         "origin": answer.origin,
@@ -122,7 +124,7 @@ def encode_answer(answer: ProcessAnswer, about: str) -> bytes:
 
 
 def decode_answer(data: bytes) -> tuple[str, ProcessAnswer] | None:
-    """The abort that an answer is about, and the answer; None if there is none in ``data``."""
+    """The ID of the request in question, and the answer; None if ``data`` is invalid."""
     fields = _fields(data)
     if fields is None or fields.get("state") not in get_args(ProcessState):
         return None
@@ -140,7 +142,7 @@ def decode_answer(data: bytes) -> tuple[str, ProcessAnswer] | None:
 
 
 def encode_status(status: ProcessStatus) -> bytes:
-    """``status`` as it travels; runs that do not fit are left out, but counted in ``held``."""
+    """``status`` as JSON. Runs that do not fit are left out, but counted in ``held``."""
     runs = [
         {
             "runId": run.run_id,
@@ -167,7 +169,7 @@ def encode_status(status: ProcessStatus) -> bytes:
 
 
 def decode_status(data: bytes) -> ProcessStatus | None:
-    """The status in ``data``; None if there is none."""
+    """The status in ``data``; None if ``data`` is invalid."""
     fields = _fields(data)
     if fields is None or not isinstance(fields.get("runs"), list):
         return None
@@ -224,7 +226,7 @@ def _text(fields: Mapping[str, Any], key: str) -> str:
 
 
 def _plain(text: str) -> str:
-    # Half a surrogate pair could not be shown: no page and no terminal takes it.
+    # A lone surrogate cannot be encoded, so neither a page nor a terminal could show it.
     return text[:MAX_TEXT].encode(errors="replace").decode()
 
 

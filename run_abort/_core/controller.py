@@ -2,10 +2,10 @@
 
 The code that aborts holds the controller; the code that works holds the signal and looks at it.
 
-There is no lock in this module. Which of two aborts wins, or of an abort and the end of the block,
-is decided by one ``dict.setdefault``, which CPython executes as a whole. So a read of
-``signal.aborted`` is the read of a slot, ``abort()`` may be called from a signal handler, and no
-fork can leave a lock locked.
+There is no lock in this module. One ``dict.setdefault``, which is atomic in CPython, decides which
+of two aborts wins, or whether an abort or the end of the block comes first. So ``signal.aborted``
+is a plain slot, ``abort()`` may be called from a signal handler, and no fork can leave a lock
+locked.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _CLOSED: Final = Aborted(Request(""), "local", 0.0, ())
 
 
 class AbortSignal:
-    """What the code that works on a run looks at.
+    """Tells the code that works on a run whether the run was aborted.
 
-    :ivar aborted: whether the run was aborted; goes from False to True once. A read costs one slot
-        read. Read-only: the controller writes it.
-    :ivar reason: why, set before ``aborted``; else empty.
-    :ivar actor: who, as text, set before ``aborted``; else empty.
+    :ivar aborted: whether the run was aborted; changes from False to True once. Cheap to read: a
+        plain slot. Read-only: the controller writes it.
+    :ivar reason: reason given with the request, set before ``aborted``; else empty.
+    :ivar actor: who requested the abort, as text, set before ``aborted``; else empty.
     :ivar run_id: the ID of the run; empty for a bare ``AbortController()``.
     :ivar grace: seconds that the work may take to end by itself after the abort.
     :ivar aborted_by: the abort, set before ``aborted``; else None.
@@ -67,7 +67,7 @@ class AbortSignal:
         self.aborted = False
         self.reason = ""
         self.actor = ""
-        # What an abort has to wake or call. The thread that pops an entry runs it: each runs once.
+        # Called by an abort. The thread that pops an entry calls it, so each is called once.
         self._effects: dict[object, Callable[[], object]] = {}
 
     def __repr__(self) -> str:
@@ -80,11 +80,11 @@ class AbortSignal:
         )
 
     def exception(self) -> RunAborted:
-        """The exception that stands for this abort; meaningful once ``aborted`` is True."""
+        """The exception for this abort; meaningful once ``aborted`` is True."""
         return RunAborted(self.run_id, self.reason, self.actor)
 
     def raise_if_aborted(self) -> None:
-        """Return at once, or raise.
+        """Raise ``RunAborted`` if the run was aborted; else return at once.
 
         :raises RunAborted: if the run was aborted.
         """
@@ -96,14 +96,14 @@ class AbortSignal:
 
         In asyncio code use :meth:`wait_async`, which does not block the loop.
 
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :param timeout: seconds to wait at most; ``None`` waits without limit.
         :return: whether the run was aborted.
         """
         if self.aborted:
             return True
 
-        # A bare lock, not threading.Event: an Event's own inner lock would make an abort() in a
-        # signal handler of the waiting thread wait for itself.
+        # A bare lock, not threading.Event: an Event has a lock inside. If the waiting thread held
+        # it when a signal handler calls abort(), that thread would wait for itself.
         waiter = threading.Lock()
         waiter.acquire()
         forget = self._when_aborted(waiter.release)
@@ -117,7 +117,7 @@ class AbortSignal:
         """Sleep as ``time.sleep`` does, but wake at once when the run is aborted.
 
         :param seconds: at least 0.
-        :raises RunAborted: if the run was aborted, before or meanwhile.
+        :raises RunAborted: if the run was aborted, before or during the sleep.
         :raises ValueError: if ``seconds`` is negative.
         """
         if seconds < 0:
@@ -141,12 +141,12 @@ class AbortSignal:
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]:
         """Call ``fn()`` once when the run is aborted.
 
-        ``fn`` runs on a thread of its own, so a slow one delays nobody. If the run was aborted
-        already, ``fn`` runs at once in the calling thread. What it raises is logged. It is never
-        called if the block is left before an abort.
+        ``fn`` runs on a thread of its own, so a slow one delays nothing else. If the run was
+        aborted already, ``fn`` runs at once in the calling thread. Its exceptions are logged. It is
+        never called if the block is left before an abort.
 
-        :return: a function that removes the callback again. It returns True if it did, so that
-            ``fn`` will not be called, and False if the callback was started or removed before.
+        :return: a function that removes the callback. It returns True if ``fn`` will not be called,
+            and False if the callback was started or removed before.
         :raises TypeError: if ``fn`` is not callable.
         """
         if not callable(fn):
@@ -156,13 +156,13 @@ class AbortSignal:
         return self._add_effect(on_abort, if_aborted=partial(call_logged, fn))
 
     def shield(self) -> Shield:
-        """A stretch of the calling thread in which it is not interrupted::
+        """A block in which the calling thread is not interrupted::
 
             with signal.shield():
                 ...
 
-        What ``insist="interrupt"`` would raise meanwhile is raised at its end. The flag is set and
-        callbacks are called all the same. Elsewhere it costs next to nothing.
+        An interrupt by ``insist="interrupt"`` is postponed to the end of the block. Flag and
+        callbacks are not postponed. Cheap in threads that cannot be interrupted.
         """
         return Shield()
 
@@ -171,17 +171,18 @@ class AbortSignal:
     ) -> CompletedProcess[Any]:
         """Run a program, as ``subprocess.run`` does; end it when the run is aborted.
 
-        Then it gets SIGTERM, with its process group and all its descendants, and what is left of
-        them after ``grace`` seconds SIGKILL. It gets a process group of its own, unless
-        ``start_new_session`` or ``process_group`` say otherwise; so it cannot read from a
-        terminal, and a Ctrl-C there does not reach it.
+        On an abort the program, its process group and all its descendants get SIGTERM. The
+        processes that are left after ``grace`` seconds get SIGKILL. The program gets a process
+        group of its own, unless ``start_new_session`` or ``process_group`` is given. So it cannot
+        read from a terminal, and a Ctrl-C there does not reach it.
 
-        :param grace: None is that of the block.
+        :param grace: None takes the grace of the block.
         :param options: those of ``subprocess.run``.
-        :raises RunAborted: if the run was aborted, before or meanwhile, once all of these
-            processes are gone; its ``process`` has the exit code, and the output so far.
-        :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as that does. At
-            a time-out all of these processes are killed.
+        :raises RunAborted: if the run was aborted, before or while the program runs. Raised once
+            all of these processes have exited. Its ``process`` has the exit code and the output so
+            far.
+        :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as
+            ``subprocess.run`` does. At a time-out all of these processes are killed.
         """
         return Run(self, args, self.grace if grace is None else grace, **options).run()
 
@@ -190,43 +191,45 @@ class AbortSignal:
     ) -> CompletedProcess[Any]:
         """:meth:`run` for asyncio code; does not block the loop.
 
-        If the calling task is cancelled, the processes are ended just so before it goes on.
+        If the calling task is cancelled, the processes are ended in the same way, and the task
+        waits for that.
         """
         return await run_async(Run(self, args, self.grace if grace is None else grace, **options))
 
     def attach(self, process: Process, *, grace: float | None = None) -> Callable[[], bool]:
-        """End a process as :meth:`run` does when the run is aborted; at once, if it was before.
+        """End a process as :meth:`run` does when the run is aborted; at once if it was aborted.
 
         :param process: a child of this process, a ``subprocess.Popen`` or an
-            ``asyncio.subprocess.Process``. Its process group gets the signals, too, if it leads
-            one: start it with ``process_group=0``.
-        :param grace: None is that of the block.
-        :return: a function that detaches the process again. If it is being ended, that waits until
-            all of its processes are gone, and returns False; so it does if it had ended before.
+            ``asyncio.subprocess.Process``. If it leads a process group, the whole group gets the
+            signals: start it with ``process_group=0``.
+        :param grace: None takes the grace of the block.
+        :return: a function that detaches the process. It returns True if the process was detached.
+            If the process is being ended, it waits until all of its processes have exited, and
+            returns False. It also returns False if the process had exited before.
         """
         return attach(self, process, self.grace if grace is None else grace)
 
     def cancels(self, connection: Any) -> Cancels:
-        """A stretch in which an abort cancels the statement that runs on a database connection::
+        """A block in which an abort cancels the statement that runs on a database connection::
 
             with signal.cancels(connection):
                 Report.objects.raw(...)
 
-        The connection can be used afterwards; a transaction that was open has to be rolled back,
-        which ``transaction.atomic`` does. Statements that were to follow are not begun.
+        The connection can be used afterwards. An open transaction has to be rolled back, which
+        ``transaction.atomic`` does. Further statements of the block are not begun.
 
         :param connection: Django's, such as ``django.db.connection``, to PostgreSQL, MySQL,
-            MariaDB or SQLite; only the calling thread uses it.
-        :raises RunAborted: if the run was aborted, before or meanwhile, with the database's error
-            as the ``__cause__`` if there was one.
-        :raises ValueError: at once, if it is a connection of another kind.
+            MariaDB or SQLite. Only the calling thread may use it.
+        :raises RunAborted: if the run was aborted, before or during the block, with the database's
+            error as the ``__cause__`` if there was one.
+        :raises ValueError: at once, if the database is of another kind.
         """
         return Cancels(self, connection)
 
     def escalated(self, escalation: Escalation) -> None:
-        """Report that something was done because the block went on. Never blocks.
+        """Report an escalation that was just made. Never blocks.
 
-        :param escalation: what was done, just now.
+        :param escalation: the escalation.
         """
         aborted = self.aborted_by
         if aborted is not None and aborted.emit is not None:
@@ -241,7 +244,7 @@ class AbortSignal:
     ) -> Callable[[], bool]:
         key = object()
         self._effects[key] = effect
-        # An abort in between has run the effect, or leaves it to us: the pop tells which.
+        # An abort in between may have called the effect: the pop decides which thread calls it.
         if self.aborted and self._forget(key):
             if_aborted()
         return partial(self._forget, key)
@@ -253,7 +256,7 @@ class AbortSignal:
 class AbortController:
     """Aborts its ``signal``, once.
 
-    ``abortable_run`` makes one for each block; code that wants the pair for itself makes its own.
+    ``abortable_run`` makes one for each block. Other code may make its own.
 
     :ivar signal: the :class:`AbortSignal` for the code that works.
     :ivar label: what its block does, for people; the registry writes it.
@@ -268,7 +271,7 @@ class AbortController:
         self.signal = self.signal_class(run_id, grace)
         self.label = ""
         self.left_at: float | None = None
-        # At most one entry: the abort, or _CLOSED. The first one stays.
+        # At most one entry: the abort, or _CLOSED. The first one wins.
         self._verdict: dict[str, Aborted] = {}
 
     @property
@@ -279,10 +282,10 @@ class AbortController:
     def abort(self, reason: str = "", actor: str = "") -> bool:
         """Abort the signal: set the flag and wake waiters at once, start callbacks on threads.
 
-        Never blocks; may be called from any thread, also from a signal handler.
+        Never blocks. Any thread may call this, also from a signal handler.
 
-        :param reason: why; the first reason wins.
-        :param actor: who, as text.
+        :param reason: reason for the abort; the first reason wins.
+        :param actor: who requested the abort, as text.
         :return: True if this call aborted it, False if it was aborted or had ended before.
         """
         request = Request(self.signal.run_id, reason=reason, actor=actor)
@@ -292,9 +295,10 @@ class AbortController:
         return flipped
 
     def flip(self, aborted: Aborted) -> bool:
-        """The first half of an abort: set the flag. To be followed by :meth:`take_effect`.
+        """The first half of an abort: set the flag. The caller then calls :meth:`take_effect`.
 
-        Apart, so that an abort of many controllers sets every flag before it starts a callback.
+        In two halves, so that an abort of many controllers sets every flag before it starts a
+        callback.
         """
         if self._verdict.setdefault("verdict", aborted) is not aborted:
             return False
@@ -319,13 +323,13 @@ class AbortController:
         if verdict is _CLOSED:
             self.signal._effects.clear()
             return True
-        # The aborting thread may have been stopped between its verdict and the flag.
+        # The aborting thread may be between its verdict and the flag.
         _flip(self.signal, verdict)
         return False
 
 
 def _flip(signal: AbortSignal, aborted: Aborted) -> None:
-    # The flag last: code that sees it finds the rest.
+    # The flag last, so that code that sees it finds the other attributes set.
     signal.aborted_by = aborted
     signal.reason = aborted.request.reason
     signal.actor = aborted.request.actor
@@ -335,7 +339,7 @@ def _flip(signal: AbortSignal, aborted: Aborted) -> None:
 def _call_in_loop(
     loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object
 ) -> None:
-    with suppress(RuntimeError):  # the loop is closed, and nothing waits in it any more
+    with suppress(RuntimeError):  # the loop is closed, so nothing waits in it
         loop.call_soon_threadsafe(fn, *args)
 
 

@@ -1,8 +1,8 @@
-"""Escalation: what is done about a block that was aborted and goes on.
+"""Escalation: the attempts to end a block that goes on after its abort.
 
-One thread looks after all blocks of a process. The abort of a block that may be escalated starts
-it; it ends itself when there is nothing left to do. A fork finds no such thread: it is stopped
-before, and started again after, in the parent and in the child, if there is anything to do.
+One thread makes the attempts for all blocks of a process. The abort of a block that has
+``insist`` starts the thread; the thread ends itself when no plan is left. It is stopped before a
+fork. It is started again after the fork, in the parent and in the child, if a plan is left there.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .types import Escalation
 
 __all__ = ["Cancellation", "EscalationPlan", "Escalator", "clean_grace", "clean_insist"]
 
-# What the parameter ``insist`` takes; terminating and killing is for programs.
+# What the parameter ``insist`` takes. The other escalations are for child processes.
 INSIST: Final[tuple[Escalation, ...]] = ("cancel", "interrupt")
 
 MAX_GRACE: Final = 86_400.0  # seconds
-RETRY_DELAY: Final = 0.05  # seconds; doubled after each attempt that could not be made
-STUCK: Final = 1.0  # seconds without an attempt that could be made
-MAX_DELAY: Final = 60.0  # seconds between two attempts; each delay is twice the last
+RETRY_DELAY: Final = 0.05  # seconds; doubled after each attempt that was not possible
+STUCK: Final = 1.0  # seconds without a possible attempt, after which a warning is logged
+MAX_DELAY: Final = 60.0  # seconds; the delay between two attempts doubles up to this
 
 
 def clean_grace(grace: object) -> float:
@@ -67,12 +67,12 @@ def clean_insist(insist: object) -> tuple[Escalation, ...]:
 
 
 class EscalationPlan:
-    """What is done about one aborted block until it is left.
+    """The attempts to end one aborted block, until it is left.
 
-    :param grace: seconds from the abort to the first attempt, and then to the second.
-    :param attempt: tries to end the block, in the escalator's thread; False if that could not be
-        tried now. It takes a moment, and raises nothing.
-    :param on_stuck: called once if no attempt could be made for a second.
+    :param grace: seconds from the abort to the first attempt, and from there to the second.
+    :param attempt: makes an attempt, in the escalator's thread. Returns False if none was possible.
+        Returns quickly, and raises nothing.
+    :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds.
     :ivar is_over: whether the block was left.
     """
 
@@ -109,22 +109,22 @@ class EscalationPlan:
 
 
 class Escalator:
-    """The thread that escalates, and its agenda."""
+    """The thread that makes the attempts, and its agenda."""
 
     def __init__(self) -> None:
-        # Guards _agenda. Reentrant, because a signal handler that aborts may interrupt its own
-        # thread inside.
+        # Guards _agenda. Reentrant, because a signal handler may abort while its own thread holds
+        # the lock.
         self._lock = threading.RLock()
         self._agenda: list[tuple[float, int, EscalationPlan]] = []  # a heap
         self._number = itertools.count()
         self.service = Service("run_abort-escalator", self._run)
 
     def add(self, plan: EscalationPlan) -> None:
-        """The block was aborted: make the first attempt after its grace. Never blocks."""
+        """Schedule the first attempt for an aborted block, after its grace. Never blocks."""
         self._schedule(plan, plan.grace)
 
     def drop(self, plan: EscalationPlan) -> None:
-        """The block was left: make no further attempt."""
+        """Make no further attempt, because the block was left."""
         with self._lock:
             plan.is_over = True
             self._agenda = [entry for entry in self._agenda if entry[2] is not plan]
@@ -155,7 +155,7 @@ class Escalator:
         self._schedule(plan, plan.step())
 
     def _take_due(self) -> tuple[EscalationPlan | None, float | None]:
-        """The plan that is due; else the seconds until the next one is, None if there is none."""
+        """The plan that is due, or the seconds until the next one; both None if no plan is left."""
         with self._lock:
             if not self._agenda:
                 return None, None
@@ -165,13 +165,13 @@ class Escalator:
             return heapq.heappop(self._agenda)[2], None
 
     def after_fork_in_parent(self) -> None:
-        """Go on with the agenda."""
+        """Start the thread again if a plan is left."""
         self.service.after_fork_in_parent()
         if self._is_needed():
             self.service.start()
 
     def after_fork_in_child(self) -> None:
-        """Renew the lock, which another thread may have held, and go on with the agenda."""
+        """Renew the lock, which another thread may have held; start a thread if a plan is left."""
         self._lock = threading.RLock()
         self.service.after_fork_in_child()
         if self._is_needed():
@@ -179,9 +179,9 @@ class Escalator:
 
 
 class Cancellation:
-    """Cancels the task that makes it, as ``asyncio.timeout`` does, and can take that back.
+    """Cancels the task that makes it, as ``asyncio.timeout`` does. The cancellation can be undone.
 
-    :raises RuntimeError: if no task runs.
+    :raises RuntimeError: outside of a task.
     """
 
     __slots__ = ("_before", "_loop", "_sent", "_task", "is_open")
@@ -197,9 +197,9 @@ class Cancellation:
         self.is_open = True
 
     def send(self) -> bool:
-        """Cancel the task soon; from any thread.
+        """Cancel the task from its event loop. Any thread may call this; it does not wait.
 
-        :return: False if its loop is closed, and the task has ended with it.
+        :return: False if the loop is closed, so that the task has ended.
         """
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._cancel)
@@ -212,9 +212,9 @@ class Cancellation:
             self._task.cancel()
 
     def withdraw(self) -> bool:
-        """Take back what was sent, and send no more; in the task's own thread.
+        """Undo the cancellations, and send no more. Called by the task itself.
 
-        :return: whether a CancelledError that arrived can only be this one's.
+        :return: whether a CancelledError that arrived was sent only by this object.
         """
         self.is_open = False
         left = self._before

@@ -16,7 +16,7 @@ def clean_id(run_id: object) -> str:
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :raises TypeError: if it is anything else.
     :raises ValueError: if it is empty, longer than 255 characters, or contains a null character,
-        which PostgreSQL cannot keep.
+        which PostgreSQL cannot store.
     """
     if type(run_id) is not str:
         if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
@@ -33,7 +33,7 @@ def clean_id(run_id: object) -> str:
 
 
 def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
-    """The ID of a run, and after it its further IDs, each once.
+    """The ID of a run, followed by its group IDs, each once.
 
     :raises TypeError: as :func:`clean_id`, and if ``groups`` is not an iterable of IDs.
     :raises ValueError: as :func:`clean_id`.

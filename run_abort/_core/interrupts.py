@@ -1,16 +1,32 @@
-"""Interrupts: ``RunAborted`` raised in a thread from another one, while a block is open there.
+"""Interrupts: raise ``RunAborted`` in another thread, while a block is open there.
 
-CPython's asynchronous exceptions arrive where a thread looks for them: when a function begins,
-when a loop goes round, when a call of C code returns. Three rules keep one from arriving after the
-block that it is for:
+The problem. Some code never checks its signal. To stop it, another thread has to raise an
+exception in it. CPython can do that (``PyThreadState_SetAsyncExc``), but the exception does not
+arrive when it is sent. The thread raises it when it checks for it the next time: when a function
+begins, when a loop jumps back, when a call into C returns. By then the thread may have left the
+block. The exception would hit code that has nothing to do with the run, such as the loop of a task
+queue's worker.
 
-* It is sent only within the lock of the thread that it is for, while the block is open and nothing
-  is shielded there. Whoever leaves a block closes it behind a shield, which takes back what was
-  sent and has not arrived.
-* Another one is sent only when the last has arrived, which that tells by itself, and some time ago.
-* One may arrive at the very beginning of ``__exit__``, which has done nothing then. So a ``with``
-  statement calls it through an object that nobody else has: when the statement ends, so does the
-  object, and has done what ``__exit__`` did not come to. Without the object nothing is sent.
+What does not work. Checking that the block is open before sending: the thread can leave the block
+between the check and the arrival. Catching the exception in ``__exit__``: it may arrive before the
+first statement of ``__exit__`` is executed, so ``__exit__`` does nothing, and the block would stay
+open and be interrupted again. A ``try`` around the body cannot be added to the caller's code.
+
+The solution has three parts:
+
+1. **A lock for each thread, and shields.** An interrupt is sent only while the lock of the target
+   thread is held, the block is open, and no shield is up in that thread. A thread that leaves its
+   block first puts up a shield. That takes back an interrupt that was sent and has not arrived.
+   Behind the shield the block is closed, so no further interrupt is sent.
+
+2. **One interrupt at a time.** CPython keeps one pending exception for each thread; a second one
+   would replace the first. So the next one is sent only ``PAUSE`` seconds after the last one has
+   arrived. The exception class notes its own arrival: CPython instantiates it when it is raised.
+
+3. **A guard that ends with the** ``with`` **statement.** The statement calls ``__exit__`` through
+   an object (``_Exit``) to which nothing else has a reference. When the statement ends, CPython
+   deletes this object. If ``__exit__`` was not executed, the object's guard leaves the block then.
+   Nothing is sent to a block whose object is gone.
 """
 
 from __future__ import annotations
@@ -42,25 +58,25 @@ __all__ = [
 PAUSE: Final = 0.01  # seconds
 
 _here = threading.local()
-# Those of all threads: while there are none, nobody has to look at his own.
+# The interruptions of all threads. While it is empty, no thread has to check its own.
 open_interruptions: dict[Interruption, None] = {}
 
 
 class _Target:
-    """A thread in which there are, or were, blocks that may be interrupted.
+    """A thread that has, or had, blocks that may be interrupted.
 
-    :ivar open: these blocks.
-    :ivar shields: how many are up.
-    :ivar sent: whose interrupt is on its way.
-    :ivar owed: whose interrupt is to be raised when the last shield is down.
-    :ivar arrived_at: when the last one arrived, in seconds of ``time.monotonic()``.
+    :ivar open: the interruptions of its open blocks.
+    :ivar shields: how many shields are up.
+    :ivar sent: the interruption that was sent and has not arrived.
+    :ivar owed: the interruption to raise when the last shield is taken down.
+    :ivar arrived_at: when the last interrupt arrived, in seconds of ``time.monotonic()``.
     """
 
     __slots__ = ("arrived_at", "lock", "open", "owed", "sent", "shields", "thread")
 
     def __init__(self) -> None:
-        # Guards shields, owed, and the sending. The thread itself may unset what was sent without.
-        # Reentrant, because a signal handler that aborts may interrupt its own thread inside.
+        # Guards shields, owed, and the sending. The thread itself sets sent to None without it.
+        # Reentrant, because a signal handler may abort while its own thread holds the lock.
         self.lock = threading.RLock()
         self.thread = threading.current_thread()
         self.open: dict[Interruption, None] = {}
@@ -70,7 +86,7 @@ class _Target:
         self.arrived_at = -PAUSE
 
     def is_ready(self) -> bool:
-        """Whether an interrupt may be sent; within the lock."""
+        """Whether an interrupt may be sent. Called within the lock."""
         is_busy = self.sent is not None or self.owed is not None
         is_calm = time.monotonic() - self.arrived_at >= PAUSE
         return not is_busy and is_calm and self.thread.is_alive()
@@ -89,9 +105,9 @@ def is_interruptible() -> bool:
 
 
 class Interruption:
-    """The means to interrupt one block, which is in the thread that makes this.
+    """Interrupts one block of the thread in which it is made.
 
-    :param exception: makes the ``RunAborted`` to be raised, in that thread.
+    :param exception: makes the ``RunAborted`` to raise; called in that thread.
     :param over: not empty once the ``with`` statement has ended.
     :raises RuntimeError: if this Python has no asynchronous exceptions.
     """
@@ -111,9 +127,9 @@ class Interruption:
         self.is_open = True
 
     def send(self) -> bool:
-        """Interrupt the block; from any other thread.
+        """Interrupt the block. Called from another thread.
 
-        :return: False if it was left, or if an interrupt is still on its way to its thread.
+        :return: False if the block was left, or if an earlier interrupt has not arrived yet.
         """
         target = self._target
         with target.lock:
@@ -124,37 +140,37 @@ class Interruption:
                 return True
             with _no_thread_begins() as is_safe:
                 if is_safe:
-                    target.sent = self  # before it is: it may arrive at once
+                    target.sent = self  # set before sending: the interrupt may arrive at once
                     _asynchronously()(target.thread.ident, id(self.raised()))
                 return is_safe
 
     def is_orphaned(self) -> bool:
-        """Whether the ``with`` statement has ended, and the block could not even be left then."""
+        """Whether the ``with`` statement has ended and the block is open all the same."""
         return self.is_open and bool(self._over)
 
     def is_of(self, target: _Target | None) -> bool:
-        """Whether that is the thread of the block."""
+        """Whether ``target`` is the thread of the block."""
         return self._target is target
 
     def is_on_its_way(self) -> bool:
-        """Whether an interrupt was sent and has not arrived, as the thread does not look for it."""
+        """Whether an interrupt was sent and has not arrived, for example during a call into C."""
         return self.is_open and self in (self._target.sent, self._target.owed)
 
     def raised(self) -> type[RunAborted]:
-        """What is raised. CPython takes a class, and makes the exception when it arrives."""
+        """The class to raise. CPython instantiates it when the exception arrives."""
         if self._raised is None:
             self._raised = _arriving(self)
         return self._raised
 
     def arrive(self) -> RunAborted:
-        """Note that it has arrived, in the thread of the block; return what that raises."""
+        """Note that the interrupt has arrived, in the thread of the block; return the exception."""
         if self._target.sent is self:
             self._target.sent = None
         self._target.arrived_at = time.monotonic()
         return self._exception()
 
     def close(self) -> None:
-        """Never interrupt the block from now on; behind a shield, unless it is orphaned."""
+        """Never interrupt the block from now on. Called behind a shield, unless it is orphaned."""
         if self.is_open:
             self.is_open = False
             self._target.open.pop(self, None)
@@ -165,11 +181,11 @@ class Interruption:
 
 @contextmanager
 def _no_thread_begins() -> Iterator[bool]:
-    """Whether it is sure that no thread begins meanwhile.
+    """Keep threads from starting, if possible. Yields whether no thread is starting.
 
-    In CPython 3.11 a thread that begins has, for a moment, the number of the one that starts it,
-    and would be interrupted in its place. ``threading`` keeps a list of these, and a lock on it.
-    What is started without ``threading`` is not known.
+    In CPython 3.11 a new thread has, for a moment, the ID of the thread that starts it. CPython
+    could then raise the exception in the new thread. ``threading`` keeps a dict of the threads
+    that are starting, and guards it with a lock. Threads started by other means are not in it.
     """
     if sys.version_info >= (3, 12):
         yield True
@@ -200,16 +216,19 @@ def _arriving(interruption: Interruption) -> type[RunAborted]:
 
 
 def take_for_arrived() -> None:
-    """Take what was sent to this thread for arrived, before that can tell by itself."""
+    """Treat the interrupt that was sent to this thread as arrived.
+
+    Called when an exception has left a block, perhaps before it could note its own arrival.
+    """
     target = _target()
     if target is not None:
         target.sent = None
 
 
 class Shield:
-    """A stretch in which this thread is not interrupted; what comes meanwhile is raised at its end.
+    """Keeps interrupts from this thread while it is up; raises a postponed one at the end.
 
-    Costs next to nothing where nothing may be interrupted. Shields may be nested.
+    Cheap in a thread without blocks that may be interrupted. Shields may be nested.
     """
 
     __slots__ = ("_target", "is_up")
@@ -221,8 +240,8 @@ class Shield:
     def put_up(self) -> None:
         """Begin.
 
-        :raises RunAborted: an interrupt that came before. Then it is to be put up once more, or,
-            if it ``is_up``, to be taken down.
+        :raises RunAborted: an interrupt that arrived first. The caller then calls this again, or
+            calls :meth:`take_down` if ``is_up``.
         """
         if not self.is_up:
             target = self._target = _target()
@@ -238,7 +257,7 @@ class Shield:
     def take_down(self) -> None:
         """End.
 
-        :raises RunAborted: if a block was to be interrupted meanwhile that is still open.
+        :raises RunAborted: the postponed interrupt of a block that is still open.
         """
         target = self._target
         self.is_up = False
@@ -269,14 +288,14 @@ class Shield:
         try:
             self.take_down()
         except RunAborted:
-            # If it is aborted anyway, what it is aborted with tells more.
+            # If a RunAborted is being raised already, keep that one.
             if not isinstance(exc, RunAborted):
                 raise
 
 
 def _take_back(target: _Target) -> None:
     _asynchronously()(target.thread.ident, None)
-    # What has arrived was raised before this. So it has not, and is owed.
+    # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None
 
@@ -291,7 +310,7 @@ class KeptBlock(Protocol):
         """True if this block may be interrupted, whether or not one around it may be."""
 
     def abandon(self) -> None:
-        """Do what the end of the block has to, if that was not done. Raises nothing."""
+        """End the block if ``__exit__`` did not. Raises nothing."""
 
 
 class _Guard:
@@ -303,27 +322,27 @@ class _Guard:
         self.block: KeptBlock | None = block
 
     def __del__(self) -> None:
-        # There is no attribute if an interrupt has arrived in __init__.
+        # The attribute is missing if an interrupt arrived in __init__.
         block: KeptBlock | None = getattr(self, "block", None)
         if block is not None:
             block.abandon()
 
 
 class _Exit(partial[None]):
-    """What a ``with`` statement calls at its end, and then lets go of.
+    """The callable that a ``with`` statement calls at its end.
 
-    The traceback of an interrupt keeps what was called, and so the block, but not this object. So
-    the guard is deleted when the statement has ended.
+    The traceback of an interrupt has references to the function and the block, but not to this
+    object. So this object, and with it the guard, is deleted when the statement ends.
     """
 
     guard: _Guard | None = None
 
 
 class Held:
-    """What is known of the object that a ``with`` statement holds.
+    """Weak references to the ``_Exit`` of a ``with`` statement and to its guard.
 
-    :ivar over: not empty once the statement has ended. It tells so without a reference to the
-        guard, which would keep that alive.
+    :ivar over: not empty once the statement has ended. A list, because a reference to the guard
+        would keep the guard alive.
     """
 
     __slots__ = ("_exit", "_guard", "over")
@@ -334,9 +353,10 @@ class Held:
         self._guard = ref(guard, self.over.append)
 
     def spend(self) -> None:
-        """The block was left: do nothing when the statement ends. In the block's thread.
+        """Disarm the guard, because the block was left. Called in the block's thread.
 
-        The guard is deleted here, behind a shield: its ``__del__`` would swallow an interrupt.
+        The guard is deleted here, behind a shield: an interrupt that arrived in its ``__del__``
+        would be lost.
         """
         exit, guard = self._exit(), self._guard()  # noqa: A001
         if guard is not None:
@@ -346,10 +366,10 @@ class Held:
 
 
 class kept_exit:  # noqa: N801  a decorator
-    """Makes an ``__exit__`` that an interrupt cannot prevent, if a ``with`` statement calls it.
+    """Decorates ``__exit__`` so that an interrupt cannot prevent it in a ``with`` statement.
 
-    A ``with`` statement looks it up just before it calls ``__enter__``: then it is decided whether
-    the block has to be kept. Such a block gets ``held``.
+    A ``with`` statement looks ``__exit__`` up just before it calls ``__enter__``. This descriptor
+    decides then whether the block needs a guard. A block with a guard gets ``held``.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -358,8 +378,8 @@ class kept_exit:  # noqa: N801  a decorator
 
     def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Callable[..., None]:
         if block is None:
-            return self._function  # contextlib.ExitStack calls that of the class
-        # In this order: where nothing can be interrupted, a block pays for two looks only.
+            return self._function  # contextlib.ExitStack takes __exit__ from the class
+        # The cheap checks first: they are all that an ordinary block pays for.
         if not block.insists and (not open_interruptions or not is_interruptible()):
             return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
@@ -370,11 +390,14 @@ class kept_exit:  # noqa: N801  a decorator
 
 @cache
 def _asynchronously() -> Callable[[int | None, int | None], int]:
-    """``PyThreadState_SetAsyncExc``, by the address of the class; None takes back."""
+    """``PyThreadState_SetAsyncExc``. It takes the thread and the address of the class.
+
+    None instead of an address takes back an exception that has not arrived.
+    """
     try:
         import ctypes
 
-        # A prototype of our own: that of ctypes.pythonapi is everybody's to change.
+        # A private prototype: any library may change the argument types of ctypes.pythonapi.
         prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
         return prototype(("PyThreadState_SetAsyncExc", ctypes.pythonapi))
     except (ImportError, AttributeError) as error:
@@ -382,7 +405,7 @@ def _asynchronously() -> Callable[[int | None, int | None], int]:
 
 
 def after_fork_in_child() -> None:
-    """Renew the lock, which another thread may have held; the other threads are not here."""
+    """Renew the lock, which another thread may have held; forget the parent's other threads."""
     target: _Target | None = getattr(_here, "target", None)
     if target is not None:
         target.lock = threading.RLock()

@@ -1,8 +1,8 @@
-"""A process with all that it has started: found, signalled, ended.
+"""Finds a process with its process group and descendants, signals them, and ends them.
 
-First SIGTERM, then, for what is left after a while, SIGKILL. On Linux each process is held by a
-file descriptor of its own (a pidfd), so that no signal can hit another that has got its number.
-Elsewhere the process group gets the signals, as long as its leader is there.
+All of them get SIGTERM; those that are left after the grace get SIGKILL. On Linux each process is
+held by a file descriptor (a pidfd), so no signal can hit another process to which its ID was
+passed on. On other systems the process group gets the signals, as long as its leader exists.
 """
 
 from __future__ import annotations
@@ -14,56 +14,127 @@ import signal as signals
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
 
-from .procfs import PROC, Entry, entry_of, owner_of, processes
 from .types import Escalation
 
-__all__ = ["Family", "Tell", "can_hold", "end", "family_of", "family_of_stranger"]
+__all__ = [
+    "Entry",
+    "Family",
+    "Tell",
+    "boot_time",
+    "can_hold",
+    "effective_uid",
+    "end",
+    "entry_of",
+    "family_of",
+    "family_of_stranger",
+    "processes",
+]
 
 logger = logging.getLogger("run_abort")
 
-KILL_TIMEOUT: Final = 5.0  # seconds for what was killed to be gone
-LOOK: Final = 0.02  # seconds until it is looked for new children; doubles up to
+KILL_TIMEOUT: Final = 5.0  # seconds to wait for the exit of killed processes
+LOOK: Final = 0.02  # seconds before looking for new members; doubled up to LOOK_SELDOM
 LOOK_SELDOM: Final = 0.25
 
+PROC: Final = Path("/proc")
+TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
 Tell = Callable[[Escalation], object]
+
+
+class Entry(NamedTuple):
+    """A process in ``/proc``. Process IDs are reused; ``pid`` and ``began`` together are unique.
+
+    :ivar parent: process ID of its parent.
+    :ivar group: ID of its process group.
+    :ivar began: when it began, in seconds since boot, to a hundredth.
+    :ivar is_dead: whether it is a zombie: it has ended, and its parent has not reaped it yet.
+    """
+
+    pid: int
+    parent: int
+    group: int
+    began: float
+    is_dead: bool
+
+
+def entry_of(pid: int) -> Entry | None:
+    """The process with this ID; None if there is none."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name is in parentheses and may contain any character.
+    fields = text[text.rindex(")") + 2 :].split()
+    return Entry(pid, int(fields[1]), int(fields[2]), int(fields[19]) / TICKS, fields[0] in "ZXx")
+
+
+def processes() -> Iterator[Entry]:
+    """All processes that are visible to this one."""
+    for path in PROC.iterdir():
+        if path.name.isdecimal():
+            entry = entry_of(int(path.name))
+            if entry is not None:
+                yield entry
+
+
+def effective_uid(pid: int) -> int | None:
+    """Effective UID of a process; None if it has exited."""
+    try:
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
+
+
+def boot_time() -> float:
+    """When this host was booted, in seconds since the epoch, by its present clock."""
+    for line in (PROC / "stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    raise OSError("/proc/stat has no line 'btime'")
 
 
 class Family(Protocol):
     """A process, its process group if it leads one, and its descendants."""
 
     def send(self, number: int) -> None:
-        """Send the signal to all members that have not got it yet."""
+        """Send the signal to all members that have not received it yet."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait until there may be others, or until all are gone; return whether they are."""
+        """Wait up to *timeout* seconds. Returns True if no member is left.
+
+        May return False early, because there may be new members.
+        """
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file descriptors."""
 
 
 def can_hold() -> bool:
-    """Whether this system has what it takes to hold a process that is no child of ours."""
+    """Whether this system can hold a process that is not a child of this one."""
     return hasattr(os, "pidfd_open") and (PROC / "self" / "stat").exists()
 
 
 def family_of(pid: int) -> Family | None:
-    """The family of a child of this process; None if that is gone."""
+    """The family of a child of this process; None if the child has exited."""
     entry = entry_of(pid) if can_hold() else None
     if entry is not None:
         family = _HeldFamily(entry)
         if not family.is_empty():
             return family
-        # It is gone, or cannot be held: for too many open files, or as the system forbids it.
+        # The child has exited, or cannot be held: too many open files, or forbidden.
         entry = entry_of(pid)
     return _Group(pid) if entry is not None or not can_hold() else None
 
 
 def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
-    """The family of any process, as far as it belongs to one user; None if it cannot be held.
+    """The family of any process; None if it cannot be held.
 
-    :param owner: the number of the user.
+    :param owner: effective UID of the members; other processes are left out.
     """
     if not can_hold():
         return None
@@ -72,16 +143,16 @@ def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
 
 
 class _HeldFamily:
-    """One whose members are held by their pidfds.
+    """A family whose members are held by pidfds.
 
     :param root: the process; a member only if it can be held.
-    :param owner: whose processes alone are members; None for everybody's.
+    :param owner: effective UID of the members; None for any.
     """
 
     def __init__(self, root: Entry, *, owner: int | None = None) -> None:
         self._root = root
         self._owner = owner
-        # The number is the group's for as long as one of these lives, or the root is not reaped.
+        # The ID stays the group's while a member lives or the root is not reaped.
         self._group = root.pid if root.group == root.pid else None
         self._members: dict[tuple[int, float], int] = {}
         self._got: set[tuple[int, float, int]] = set()
@@ -122,20 +193,20 @@ class _HeldFamily:
                 yield fd
 
     def _look(self) -> bool:
-        """Hold those that have come since the last look; return whether there are any."""
-        everybody = {entry.pid: entry for entry in processes()}
-        group = self._group if self._is_group_ours(everybody) else None
+        """Hold new members; return whether there are any."""
+        by_pid = {entry.pid: entry for entry in processes()}
+        group = self._group if self._is_group_ours(by_pid) else None
         found = [
             entry
-            for entry in everybody.values()
+            for entry in by_pid.values()
             if not entry.is_dead
             and _key(entry) not in self._members
-            and (entry.group == group or self._is_member(everybody.get(entry.parent)))
+            and (entry.group == group or self._is_member(by_pid.get(entry.parent)))
         ]
         return sum(self._hold(entry) for entry in found) > 0
 
-    def _is_group_ours(self, everybody: dict[int, Entry]) -> bool:
-        root = everybody.get(self._root.pid)
+    def _is_group_ours(self, by_pid: dict[int, Entry]) -> bool:
+        root = by_pid.get(self._root.pid)
         is_reserved = root is not None and root.began == self._root.began
         return is_reserved or any(True for _ in self._living())
 
@@ -145,12 +216,12 @@ class _HeldFamily:
     def _hold(self, entry: Entry) -> bool:
         try:
             fd = os.pidfd_open(entry.pid)
-        except OSError:  # it is gone, or there are too many open files
+        except OSError:  # the process has exited, or there are too many open files
             return False
-        # It may be another's number by now, but is nobody else's from now on.
+        # The ID may have been passed on before. While the pidfd is open it is not.
         now = entry_of(entry.pid)
         is_meant = now is not None and now.began == entry.began
-        if not is_meant or self._owner not in {None, owner_of(entry.pid)}:
+        if not is_meant or self._owner not in {None, effective_uid(entry.pid)}:
             os.close(fd)
             return False
         self._members[_key(entry)] = fd
@@ -158,7 +229,7 @@ class _HeldFamily:
 
 
 class _Group:
-    """A process group, or a single process, that is known by its number only."""
+    """A process group, or a single process, that is known by its ID only."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -197,10 +268,10 @@ def _has_ended(fd: int) -> bool:
 
 
 def end(family: Family, grace: float, tell: Tell) -> bool:
-    """End all members: ask them to, and kill those that are left after ``grace`` seconds.
+    """End all members: terminate them, and kill those that are left after ``grace`` seconds.
 
-    :param tell: called with ``"terminate"``, and with ``"kill"`` if that is done.
-    :return: whether all are gone.
+    :param tell: called with ``"terminate"``, then with ``"kill"`` if some are left.
+    :return: whether all have exited.
     """
     steps: tuple[tuple[Escalation, signals.Signals, float], ...] = (
         ("terminate", signals.SIGTERM, grace),
@@ -216,5 +287,5 @@ def end(family: Family, grace: float, tell: Tell) -> bool:
                 return True
             if left <= 0:
                 break
-    logger.warning("A process that was killed is not gone after %g s", KILL_TIMEOUT)
+    logger.warning("A killed process has not exited within %g s", KILL_TIMEOUT)
     return False

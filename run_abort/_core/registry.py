@@ -1,4 +1,4 @@
-"""A process's map from run IDs and group IDs to the live controllers that answer to them."""
+"""The map of a process from run IDs and group IDs to the controllers of its open blocks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .types import Aborted, Event, Request, Way
 
 __all__ = ["Holding", "Registry"]
 
-REMEMBERED: Final = 4096  # IDs that have ended here; up to twice as many are known
+REMEMBERED: Final = 4096  # IDs in each of the two generations of ended ones
 
 
 class Holding(NamedTuple):
-    """A block that runs here.
+    """An open block of this process.
 
     :ivar ident: of the thread that entered it.
     :ivar label: what the block does, for people.
@@ -32,7 +32,7 @@ class Holding(NamedTuple):
 
 
 class Registry:
-    """Run IDs → the controllers of the blocks that run here now.
+    """Run IDs → the controllers of the open blocks of this process.
 
     Any number of controllers may answer to one ID, and one controller to several IDs.
 
@@ -40,7 +40,7 @@ class Registry:
         flags are set and the waiters are woken. Its functions neither block nor raise.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
-    :ivar controller_class: of the controllers of blocks.
+    :ivar controller_class: the class of the controllers of blocks.
     """
 
     def __init__(self) -> None:
@@ -53,27 +53,27 @@ class Registry:
         self._renew_lock()
 
     def forget_ended(self) -> None:
-        """Forget which IDs were held here and are not any more."""
-        # In two generations, because the oldest entry of a single dict takes ever longer to find.
+        """Forget the IDs of blocks that have ended."""
+        # In two generations: finding the oldest entry of one large dict is slow after deletions.
         self._ended: dict[str, None] = {}
         self._ended_before: dict[str, None] = {}
 
     def _renew_lock(self) -> None:
-        # Guards _holders and _ended. Reentrant, so that a signal handler that aborts, which only
-        # reads the map, may interrupt its own thread inside.
+        # Guards _holders and _ended. Reentrant, because a signal handler may abort while its own
+        # thread holds the lock. An abort only reads the map.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        """The number of IDs that are answered to."""
+        """The number of IDs with an open block."""
         return len(self._holders)
 
     def ids(self) -> list[str]:
-        """The IDs that are answered to, of runs and of groups."""
+        """The IDs with an open block, of runs and of groups."""
         with self._lock:
             return list(self._holders)
 
     def holdings(self) -> list[tuple[AbortController, Holding]]:
-        """The blocks that run here, each once, in the order in which they were entered."""
+        """The open blocks, each once, in the order in which they were entered."""
         with self._lock:
             found = {
                 controller: _holding(controller, held)
@@ -89,7 +89,7 @@ class Registry:
         return None if held is None else _holding(controller, held)
 
     def has_ended(self, run_id: str) -> bool:
-        """Whether a block that answered to the ID has ended here, as far as that is remembered."""
+        """Whether a block with this ID has ended here. Old IDs are forgotten."""
         with self._lock:
             return (
                 run_id in self._ended
@@ -98,18 +98,18 @@ class Registry:
             )
 
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
-        """From now on ``controller`` answers to ``ids``."""
+        """Make ``controller`` answer to ``ids``."""
         if self.on_register.functions:
             self.on_register(controller)
-        controller.label = label  # kept beyond the block: the event of an abort may come later
-        # A plain tuple: to make a Holding takes as long as all the rest.
+        controller.label = label  # kept after the block, because an abort event may come later
+        # A plain tuple: making a Holding takes as long as the rest of this method.
         holding = (threading.get_ident(), time.time())
         with self._lock:
             for run_id in ids:
                 self._holders.setdefault(run_id, {})[controller] = holding
 
     def leave(self, controller: AbortController, ids: Iterable[str]) -> None:
-        """From now on ``controller`` does not answer to ``ids``. Harmless if it did not before."""
+        """Remove ``controller`` from ``ids``. Does nothing for IDs that it does not answer to."""
         with self._lock:
             for run_id in ids:
                 holders = self._holders.get(run_id)
@@ -139,7 +139,7 @@ class Registry:
 
         :return: how many this call aborted.
         """
-        # This thread may work on the run itself: an interrupt would leave locks locked for ever.
+        # This thread may work on the run itself. An interrupt here would leave locks locked.
         with Shield():
             aborted = Aborted(request, way, time.time(), tuple(controllers), self.events)
             return self._abort(aborted)
@@ -148,7 +148,7 @@ class Registry:
         flipped = []
         for controller in aborted.controllers:
             if controller.flip(aborted):
-                flipped.append(controller)  # noqa: PERF401  a comprehension is a call more
+                flipped.append(controller)  # noqa: PERF401  a comprehension costs another call
         try:
             for controller in flipped:
                 controller.take_effect()
@@ -157,9 +157,9 @@ class Registry:
         return len(flipped)
 
     def after_fork_in_child(self) -> None:
-        """Keep what the forking thread holds; the other threads stayed in the parent.
+        """Keep the blocks of the thread that forked; the child does not have the other threads.
 
-        A child that is forked inside a block works on that run too, so an abort must reach it.
+        A child that is forked inside a block works on that run, too, so an abort has to reach it.
         """
         self._renew_lock()
         self.forget_ended()

@@ -1,8 +1,8 @@
-"""``Scope``: the ``with`` statement in which a run is worked on, for threads and for asyncio.
+"""``Scope``: the ``with`` block that holds a run, for threads and for asyncio.
 
-It registers a controller, and closes it at the end: the end of the block and an abort exclude each
-other. With ``async with`` an abort cancels the task. A block that goes on after its abort is
-escalated, if it allows that.
+Entering registers a controller; leaving closes it. Either the block ends first or the abort comes
+first, never both. With ``async with``, an abort cancels the task. If the block goes on after its
+abort, the app escalates, provided ``insist`` allows it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = ["Process", "Scope"]
 logger = logging.getLogger("run_abort")
 
 _INTERRUPT_ONLY: Final = (
-    "with abortable_run() can be insisted on by 'interrupt' only, and not in an event loop: there, "
-    "use async with, and 'cancel'"
+    "with abortable_run() takes insist='interrupt' only, and not in an event loop: there, use "
+    "async with and insist='cancel'"
 )
 
 
@@ -56,14 +56,14 @@ class Process(Protocol):
 class Scope:
     """A block that works on a run.
 
-    Subclasses set ``_find_process``, and find out in :meth:`_look` and :meth:`_alook` whether the
-    abort was requested before.
+    Subclasses override ``_find_process``. They override :meth:`_look` and :meth:`_alook` to read
+    whether the abort was requested before.
 
     :param run_id: of the run.
     :param groups: further IDs that the run answers to.
     :param label: what the block does, for people.
     :param grace: seconds that the block may take to end by itself after an abort.
-    :param insist: what is done then, again and again until the block is left: ``"interrupt"``
+    :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
         raises ``RunAborted`` in its thread; ``"cancel"``, for ``async with``, cancels the task
         again.
     """
@@ -99,7 +99,7 @@ class Scope:
         self._cancellation: Cancellation | None = None
         self._plan: EscalationPlan | None = None
         self._interruption: Interruption | None = None
-        # Whether the end of the block is still to come and must not be prevented by an interrupt.
+        # Whether the block is open and has to be left even if an interrupt prevents __exit__.
         self._is_kept = False
         self.held: Held | None = None
 
@@ -110,11 +110,11 @@ class Scope:
 
     @staticmethod
     def _find_process() -> Process:
-        """What the block needs of its process; called when it is entered."""
+        """The registry and the escalator of this process. Called when the block is entered."""
         raise NotImplementedError
 
     def _look(self, controller: AbortController) -> None:
-        """Abort the controller if that was requested before; it is registered by now."""
+        """Abort the controller, which is registered already, if an abort was requested before."""
 
     async def _alook(self, controller: AbortController) -> None:
         """:meth:`_look` for asyncio code; does not block the loop."""
@@ -122,7 +122,7 @@ class Scope:
     # with
 
     def __enter__(self) -> AbortSignal:
-        # Decided here, and for __exit__ by kept_exit, which is looked up just before.
+        # kept_exit has just made the same decision for __exit__.
         may_be_interrupted = self.insists or (open_interruptions and is_interruptible())
         if may_be_interrupted and not self._is_kept:
             return self._enter_kept()
@@ -155,7 +155,7 @@ class Scope:
 
     async def __aenter__(self) -> AbortSignal:
         if self.insists and "cancel" not in self.insists:
-            raise RuntimeError("async with abortable_run() can be insisted on by 'cancel' only")
+            raise RuntimeError("async with abortable_run() takes insist='cancel' only")
         cancellation = Cancellation()
         controller = self._begin()
         try:
@@ -190,10 +190,10 @@ class Scope:
     # The registry.
 
     def hold(self) -> tuple[AbortSignal, Callable[[], bool]]:
-        """Work on the run without a ``with`` statement: for work that another program does.
+        """Hold the run without a ``with`` statement: for work that another program does.
 
-        :return: the signal, which is aborted if that was requested before, and a function that
-            ends the work and returns whether that came before any abort.
+        :return: the signal, which is aborted already if an abort was requested before, and a
+            function that ends the hold. It returns True if the hold ended before any abort.
         """
         controller = self._begin()
         try:
@@ -206,8 +206,8 @@ class Scope:
     def _begin(self) -> AbortController:
         if self._controller is not None:
             raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
-        # Register, then read the requests; the aborter writes its request, then publishes. So,
-        # whatever the interleaving, one of the two meets the other.
+        # The block registers, then reads the requests. An abort writes its request, then publishes
+        # it. So in any order, either the block reads the request or the push finds the block.
         self._process = self._find_process()
         registry = self._process.registry
         controller = registry.controller_class(self._ids[0], self._grace)
@@ -218,7 +218,7 @@ class Scope:
     def _end(self) -> AbortSignal | None:
         """Leave the registry.
 
-        :return: the signal if an abort came before; else None.
+        :return: the signal if the block was aborted; else None.
         """
         controller = self._controller
         if controller is None:
@@ -240,7 +240,7 @@ class Scope:
     def _escalate_by(
         self, escalation: Escalation, send: Callable[[], bool], *, warns: bool = False
     ) -> None:
-        """Have ``send`` called after the grace, and again, if the block is aborted and goes on."""
+        """If the block goes on after its abort, call ``send`` after the grace, and repeatedly."""
         controller = self._controller
         assert controller is not None  # noqa: S101  the block was begun
         signal = controller.signal
@@ -253,26 +253,26 @@ class Scope:
 
         def warn() -> None:
             logger.warning(
-                "The thread that works on the aborted run %r cannot be interrupted now: it is in C "
-                "code, or waits for something",
+                "The thread that works on the aborted run %r cannot be interrupted now: it runs C "
+                "code or waits in a blocking call",
                 signal.run_id,
             )
 
         self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
         signal._when_aborted(partial(self._process.escalator.add, self._plan))
 
-    # A block that may be interrupted, or that is within one.
+    # A block that may be interrupted, or that is inside another block that may be.
 
     def _enter_kept(self) -> AbortSignal:
         if self.insists and ("interrupt" not in self.insists or _in_event_loop()):
             raise RuntimeError(_INTERRUPT_ONLY)
         try:
-            with Shield():  # from interrupts of a block around this one
+            with Shield():  # against interrupts of a block around this one
                 self._is_kept = True
                 if self.insists:
                     over = self.held.over if self.held is not None else ()
                     self._interruption = Interruption(self._exception, over)
-                with Shield():  # and from those of this block
+                with Shield():  # against interrupts of this block
                     signal = self.__enter__()
                     if self._interruption is not None:
                         self._escalate_by("interrupt", self._interrupt, warns=True)
@@ -291,7 +291,7 @@ class Scope:
         return interruption.send()
 
     def abandon(self) -> None:
-        """Leave the block if its end was prevented. Raises nothing."""
+        """Leave the block if an interrupt prevented ``__exit__``. Raises nothing."""
         if self._is_kept:
             take_for_arrived()
             with suppress(BaseException):
@@ -303,7 +303,7 @@ class Scope:
         return self._controller.signal.exception()
 
     def _leave_kept(self, exc: BaseException | None) -> None:
-        """Leave the block; an interrupt that arrives meanwhile counts as what ended its body."""
+        """Leave the block. An interrupt that arrives during this replaces ``exc``."""
         shield = Shield()
         ended_by = exc
         while not shield.is_up:
@@ -325,7 +325,7 @@ class Scope:
 
 
 def _put_up(shield: Shield) -> RunAborted | None:
-    """Put the shield up; return the interrupt that came before, if one did."""
+    """Put the shield up; return the interrupt that arrived first, if one did."""
     try:
         shield.put_up()
     except RunAborted as interrupt:
@@ -342,9 +342,9 @@ def _in_event_loop() -> bool:
 
 
 def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
-    """Whether an exception that leaves an aborted block leaves it as this block's RunAborted.
+    """Whether this block's RunAborted replaces an exception that leaves the aborted block.
 
-    KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError stay what they are.
+    KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError are not replaced.
     """
     if isinstance(exc, BaseExceptionGroup):
         return exc.split((Exception, RunAborted))[1] is None

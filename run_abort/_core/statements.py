@@ -1,7 +1,7 @@
-"""Running statements of a database connection, which an abort cancels.
+"""Cancels the statement that runs on a database connection when the run is aborted.
 
-Knows Django's connections by their attributes only. PostgreSQL is asked to cancel through the
-driver, MySQL and MariaDB by ``KILL QUERY`` on a second connection, SQLite by ``interrupt()``.
+Uses Django's connections by their attributes, without importing Django. Cancels PostgreSQL through
+the driver, MySQL and MariaDB by ``KILL QUERY`` on a second connection, SQLite by ``interrupt()``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Cancels"]
 
 logger = logging.getLogger("run_abort")
 
-CANCEL_TIMEOUT: Final = 5.0  # seconds, where the driver can be told
-AGAIN: Final = 0.05  # seconds until what may have come too early is done again; doubles up to
+CANCEL_TIMEOUT: Final = 5.0  # seconds, where the driver takes a time-out
+AGAIN: Final = 0.05  # seconds before the next attempt; doubled up to AGAIN_SELDOM
 AGAIN_SELDOM: Final = 1.0
-# What ends a savepoint is not to be cancelled.
+# Statements that end a savepoint. They are not cancelled.
 CONTROL: Final = ("RELEASE", "ROLLBACK")
 
 
 class Signal(Protocol):
-    """What is used here of an ``AbortSignal``."""
+    """The part of ``AbortSignal`` that this module uses."""
 
     @property
     def aborted(self) -> bool: ...
@@ -42,19 +42,19 @@ class Signal(Protocol):
 
 
 class Cancels(AbstractContextManager[None]):
-    """A stretch in which an abort cancels what the connection runs; see ``AbortSignal.cancels``.
+    """A block in which an abort cancels statements; see ``AbortSignal.cancels``.
 
-    :raises ValueError: if nobody knows how to cancel on a database of that kind.
+    :raises ValueError: if this app cannot cancel statements on this kind of database.
     """
 
     def __init__(self, signal: Signal, connection: Any) -> None:
         self._signal = signal
-        # That of the calling thread: django.db.connection is another in every thread.
+        # The connection of the calling thread: django.db.connection is a proxy for one per thread.
         self._connection = connection = connection.close_if_unusable_or_obsolete.__self__
         self._prepare = _preparation(connection)
-        # Cancels what the connection runs; None before it has run anything here.
+        # Cancels the running statement; None before the first statement of this block.
         self._cancel: Callable[[], object] | None = None
-        # Guards what follows: nothing is cancelled while a savepoint ends, nor after the block.
+        # Guards the flags below: nothing is cancelled while a savepoint ends, or after the block.
         self._lock = threading.Condition()
         self._is_cancelling = False
         self._is_held = False
@@ -87,7 +87,7 @@ class Cancels(AbstractContextManager[None]):
     insists: ClassVar[bool] = True
 
     def abandon(self) -> None:
-        """Do what ``__exit__`` did not do. Raises nothing."""
+        """Leave the block if ``__exit__`` did not. Raises nothing."""
         with suppress(BaseException):
             self._leave()
 
@@ -103,7 +103,11 @@ class Cancels(AbstractContextManager[None]):
         self._stop()
 
     def _stop(self) -> None:
-        """Cancel nothing from now on; wait for what is being cancelled, or that hits the next."""
+        """Cancel nothing from now on.
+
+        Waits for an attempt under way, which could otherwise cancel the connection's next
+        statement.
+        """
         with self._lock:
             self._is_over = True
             self._lock.notify_all()
@@ -112,7 +116,7 @@ class Cancels(AbstractContextManager[None]):
     def _execute(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
     ) -> Any:
-        """Around each statement of the block, as Django calls it."""
+        """Django's execute wrapper: called around each statement of the block."""
         if str(sql).startswith(CONTROL):
             self._hold(True)
             try:
@@ -124,7 +128,7 @@ class Cancels(AbstractContextManager[None]):
         try:
             return execute(sql, params, many, context)
         except Exception:
-            if self._signal.aborted:  # whatever comes now is to clean up
+            if self._signal.aborted:  # the statements that follow clean up, such as a rollback
                 self._stop()
             raise
 
@@ -135,7 +139,10 @@ class Cancels(AbstractContextManager[None]):
             self._lock.wait_for(lambda: not self._is_cancelling)
 
     def _cancel_until_over(self) -> None:
-        """On a thread of its own: a statement may begin just after it was looked whether it may."""
+        """Cancel again and again until the block ends; called on a thread of its own.
+
+        One attempt is not enough: a statement may pass its check and begin after the attempt.
+        """
         pause = AGAIN
         while self._begin():
             try:
@@ -156,7 +163,10 @@ class Cancels(AbstractContextManager[None]):
             pause = min(2 * pause, AGAIN_SELDOM)
 
     def _begin(self) -> bool:
-        """Whether there may be something to cancel."""
+        """Begin an attempt, after any statement that ends a savepoint.
+
+        :return: False if the block has ended.
+        """
         with self._lock:
             self._lock.wait_for(lambda: self._is_over or not self._is_held)
             self._is_cancelling = not self._is_over
@@ -167,7 +177,11 @@ Prepare = Callable[[Any], Callable[[], object]]
 
 
 def _preparation(connection: Any) -> Prepare:
-    """What makes, in the thread that runs a statement, what cancels it from another."""
+    """The function that prepares to cancel a statement.
+
+    It is called in the thread that runs the statement. It returns a function that cancels the
+    statement, which is called in another thread.
+    """
     known: dict[str, Prepare] = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}
     prepare = known.get(connection.vendor)
     if prepare is None:
@@ -200,9 +214,9 @@ def _sqlite(connection: Any) -> Callable[[], object]:
 
 
 def _drop_if_unusable(connection: Any) -> None:
-    """Have Django open another connection, where the driver does not get over the cancelling.
+    """Close the connection if it is unusable after a cancellation; Django opens another one.
 
-    mysqlclient is out of step with the server if a statement is killed that has begun to answer.
+    mysqlclient loses track of the protocol if a statement is killed while it sends its result.
     """
     is_open = connection.vendor == "mysql" and connection.connection is not None
     if is_open and not connection.is_usable():

@@ -1,4 +1,4 @@
-"""Processes that an abort ends: those that a block runs, and those that are attached to it."""
+"""Child processes that an abort ends: started by ``signal.run`` or given to ``signal.attach``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .types import Escalation
 
 __all__ = ["Process", "Run", "attach", "run_async"]
 
-SLICE: Final = 1.0  # seconds in which nobody looks whether a pipe is kept open by a stranger
+SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
 
 class Signal(Protocol):
-    """What is used here of an ``AbortSignal``."""
+    """The part of ``AbortSignal`` that this module uses."""
 
     @property
     def aborted(self) -> bool: ...
@@ -44,18 +44,18 @@ class Process(Protocol):
 
 
 class _Attachment:
-    """A family that an abort ends, on a thread of its own."""
+    """A process family that an abort ends, on a thread of its own."""
 
     def __init__(self, signal: Signal, family: Family, grace: float) -> None:
         self._signal = signal
         self._family = family
         self._grace = grace
-        self._unclaimed = [family]  # whoever pops it ends it, or lets go of it
+        self._unclaimed = [family]  # the thread that pops it ends the family or closes it
         self.over = threading.Event()
         self._remove = signal.add_callback(self.end)
 
     def end(self) -> None:
-        """End the family, if nobody has begun to."""
+        """End the family, unless another thread has begun to."""
         with suppress(IndexError):
             family = self._unclaimed.pop()
             try:
@@ -65,11 +65,14 @@ class _Attachment:
                 self.over.set()
 
     def _tell(self, escalation: Escalation) -> None:
-        if self._signal.aborted:  # and not only stopped by somebody else
+        if self._signal.aborted:  # not if stop() ends the family without an abort
             self._signal.escalated(escalation)
 
     def detach(self) -> bool:
-        """Leave the family alone; if it is being ended, wait for that, and return False."""
+        """Do not end the family from now on.
+
+        :return: False if another thread has begun to end it; then this waits until it has ended.
+        """
         self._remove()
         with suppress(IndexError):
             self._unclaimed.pop().close()
@@ -80,14 +83,14 @@ class _Attachment:
 
 
 def attach(signal: Signal, process: Process, grace: float) -> Callable[[], bool]:
-    """Have an abort end ``process``, with all that it has started; see ``AbortSignal.attach``."""
+    """End ``process`` and its descendants on an abort; see ``AbortSignal.attach``."""
     attachment = _attachment(signal, process, grace)
     return _nothing_to_detach if attachment is None else attachment.detach
 
 
 def _attachment(signal: Signal, process: Process, grace: float) -> _Attachment | None:
     family = family_of(process.pid)
-    # Once it was reaped, its number may be another's; so it is looked after the family is held.
+    # A reaped process may have passed its ID on. So check after the family is held.
     if family is not None and process.returncode is None:
         return _Attachment(signal, family, grace)
     if family is not None:
@@ -100,7 +103,7 @@ def _nothing_to_detach() -> bool:
 
 
 class Run:
-    """A program that is run to its end, or to that which an abort brings; see ``AbortSignal.run``.
+    """A program that runs until it ends or an abort ends it; see ``AbortSignal.run``.
 
     :param options: those of ``subprocess.run``.
     """
@@ -118,16 +121,16 @@ class Run:
             options["stdin"] = _pipe(options, "stdin", "input")
         if options.pop("capture_output", False):
             options |= {name: _pipe(options, name, "capture_output") for name in _OUTPUTS}
-        # A group of its own, so that whatever it starts can be found.
+        # A process group of its own, so that its descendants can be found.
         if not options.keys() & {"process_group", "start_new_session"}:
             options["process_group"] = 0
         self._options = options
 
     def run(self) -> subprocess.CompletedProcess[Any]:
-        """Run it, and wait for its end."""
+        """Start the program and wait for its end."""
         signal = self._signal
         signal.raise_if_aborted()
-        # Ended by what an abort does to it, and never left behind by an interrupt.
+        # The shield keeps an interrupt from leaving the process behind. An abort ends it anyway.
         with signal.shield(), self._start() as process:
             output, errors = self._communicate(process)
             ended = subprocess.CompletedProcess(process.args, process.wait(), output, errors)
@@ -143,7 +146,7 @@ class Run:
         return subprocess.Popen(self._args, **self._options)  # noqa: S603  the caller's program
 
     def stop(self) -> None:
-        """End it as an abort does; soon, from any thread."""
+        """End the program as an abort does. Any thread may call this; it does not wait."""
         self._is_to_stop = True
         if self._attachment is not None:
             spawn(self._attachment.end, name="run_abort-process-end")
@@ -174,10 +177,13 @@ def _pipe(options: dict[str, Any], name: str, by: str) -> int:
 def _communicate(
     process: subprocess.Popen[Any],
     attachment: _Attachment | None,
-    input: Any,  # noqa: A002  as Popen.communicate has it
+    input: Any,  # noqa: A002  the name that Popen.communicate uses
     timeout: float | None,
 ) -> tuple[Any, Any]:
-    """As ``Popen.communicate``, but once the process was ended no stranger keeps it waiting."""
+    """``Popen.communicate``, which stops waiting once the family was ended.
+
+    A process outside of the family may keep the pipes open. ``communicate`` would wait for it.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     was_over = False
     while True:
@@ -189,13 +195,13 @@ def _communicate(
                 raise subprocess.TimeoutExpired(
                     process.args, timeout or 0, expired.output, expired.stderr
                 ) from None
-            if was_over:  # whoever has the pipes was not found
+            if was_over:  # a process that was not found keeps the pipes open
                 return expired.output, expired.stderr
             was_over = attachment is not None and attachment.over.is_set()
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:
-    """Kill it, with all that it has started, at once."""
+    """Kill the process and its descendants at once."""
     family = family_of(process.pid) if process.returncode is None else None
     if family is not None:
         family.send(signals.SIGKILL)
@@ -203,7 +209,7 @@ def _kill(process: subprocess.Popen[Any]) -> None:
 
 
 async def run_async(run: Run) -> subprocess.CompletedProcess[Any]:
-    """``run.run()`` on a thread of its own; if the caller is cancelled, the process is ended."""
+    """Call ``run.run()`` on a thread of its own. If the caller is cancelled, end the process."""
     future = asyncio.wrap_future(submit(run.run, name="run_abort-process"))
     try:
         return await asyncio.shield(future)

@@ -25,30 +25,30 @@ __all__ = [
     "Way",
 ]
 
-# How a process learned of a request: it made it itself, by a push, by re-reading the rows, or by
-# reading them when a block was entered.
+# How a process received a request: from itself, by a push, by re-reading the rows, or by reading
+# them when a block was entered.
 Way = Literal["local", "channel", "reconcile", "start"]
 
-# What is done when asking was not enough: a task is cancelled again, a thread interrupted, a
-# process terminated, then killed.
+# What is done when a block goes on after its abort: cancel the task again, interrupt the thread,
+# terminate a process, kill it.
 Escalation = Literal["cancel", "interrupt", "terminate", "kill"]
 ESCALATIONS: tuple[Escalation, ...] = get_args(Escalation)
 
 
 class Request(NamedTuple):
-    """The wish to abort a run, or every run of a group.
+    """A request to abort a run, or every run of a group.
 
-    A named tuple, because it is made for each message: that takes a third of the time that a frozen
-    dataclass takes.
+    A named tuple, because one is made for each message: a frozen dataclass takes three times as
+    long to make.
 
     :ivar run_id: of the run or the group; not empty.
-    :ivar id: a UUID as text. Empty if a program that is not ours gave none: then it cannot be
-        recognised when it arrives twice.
-    :ivar reason: why; may be empty.
-    :ivar actor: who, as text; may be empty.
-    :ivar origin: the ID of the process that made the request; empty if it is not known.
-    :ivar user_pk: who, as the key of a user of the project; None if it was none.
-    :ivar requested_at: when, aware, by the clock of the requesting host; None if it is not known.
+    :ivar id: a UUID as text. Empty if a foreign program sent none. A request without an ID cannot
+        be recognised when it arrives twice.
+    :ivar reason: reason given by the requester; may be empty.
+    :ivar actor: the requester, as text; may be empty.
+    :ivar origin: the ID of the process that made the request; empty if unknown.
+    :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
+    :ivar requested_at: aware, by the clock of the requesting host; None if unknown.
     """
 
     run_id: str
@@ -62,17 +62,17 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aborted:
-    """A request took effect on blocks of this process.
+    """A request aborted blocks of this process.
 
     Made before the first flag is set; emitted once the flags are set and the waiters are woken.
 
     :ivar request: the request.
-    :ivar way: how this process learned of it.
+    :ivar way: how this process received it.
     :ivar at: when, in seconds since the epoch.
-    :ivar controllers: of all blocks that answered to the ID then. Some may have been aborted before
-        by another request, or closed meanwhile.
-    :ivar emit: takes the events that follow on these blocks, in the thread in which they happen;
-        neither blocks nor raises. None for controllers of a project's own.
+    :ivar controllers: of all blocks that answered to the ID then. Another request may have aborted
+        some of them before, and some may have been closed since.
+    :ivar emit: called with the later events of these blocks, in the thread in which they happen.
+        Neither blocks nor raises. None for controllers that a project made itself.
     """
 
     request: Request
@@ -84,10 +84,10 @@ class Aborted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Escalated:
-    """Something was done because the block went on after its abort.
+    """An escalation was made, because the block went on after its abort.
 
     :ivar signal: of the block.
-    :ivar escalation: what was done.
+    :ivar escalation: the escalation.
     :ivar at: when, in seconds since the epoch.
     """
 
@@ -112,7 +112,7 @@ Event = Aborted | Escalated | Left
 
 
 class Tried(NamedTuple):
-    """An escalation that was tried.
+    """An escalation that was made.
 
     :ivar at: when, in UTC.
     """
@@ -123,18 +123,18 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What one request did in this process.
+    """The effect of one request in this process.
 
     :ivar request_id: of the request; ``"unnamed:"`` and the run ID if it has none.
-    :ivar run_id: of the run; of one of the group's runs if a group was aborted.
-    :ivar way: how this process first learned of the request.
+    :ivar run_id: of the run; if a group was aborted, of one of its runs.
+    :ivar way: how this process first received the request.
     :ivar received_at: when it aborted the first block, in UTC.
     :ivar aborting_since: when it aborted the first of the blocks that were open at the same time.
     :ivar controllers: the number of blocks that it aborted.
     :ivar labels: of these blocks, each once; the first 20.
     :ivar stopped_at: when the last of them was left; None before.
     :ivar tried: the escalations, in order; the first 20.
-    :ivar key: of its row.
+    :ivar key: primary key of its row.
     """
 
     request_id: str

@@ -1,5 +1,5 @@
-"""The rows: requests to abort, what became of them, and how far a named listener has come.
+"""The rows: requests, their deliveries, and the cursors of named listeners.
 
-May import ``_core``, ``_concurrency``, ``models`` and ``conf``; it knows nothing of the push.
+May import ``_core``, ``_concurrency``, ``models`` and ``conf``; not the push.
 Others use ``database``, ``requests``, ``timeline.Timeline``, ``cursors.Cursor``, ``retention``.
 """

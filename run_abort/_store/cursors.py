@@ -1,7 +1,7 @@
-"""Cursors: how far a named listener has come, kept in the database.
+"""Cursors: the position of a named listener in the requests, stored in the database.
 
-Whoever starts again under a name is told of what was requested while nobody listened under it.
-What was being handled when a process died is handled again: at least once, not at most once.
+A listener that starts under a known name gets the requests made since it last ran. A request that
+was being handled when a process died is handled again: at least once, not at most once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ REMEMBERED: Final = 1_000  # abort IDs
 
 
 class Position(NamedTuple):
-    """Where a cursor stands.
+    """The position of a cursor.
 
-    :ivar began_at: what was requested before is not for whoever listens under its name.
-    :ivar heard_until: what was requested before was heard.
-    :ivar heard: the IDs of the aborts that were heard of lately.
+    :ivar began_at: requests made before are not for this listener.
+    :ivar heard_until: requests made before were received.
+    :ivar heard: IDs of the requests received recently.
     """
 
     began_at: datetime
@@ -40,7 +40,7 @@ class Position(NamedTuple):
 class Cursor:
     """One cursor, for the one process that listens under its name.
 
-    A database that fails costs a warning, and the cursor stays where it is.
+    If the database fails, a warning is logged, and the cursor does not move.
 
     :param name: of the listener.
     """
@@ -48,14 +48,14 @@ class Cursor:
     def __init__(self, name: str) -> None:
         self._name = name
         self._noted: SimpleQueue[str] = SimpleQueue()
-        # Abort ID → when it was heard, in seconds of time.monotonic(); the oldest first.
+        # Request ID → when it was received, in seconds of time.monotonic(); the oldest first.
         self._heard: OrderedDict[str, float] = OrderedDict()
         self._is_saved = True
 
     def load(self) -> Position | None:
-        """Where it stands: now, if nobody listened under this name before.
+        """Read the position. It is the present time if the name is new.
 
-        :return: None if the database could not be asked. Then nothing may be saved.
+        :return: None if the database failed. Then the caller must not save the cursor.
         """
 
         def select(alias: str) -> Position:
@@ -75,15 +75,15 @@ class Cursor:
         return position
 
     def touch(self) -> None:
-        """Have it saved though nothing was heard: one that is not used is pruned."""
+        """Mark the cursor for saving even without a request, because unused cursors are pruned."""
         self._is_saved = False
 
     def note(self, abort_id: str) -> None:
-        """An abort was heard of. Any thread may say so."""
+        """Note a received request. Any thread may call this."""
         self._noted.put(abort_id)
 
     def collect(self) -> bool:
-        """Take over what was noted; :meth:`save` it once that has been handled.
+        """Take over the noted requests. The caller calls :meth:`save` once they are handled.
 
         :return: whether there is anything to save.
         """
@@ -93,9 +93,9 @@ class Cursor:
         return not self._is_saved
 
     def save(self) -> bool:
-        """Move the cursor to now.
+        """Move the cursor to the present time.
 
-        :return: whether it stands there.
+        :return: whether the database was written.
         """
         now = database.stored(datetime.now(UTC))
         self._forget_old()
@@ -111,9 +111,9 @@ class Cursor:
         return self._is_saved
 
     def forget(self) -> bool:
-        """Forget where it stands, as if nobody had listened under its name before.
+        """Delete the cursor, as if its name had never been used.
 
-        :return: whether the database has.
+        :return: whether the database was written.
         """
 
         def delete(alias: str) -> bool:

@@ -1,16 +1,16 @@
-"""The way to our rows: in bounded time, never raising.
+"""Access to the app's rows: in bounded time, never raising.
 
-A database that is down, slow or not migrated costs one warning per outage and the safety that a
-row gives, never the abort.
+If the database is down, slow or not migrated, one warning per outage is logged, and the request is
+not stored. The abort itself goes on.
 
-Inside a transaction the caller's own connection is used, within a savepoint, so that an error of
-ours does not spoil the caller's work. Outside of one, the work goes to a helper thread, which is
-lent the caller's connection if that is open; so the caller waits for at most ``TIMEOUT`` seconds
-whatever the database does. The helper serves callers inside an event loop, too, where Django
+Inside a transaction the caller's own connection is used, within a savepoint, so that an error here
+does not break the caller's transaction. Outside of one, a helper thread does the work. It borrows
+the caller's connection if that is open. So the caller waits for at most ``TIMEOUT`` seconds,
+however slow the database is. The helper also serves callers inside an event loop, where Django
 refuses database access.
 
-Two waits are as long as the database makes them: that of a caller inside a transaction, and that
-of :func:`read` on a connection which is open, and so has answered before.
+Two waits have no limit: that of a caller inside a transaction, and that of :func:`read` on an open
+connection.
 """
 
 from __future__ import annotations
@@ -68,15 +68,14 @@ thread_ends.add(connections.close_all)
 
 
 def enabled() -> bool:
-    """Whether intents are kept at all."""
+    """Whether requests are stored in the database."""
     return conf.settings().INTENTS
 
 
 def write(operation: Callable[[str], T], *, otherwise: T, timeout: float | None = None) -> T:
     """Call ``operation(alias)``, which writes.
 
-    :param timeout: how many seconds to wait instead of ``TIMEOUT``; what takes longer is done all
-        the same.
+    :param timeout: seconds to wait, instead of ``TIMEOUT``. ``operation`` goes on after that.
     :return: its result; ``otherwise`` if the database failed or took too long.
     """
     return _run(operation, otherwise=otherwise, lend=True, timeout=timeout)
@@ -115,11 +114,10 @@ def read_here(operation: Callable[[str], T]) -> T | None:
 async def call_from_loop(fn: Callable[[], T]) -> T:
     """Call ``fn``, which blocks for a bounded time, without blocking the event loop.
 
-    On the thread where Django keeps what async code does with the database, so that a transaction
-    of the caller's is seen; if others keep that busy, after ``LOOP_PATIENCE`` on a thread of its
-    own.
+    Uses asgiref's thread for database access in async code, so that ``fn`` sees a transaction of
+    the caller. If that thread is still busy after ``LOOP_PATIENCE``, ``fn`` gets its own thread.
     """
-    unclaimed = [fn]  # whoever pops it calls it
+    unclaimed = [fn]  # the thread that pops it calls it
 
     def call() -> T:
         return unclaimed.pop()()
@@ -135,7 +133,7 @@ async def call_from_loop(fn: Callable[[], T]) -> T:
 
 
 def on_commit(fn: Callable[[], object]) -> None:
-    """If the caller is inside a transaction, call ``fn`` when that is committed."""
+    """If the caller is inside a transaction, call ``fn`` when the transaction is committed."""
     try:
         connection = connections[_alias()]
         if connection.in_atomic_block:
@@ -145,7 +143,7 @@ def on_commit(fn: Callable[[], object]) -> None:
 
 
 def in_transaction() -> bool:
-    """Whether nobody else can read yet what this thread writes."""
+    """Whether this thread is inside a transaction, so that others do not see its writes yet."""
     try:
         return connections[_alias()].in_atomic_block
     except Exception as error:
@@ -154,12 +152,12 @@ def in_transaction() -> bool:
 
 
 def _may_be_unmigrated(error: Exception) -> bool:
-    # The first is a missing table to PostgreSQL and MySQL, the second to SQLite.
+    # PostgreSQL and MySQL report a missing table as the first, SQLite as the second.
     return isinstance(error, ProgrammingError) or "no such table" in str(error)
 
 
 class _Outage:
-    """One warning when the database begins to fail, one line when it is well again."""
+    """Logs one warning when the database begins to fail, one line when it works again."""
 
     def __init__(self) -> None:
         self.lasts = False
@@ -168,7 +166,7 @@ class _Outage:
         if not self.lasts:
             self.lasts = True
             logger.warning(
-                "Intents to abort cannot be written or read; until they can, aborts reach only "
+                "Requests to abort cannot be written or read; until they can, aborts reach only "
                 "the processes that Redis reaches: %s: %s%s",
                 type(error).__name__,
                 str(error) or f"no answer within {TIMEOUT:g} s",
@@ -178,7 +176,7 @@ class _Outage:
     def over(self) -> None:
         if self.lasts:
             self.lasts = False
-            logger.info("Intents to abort can be written and read again")
+            logger.info("Requests to abort can be written and read again")
 
 
 _outage = _Outage()
@@ -213,8 +211,8 @@ def _call(
 ) -> T:
     """Run ``operation`` on the right thread with the right connection.
 
-    :param lend: whether an open connection goes to a helper thread. A read does not: it is asked
-        for at the start of every run, and a thread costs as much as the query.
+    :param lend: whether a helper thread borrows an open connection. Not for reads: each block
+        begins with one, and starting a thread takes as long as the query.
     """
     alias = _alias()
     connection = None if in_event_loop() else connections[alias]
@@ -235,7 +233,7 @@ def _call(
 def _lend(connection: BaseDatabaseWrapper, operation: Callable[[str], T], timeout: float) -> T:
     """Run ``operation`` on a helper thread with the caller's idle, open connection.
 
-    If the helper is late, the connection stays with it, and the caller's next query opens another.
+    If the time is up, the helper keeps the connection, and the caller's next query opens another.
     """
     alias = connection.alias
 
@@ -265,7 +263,7 @@ def _lend(connection: BaseDatabaseWrapper, operation: Callable[[str], T], timeou
 
 
 def _on_usable(connection: BaseDatabaseWrapper, operation: Callable[[str], T]) -> T:
-    """Run ``operation``; once more if the connection turns out to have died while idle."""
+    """Run ``operation``. If the connection was lost while idle, reconnect and run it again."""
     try:
         return operation(connection.alias)
     except (InterfaceError, OperationalError):
@@ -276,14 +274,14 @@ def _on_usable(connection: BaseDatabaseWrapper, operation: Callable[[str], T]) -
 
 
 def _savepoint(connection: BaseDatabaseWrapper, *, writes: bool) -> Any:
-    # A failed read spoils the transaction everywhere but on SQLite, on MySQL by a deadlock.
+    # A failed read breaks the transaction, except on SQLite. On MySQL, a deadlock does.
     if writes or connection.vendor != "sqlite":
         return transaction.atomic(using=connection.alias)
     return nullcontext()
 
 
 def stored(at: datetime) -> datetime:
-    """An aware time as the columns keep it: naive, if ``USE_TZ`` is off."""
+    """An aware time as the columns store it: naive if ``USE_TZ`` is off."""
     return at if settings.USE_TZ else timezone.make_naive(at, timezone.get_default_timezone())
 
 
@@ -294,7 +292,7 @@ def aware(at: datetime) -> datetime:
 
 
 def _alias() -> str:
-    # For reading, too: a replica may lag behind the intent that was just written.
+    # For reading, too: a replica may lag behind the request that was just written.
     return router.db_for_write(model())
 
 
@@ -306,14 +304,14 @@ def model() -> type[AbortRequest]:
 
 
 def delivery_model() -> type[AbortDelivery]:
-    """The model of what came of the requests."""
+    """The model of the deliveries."""
     _set_up()
     model: type[AbortDelivery] = apps.get_model("run_abort", "AbortDelivery")
     return model
 
 
 def _set_up() -> None:
-    # The child of a multiprocessing spawn or forkserver has the settings, but has not been set up.
+    # A child of multiprocessing (spawn, forkserver) has settings, but has not called setup().
     if not apps.models_ready and not apps.loading:
         django.setup()
 

@@ -47,7 +47,7 @@ def record(some: Sequence[Request]) -> bool:
     """Write the requests as rows, all or none.
 
     :param some: requests of this process, each with an ID.
-    :return: whether the rows are known to be written.
+    :return: whether the rows were written. May be False if the answer came too late.
     """
 
     def insert(alias: str) -> bool:
@@ -71,7 +71,7 @@ def record(some: Sequence[Request]) -> bool:
             else:
                 requests.bulk_create(rows, batch_size=BATCH)
         except IntegrityError:
-            # The first of two attempts got through, though its answer was lost.
+            # The first attempt succeeded, but its answer was lost.
             if not requests.filter(pk=rows[0].pk).exists():
                 raise
         return True
@@ -80,17 +80,17 @@ def record(some: Sequence[Request]) -> bool:
 
 
 def mark_published(listeners: Mapping[uuid.UUID, int], *, timeout: float) -> None:
-    """Note in the rows that Redis took the messages, and how many subscribers it knew of.
+    """Note in the rows that Redis accepted the pushes, and its number of subscribers.
 
-    :param listeners: how many, by abort ID.
-    :param timeout: how many seconds to wait; what takes longer is done all the same.
+    :param listeners: number of subscribers by request ID.
+    :param timeout: seconds to wait. The update goes on after that.
     """
     if not listeners:
         return
 
     def update(alias: str) -> None:
         requests = database.model().objects.using(alias)
-        # One query for nearly all: the count seldom changes within a batch.
+        # Usually one query, because the number seldom changes within a batch.
         for count in set(listeners.values()):
             ids = [abort_id for abort_id, known in listeners.items() if known == count]
             for some in _chunks(ids, alias):
@@ -100,14 +100,14 @@ def mark_published(listeners: Mapping[uuid.UUID, int], *, timeout: float) -> Non
 
 
 def clear(run_id: str) -> int | None:
-    """Let the ID run again: its rows stay as history, but stop nobody any more.
+    """Let the ID run again. Its rows stay as history, but abort no block from now on.
 
-    :return: how many rows that changed; None if the database could not be asked.
+    :return: the number of changed rows; None if the database failed.
     """
 
     def update(alias: str) -> int | None:
         rows = _standing(alias).filter(run_id=run_id).values_list("id", "run_id")
-        # Compared once more, because some databases compare without regard to case.
+        # Compared again, because some databases ignore case.
         ids = [abort_id for abort_id, known in rows if known == run_id]
         requests = database.model().objects.using(alias)
         return sum(
@@ -123,13 +123,13 @@ def find(
 ) -> Request | None:
     """The first standing request for any of ``ids``: one indexed query.
 
-    :param on_late: called with the request, on a helper thread, if the database took longer to
-        name it than this function waits.
+    :param on_late: called with the request, on a helper thread, if the database answers after this
+        function has returned.
     """
 
     def select(alias: str) -> Request | None:
         rows = _standing(alias).filter(run_id__in=ids).values_list(*_FIELDS)
-        # Compared once more, because some databases compare without regard to case.
+        # Compared again, because some databases ignore case.
         first = list(rows[:PAGE])
         rest = rows[PAGE:] if len(first) == PAGE else ()
         return next((_request(*row) for row in chain(first, rest) if row[0] in ids), None)
@@ -145,9 +145,9 @@ def find(
 def standing_for(ids: Sequence[str]) -> list[Request] | None:
     """The standing requests for any of ``ids``, in the order in which they were made.
 
-    For the reconciler: in the calling thread, for as long as the database takes.
+    For the reconciler: runs in the calling thread, without a time limit.
 
-    :return: None if the database could not be asked.
+    :return: None if the database failed.
     """
     known = set(ids)
 
@@ -163,13 +163,13 @@ def standing_for(ids: Sequence[str]) -> list[Request] | None:
 
 
 def requested_since(since: datetime, *, but_by: str, limit: int) -> list[Request] | None:
-    """What was requested after ``since`` and stands, in the order in which it was requested.
+    """The standing requests made after ``since``, in order.
 
     For the reconciler, as :func:`standing_for`.
 
     :param but_by: the origin whose requests are left out.
-    :param limit: the number of requests, at most.
-    :return: None if the database could not be asked.
+    :param limit: the largest number of requests.
+    :return: None if the database failed.
     """
 
     def select(alias: str) -> list[Request]:
@@ -194,12 +194,12 @@ def _standing(alias: str) -> QuerySet[AbortRequest]:
 
 
 def _patience(rows: int) -> float:
-    """Seconds to wait for so many rows."""
+    """Seconds to wait for this number of rows."""
     return database.TIMEOUT * (1 + rows // 5000)
 
 
 def _chunks(ids: Sequence[T], alias: str) -> Iterator[Sequence[T]]:
-    """``ids`` in parts that fit into one query, beside two further parameters."""
+    """``ids`` in parts that fit into one query with two further parameters."""
     size = (connections[alias].features.max_query_params or MAX_PARAMETERS) - 2
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

@@ -1,7 +1,6 @@
-"""Retention: how long the requests to abort are kept as history.
+"""Retention: deletes requests that are no longer needed, when the project asks for it.
 
-Nothing is deleted by itself. Whoever deletes takes the oldest first, in batches, and leaves what
-still stops late starters.
+Deletes the oldest first, in batches, and keeps requests that still abort blocks entered late.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ __all__ = [
 ]
 
 BATCH: Final = 1000  # rows
-# Rows. Databases do not look up more keys than about that many one by one, but read, and perhaps
-# lock, the whole table.
+# Rows. For more keys, databases tend to read, and perhaps lock, the whole table.
 MAX_BATCH: Final = 10_000
 MAX_DAYS: Final = 36_500
 
@@ -42,8 +40,8 @@ MAX_DAYS: Final = 36_500
 class Old(NamedTuple):
     """How many requests are older than an age.
 
-    :ivar prunable: those that stop nobody any more.
-    :ivar standing: those that still stop late starters, and so are kept.
+    :ivar prunable: those that do not abort any block from now on.
+    :ivar standing: those that still abort blocks entered late, and so are kept.
     """
 
     prunable: int
@@ -71,17 +69,18 @@ def prune(
 ) -> int:
     """Delete the requests that are older than an age, the oldest first.
 
-    A request that still stops late starters is kept, however old it is: one that was not cleared
-    and is younger than ``INTENT_TTL``. What is requested meanwhile is not touched.
+    A request that still aborts blocks entered late is kept, whatever its age: one that was not
+    cleared and is younger than ``INTENT_TTL``. New requests are not touched.
 
-    Each batch is a transaction of its own, so that no lock is held for long, and what was deleted
-    before an error stays deleted; inside a transaction of the caller's, they all are part of that.
+    Each batch is a transaction of its own, so that no lock is held for long. If an error occurs,
+    the batches before it stay deleted. Inside a transaction of the caller, all batches are part
+    of that transaction.
 
     :param older_than: the age, in days if it is a number.
-    :param batch: how many rows to delete at once, from 1 to 10,000; fewer if the database does not
-        take so many parameters.
-    :param on_batch: called after each batch with how many rows that deleted.
-    :return: how many rows were deleted.
+    :param batch: rows to delete at once, from 1 to 10,000; fewer if the database takes fewer
+        parameters.
+    :param on_batch: called after each batch with the number of deleted rows.
+    :return: the number of deleted rows.
     :raises ValueError: if the age is not between 0 and 36,500 days, or the batch is out of bounds.
     :raises django.db.Error: if the database fails.
     """
@@ -100,16 +99,16 @@ def prune(
             on_batch(number)
         if len(found) < size:
             break
-        # Those that are kept among the old ones are not walked over once more for each batch.
+        # So that a batch does not read again the old requests that are kept.
         left = left.filter(requested_at__gte=found[-1][1])
     return deleted
 
 
 def prune_deliveries(older_than: timedelta | float) -> int:
-    """Delete the deliveries whose request is not there: it was rolled back, or deleted before.
+    """Delete the deliveries without a request: it was rolled back, or deleted before.
 
-    :param older_than: when they were received, in days ago if it is a number.
-    :return: how many were deleted.
+    :param older_than: the age since they were received, in days if it is a number.
+    :return: the number of deleted deliveries.
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
@@ -124,13 +123,13 @@ def prune_deliveries(older_than: timedelta | float) -> int:
 
 
 def prune_cursors(older_than: timedelta | float) -> int:
-    """Delete the cursors of listeners that are not used any more.
+    """Delete the cursors that are no longer used.
 
-    A cursor is used when its listener starts, hears of an abort, or ends.
+    A cursor is used when its listener starts, receives a request, or ends.
 
-    :param older_than: since when it was not used, in days if it is a number; at least
-        ``INTENT_TTL``, so that a listener misses nothing that still stands.
-    :return: how many were deleted.
+    :param older_than: the age since the last use, in days if it is a number; at least
+        ``INTENT_TTL``, so that a listener misses no standing request.
+    :return: the number of deleted cursors.
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
@@ -142,8 +141,8 @@ def prune_cursors(older_than: timedelta | float) -> int:
 
 def _delete(alias: str, keys: Sequence[UUID]) -> int:
     """Delete these requests with their deliveries, both or neither."""
-    # By key, because not every database can delete the first so many of an order; and at once,
-    # because Django would read all the deliveries first.
+    # By key, because not every database supports DELETE with ORDER BY and LIMIT. With _raw_delete,
+    # because Django's delete() reads all the deliveries first.
     with transaction.atomic(using=alias):
         deliveries = AbortDelivery.objects.using(alias).filter(request_id__in=keys)
         deliveries._raw_delete(alias)

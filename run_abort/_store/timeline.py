@@ -1,7 +1,8 @@
-"""The timeline of an abort: one row for each process that held the run, written and read here.
+"""The timeline of an abort: one row for each process that held the run.
 
-A process that cannot write its row loses nothing but that. Rows are written on a thread of their
-own, many at once if they come quickly; a fork and the interpreter's exit wait for it.
+If a row cannot be written, only the row is missing; the abort is not affected. A worker thread
+writes the rows, many at once if changes come quickly. It starts with the first change and ends when
+nothing is left to write. A fork and the interpreter's exit wait for it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ MAX_WAITING: Final = 20_000  # rows; of a flood beyond it the oldest are lost
 class Timeline:
     """Writes the rows of this process.
 
-    :param origin: gives this process's ID on the wire.
-    :param delivery_of: what a request did here by now. It takes no lock.
+    :param origin: returns the ID of this process on the wire.
+    :param delivery_of: returns the present delivery of a request. Takes no lock.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Timeline:
     ) -> None:
         self._origin = origin
         self._delivery_of = delivery_of
-        # What is to be written: whoever changes a delivery appends, the worker takes.
+        # The deliveries to write: the thread that changes one appends it, the worker takes it.
         self._changed: deque[tuple[str, Delivery]] = deque(maxlen=MAX_WAITING)
         self._is_late = False
         self._worker = SerialWorker(self._write, name="run_abort-timeline", ours=True)
@@ -53,23 +54,23 @@ class Timeline:
                 self.wait_written(database.TIMEOUT)
 
     def wait_written(self, timeout: float) -> bool:
-        """Wait until nothing is still to be written.
+        """Wait until all rows are written.
 
         :param timeout: seconds to wait at most.
-        :return: whether that is so.
+        :return: False if the time was up.
         """
         return self._worker.wait_idle(timeout)
 
     def finish(self) -> None:
         """At the interpreter's exit, before :meth:`wait_written`.
 
-        Nothing waits for the worker's thread any more. So :meth:`note` waits itself from now on, at
-        most ``database.TIMEOUT`` seconds: who waits for its thread waits for the row.
+        From here on the interpreter does not wait for the worker. So :meth:`note` waits for the
+        row itself, at most ``database.TIMEOUT`` seconds.
         """
         self._is_late = True
 
     def after_fork_in_child(self) -> None:
-        """The parent writes what was noted before."""
+        """Forget the deliveries noted before the fork: the parent writes them."""
         self._changed.clear()
 
     def _write(self, _: None) -> None:
@@ -82,7 +83,7 @@ class Timeline:
 
         def upsert(alias: str) -> None:
             written = None
-            # If it took long, a later change may have been written before, and is written again.
+            # A slow write may overwrite a later change. So write until the row is the newest.
             while (rows := self._newest(latest.values())) != written:
                 _upsert(rows, alias)
                 written = rows
@@ -100,9 +101,9 @@ class Timeline:
 
 
 def rows_of(abort_ids: Sequence[uuid.UUID]) -> list[tuple[str, ProcessAnswer]]:
-    """What the rows tell of these aborts: each with what one process did about it.
+    """The rows of these requests, as pairs of request ID and answer.
 
-    Nothing, if the database fails or takes too long.
+    Empty if the database fails or takes too long.
     """
 
     def select(alias: str) -> list[tuple[str, ProcessAnswer]]:

@@ -1,4 +1,4 @@
-"""What the push needs of a server that passes messages on: Redis today, others later."""
+"""The interface between the push and a message server, such as Redis."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Subscription", "Transport"]
 
 
 class Subscription(Protocol):
-    """One link to the server that receives the messages of one or more channels.
+    """One connection to the server that receives the messages of one or more channels.
 
-    One thread opens, reads and closes it. Only :meth:`interrupt` is for other threads.
+    One thread opens, reads and closes it. Other threads may only call :meth:`interrupt`.
 
     :ivar heard_at: when the last bytes came from the server, in seconds since the epoch; 0.0
         before the first ones.
@@ -20,7 +20,7 @@ class Subscription(Protocol):
     heard_at: float
 
     def open(self) -> None:
-        """Connect and subscribe; return when the server has confirmed it.
+        """Connect and subscribe; return when the server has confirmed the subscription.
 
         :raises Exception: if that is not possible now.
         """
@@ -28,30 +28,29 @@ class Subscription(Protocol):
     def receive(self) -> bytes:
         """Wait for the next message and return it.
 
-        Of a message over the limit only the beginning is returned, and it is longer than the
-        limit.
+        Of a message over the limit only the beginning is returned. It is longer than the limit.
 
-        :raises Exception: when the link is lost. A server that has been silent for too long is
-            asked for a sign of life; without one the link counts as lost.
+        :raises Exception: when the connection is lost. A server that has been silent for too long
+            is pinged; without an answer the connection counts as lost.
         """
 
     def receive_before(self, deadline: float) -> bytes | None:
         """Wait for the next message and return it; None if none has come by the deadline.
 
         :param deadline: in seconds of ``time.monotonic()``.
-        :raises Exception: when the link is lost.
+        :raises Exception: when the connection is lost.
         """
 
     def interrupt(self) -> None:
         """Make an :meth:`open` or a :meth:`receive` in another thread raise. Raises nothing itself.
 
-        The making of a connection may be uninterruptible if it is bounded in time.
+        It need not interrupt connecting, if connecting takes a bounded time.
         """
 
     def close(self) -> None:
-        """Close the link, open or not.
+        """Close the connection, open or not.
 
-        In a forked child this closes the child's copy; the parent's link stays as it is.
+        In a forked child this closes the child's copy; the parent's connection stays open.
         """
 
 
@@ -70,20 +69,20 @@ class Transport(Protocol):
         """Publish the messages on the channel, in this order, within a bounded time.
 
         :return: for each message the number of subscribers that the server counted. It is a hint:
-            a server of several nodes may count one node only.
-        :raises Exception: if it failed. Some of the messages may have been published.
+            a cluster may count one node only.
+        :raises Exception: if publishing failed. Some of the messages may have been published.
         """
 
     def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
         """A new subscription, not yet open, for the messages of all the channels.
 
         :param channels: at least one. Their names have the same number of bytes.
-        :param heartbeat: seconds of silence after which the server is asked for a sign of life.
+        :param heartbeat: seconds of silence after which the server is pinged.
         :param limit: the largest size of a message in bytes.
         """
 
     def lacks(self) -> list[str]:
-        """What protects a server that is reached over the network and is missing here.
+        """The protection that is missing on the connection to a server over the network.
 
         :return: for messages to people, such as ``["a password", "TLS"]``; empty for a server on
             this host.

@@ -1,8 +1,8 @@
-"""The wire contract: what a message on the channel looks like.
+"""The wire format of a push.
 
-A message is UTF-8 JSON: an object with ``runId`` and ``origin``, both strings. Other programs send
-and read it too, so these two names are fixed. We may add further keys; a reader ignores keys that
-it does not know.
+A message is a JSON object in UTF-8 with the strings ``runId`` and ``origin``. Other programs send
+and read it, too, so these two names are fixed. Further keys may be added; a reader ignores unknown
+keys.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ MAX_ACTOR_LENGTH: Final = 255  # characters
 MAX_REQUEST_ID_LENGTH: Final = 64  # characters
 MAX_WAIT: Final = 3600.0  # seconds
 
-# Made once: json.dumps would make an encoder for each message.
+# Made once, because json.dumps makes an encoder for each message.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _scan: Final = json.JSONDecoder().raw_decode
 
 
 class Message(NamedTuple):
-    """A request as it travels.
+    """A request in a message.
 
-    :ivar request: its ``user_pk`` and ``requested_at`` do not travel.
-    :ivar wait: for how many seconds the sender waits for answers; 0 if it wants none.
+    :ivar request: without ``user_pk`` and ``requested_at``, which are not sent.
+    :ivar wait: seconds that the sender waits for answers; 0 for no answers.
     """
 
     request: Request
@@ -51,11 +51,11 @@ class Message(NamedTuple):
 class Question(NamedTuple):
     """A question to all listeners. It has no ``runId``, so no program takes it for a request.
 
-    :ivar ask: ``"status"``: what the process is and works on; ``"abort"``: what one request did
-        in the process.
-    :ivar question_id: a UUID; the channel for the answers follows from it.
-    :ivar wait: for how many seconds the sender waits for answers.
-    :ivar abort_id: the ID of the request that is asked about.
+    :ivar ask: ``"status"``: the process and the runs that it holds; ``"abort"``: the effect of one
+        request in the process.
+    :ivar question_id: a UUID; the name of the reply channel is made from it.
+    :ivar wait: seconds that the sender waits for answers.
+    :ivar abort_id: the ID of the request in question.
     :ivar run_id: the run that it aborts.
     """
 
@@ -67,9 +67,9 @@ class Question(NamedTuple):
 
 
 def encode(request: Request, *, wait: float = 0.0) -> bytes:
-    """The request as it is published.
+    """The request as a message.
 
-    :param wait: for how many seconds the sender waits for answers; 0 if it wants none.
+    :param wait: seconds that the sender waits for answers; 0 for no answers.
     :raises ValueError: if the message is larger than a receiver accepts.
     """
     fields: dict[str, object] = {"runId": request.run_id, "origin": request.origin}
@@ -83,7 +83,7 @@ def encode(request: Request, *, wait: float = 0.0) -> bytes:
         fields["wait"] = round(wait, 3)
     try:
         data = _encoder.encode(fields).encode()
-    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 has no bytes for
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
         data = json.dumps(fields, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
@@ -93,8 +93,8 @@ def encode(request: Request, *, wait: float = 0.0) -> bytes:
 def decode(data: bytes) -> Message | None:
     """The message in ``data``, or None if it is malformed.
 
-    Tolerant: only ``runId`` has to be right. An ``origin``, ``id``, ``reason`` or ``actor`` of the
-    wrong type counts as missing; a long reason or actor is cut.
+    Only ``runId`` has to be valid. An ``origin``, ``id``, ``reason`` or ``actor`` of the wrong type
+    counts as missing; a long reason or actor is cut.
     """
     fields = _object(data)
     if fields is None:
@@ -105,7 +105,7 @@ def decode(data: bytes) -> Message | None:
     origin = fields.get("origin")
     if type(origin) is not str:
         origin = ""
-    elif len(fields) == 2:  # the bare message: nothing else to look for
+    elif len(fields) == 2:  # the bare message, without optional keys
         return Message(Request(run_id, "", "", "", origin))
     request = Request(
         run_id,
@@ -118,7 +118,7 @@ def decode(data: bytes) -> Message | None:
 
 
 def encode_question(question: Question) -> bytes:
-    """The question as it is published."""
+    """The question as a message."""
     ask, question_id, wait, abort_id, run_id = question
     fields: dict[str, object] = {"ask": ask, "id": question_id, "wait": round(wait, 3)}
     if abort_id:

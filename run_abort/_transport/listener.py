@@ -1,9 +1,9 @@
-"""The listener: the thread of this process that receives requests from others.
+"""The listener: the thread of this process that receives pushes.
 
-The runtime starts it in ``ready()`` of a process that lives long, else when a block is entered or a
-handler is added. It ends when it is stopped, when the interpreter exits, and before a fork; after
-the fork it starts again in the parent and in the child. While a transport is configured, nothing
-else ends it: when the link is lost it subscribes again, for ever.
+In a long-lived process the runtime starts it in ``ready()``, in others when a block is entered or a
+handler is added. It is stopped at the interpreter's exit and before a fork. After the fork it is
+started again in the parent and in the child. If it loses its connection it reconnects, without a
+limit on attempts, as long as a transport is configured.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["Listener", "ListenerStatus", "State"]
 logger = logging.getLogger("run_abort")
 
 # Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A
-# server that forks goes on forking at once, and some close inherited files a little later.
+# server that forks usually forks again at once, and some close inherited files a little later.
 REST: Final = 0.1
 
-MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubles up to
+MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubled up to MAX_DELAY
 MAX_DELAY: Final = 2.0
 
 State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
@@ -42,16 +42,16 @@ State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
 
 @dataclass(frozen=True, slots=True)
 class ListenerStatus:
-    """What the listener of this process is doing.
+    """The state of the listener of this process.
 
     :ivar state: ``"starting"``: not yet connected; ``"listening"``: the server has confirmed the
-        subscription; ``"reconnecting"``: the link is lost or could not be made; ``"stopped"``;
+        subscription; ``"reconnecting"``: the connection was lost or refused; ``"stopped"``;
         ``"off"``: not started here, or no transport is configured.
     :ivar since: when it entered that state, in UTC.
-    :ivar reconnects: Number of times a lost subscription was re-established.
+    :ivar reconnects: number of times a lost subscription was re-established.
     :ivar messages: number of messages received, of any kind.
-    :ivar malformed: how many of them were malformed.
-    :ivar last_error: why the link was last lost or could not be made; empty if that never happened.
+    :ivar malformed: number of malformed messages among them.
+    :ivar last_error: why the connection was last lost or refused; empty if that never happened.
     :ivar origin: the ID of this process on the wire.
     """
 
@@ -65,13 +65,13 @@ class ListenerStatus:
 
 
 class Backoff:
-    """Delays between attempts to connect: each about twice the one before."""
+    """Delays between attempts to connect: each about twice the last one."""
 
     def __init__(self) -> None:
         self._failures = 0
 
     def reset(self) -> None:
-        """Begin with the shortest delay again."""
+        """Return to the shortest delay."""
         self._failures = 0
 
     def next(self) -> float:
@@ -84,14 +84,14 @@ class Backoff:
 class Listener:
     """Subscribes to the push and hands each message to a function.
 
-    :param push: what it subscribes to.
+    :param push: makes the subscription.
     :param origin: returns the ID of this process on the wire.
-    :param handle: called in the listener's thread with each message and the ID of this process;
-        returns False if the message is malformed. What it raises is logged.
+    :param handle: called in the listener's thread with each message and the ID of this process.
+        Returns False if the message is malformed. Its exceptions are logged.
     :ivar subscribed: called in the listener's thread at each confirmed subscription, before the
         state becomes ``"listening"``, with the time since which messages may have been missed, in
         seconds since the epoch.
-    :ivar lost: called in the listener's thread when the link is lost or cannot be made; once until
+    :ivar lost: called in the listener's thread when the connection is lost or refused: once until
         it is made again.
     :ivar service: the thread.
     """
@@ -112,14 +112,14 @@ class Listener:
         self._reset()
 
     def _reset(self) -> None:
-        # Guards the start of the thread together with _phase. Reentrant, because a signal handler
-        # may interrupt its own thread inside and start or stop the listener.
+        # Guards _phase, and the start of the thread together with it. Reentrant, because a signal
+        # handler may start or stop the listener while its own thread holds the lock.
         self._lock = threading.RLock()
         # Whether ensure_started() has nothing to do.
         self._settled = False
         self._configured = False
         # Since when messages may have been missed, in seconds since the epoch. Written by the
-        # thread, and by others while there is none.
+        # thread; by other threads only while it does not run.
         self._missed_since: float | None = None
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmations = 0
@@ -129,14 +129,14 @@ class Listener:
         self._throttle = Throttle()
 
     def ensure_started(self) -> bool:
-        """Have the thread running and connecting without delay; costs one look if it is.
+        """Start the thread, or make it connect without delay. Cheap if that was done before.
 
         :return: whether a transport is configured and this process may listen.
         :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
         """
         if not self._settled:
             self._configured = conf.settings().LISTEN is not False and self._has_transport()
-            # If no thread can be started, the next call tries it again.
+            # If no thread can be started, the next call tries again.
             self._settled = not self._configured or self.start()
         return self._configured
 
@@ -148,12 +148,12 @@ class Listener:
             return False
 
     def start(self, *, rest: float = 0.0) -> bool:
-        """Start the thread; wake the one that rests, unless ``rest`` is given.
+        """Start the thread. If it runs already, wake it, unless ``rest`` is given.
 
         :param rest: seconds until the thread connects.
-        :return: whether it runs, or will once the process has forked.
+        :return: whether it runs, or will run once the process has forked.
         """
-        with self._lock:  # until "starting" is noted: the thread's first state comes after it
+        with self._lock:  # "starting" is noted before the thread notes its first state
             was_running = self.service.is_running
             if self._missed_since is None:
                 self._missed_since = time.time()
@@ -172,17 +172,17 @@ class Listener:
     def start_soon(self) -> None:
         """Start the thread if a transport may be configured.
 
-        For ``ready()``: no I/O and no heavy import.
+        For ``ready()``: does no I/O and no heavy import.
         """
         if self._push.may_be_configured():
             self.start(rest=REST)
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
-        """Stop the thread and wait for its end; it handles the message that it is at first.
+        """Stop the thread and wait for its end. It finishes the message that it is handling.
 
         Idempotent; any thread may call it. The next call of :meth:`ensure_started` starts it again.
 
-        :param timeout: seconds to wait; ``None`` waits for ever.
+        :param timeout: seconds to wait; ``None`` waits without limit.
         :return: whether the thread has ended.
         """
         with self._lock:
@@ -194,7 +194,7 @@ class Listener:
         return ended
 
     def status(self) -> ListenerStatus:
-        """What the listener is doing; any thread may ask."""
+        """The state of the listener. Any thread may call this."""
         forks.catch_up()
         state, since = self._phase
         if state not in {"off", "stopped"} and not self.service.is_running:
@@ -232,7 +232,7 @@ class Listener:
     def _listen(self, life: Life, link: Subscription, backoff: Backoff) -> None:
         life.on_stop = link.interrupt
         try:
-            if life.stopping:  # looked at after on_stop was set; stop() does it the other way round
+            if life.stopping:  # checked after on_stop is set, because stop() sets stopping first
                 return
             link.open()
             backoff.reset()
@@ -264,7 +264,7 @@ class Listener:
 
     def _confirmed(self, life: Life, origin: str) -> None:
         self._confirmations += 1
-        # The hooks come first: when the state is "listening", they know what was missed.
+        # The hooks first: once the state is "listening", they have noted the gap.
         self.subscribed(self._missed_since or time.time())
         self._enter(life, "listening")
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
@@ -284,14 +284,14 @@ class Listener:
 
     def _enter(self, life: Life, state: State) -> None:
         with self._lock:
-            # A thread that did not end in time must not report a state in place of its successor.
+            # A thread that did not end in time must not overwrite the state of its successor.
             if self.service.is_current(life) and self._phase[0] != state:
                 self._phase = (state, datetime.now(UTC))
 
     # Around a fork.
 
     def before_fork(self) -> None:
-        """Stop the thread for the time of the fork."""
+        """Stop the thread during the fork."""
         self.service.before_fork()
 
     def after_fork_in_parent(self) -> None:
@@ -300,7 +300,7 @@ class Listener:
             self.start(rest=REST)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew, with the hooks of the parent; start a thread if the parent had one."""
+        """Reset the state, but keep the hooks. Start a thread if the parent had one."""
         self._reset()
         if self.service.after_fork_in_child():
             self.start(rest=REST)

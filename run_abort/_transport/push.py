@@ -1,4 +1,4 @@
-"""The push: publishes requests over the transport that the settings name."""
+"""The push: publishes requests over the configured transport."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("run_abort")
 
 
 class Push:
-    """The transport that the settings name, looked up again when they change.
+    """Publishes over the configured transport; looks it up again when settings change.
 
     Any thread may use it. Publishing blocks for at most ``PUBLISH_TIMEOUT`` seconds.
 
@@ -33,13 +33,13 @@ class Push:
     def __init__(self, origin: Callable[[], str]) -> None:
         self.only_named = False
         self._origin = origin
-        # Two threads may look it up at once: they find the same.
+        # Needs no lock: two threads that look it up at once find the same.
         self._found: endpoint.Found | None = None
 
     def transport(self) -> Transport | None:
-        """The transport that the settings name; None if they name none. Opens no connection.
+        """The configured transport; None if there is none. Opens no connection.
 
-        :raises Exception: if the settings name one that cannot be used.
+        :raises Exception: if the configured transport cannot be used.
         """
         forks.catch_up()
         found = self._found
@@ -57,7 +57,7 @@ class Push:
     def may_be_configured(self) -> bool:
         """Whether :meth:`transport` may return a transport.
 
-        Cheap, for ``ready()``: imports no driver. True also where only the lookup can tell.
+        Cheap, for ``ready()``: imports no driver. Returns True if in doubt.
         """
         return endpoint.may_be_configured()
 
@@ -66,11 +66,12 @@ class Push:
     ) -> list[int | None]:
         """Publish the requests, in one go. Raises nothing.
 
-        :param requests: the origin of this process is filled in where there is none.
-        :param wait: for how many seconds the caller waits for answers.
-        :param quiet: whether a failure is expected, so that it is logged for debugging only.
+        :param requests: requests without an origin get the one of this process.
+        :param wait: seconds that the caller waits for answers.
+        :param quiet: whether a failure is expected and logged at DEBUG only.
         :return: for each request the number of subscribers that the server counted, which is a
-            hint; None if no transport is configured or, with a warning in the log, if it failed.
+            hint. None if no transport is configured, or if publishing failed, which is logged as a
+            warning.
         """
         listeners: list[int | None] = [None] * len(requests)
         if not requests:
@@ -98,7 +99,7 @@ class Push:
             logger.log(level, text, count, run_id, error)
 
     def ask(self, question: Question) -> int | None:
-        """Publish a question. Raises nothing; a failure is logged for debugging only.
+        """Publish a question. Raises nothing; a failure is logged at DEBUG only.
 
         :return: the number of subscribers that the server counted; None if it was not published.
         """
@@ -115,8 +116,8 @@ class Push:
     def answer(self, question_id: str, answers: Sequence[bytes]) -> bool:
         """Publish answers to a question. Raises nothing.
 
-        A failure is logged for debugging only: the process that asked counts this one among those
-        that did not answer.
+        A failure is logged at DEBUG only, because the process that asked counts unanswered
+        questions anyway.
 
         :return: whether they were published.
         """
@@ -157,12 +158,12 @@ class Push:
         )
 
     def forget(self) -> None:
-        """Close kept connections and look the transport up again; for when the settings change."""
+        """Close kept connections and look the transport up again, because settings changed."""
         self.close()
         self._found = None
 
     def close(self) -> None:
-        """Close kept connections; before a fork, so that the child inherits no idle one."""
+        """Close kept connections. Called before a fork, so that the child inherits none."""
         found = self._found
         if found is not None and found.transport is not None:
             found.transport.close()
@@ -173,5 +174,5 @@ class Push:
 
 
 def _reply_channel(question_id: str) -> str:
-    # It follows from the ID alone, so no message can direct answers to another channel.
+    # Made from the ID alone, so that no message can direct answers to another channel.
     return f"{conf.settings().CHANNEL}:{uuid.UUID(question_id)}"

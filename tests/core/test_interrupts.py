@@ -451,12 +451,12 @@ class TestArguments:
                 pass
 
         for wrong in (asynchronous, synchronous):
-            with pytest.raises(RuntimeError, match="insisted on by"):
+            with pytest.raises(RuntimeError, match="takes insist="):
                 asyncio.run(wrong())
         assert core.registry.ids() == []
 
     def test_a_block_of_a_thread_cannot_be_cancelled(self, core: Core) -> None:
-        with pytest.raises(RuntimeError, match="insisted on by 'interrupt' only"):
+        with pytest.raises(RuntimeError, match="takes insist='interrupt' only"):
             with core.block("run-1", insist="cancel"):
                 pass
 

@@ -258,7 +258,7 @@ except RunAborted:
         settings = project | {"DATABASES": database, "RUN_ABORT": run_abort}
         process = start("-c", code, settings=settings)
         process.wait_for("served 200")
-        process.wait_for("WARNING Intents to abort cannot be written or read")
+        process.wait_for("WARNING Requests to abort cannot be written or read")
         process.wait_for("aborted 1 False True")
         assert process.wait() == 0
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from run_abort import AbortController, RunAborted, abortable_run
-from run_abort._core import process_tree, procfs
+from run_abort._core import process_tree
 from run_abort._core.controller import on_rung
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
@@ -398,7 +398,7 @@ class TestRunAsync:
 
 class TestProcfs:
     def test_tells_of_this_process(self) -> None:
-        entry = procfs.entry_of(os.getpid())
+        entry = process_tree.entry_of(os.getpid())
         assert entry is not None
         assert (entry.pid, entry.parent, entry.group) == (
             os.getpid(),
@@ -406,22 +406,22 @@ class TestProcfs:
             os.getpgrp(),
         )
         assert not entry.is_dead
-        assert entry in set(procfs.processes())
-        assert 0 < time.time() - (procfs.boot_time() + entry.began) < 24 * 3600
+        assert entry in set(process_tree.processes())
+        assert 0 < time.time() - (process_tree.boot_time() + entry.began) < 24 * 3600
 
     def test_a_name_with_parentheses(self, tmp_path: Path) -> None:
         program = tmp_path / "a) R 1 (b"
         program.symlink_to("/bin/sleep")
         with subprocess.Popen([str(program), "600"]) as process:
-            wait_until(lambda: procfs.entry_of(process.pid) is not None)
-            entry = procfs.entry_of(process.pid)
+            wait_until(lambda: process_tree.entry_of(process.pid) is not None)
+            entry = process_tree.entry_of(process.pid)
             assert entry is not None
             assert entry.parent == os.getpid()
             process.kill()
-            wait_until(lambda: procfs.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
+            wait_until(lambda: process_tree.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
 
     def test_of_nobody_nothing(self) -> None:
-        assert procfs.entry_of(2**22 + 1) is None
+        assert process_tree.entry_of(2**22 + 1) is None
         assert process_tree.family_of(2**22 + 1) is None
 
 

@@ -1,8 +1,7 @@
-"""Single connections to Redis: one that is subscribed, and one that is kept for publishing.
+"""Single connections to Redis: one for the subscription, one kept open for publishing.
 
 They do not come from the cache's pool, whose time-outs, retries, size and ``CLOSE_CONNECTION`` are
-chosen for the cache. Importing this module imports redis-py, so ``endpoint`` imports it on first
-use.
+chosen for the cache. This module imports redis-py, so ``endpoint`` imports it on first use.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again f
 PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
 READ_SIZE: Final = 65_536  # bytes
 PIPELINE: Final = 500  # commands that are sent before their replies are read
-MAX_CONNECTING: Final = 8  # publishers that may be waiting for a new connection at once
+MAX_CONNECTING: Final = 8  # publishers that may wait for a new connection at once
 
 _LOST: Final = (LinkLostError, SilenceError, OSError)
 
 
 class Connection(Protocol):
-    """The part of the connection classes of redis-py 5 to 8 that is used here."""
+    """The part of redis-py's connection classes (5 to 8) that this module uses."""
 
     _sock: socket.socket | None
 
@@ -51,10 +50,10 @@ class Connection(Protocol):
 
 
 def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
-    """A connection, not yet connected, with the options that the project gave the pool.
+    """A connection, not yet connected, with the project's options for the pool.
 
-    These options are replaced: no retries, RESP2 (enough, and faster to read), bytes, the time-out,
-    and no ``SELECT``, because channels ignore the database number.
+    Some options are replaced: no retries, RESP2 (faster to read), bytes, the time-out, and no
+    ``SELECT``, because channels ignore the database number.
 
     :param timeout: seconds, for TCP, and again for each reply.
     """
@@ -79,19 +78,19 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
 
 
 class Subscription:
-    """A link that is subscribed, and is pinged when it is silent.
+    """A subscribed connection, which is pinged when it is silent.
 
-    redis-py makes the connection: names, TLS, passwords, Sentinels. The bytes are read here: this
-    takes a third of the time of redis-py's parser and ``PubSub``, and does not reconnect, wait or
-    retry as they do.
+    redis-py makes the connection: name look-up, TLS, passwords, Sentinels. This class reads the
+    bytes itself. That takes a third of the time of redis-py's parser and ``PubSub``, and does not
+    reconnect, wait or retry as they do.
 
     One thread opens, reads and closes it; other threads may call :meth:`interrupt`.
 
     :ivar heard_at: when the last bytes came from the server, in seconds since the epoch.
     :param channels: at least one; their names have the same number of bytes.
-    :param heartbeat: seconds of silence after which the link is pinged.
+    :param heartbeat: seconds of silence after which the server is pinged.
     :param limit: the largest size of a message in bytes; of a larger one the beginning is returned.
-    :param on_silence: called by the thread that reads, whenever it pings the link.
+    :param on_silence: called by the reading thread, whenever it pings the server.
     """
 
     def __init__(
@@ -124,8 +123,8 @@ class Subscription:
     def receive(self) -> bytes:
         """Wait for the next message and return it.
 
-        :raises redis.RedisError: or ``OSError``, when the link is lost, or was silent for the
-            heartbeat and ``PONG_TIMEOUT``.
+        :raises redis.RedisError: or ``OSError``, when the connection is lost, or was silent for
+            the heartbeat and ``PONG_TIMEOUT``.
         """
         while True:
             message = self._reader.next()
@@ -145,7 +144,7 @@ class Subscription:
         """Wait for the next message and return it; None if none has come by the deadline.
 
         :param deadline: in seconds of ``time.monotonic()``.
-        :raises redis.RedisError: or ``OSError``, when the link is lost.
+        :raises redis.RedisError: or ``OSError``, when the connection is lost.
         """
         while (message := self._reader.next()) is None:
             left = deadline - time.monotonic()
@@ -177,7 +176,7 @@ class Subscription:
     def interrupt(self) -> None:
         """Make an :meth:`open` or :meth:`receive` in another thread raise. Raises nothing itself.
 
-        It cannot interrupt the making of a TCP connection, which takes a bounded time.
+        It cannot interrupt a TCP connect, which takes a bounded time.
         """
         sock = self._connection._sock
         if sock is not None:
@@ -185,14 +184,14 @@ class Subscription:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the link. In a forked child this closes the copy and sends nothing."""
+        """Close the connection. In a forked child this closes the copy and sends nothing."""
         self._connection.disconnect()
 
 
 class Publisher:
-    """Publishes within a bounded time: over the connection that it keeps, else over a new one.
+    """Publishes within a bounded time: over the kept connection, else over a new one.
 
-    A new one is made in a helper thread, because name look-ups and Sentinels have time-outs of
+    A helper thread makes the new connection, because name look-ups and Sentinels have time-outs of
     their own. Any thread may publish.
 
     :param timeout: seconds that :meth:`publish` may take.
@@ -216,8 +215,8 @@ class Publisher:
         head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % _sized(channel.encode())
         commands = [b"%b%d\r\n%b\r\n" % (head, *_sized(each)) for each in messages]
         try:
-            # A connection that was idle may be dead. That shows at once, or after a quarter of the
-            # time, which leaves enough for a new connection.
+            # An idle connection may be dead. This takes at most a quarter of the time, which
+            # leaves enough for a new connection.
             return self._send(self._kept.pop(), commands, deadline)
         except (IndexError, *_LOST):
             pass
@@ -307,10 +306,10 @@ def _receive(sock: socket.socket) -> bytes:
 
 
 def _set_timeout(connection: Connection, seconds: float) -> None:
-    """Have the kernel limit the time of each sending and receiving from now on.
+    """Set a kernel time-out for each send and receive.
 
-    Python's own time-out takes two calls, one that waits and one that reads: in a process whose
-    other threads compute, it waits for the interpreter's lock twice.
+    Python's own time-out takes two system calls, one that waits and one that reads. In a process
+    whose other threads compute, each of them waits for the GIL.
     """
     sock = connection._sock
     if sock is None:

@@ -1,7 +1,7 @@
-"""Which Redis the settings name, and the transport over it.
+"""Finds the configured Redis and makes the transport over it.
 
-redis-py is imported when a transport is made: a process that neither listens nor publishes does
-not pay for it.
+redis-py is imported when a transport is made, so processes that neither listen nor publish do not
+import it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class RedisTransport:
     """Redis pub/sub as a :class:`~run_abort._transport.base.Transport`.
 
     :ivar source: the setting that names the Redis.
-    :ivar pool: holds the options of the connections. No connection is taken from it, but those of
-        Sentinel ask it for the address of the master.
+    :ivar pool: the options of the connections. No connection is taken from it, but connections
+        through Sentinel ask it for the address of the master.
     :param timeout: seconds that :meth:`publish` may take.
     """
 
@@ -70,10 +70,10 @@ class RedisTransport:
 
 
 class Found(NamedTuple):
-    """What :func:`find` found, and what that depends on besides the settings.
+    """A result of :func:`find`, with the inputs other than the settings.
 
     :ivar transport: None if no Redis is configured.
-    :ivar only_named: what :func:`find` was asked for.
+    :ivar only_named: the parameter of :func:`find`.
     :ivar by_settings: whether the settings decided, so that the environment does not matter.
     :ivar url: the environment's ``REDIS_URL`` if it matters.
     """
@@ -84,7 +84,7 @@ class Found(NamedTuple):
     url: str | None = None
 
     def is_valid(self, *, only_named: bool) -> bool:
-        """Whether :func:`find` would find the same, as far as the settings are the same."""
+        """Whether :func:`find` would return the same, unless settings have changed."""
         is_same = self.by_settings or self.url == _environment_url()
         return is_same and self.only_named == only_named
 
@@ -102,10 +102,10 @@ def may_be_configured() -> bool:
 
 
 def find(*, only_named: bool) -> Found:
-    """Make a transport over the Redis that the settings name. Opens no connection.
+    """Make a transport over the configured Redis. Opens no connection.
 
-    :param only_named: whether only a Redis that ``RUN_ABORT["REDIS_URL"]`` names counts.
-    :raises Exception: if the settings name one that cannot be used.
+    :param only_named: whether to use a Redis only if ``RUN_ABORT["REDIS_URL"]`` names it.
+    :raises Exception: if the configured Redis cannot be used.
     """
     options = conf.settings()
     if options.REDIS_URL:

@@ -1,4 +1,4 @@
-"""Reads the bytes of a subscribed connection: the part of RESP2 that occurs there."""
+"""Parses the bytes of a subscribed connection: the part of RESP2 that occurs there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ReplyError(Exception):
 
 
 class MessageReader:
-    """Takes the bytes of a link and gives the messages of the channels that it is subscribed to.
+    """Takes the bytes of a connection and returns the messages of the subscribed channels.
 
     :param name_size: size of the name of each of these channels, in bytes.
     :param limit: the largest size of a message in bytes. Of a larger one the first ``limit + 1``
-        are given; the rest is dropped as it comes, so that no message can fill the memory.
+        bytes are returned. The rest is dropped as it arrives, so no message can fill the memory.
     :param channels: the number of channels.
     :ivar confirmed: the number of channels that the server has confirmed.
     """
@@ -35,7 +35,7 @@ class MessageReader:
         self.confirmed = 0
 
     def feed(self, data: bytes) -> None:
-        """Add bytes that were read from the link, once :meth:`next` has returned None.
+        """Add bytes from the connection, once :meth:`next` has returned None.
 
         :raises ReplyError: if the server's answer to ``SUBSCRIBE`` is an error.
         """
@@ -72,7 +72,7 @@ class MessageReader:
         return None
 
     def _skip_others(self) -> bool:
-        """Step over complete replies that are not messages: confirmations, answers to PING.
+        """Skip complete replies that are not messages: confirmations, answers to PING.
 
         :return: whether the head of a message follows.
         """
@@ -90,7 +90,7 @@ class MessageReader:
         return True
 
     def _end_of_reply(self, at: int) -> int:
-        """Where the reply that begins at ``at`` ends; negative if it is not complete yet."""
+        """The end of the reply that begins at ``at``; negative if it is not complete yet."""
         end = self._buffer.find(_CRLF, at) + 2
         if end < 2:
             return -1
