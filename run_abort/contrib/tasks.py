@@ -24,11 +24,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 import django
 
 if TYPE_CHECKING:
-    from django.tasks.base import TaskContext as AnyTaskContext
-    from django.tasks.base import TaskResult as AnyTaskResult
-
-    TaskContext = AnyTaskContext[Any, Any]
-    TaskResult = AnyTaskResult[Any, Any]
+    from django.tasks.base import TaskContext, TaskResult
 elif django.VERSION >= (6, 0):
     from django.tasks import TaskContext
 else:
@@ -52,7 +48,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AbortableContext(TaskContext):  # type: ignore[misc]  # the base class is frozen, too
+class AbortableContext(TaskContext):  # type: ignore[misc,type-arg]  # its base is frozen, too
     """The context of an abortable task, with the signal of this execution."""
 
     abort_signal: AbortSignal
@@ -67,8 +63,8 @@ def abortable_task(
 @overload
 def abortable_task(
     *,
-    run_id: Callable[[TaskResult], str] = ...,
-    groups: Callable[[TaskResult], Iterable[str]] = ...,
+    run_id: Callable[[TaskResult[..., Any]], str] = ...,
+    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = ...,
     grace: float = ...,
     insist: Escalation | Iterable[Escalation] = ...,
 ) -> Callable[
@@ -79,8 +75,8 @@ def abortable_task(
 def abortable_task(
     function: Callable[..., Any] | None = None,
     *,
-    run_id: Callable[[TaskResult], str] = attrgetter("id"),
-    groups: Callable[[TaskResult], Iterable[str]] = lambda result: (),
+    run_id: Callable[[TaskResult[..., Any]], str] = attrgetter("id"),
+    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = lambda result: (),
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
 ) -> Callable[..., Any]:
