@@ -14,7 +14,7 @@ the reason.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Final
@@ -177,18 +177,11 @@ def _options(broker: Broker, message: MessageProxy | Message[Any]) -> dict[str, 
     return {**(actor.options if actor is not None else {}), **message.options}
 
 
-def _followers(message: MessageProxy) -> Iterator[Message[Any]]:
-    """The later messages of its pipeline, which now never begin."""
-    target = message.options.get("pipe_target")
-    while target is not None:
-        follower: Message[Any] = Message(**target)
-        yield follower
-        target = follower.options.get("pipe_target")
-
-
 def _store(broker: Broker, message: MessageProxy, aborted: RunAborted) -> None:
     """Store the abort as the result of the message and of the rest of its pipeline."""
-    ended: list[MessageProxy | Message[Any]] = [message, *_followers(message)]
+    ended: list[MessageProxy | Message[Any]] = [message]
+    while target := ended[-1].options.get("pipe_target"):
+        ended.append(Message(**target))
     for each in ended:
         options = _options(broker, each)
         for results in broker.middleware:
