@@ -2,12 +2,7 @@
 
     @app.task(base=AbortableTask, bind=True)
     def import_file(self, path):
-        for row in rows(path):
-            self.abort_signal.raise_if_aborted()
-            save(row)
-
-    result = import_file.delay(path)
-    abort_run(result.id, reason="wrong file", actor=request.user)
+        self.abort_signal.raise_if_aborted()
 
 The run ID is the task's ID. The IDs of the root task and of the task's group also abort it, so one
 ID aborts a whole chain, group or chord. An aborted task ends in the state ``"ABORTED"`` and is not
@@ -95,12 +90,8 @@ class AbortableResult(AsyncResult):
 
     def _raise_if_aborted(self, propagate: bool) -> None:
         if propagate and self.state == ABORTED:
-            raise TaskAborted(**_facts_in(self.result))
-
-
-def _facts_in(result: object) -> dict[str, str]:
-    facts = result if isinstance(result, dict) else {}
-    return {key: str(facts.get(key, "")) for key in ("run_id", "reason", "actor")}
+            facts = self.result if isinstance(self.result, dict) else {}
+            raise TaskAborted(*(str(facts.get(key, "")) for key in ("run_id", "reason", "actor")))
 
 
 class AbortableTask(Task):
@@ -167,19 +158,13 @@ def _mark(task: Any, request: Any, error: TaskAborted) -> None:
     facts = error.facts()
     if not (request.ignore_result or task.ignore_result):
         # Store the task's own state last: a caller that sees it may read the others next.
-        for task_id in _chained(request):
-            backend.store_result(task_id, facts, ABORTED)
+        for later in getattr(request, "chain", None) or ():  # it now never begins
+            task_id = (later.get("options") or {}).get("task_id")
+            if task_id:
+                backend.store_result(task_id, facts, ABORTED)
         backend.store_result(request.id, facts, ABORTED, request=request)
     # A chord treats an unknown state as success, so report a failure to it.
     backend.mark_as_failure(request.id, error, request=request, store_result=False)
-
-
-def _chained(request: Any) -> Iterable[str]:
-    """IDs of the later tasks of its chain, which now never begin."""
-    for each in getattr(request, "chain", None) or ():
-        task_id = (each.get("options") or {}).get("task_id")
-        if task_id:
-            yield task_id
 
 
 def _revoke(aborted: Request) -> None:
@@ -188,7 +173,9 @@ def _revoke(aborted: Request) -> None:
         if time.monotonic() < _away_until.get(app, 0):
             continue
         try:
-            if _has_workers(app):
+            # Celery's fallback app has no broker, and an eager app no workers. Do not look for
+            # abortable tasks: that makes Celery bind all tasks too early.
+            if app.conf.broker_write_url and not app.conf.task_always_eager:
                 app.control.revoke(aborted.run_id)
         except Exception as error:  # from any broker's driver; go on with the next app
             _away_until[app] = time.monotonic() + AWAY
@@ -200,15 +187,6 @@ def _revoke(aborted: Request) -> None:
                 type(error).__name__,
                 error,
             )
-
-
-def _has_workers(app: Celery) -> bool:
-    """Whether ``app`` can have workers: False if it is eager or has no broker.
-
-    Celery's fallback app has no broker. Do not check for abortable tasks: that makes Celery bind
-    all tasks too early.
-    """
-    return bool(app.conf.broker_write_url and not app.conf.task_always_eager)
 
 
 # Per app, the time of the next attempt to reach its broker. Used only by the queue's one thread.
@@ -224,7 +202,6 @@ def _mark_revoked(
     """In the worker: mark a task as aborted if it was revoked because of an abort."""
     if not isinstance(sender, AbortableTask) or terminated or kwargs.get("expired"):
         return
-    ids = [sender.get_run_id(request), *sender.get_run_groups(request)]
-    found = find(ids)
+    found = find([sender.get_run_id(request), *sender.get_run_groups(request)])
     if found is not None:
         _mark(sender, request, TaskAborted(found.run_id, found.reason, found.actor))

@@ -4,23 +4,17 @@
 
     @dramatiq.actor
     def import_file(path):
-        signal = abort_signal()
-        for row in rows(path):
-            signal.raise_if_aborted()
-            save(row)
+        abort_signal().raise_if_aborted()
 
-    message = import_file.send(path)
-    abort_run(message.message_id, reason="wrong file", actor=request.user)
-
-The run ID is the message's ID. It also aborts the messages that follow in a pipeline, so the ID of
-the first message aborts the whole pipeline. Dramatiq skips an aborted message: it is neither
-retried nor a dead letter. Its result contains the actor and the reason.
+The run ID is the message's ID. It also aborts the messages that follow in a pipeline. Dramatiq
+skips an aborted message: it is neither retried nor a dead letter. Its result contains the actor and
+the reason.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Final
@@ -94,8 +88,7 @@ class Abortable(Middleware):
 
     def get_run_groups(self, message: MessageProxy) -> Iterable[str]:
         """Further IDs that abort the message; by default those of its option ``run_groups``."""
-        groups: Iterable[str] = message.options.get("run_groups", ())
-        return groups
+        return message.options.get("run_groups", ())
 
     @property
     def actor_options(self) -> set[str]:
@@ -126,25 +119,19 @@ class Abortable(Middleware):
         """Remember the message, in the thread that processes it."""
         _begun.set(message)
 
-    def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: Any = None,
-        exception: BaseException | None = None,
-    ) -> None:
-        """Forget the message, in the thread that processed it."""
+    def after_process_message(self, broker: Broker, message: MessageProxy, **outcome: Any) -> None:
+        """Forget the message, in the thread that processed or skipped it."""
         _begun.set(None)
         _signal.set(None)
 
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Forget the message, in the thread that skipped it."""
-        self.after_process_message(broker, message)
+    after_skip_message = after_process_message
 
     def _block(self, broker: Broker, message: MessageProxy) -> abortable_run | None:
         ids = clean_ids(self.get_run_id(message), self.get_run_groups(message))
-        _hand_on(ids, message)
+        follower = message.options.get("pipe_target")
+        if follower is not None:  # the IDs abort the rest of the pipeline, too
+            groups = [*follower["options"].get("run_groups", ()), *ids]
+            follower["options"]["run_groups"] = list(dict.fromkeys(groups))
         options = self.defaults | _options(broker, message)
         if not options["abortable"]:
             return None
@@ -190,46 +177,21 @@ def _options(broker: Broker, message: MessageProxy | Message[Any]) -> dict[str, 
     return {**(actor.options if actor is not None else {}), **message.options}
 
 
-def _hand_on(ids: Iterable[str], message: MessageProxy) -> None:
-    """Add the IDs to the groups of the next message of the pipeline."""
-    target = message.options.get("pipe_target")
-    if target is not None:
-        options = target["options"]
-        options["run_groups"] = list(dict.fromkeys([*options.get("run_groups", ()), *ids]))
-
-
-def _followers(message: MessageProxy) -> Iterator[Message[Any]]:
-    """The later messages of its pipeline, which now never begin."""
-    target = message.options.get("pipe_target")
-    while target is not None:
-        follower: Message[Any] = Message(**target)
-        yield follower
-        target = follower.options.get("pipe_target")
-
-
 def _store(broker: Broker, message: MessageProxy, aborted: RunAborted) -> None:
     """Store the abort as the result of the message and of the rest of its pipeline."""
-    ended: list[MessageProxy | Message[Any]] = [message, *_followers(message)]
-    for results in broker.middleware:
-        if isinstance(results, Results):
-            for each in ended:
-                _store_one(results, each, _options(broker, each), aborted)
+    ended: list[MessageProxy | Message[Any]] = [message]
+    while target := ended[-1].options.get("pipe_target"):
+        ended.append(Message(**target))
+    for each in ended:
+        options = _options(broker, each)
+        for results in broker.middleware:
+            if isinstance(results, Results) and options.get("store_results", results.store_results):
+                ttl = options.get("result_ttl", results.result_ttl)
+                try:
+                    results.backend.store_exception(each, aborted, ttl)
+                except Exception:
+                    logger.exception(
+                        "Could not store the abort of message %r as its result", each.message_id
+                    )
     # Otherwise Results stores None as the result of a skipped message.
     message.options["store_results"] = False
-
-
-def _store_one(
-    results: Results,
-    message: MessageProxy | Message[Any],
-    options: dict[str, Any],
-    aborted: RunAborted,
-) -> None:
-    if not options.get("store_results", results.store_results):
-        return
-    try:
-        ttl = options.get("result_ttl", results.result_ttl)
-        results.backend.store_exception(message, aborted, ttl)
-    except Exception:
-        logger.exception(
-            "Could not store the abort of message %r as its result", message.message_id
-        )

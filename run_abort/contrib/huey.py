@@ -5,14 +5,9 @@
 
     huey = Tasks("my-app")
 
-    @huey.task(retries=3)
+    @huey.task()
     def import_file(path):
-        for row in rows(path):
-            current_signal().raise_if_aborted()
-            save(row)
-
-    result = import_file(path)
-    abort_run(result.id, reason="wrong file", actor=request.user)
+        current_signal().raise_if_aborted()
 
 The run ID is the task's ID. In Huey's terms an aborted task is canceled. It is not retried, and its
 result contains the actor and the reason.
@@ -20,8 +15,9 @@ result contains the actor and the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import wraps
 from itertools import chain
 from typing import Any
 
@@ -34,7 +30,7 @@ except ImportError as error:
     raise ImportError("run_abort.contrib.huey needs Huey: pip install huey") from error
 
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.types import Escalation, Request
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store.requests import find
 from run_abort.exceptions import RunAborted, TaskAborted
@@ -90,8 +86,7 @@ class AbortableHuey(Huey):
         return result
 
     def _revoke_aborted(self, request: Request) -> None:
-        # Revoke only a task that waits: Huey keeps any other revocation until a task of that ID
-        # comes.
+        # Revoke only a task that waits: Huey keeps other revocations until such a task comes.
         waiting = chain(self.storage.enqueued_items(), self.storage.scheduled_items())
         if any(self.serializer.deserialize(each).id == request.run_id for each in waiting):
             self.revoke_by_id(request.run_id, revoke_once=True)
@@ -114,44 +109,36 @@ class _TaskWrapper(TaskWrapper):
     def create_task(self, *args: Any, **settings: Any) -> type[Task]:
         options = {"abort_grace": GRACE, "abort_insist": ()} | settings
         task_class = super().create_task(*args, **options)
-        names = {
-            "huey": self.huey,
-            "__module__": task_class.__module__,
-            "__doc__": task_class.__doc__,
-        }
-        return type(task_class.__name__, (_Abortable, task_class), names)
+        task_class.execute = _within_block(self.huey, task_class.execute)
+        return task_class
 
 
-class _Abortable(Task):
-    """The first base of the classes that Huey makes of functions."""
-
-    huey: AbortableHuey
-    abort_grace: float
-    abort_insist: Escalation | Iterable[Escalation]
-
-    def execute(self) -> Any:
+def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callable[[Task], Any]:
+    @wraps(execute)
+    def execute_within_block(task: Task) -> Any:
         before = _current.set(None)
         try:
             with abortable_run(
-                self.huey.get_run_id(self),
-                groups=self.huey.get_run_groups(self),
-                label=f"{self.__module__}.{self.name}",
-                grace=self.abort_grace,
-                insist=self.abort_insist,
+                huey.get_run_id(task),
+                groups=huey.get_run_groups(task),
+                label=f"{task.__module__}.{task.name}",
+                grace=task.abort_grace,
+                insist=task.abort_insist,
             ) as signal:
                 _current.set(signal)
-                return super().execute()
+                return execute(task)
         except RunAborted as aborted:
             raise TaskCanceled(*aborted.args) from aborted
         finally:
             _current.reset(before)
 
+    return execute_within_block
+
 
 def current_signal() -> AbortSignal:
     """The signal of the task that this thread executes.
 
-    :raises RuntimeError: if it executes none, or if the task's Huey is not an
-        :class:`AbortableHuey`.
+    :raises RuntimeError: if it executes no task of an :class:`AbortableHuey`.
     """
     signal = _current.get()
     if signal is None:

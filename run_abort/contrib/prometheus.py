@@ -1,20 +1,19 @@
 """Metrics for Prometheus; needs ``prometheus_client``::
 
-    class ProjectConfig(AppConfig):
-        def ready(self) -> None:
-            from run_abort.contrib import prometheus
-            prometheus.install()
+    def ready(self) -> None:
+        from run_abort.contrib import prometheus
+        prometheus.install()
 
 No metric has run IDs as a label, because their number is unbounded.
 
-In the multiprocess mode of ``prometheus_client`` the counters and the histogram cover all
-processes. That mode does not support metrics that are read at each scrape, so the last three below
-are missing; ``manage.py run_abort_status`` shows the same for every process.
+In the multiprocess mode of ``prometheus_client`` these metrics cover all processes. Only those that
+are read at each scrape are missing; ``manage.py run_abort_status`` shows the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -41,18 +40,8 @@ BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 def install(registry: CollectorRegistry = REGISTRY) -> None:
     """Register the metrics of this process in ``registry``; further calls change nothing.
 
-    Calling it once, before a server forks, is enough: each child has its own counts.
-
-    ==============================  =========  ====================================================
-    ``run_abort_requested_total``   counter    aborts that this process requested
-    ``run_abort_published_total``   counter    requested aborts that Redis accepted
-    ``run_abort_aborted_total``     counter    blocks aborted in this process, by ``way``
-    ``run_abort_insisted_total``    counter    escalations in this process, by ``rung``
-    ``run_abort_stop_seconds``      histogram  from an abort until its last block here was left
-    ``run_abort_held_runs``         gauge      runs that this process works on
-    ``run_abort_listener_up``       gauge      1 while this process listens, else 0
-    ``run_abort_reconnects_total``  counter    times a lost subscription was re-established
-    ==============================  =========  ====================================================
+    Calling it once, before a server forks, is enough: each child has its own counts. The reference
+    lists the metrics.
     """
     if registry not in _installed:
         _installed[registry] = metrics = _Metrics(registry)
@@ -64,21 +53,11 @@ def install(registry: CollectorRegistry = REGISTRY) -> None:
 
 class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requested = Counter(
-            "run_abort_requested", "Aborts that this process requested", registry=registry
-        )
-        self._published = Counter(
-            "run_abort_published", "Requested aborts that Redis accepted", registry=registry
-        )
-        self._aborted = Counter(
-            "run_abort_aborted", "Blocks aborted in this process", ["way"], registry=registry
-        )
-        self._insisted = Counter(
-            "run_abort_insisted",
-            "Escalations in this process",
-            ["rung"],
-            registry=registry,
-        )
+        counter = partial(Counter, registry=registry)
+        self._requested = counter("run_abort_requested", "Aborts that this process requested")
+        self._published = counter("run_abort_published", "Requested aborts that Redis accepted")
+        self._aborted = counter("run_abort_aborted", "Blocks aborted in this process", ["way"])
+        self._insisted = counter("run_abort_insisted", "Escalations in this process", ["rung"])
         self._stop_seconds = Histogram(
             "run_abort_stop_seconds",
             "From an abort until its last block here was left",

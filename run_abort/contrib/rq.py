@@ -1,14 +1,8 @@
 """RQ: jobs that are abortable runs.
 
-    # jobs.py
-    def import_file(path):
-        for row in rows(path):
-            current_signal().raise_if_aborted()
-            save(row)
-
     # rq worker --job-class run_abort.contrib.rq.AbortableJob
-    job = queue.enqueue(import_file, path)
-    abort_run(job.id, reason="wrong file", actor=request.user)
+    def import_file(path):
+        current_signal().raise_if_aborted()
 
 The run ID is the job's ID. The ID of the job's group also aborts it. The status of an aborted job
 is ``"stopped"`` if it ran and ``"canceled"`` if it had not begun. It is not retried, and
@@ -45,15 +39,7 @@ META: Final = "run_abort"  # the key in job.meta
 EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
 
 # States of a job that has begun, or never begins.
-BEGUN: Final = frozenset(
-    {
-        JobStatus.STARTED,
-        JobStatus.FINISHED,
-        JobStatus.FAILED,
-        JobStatus.STOPPED,
-        JobStatus.CANCELED,
-    }
-)
+BEGUN: Final = ("started", "finished", "failed", "stopped", "canceled")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,7 +78,8 @@ class AbortableJob(Job):
                 grace=getattr(function, "abort_grace", self.abort_grace),
                 insist=getattr(function, "abort_insist", self.abort_insist),
             ) as self.abort_signal:
-                self._forget_earlier_abort()
+                if self.meta.pop(META, None) is not None:  # aborted earlier, then requeued
+                    self.save_meta()  # type: ignore[no-untyped-call]
                 return super().perform()
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if self.abort_signal else JobStatus.CANCELED
@@ -102,11 +89,6 @@ class AbortableJob(Job):
             self.meta[META] = error.facts()
             self.save_meta()  # type: ignore[no-untyped-call]
             raise error from aborted
-
-    def _forget_earlier_abort(self) -> None:
-        """Remove the data of an earlier abort: the job may have been requeued."""
-        if self.meta.pop(META, None) is not None:
-            self.save_meta()  # type: ignore[no-untyped-call]
 
     # RQ's worker uses the methods below. It treats every job that raises as failed.
 
@@ -134,23 +116,15 @@ class AbortableJob(Job):
     @property
     def failed_job_registry(self) -> FailedJobRegistry:
         """Like RQ's; for an aborted job that had not begun, the registry of canceled jobs."""
-        if self._ended_as is not JobStatus.CANCELED:
-            return super().failed_job_registry
-        return _CanceledJobs(
-            self.origin,
-            connection=self.connection,
-            job_class=self.__class__,
-            serializer=self.serializer,
-        )
+        registry = super().failed_job_registry
+        if self._ended_as is JobStatus.CANCELED:
+            registry.key = CanceledJobRegistry.key_template.format(self.origin)
+        return registry
 
     def send_webhooks(self, status: str | JobStatus, **options: Any) -> None:
         """Like RQ's; but an aborted job has not failed."""
         if self._ended_as is None:
             super().send_webhooks(status, **options)
-
-
-class _CanceledJobs(FailedJobRegistry):
-    key_template = CanceledJobRegistry.key_template
 
 
 def abort_options(
@@ -190,7 +164,7 @@ def cancel_aborted(queue: Queue) -> None:
     """Cancel jobs in RQ that this process aborts before they have begun.
 
     Call it once in each process that requests aborts, such as in ``AppConfig.ready()``. It does no
-    I/O. Without it, RQ cancels an aborted job only when a worker begins it, if the request was
+    I/O. Without it, an aborted job is canceled only when a worker takes it, if the request was
     recorded.
 
     :param queue: any queue on the Redis that stores the jobs.
@@ -202,28 +176,23 @@ def cancel_aborted(queue: Queue) -> None:
 
 def _cancel(queue: Queue, request: Request) -> None:
     run_id = request.run_id
-    who_and_why = TaskAborted(run_id, request.reason, request.actor).facts()
     try:
         if Job.exists(run_id, queue.connection):
             job = Job.fetch(run_id, connection=queue.connection, serializer=queue.serializer)
             if job.id == run_id:  # RQ ignores the part of an ID after a colon
-                _cancel_if_not_begun(job, who_and_why)
+                # redis-py repeats it if the job changes meanwhile, such as when it begins.
+                job.connection.transaction(partial(_cancel_if_not_begun, job, request), job.key)
     except (RedisError, InvalidJobOperation, NoSuchJobError) as error:
         logger.warning(
-            "RQ did not cancel the job %r; its worker stops it at its start: %s",
-            run_id,
-            error,
+            "RQ did not cancel the job %r; its worker stops it at its start: %s", run_id, error
         )
 
 
-def _cancel_if_not_begun(job: Job, who_and_why: dict[str, str]) -> None:
-    def cancel(pipeline: Any) -> None:
-        status = job.get_status()
-        meta = job.get_meta() | {META: who_and_why}
-        pipeline.multi()
-        if status not in BEGUN:
-            pipeline.hset(job.key, "meta", job.serializer.dumps(meta))
-            job.cancel(pipeline=pipeline)
-
-    # redis-py repeats the transaction if the job changes meanwhile, such as when it begins.
-    job.connection.transaction(cancel, job.key)
+def _cancel_if_not_begun(job: Job, request: Request, pipeline: Any) -> None:
+    status = job.get_status()
+    aborted = TaskAborted(request.run_id, request.reason, request.actor)
+    meta = job.get_meta() | {META: aborted.facts()}
+    pipeline.multi()
+    if status not in BEGUN:
+        pipeline.hset(job.key, "meta", job.serializer.dumps(meta))
+        job.cancel(pipeline=pipeline)

@@ -3,12 +3,7 @@
     @task(takes_context=True)
     @abortable_task
     def import_file(context, path):
-        for row in rows(path):
-            context.abort_signal.raise_if_aborted()
-            save(row)
-
-    result = import_file.enqueue(path)
-    abort_run(result.id, reason="wrong file", actor=request.user)
+        context.abort_signal.raise_if_aborted()
 
 The run ID is the ID of the task's result. An aborted task ends as ``FAILED``, because Django has no
 other state for it. Its error is :class:`TaskAborted`, which contains the actor and the reason.
@@ -23,16 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import iscoroutinefunction
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import django
 
 if TYPE_CHECKING:
-    from django.tasks.base import TaskContext as AnyTaskContext
-    from django.tasks.base import TaskResult as AnyTaskResult
-
-    TaskContext = AnyTaskContext[Any, Any]
-    TaskResult = AnyTaskResult[Any, Any]
+    from django.tasks.base import TaskContext, TaskResult
 elif django.VERSION >= (6, 0):
     from django.tasks import TaskContext
 else:
@@ -56,21 +48,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AbortableContext(TaskContext):  # type: ignore[misc]  # the base class is frozen, too
-    """The context of an abortable task.
-
-    :ivar abort_signal: the signal of this execution.
-    """
+class AbortableContext(TaskContext):  # type: ignore[misc,type-arg]  # its base is frozen, too
+    """The context of an abortable task, with the signal of this execution."""
 
     abort_signal: AbortSignal
-
-
-def _id_of(result: TaskResult) -> str:
-    return result.id
-
-
-def _no_groups(result: TaskResult) -> Iterable[str]:
-    return ()
 
 
 @overload
@@ -82,8 +63,8 @@ def abortable_task(
 @overload
 def abortable_task(
     *,
-    run_id: Callable[[TaskResult], str] = ...,
-    groups: Callable[[TaskResult], Iterable[str]] = ...,
+    run_id: Callable[[TaskResult[..., Any]], str] = ...,
+    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = ...,
     grace: float = ...,
     insist: Escalation | Iterable[Escalation] = ...,
 ) -> Callable[
@@ -94,8 +75,8 @@ def abortable_task(
 def abortable_task(
     function: Callable[..., Any] | None = None,
     *,
-    run_id: Callable[[TaskResult], str] = _id_of,
-    groups: Callable[[TaskResult], Iterable[str]] = _no_groups,
+    run_id: Callable[[TaskResult[..., Any]], str] = attrgetter("id"),
+    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = lambda result: (),
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
 ) -> Callable[..., Any]:
@@ -109,9 +90,8 @@ def abortable_task(
     :param grace: ``grace`` of ``abortable_run``, in seconds.
     :param insist: ``insist`` of ``abortable_run``: ``"interrupt"`` for functions, ``"cancel"`` for
         coroutine functions.
-    :raises TypeError: on decoration, if ``grace`` or ``insist`` has the wrong type; in the task, if
-        it takes no context.
-    :raises ValueError: on decoration, if ``grace`` or ``insist`` is invalid.
+    :raises TypeError: on decoration, if ``grace`` or ``insist`` has the wrong type, and
+        ``ValueError`` if it is invalid; in the task, if it takes no context.
     :raises TaskAborted: in the task, if it was aborted, even before it began.
     """
     grace, rungs = clean_grace(grace), clean_insist(insist)

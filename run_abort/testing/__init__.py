@@ -1,9 +1,5 @@
 """For the tests of projects: record requested aborts, and abort a job at every checkpoint.
 
-    def test_stop_button(aborts, client):
-        client.post("/imports/7/stop/")
-        assert aborts.run_ids == ["import-7"]
-
     def test_import_survives_an_abort_anywhere(aborts, db):
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
@@ -61,9 +57,7 @@ class RequestedAbort:
     """An abort requested by ``abort_run`` or a function built on it.
 
     :ivar run_id: ID of a run or a group.
-    :ivar reason: reason given by the caller; may be empty.
-    :ivar actor: actor as text, for a user the username; may be empty.
-    :ivar abort_id: as in the outcome.
+    :ivar actor: actor as text, for a user the username; may be empty, like ``reason``.
     """
 
     run_id: str
@@ -80,11 +74,6 @@ class Aborts(list[RequestedAbort]):
         """Only the run IDs, in order."""
         return [each.run_id for each in self]
 
-    def _note(
-        self, run_id: str, reason: str, actor: str, abort_id: uuid.UUID, **facts: object
-    ) -> None:
-        self.append(RequestedAbort(run_id, reason, actor, abort_id))
-
 
 def cut_off() -> dict[str, Any]:
     """The current ``RUN_ABORT``, but without Redis, database and listener.
@@ -93,7 +82,7 @@ def cut_off() -> dict[str, Any]:
     """
     conf.settings()
     known: dict[str, Any] = getattr(settings, "RUN_ABORT", {})
-    kept = {key: known[key] for key in known if key not in ("REDIS_URL", "CACHE_ALIAS")}
+    kept = {key: known[key] for key in known.keys() - {"REDIS_URL", "CACHE_ALIAS"}}
     return kept | {"INTENTS": False, "LISTEN": False}
 
 
@@ -106,9 +95,9 @@ def record_aborts() -> Iterator[Aborts]:
         assert aborts.run_ids == ["job-1"]
 
     Within the block the app uses neither Redis nor the database, because ``RUN_ABORT`` is
-    overridden, and revokes nothing in task queues. It still aborts open blocks of this process. A
-    block that is entered later is not aborted. At the end the app forgets the runs that have ended,
-    and waits for up to a second for the threads that it has started, such as for callbacks.
+    overridden, and revokes nothing in task queues. It aborts open blocks of this process, but not
+    those that are entered later. At the end it forgets the runs that have ended, and waits for up
+    to a second for the threads that it has started, such as for callbacks.
 
     :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
     """
@@ -118,20 +107,21 @@ def record_aborts() -> Iterator[Aborts]:
 
 @contextmanager
 def recording() -> Iterator[Aborts]:
-    """Like :func:`record_aborts`, but without overriding ``RUN_ABORT``.
-
-    For the pytest plugin, which sets ``RUN_ABORT`` to :func:`cut_off` through pytest-django.
-    """
+    """Like :func:`record_aborts`, but ``RUN_ABORT`` must be :func:`cut_off` already."""
     aborts = Aborts()
+
+    def note(run_id: str, reason: str, actor: str, abort_id: uuid.UUID, **facts: object) -> None:
+        aborts.append(RequestedAbort(run_id, reason, actor, abort_id))
+
     others = set(threading.enumerate())
     runtime = current()
     before = runtime.push.only_named, runtime.queues.cut_off
     runtime.push.only_named = runtime.queues.cut_off = True
-    run_abort_requested.connect(aborts._note, weak=False, dispatch_uid=id(aborts))
+    run_abort_requested.connect(note)
     try:
         yield aborts
     finally:
-        run_abort_requested.disconnect(dispatch_uid=id(aborts))
+        run_abort_requested.disconnect(note)
         runtime.push.only_named, runtime.queues.cut_off = before
         runtime.registry.forget_ended()
         _join_ours(others)
@@ -161,27 +151,21 @@ def abort_after(
 
     Each of these is a look: reading ``signal.aborted``; calling ``raise_if_aborted``, ``sleep``,
     ``wait``, ``wait_async``, ``add_callback``, ``attach`` or ``run_async``; the beginning and the
-    end of ``signal.run`` and ``signal.cancels``, and each statement within the latter. The abort
-    happens just before the look, so the look finds it. Awaiting something else is not a look; see
-    :func:`abort_everywhere`.
+    end of ``signal.run`` and ``signal.cancels``, and each statement within the latter. Looks are
+    counted over all threads and all blocks that are entered within this context.
 
-    Looks are counted in order, over all threads and all blocks that are entered within this
-    context. The abort affects all blocks of the run whose signal is looked at, as with
-    ``abort_run``. There is no request: nothing is recorded or published.
+    The abort happens just before the look, so the look finds it. As with ``abort_run``, it affects
+    all blocks of the run, but nothing is recorded or published.
 
     :param number: the look at which to abort, from 1 on.
     :param run_id: count the looks and abort the blocks of this run only.
     :param reason: reason of the abort.
     :param actor: actor of the abort.
-    :param edges: whether entering and leaving a block are looks, too, as they are for
-        :func:`abort_everywhere`. A run aborted on entering does not begin its body. A run aborted
-        on leaving has done all its work.
-    :param max_looks: number of further looks at the aborted run that are allowed. The next one
-        raises :class:`DoesNotStop`.
+    :param edges: whether entering and leaving a block are looks, too.
+    :param max_looks: number of looks allowed after the abort; the next raises :class:`DoesNotStop`.
     :return: an object with the ``checkpoints`` so far and the place of the abort, ``aborted_at``.
     :raises ValueError: if ``number`` is less than 1.
-    :raises AssertionError: at the end of the context, if there were fewer looks and the body did
-        not raise.
+    :raises AssertionError: at the end, if there were fewer looks and the body did not raise.
     """
     __tracebackhide__ = True
     if number < 1:
@@ -201,7 +185,6 @@ class Violation:
 
     :ivar checkpoint: where the job was aborted; None if it ended before that checkpoint.
     :ivar number: number of the checkpoint.
-    :ivar problem: description of the problem.
     :ivar error: the exception raised by the job or by the check; None if neither raised.
     """
 
@@ -238,10 +221,7 @@ class Report:
 
 
 class InvariantsBroken(AssertionError):  # noqa: N818  a state, not a mistake
-    """Raised by :func:`abort_everywhere`.
-
-    :ivar report: the complete report.
-    """
+    """Raised by :func:`abort_everywhere`; ``report`` is the complete report."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(str(report))
@@ -268,22 +248,19 @@ def abort_everywhere(
 
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
-    First the job runs without an abort, to count its checkpoints. These are the looks of
-    :func:`abort_after`, with ``edges``, and, in event loops, every place where a task suspends
-    within a block, because an abort can cancel it there. Then the job runs once per checkpoint and
-    is aborted there. All functions are called in the calling thread.
+    First the job runs without an abort, to count its checkpoints: the looks of :func:`abort_after`
+    with ``edges``, and every place where a task suspends within a block. Then it runs once per
+    checkpoint and is aborted there. All functions are called in the calling thread; a coroutine
+    that they return runs in a new event loop.
 
     It reports: an exception of ``after``; a job that does not end with ``raises``; a job that keeps
     looking at its signal; a block that another thread still holds when the job has ended; a job
     that does not reach the checkpoint this time, which ends the whole run.
 
-    :param job: takes no arguments. If it returns a coroutine, that runs in a new event loop. The
-        job must have the same checkpoints each time.
+    :param job: takes no arguments, and must have the same checkpoints each time.
     :param before: called before each run; restores the initial state.
-    :param after: called after each run, including the first; raises, such as by ``assert``, if an
-        invariant is broken.
-    :param raises: the exceptions with which the aborted job must end; None if it catches
-        ``RunAborted`` and must end normally.
+    :param after: called after each run; raises, such as by ``assert``, if an invariant is broken.
+    :param raises: the exceptions with which the aborted job must end; None if it must end normally.
     :param awaits: whether suspensions of tasks count as checkpoints.
     :param limit: maximum number of checkpoints.
     :param max_looks: number of looks allowed after an abort.

@@ -1,12 +1,7 @@
 """Counts the looks of a job at its signal, and aborts the run at one of them.
 
-    with Watch(3) as watch:
-        job()
-    print(watch.aborted_at)
-
-For the tests of projects; see ``run_abort.testing``. A watch replaces the classes of signal and
-controller of the blocks that are entered within it. The new classes report each look. Other blocks
-keep their classes, so that nothing costs more outside of a watch.
+The blocks that are entered within a watch get classes of signal and controller that report each
+look. Other blocks keep theirs, so that nothing costs more outside of a watch.
 """
 
 from __future__ import annotations
@@ -19,9 +14,10 @@ import sysconfig
 import uuid
 from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, Self, TypeVar
 
 from run_abort._core.controller import AbortController, AbortSignal
@@ -57,11 +53,8 @@ class Checkpoint:
     """A look of a job at its signal, with its place in the code.
 
     :ivar number: number of the look, from 1 on.
-    :ivar run_id: run ID of the block.
     :ivar look: the member of ``AbortSignal`` that the job used, ``"await"``,
         ``"entering the block"`` or ``"leaving the block"``.
-    :ivar file: path of the source file.
-    :ivar line: line number.
     :ivar function: qualified name of the function.
     """
 
@@ -79,39 +72,27 @@ class Checkpoint:
         return f"{path}:{self.line}, in {self.function}, {self.look}"
 
 
+@dataclass(eq=False, repr=False)
 class Watch:
     """Counts the looks at the signals of the blocks that are entered within it.
 
-    :param at: number of the look at which to abort the run.
-    :param run_id: the run whose blocks are watched; None watches all runs.
-    :param reason: reason of the abort.
-    :param actor: actor of the abort.
-    :param edges: whether entering and leaving a block count as looks.
-    :param max_looks: number of looks allowed after the abort.
+    :param at: number of the look at which to abort; the others are those of ``abort_after``.
     :ivar aborted_at: the checkpoint of the abort; None before it.
     """
 
-    def __init__(
-        self,
-        at: int,
-        *,
-        run_id: str | None = None,
-        reason: str = "",
-        actor: str = "",
-        edges: bool = True,
-        max_looks: int = MAX_LOOKS,
-    ) -> None:
-        self._edges = edges
-        self._at = at
-        self._run_id = run_id
-        self._by = (reason, actor)
-        self._max_looks = max_looks
-        self._watched: dict[AbortSignal, AbortController] = {}
-        self._seen: dict[int, Checkpoint] = {}
-        # itertools.count is atomic, so exactly one thread draws the number at which to abort.
-        self._numbers = itertools.count(1)
-        self._further = itertools.count(1)
-        self.aborted_at: Checkpoint | None = None
+    at: int
+    _: KW_ONLY
+    run_id: str | None = None
+    reason: str = ""
+    actor: str = ""
+    edges: bool = True
+    max_looks: int = MAX_LOOKS
+    aborted_at: Checkpoint | None = field(default=None, init=False)
+    _watched: dict[AbortSignal, AbortController] = field(default_factory=dict, init=False)
+    _seen: dict[int, Checkpoint] = field(default_factory=dict, init=False)
+    # itertools.count is atomic, so exactly one thread draws the number at which to abort.
+    _numbers: Iterator[int] = field(default_factory=partial(itertools.count, 1), init=False)
+    _further: Iterator[int] = field(default_factory=partial(itertools.count, 1), init=False)
 
     def __enter__(self) -> Self:
         self._registry = current().registry
@@ -120,12 +101,7 @@ class Watch:
         self._stop = self._registry.on_register.add(_watch)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         _watches.remove(self)
         if not _watches:
             self._registry.controller_class = AbortController
@@ -140,13 +116,8 @@ class Watch:
     @property
     def still_open(self) -> tuple[str, ...]:
         """The run IDs of blocks that were entered within the watch and are still open."""
-        open_ = (each for each in self._watched.values() if _is_open(each))
+        open_ = filter(_is_open, self._watched.values())
         return tuple(dict.fromkeys(controller.signal.run_id for controller in open_))
-
-    def take(self, controller: AbortController) -> None:
-        """Start watching this controller."""
-        if self._run_id in (None, controller.signal.run_id):
-            self._watched[controller.signal] = controller
 
     def look(self, signal: AbortSignal, look: str, frame: FrameType) -> None:
         """Count a look.
@@ -155,23 +126,22 @@ class Watch:
         """
         if signal not in self._watched:
             return
+        is_aborted = object.__getattribute__(signal, "aborted")  # not a look
         if self.aborted_at is not None and self.aborted_at.run_id == signal.run_id:
-            if next(self._further) > self._max_looks and look != LEAVING:
+            if next(self._further) > self.max_looks and look != LEAVING:
                 raise DoesNotStop(
                     f"run {signal.run_id!r} was aborted ({self.aborted_at}) and looked at its "
-                    f"signal more than {self._max_looks:,} times since"
+                    f"signal more than {self.max_looks:,} times since"
                 )
-        elif not _is_aborted(signal) and (self._edges or look not in EDGES):
+        elif not is_aborted and (self.edges or look not in EDGES):
             place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
             checkpoint = Checkpoint(next(self._numbers), signal.run_id, look, *place)
             self._seen.setdefault(checkpoint.number, checkpoint)
-            if checkpoint.number == self._at:
-                self._abort(checkpoint)
-
-    def _abort(self, checkpoint: Checkpoint) -> None:
-        self.aborted_at = checkpoint
-        # Like abort_run in this process, but without a request.
-        self._registry.abort(Request(checkpoint.run_id, str(uuid.uuid4()), *self._by))
+            if checkpoint.number == self.at:
+                self.aborted_at = checkpoint
+                # Like abort_run in this process, but without a request.
+                request = Request(signal.run_id, str(uuid.uuid4()), self.reason, self.actor)
+                self._registry.abort(request)
 
 
 _watches: list[Watch] = []
@@ -182,7 +152,8 @@ _inside: ContextVar[tuple[AbortController, ...]] = ContextVar("run_abort_inside"
 def _watch(controller: AbortController) -> None:
     _inside.set((*_open_here(), controller))
     for watch in tuple(_watches):
-        watch.take(controller)
+        if watch.run_id in (None, controller.signal.run_id):
+            watch._watched[controller.signal] = controller
 
 
 def _open_here() -> tuple[AbortController, ...]:
@@ -211,11 +182,6 @@ class _WatchedController(AbortController):
         if not self._verdict:
             _look(self.signal, LEAVING, _outwards(sys._getframe(1)))
         return super().close()
-
-
-def _is_aborted(signal: AbortSignal) -> bool:
-    aborted: bool = object.__getattribute__(signal, "aborted")
-    return aborted
 
 
 def _look_by(signal: AbortSignal, name: str, frame: FrameType) -> None:
