@@ -60,9 +60,8 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
                 id="run_abort.E005",
             )
             return
-        unimportable = list(_unimportable_paths(alias))
-        yield from unimportable
-        if unimportable:
+        if unimportable := list(_unimportable_paths(alias)):
+            yield from unimportable
             return
     try:
         transport = current().push.transport()

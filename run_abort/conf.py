@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -80,25 +81,18 @@ _DURATIONS: Final[Mapping[str, tuple[float, float]]] = {
 }
 _URL_SCHEMES: Final = ("redis", "rediss", "unix")
 
-_cached: Settings | None = None
 
-
+@cache
 def settings() -> Settings:
     """The current settings.
 
     :raises ImproperlyConfigured: if a setting is invalid. The message names the first invalid
         setting and its valid values. The system checks report all of them.
     """
-    global _cached
-    if _cached is None:
-        _cached = _load(getattr(django_settings, "RUN_ABORT", {}))
-    return _cached
-
-
-def _load(raw: object) -> Settings:
+    raw = getattr(django_settings, "RUN_ABORT", {})
     for problem in problems(raw):
         raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
-    values: dict[str, Any] = dict(raw)  # type: ignore[call-overload]
+    values: dict[str, Any] = dict(raw)
     for key in _DURATIONS.keys() & values.keys():
         values[key] = _seconds(values[key])
     if values.get("PROCESS_DIR") is not None:
@@ -107,9 +101,8 @@ def _load(raw: object) -> Settings:
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
-    global _cached
     if setting == "RUN_ABORT":
-        _cached = None
+        settings.cache_clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="run_abort.conf")
@@ -124,37 +117,27 @@ def problems(raw: object) -> Iterator[Problem]:
         return
     for key, value in raw.items():
         if key not in KEYS:
-            yield _unknown(key)
+            close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
+            yield Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
         elif key in _DURATIONS:
             yield from _duration_problems(key, value)
-        else:
-            yield from _value_problems(key, value)
-
-
-def _unknown(key: object) -> Problem:
-    close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
-    return Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
+        elif key == "LISTEN":
+            if not isinstance(value, bool) and value != "auto":
+                yield _wrong("range", key, value, '"auto", True or False')
+        elif key == "INTENTS":
+            if not isinstance(value, bool):
+                yield _wrong("type", key, value, "True or False")
+        elif value is not None or getattr(Settings, key) is not None:
+            yield from _text_problems(key, value)
 
 
 def _duration_problems(key: str, value: object) -> Iterator[Problem]:
+    low, high = _DURATIONS[key]
     if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
         yield _wrong("type", key, value, "a number of seconds or a timedelta")
-        return
-    low, high = _DURATIONS[key]
-    if not low <= _seconds(value) <= high:
+    elif not low <= _seconds(value) <= high:
         yield _wrong("range", key, value, f"between {low:g} and {high:.10g} seconds")
-
-
-def _value_problems(key: str, value: object) -> Iterator[Problem]:
-    if key == "LISTEN":
-        if not isinstance(value, bool) and value != "auto":
-            yield _wrong("range", key, value, '"auto", True or False')
-    elif key == "INTENTS":
-        if not isinstance(value, bool):
-            yield _wrong("type", key, value, "True or False")
-    elif value is not None or getattr(Settings, key) is not None:
-        yield from _text_problems(key, value)
 
 
 def _text_problems(key: str, value: object) -> Iterator[Problem]:

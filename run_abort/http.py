@@ -63,10 +63,6 @@ class StreamAborted(Exception):  # noqa: N818  a state, not a mistake
     """
 
 
-def _no_groups(*args: Any, **kwargs: Any) -> Iterable[RunID]:
-    return ()
-
-
 def _refuse(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
     # No actor and no reason: not every visitor may know them.
     error = _("This was aborted.")
@@ -78,7 +74,7 @@ def _refuse(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
 def abortable_view(
     get_run_id: Callable[..., RunID],
     *,
-    get_groups: Callable[..., Iterable[RunID]] = _no_groups,
+    get_groups: Callable[..., Iterable[RunID]] | None = None,
     label: str = "",
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
@@ -114,7 +110,7 @@ def abortable_view(
         match = request.resolver_match
         return abortable_run(
             get_run_id(request, *args, **kwargs),
-            groups=get_groups(request, *args, **kwargs),
+            groups=get_groups(request, *args, **kwargs) if get_groups else (),
             label=label or (match.view_name if match else ""),
             grace=grace,
             insist=insist,

@@ -115,15 +115,12 @@ class AbortDelivery(models.Model):
 
     def steps(self) -> list[tuple[str, datetime]]:
         """The escalations, such as ``"interrupt"``, and the time of each, in that order."""
+        stored: list[tuple[str, float]] = json.loads(self.insisted or "[]")
         zone = timezone.get_default_timezone()
-        steps = [(step, datetime.fromtimestamp(at, zone)) for step, at in self._steps()]
+        steps = [(step, datetime.fromtimestamp(at, zone)) for step, at in stored]
         if settings.USE_TZ:
             return steps
         return [(step, timezone.make_naive(at, zone)) for step, at in steps]
-
-    def _steps(self) -> list[tuple[str, float]]:
-        steps: list[tuple[str, float]] = json.loads(self.insisted or "[]")
-        return steps
 
     def set_steps(self, steps: Iterable[tuple[str, datetime]]) -> None:
         """Store the escalations, each with its time, without saving the row."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import django
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from run_abort.views.forms import AbortForm
-
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = object
+from run_abort.views.abort import AbortForm
 
 __all__ = ["ask", "context_of"]
 
 
-def context_of(model_admin: ModelAdmin, request: HttpRequest, title: str) -> dict[str, Any]:
+def context_of(
+    model_admin: admin.ModelAdmin[Any], request: HttpRequest, title: str
+) -> dict[str, Any]:
     """Template context shared by this app's pages in the admin of a model."""
     request.current_app = model_admin.admin_site.name
     return {
@@ -33,7 +30,7 @@ def context_of(model_admin: ModelAdmin, request: HttpRequest, title: str) -> dic
 
 
 def ask(
-    model_admin: ModelAdmin,
+    model_admin: admin.ModelAdmin[Any],
     request: HttpRequest,
     form: AbortForm,
     *,

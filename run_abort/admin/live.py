@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from django.contrib import admin
@@ -22,18 +21,13 @@ from run_abort._core.ids import clean_id
 from run_abort._runtime.inquiry import Census, ask_status
 from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest
-from run_abort.views.forms import AbortForm
+from run_abort.views.abort import AbortForm
 
 from .confirmation import ask, context_of
 from .outcomes import log_text, tell
 from .wording import duration, visible
 
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = object
-
-__all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsMixin"]
+__all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
 
 ASK_FOR: Final = 1.0  # seconds
 MAX_BLOCKS: Final = 500
@@ -48,7 +42,7 @@ LISTENER_STATES: Final = {
 }
 
 
-class LiveRunsMixin(ModelAdmin):
+class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Adds the page to the admin of the requests, for users who may view requests.
 
     The buttons also need the permission ``run_abort.abort_run``.
@@ -98,10 +92,15 @@ class LiveRunsMixin(ModelAdmin):
             run_id = clean_id(unquote(key, errors="strict"))
         except ValueError as error:
             return HttpResponseBadRequest(str(error), content_type="text/plain; charset=utf-8")
-        is_confirmed = "post" in request.POST
-        form = AbortForm(request.POST if is_confirmed else None)
-        if is_confirmed and form.is_valid():
-            self._abort_live(request, run_id, form.cleaned_data["reason"])
+        form = AbortForm(request.POST if "post" in request.POST else None)
+        if form.is_valid():
+            reason = form.cleaned_data["reason"]
+            outcome = abort_run(run_id, reason=reason, actor=request.user, wait=self.abort_wait)
+            if outcome.asked:
+                row = AbortRequest(pk=outcome.abort_id, run_id=run_id)
+                self.log_change(request, row, log_text(reason))
+            for level, text in tell([outcome], _items, waited=bool(self.abort_wait)):
+                self.message_user(request, text, level)
             return HttpResponseRedirect(self.live_url())
         return ask(
             self,
@@ -114,57 +113,9 @@ class LiveRunsMixin(ModelAdmin):
             echoed=[("run", key), ("post", "yes")],
         )
 
-    def _abort_live(self, request: HttpRequest, run_id: str, reason: str) -> None:
-        outcome = abort_run(run_id, reason=reason, actor=request.user, wait=self.abort_wait)
-        if outcome.asked:
-            row = AbortRequest(pk=outcome.abort_id, run_id=run_id)
-            self.log_change(request, row, log_text(reason))
-        for level, text in tell([outcome], _items, waited=bool(self.abort_wait)):
-            self.message_user(request, text, level)
-
 
 def _items(count: int) -> str:
     return ngettext("run", "runs", count)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    label: str
-    host: str
-    pid: str
-    kind: str
-    since: datetime
-    lasts: str
-    aborted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run and its blocks, the oldest first.
-
-    :ivar key: the percent-encoded ID that the form sends, because browsers normalise line breaks.
-        Empty if the ID is invalid.
-    """
-
-    name: str
-    key: str
-    blocks: Sequence[_Block]
-
-    @property
-    def is_abortable(self) -> bool:
-        return bool(self.key) and not all(block.aborted for block in self.blocks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    host: str
-    pid: str
-    kind: str
-    listener: str
-    since: datetime
-    lasts: str
-    held: int
-    last_error: str
 
 
 def _facts(census: Census) -> dict[str, Any]:
@@ -177,7 +128,7 @@ def _facts(census: Census) -> dict[str, Any]:
         "now": now,
         "runs": runs,
         "processes": processes,
-        "unnamed_blocks": max(held - sum(len(run.blocks) for run in runs), 0),
+        "unnamed_blocks": max(held - sum(len(run["blocks"]) for run in runs), 0),
         "unnamed_processes": len(census.processes) - len(processes),
         "unanswered": census.unanswered,
         "reachable": census.reachable,
@@ -195,45 +146,55 @@ def _summary(census: Census) -> str:
     return text % {"runs": runs, "count": busy}
 
 
-def _runs(processes: Iterable[ProcessStatus], now: datetime) -> list[_Run]:
-    """The longest-running runs, with at most ``MAX_BLOCKS`` blocks in total."""
+def _runs(processes: Iterable[ProcessStatus], now: datetime) -> list[dict[str, Any]]:
+    """The longest-running runs, with at most ``MAX_BLOCKS`` blocks in total, the oldest first."""
     held: dict[str, list[tuple[HeldRun, ProcessStatus]]] = {}
     everything = [(block, process) for process in processes for block in process.runs]
     everything.sort(key=lambda each: each[0].since)
     for block, process in everything[:MAX_BLOCKS]:
         held.setdefault(block.run_id, []).append((block, process))
     return [
-        _Run(visible(run_id), _key(run_id), [_block(*each, now) for each in blocks])
+        {
+            "name": visible(run_id),
+            "key": _key(run_id),
+            "blocks": [_block(block, process, now) for block, process in blocks],
+            "is_running": not all(block.aborted for block, _process in blocks),
+        }
         for run_id, blocks in held.items()
     ]
 
 
-def _block(block: HeldRun, process: ProcessStatus, now: datetime) -> _Block:
-    return _Block(
-        label=visible(block.label),
-        host=visible(process.host),
-        pid=str(process.pid),
-        kind=visible(process.kind),
-        since=block.since,
-        lasts=duration(now - block.since),
-        aborted=block.aborted,
-    )
+def _block(block: HeldRun, process: ProcessStatus, now: datetime) -> dict[str, Any]:
+    return {
+        **_names(process),
+        "label": visible(block.label),
+        "since": block.since,
+        "lasts": duration(now - block.since),
+        "aborted": block.aborted,
+    }
 
 
-def _process(process: ProcessStatus, now: datetime) -> _Process:
-    return _Process(
-        host=visible(process.host),
-        pid=str(process.pid),
-        kind=visible(process.kind),
-        listener=str(LISTENER_STATES.get(process.listener, visible(process.listener))),
-        since=process.since,
-        lasts=duration(now - process.since),
-        held=process.held,
-        last_error=visible(process.last_error),
-    )
+def _process(process: ProcessStatus, now: datetime) -> dict[str, Any]:
+    return {
+        **_names(process),
+        "listener": LISTENER_STATES.get(process.listener, visible(process.listener)),
+        "since": process.since,
+        "lasts": duration(now - process.since),
+        "held": process.held,
+        "last_error": visible(process.last_error),
+    }
+
+
+def _names(process: ProcessStatus) -> dict[str, str]:
+    return {
+        "host": visible(process.host),
+        "pid": str(process.pid),  # a number would get thousands separators
+        "kind": visible(process.kind),
+    }
 
 
 def _key(run_id: str) -> str:
+    """Percent-encoded ID for the form, because browsers normalise line breaks; empty if invalid."""
     try:
         return quote(clean_id(run_id), safe="")
     except ValueError:

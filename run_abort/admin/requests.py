@@ -1,29 +1,102 @@
-"""The read-only admin of abort requests: actor, run, time and outcome of each."""
+"""The read-only admin of abort requests: actor, run, time and outcome of each.
+
+Each query takes bounded time, however many requests there are.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 from django.contrib import admin
-from django.db.models import Case, QuerySet, Value, When
+from django.db import models
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from run_abort.models import AbortRequest
+from run_abort.models import AbortDelivery, AbortRequest
 
-from .filters import ActorFilter, OutcomeFilter, RunFilter, with_counts
-from .live import LiveRunsMixin
+from .live import LiveRunsAdmin
 from .story import story_of
 from .wording import visible
 
 __all__ = ["AbortRequestAdmin"]
 
+LATEST: Final = 500  # number of recent requests whose values are offered as choices
+CHOICES: Final = 20
+
+Requests = models.QuerySet[AbortRequest]
+
+
+class OutcomeFilter(admin.SimpleListFilter):
+    """Filter by the outcome of the request."""
+
+    title = gettext_lazy("outcome")
+    parameter_name = "outcome"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        return [
+            ("stopping", gettext_lazy("still not stopped")),
+            ("stopped", gettext_lazy("stopped")),
+            ("nobody", gettext_lazy("no process held it")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: Requests) -> Requests:
+        holders = AbortDelivery.objects.filter(request=models.OuterRef("pk"))
+        stopping = models.Exists(holders.filter(stopped_at=None))
+        match self.value():
+            case "stopping":
+                return queryset.filter(stopping)
+            case "stopped":
+                return queryset.filter(models.Exists(holders), ~stopping)
+            case "nobody":
+                return queryset.filter(~models.Exists(holders))
+        return queryset
+
+
+class _LatestFilter(admin.SimpleListFilter):
+    """Offer the values of the latest requests; the URL accepts any other value."""
+
+    parameter_name: str
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        requests = AbortRequest.objects.order_by("-requested_at")
+        values = dict.fromkeys(requests.values_list(self.parameter_name, flat=True)[:LATEST])
+        values.pop("", None)
+        latest = list(values)[:CHOICES]
+        chosen = self.value()
+        if chosen and chosen not in latest:
+            latest.append(chosen)
+        return [(value, Truncator(visible(value)).chars(60)) for value in latest]
+
+    def queryset(self, request: HttpRequest, queryset: Requests) -> Requests:
+        value = self.value()
+        if value is None:
+            return queryset
+        if "\0" in value:  # PostgreSQL rejects null characters in queries
+            return queryset.none()
+        return queryset.filter(**{self.parameter_name: value})
+
+
+class ActorFilter(_LatestFilter):
+    """Filter by actor."""
+
+    title = gettext_lazy("actor")
+    parameter_name = "actor"
+
+
+class RunFilter(_LatestFilter):
+    """Filter by run ID."""
+
+    title = gettext_lazy("run ID")
+    parameter_name = "run_id"
+
 
 @admin.register(AbortRequest)
-class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-arg]
+class AbortRequestAdmin(LiveRunsAdmin):
     """Lists the requests, with the timeline of each, and adds the page "Running now". Read-only."""
 
     list_display = ("requested_at", "run", "outcome", "who", "why", "published")
@@ -50,8 +123,13 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
     def has_delete_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
         return False
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[AbortRequest]:
-        return with_counts(super().get_queryset(request))
+    def get_queryset(self, request: HttpRequest) -> Requests:
+        requests: Requests = super().get_queryset(request)
+        # Subqueries, so that the database counts only for the rows of the current page.
+        return requests.annotate(
+            holders=_count(AbortDelivery.objects.all()),
+            stopping=_count(AbortDelivery.objects.filter(stopped_at=None)),
+        )
 
     @admin.display(description=gettext_lazy("run ID"), ordering="run_id")
     def run(self, obj: AbortRequest) -> str:
@@ -71,11 +149,11 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
 
     @admin.display(
         description=gettext_lazy("outcome"),
-        ordering=Case(
-            When(stopping__gt=0, then=Value(3)),
-            When(holders__gt=0, then=Value(2)),
-            When(cleared_at=None, then=Value(1)),
-            default=Value(0),
+        ordering=models.Case(
+            models.When(stopping__gt=0, then=models.Value(3)),
+            models.When(holders__gt=0, then=models.Value(2)),
+            models.When(cleared_at=None, then=models.Value(1)),
+            default=models.Value(0),
         ),
     )
     def outcome(self, obj: Any) -> str:
@@ -97,9 +175,8 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        return super().changelist_view(
-            request, {"live_url": self.live_url(), **(extra_context or {})}
-        )
+        context = {"live_url": self.live_url(), **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -108,3 +185,9 @@ class AbortRequestAdmin(LiveRunsMixin, admin.ModelAdmin):  # type: ignore[type-a
         if original is not None:
             context["story"] = story_of(original)
         return super().render_change_form(request, context, *args, **kwargs)
+
+
+def _count(deliveries: models.QuerySet[AbortDelivery]) -> Coalesce:
+    of_request = deliveries.filter(request=models.OuterRef("pk")).order_by().values("request")
+    number = models.Subquery(of_request.annotate(number=models.Count("pk")).values("number"))
+    return Coalesce(number, 0, output_field=models.IntegerField())

@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 
 from run_abort._core.ids import clean_id
 from run_abort.aborts import abort_runs
-from run_abort.views.forms import AbortForm
+from run_abort.views.abort import AbortForm
 
 from .confirmation import ask
 from .outcomes import log_text, tell
@@ -87,9 +87,8 @@ class AbortRunsMixin(ModelAdmin):
         """Ask for confirmation first, then abort and return None, which shows the list again."""
         if not self.has_abort_permission(request):
             raise PermissionDenied
-        is_confirmed = "post" in request.POST
-        form = AbortForm(request.POST if is_confirmed else None)
-        if is_confirmed and form.is_valid():
+        form = AbortForm(request.POST if "post" in request.POST else None)
+        if form.is_valid():
             self._abort(request, queryset, form.cleaned_data["reason"])
             return None
         return self._ask(request, queryset, form, echoed=_echoed(request, queryset))
@@ -108,12 +107,12 @@ class AbortRunsMixin(ModelAdmin):
             raise Http404
         if not self.has_abort_permission(request, obj):
             raise PermissionDenied
-        is_confirmed = request.method == "POST"
-        form = AbortForm(request.POST if is_confirmed else None)
-        if is_confirmed and form.is_valid():
+        back = self._url(request, "change", obj)
+        form = AbortForm(request.POST if request.method == "POST" else None)
+        if form.is_valid():
             self._abort(request, [obj], form.cleaned_data["reason"])
-            return HttpResponseRedirect(self._url(request, "change", obj))
-        return self._ask(request, [obj], form, back=self._url(request, "change", obj))
+            return HttpResponseRedirect(back)
+        return self._ask(request, [obj], form, back=back)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -122,23 +121,21 @@ class AbortRunsMixin(ModelAdmin):
         if obj is not None and self.has_abort_permission(request, obj) and self.is_abortable(obj):
             context["abort_url"] = self._url(request, "abort", obj)
         context["abort_wrapped_template"] = select_template(
-            [self._wrapped_change_form_template]
-            if self._wrapped_change_form_template
-            else self._templates("change_form.html", fallback="admin/change_form.html")
+            self._templates(self._wrapped_change_form_template, "admin/change_form.html")
         )
         return super().render_change_form(request, context, *args, **kwargs)
 
-    def _url(self, request: HttpRequest, name: str, obj: Any = None) -> str:
-        url = reverse(
-            f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}",
-            args=[] if obj is None else [quote(obj.pk)],
-            current_app=self.admin_site.name,
-        )
+    def _url(self, request: HttpRequest, name: str, obj: Any) -> str:
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}"
+        url = reverse(name, args=[quote(obj.pk)], current_app=self.admin_site.name)
         filters: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
         return add_preserved_filters(filters, url)
 
-    def _templates(self, name: str, *, fallback: str) -> list[str]:
+    def _templates(self, chosen: str | None, fallback: str) -> list[str]:
+        if chosen:
+            return [chosen]
         app = f"admin/{self.opts.app_label}"
+        name = fallback.rpartition("/")[2]
         return [f"{app}/{self.opts.model_name}/{name}", f"{app}/{name}", fallback]
 
     def _ask(
@@ -152,7 +149,6 @@ class AbortRunsMixin(ModelAdmin):
     ) -> HttpResponse:
         runs = [(obj, self._why_not(request, obj)) for obj in objs]
         asked = sum(not why_not for _obj, why_not in runs)
-        template = self.abort_confirmation_template
         fallback = "run_abort/admin/abort_confirmation.html"
         return ask(
             self,
@@ -164,9 +160,7 @@ class AbortRunsMixin(ModelAdmin):
             back=back or request.get_full_path(),
             echoed=echoed,
             max_display=self.abort_confirmation_max_display,
-            templates=[template]
-            if template
-            else self._templates("abort_confirmation.html", fallback=fallback),
+            templates=self._templates(self.abort_confirmation_template, fallback),
         )
 
     def _why_not(self, request: HttpRequest, obj: Any) -> str:

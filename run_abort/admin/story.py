@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -14,7 +14,7 @@ from run_abort.models import AbortDelivery, AbortRequest
 
 from .wording import duration, moment, process_name, visible
 
-__all__ = ["MAX_PROCESSES", "Fact", "Story", "story_of"]
+__all__ = ["MAX_PROCESSES", "Fact", "story_of"]
 
 MAX_PROCESSES: Final = 500
 
@@ -45,21 +45,8 @@ class Fact:
         return "" if self.at is None else moment(self.at)
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
-    """The timeline: facts in the order of their times.
-
-    :ivar is_held: whether a process is known to have worked on the run.
-    :ivar is_cut: whether there are more than ``MAX_PROCESSES`` processes.
-    """
-
-    facts: Sequence[Fact]
-    is_held: bool
-    is_cut: bool
-
-
-def story_of(request: AbortRequest) -> Story:
-    """Build the timeline with one query."""
+def story_of(request: AbortRequest) -> dict[str, Any]:
+    """Template context of the timeline: facts in the order of their times. Makes one query."""
     deliveries = list(request.deliveries.order_by("received_at", "pk")[: MAX_PROCESSES + 1])
     is_cut = len(deliveries) > MAX_PROCESSES
     facts = [fact for each in deliveries[:MAX_PROCESSES] for fact in _delivered(request, each)]
@@ -68,7 +55,11 @@ def story_of(request: AbortRequest) -> Story:
         facts.append(Fact("cleared", request.cleared_at, _("Cleared"), lines))
     # Clocks of hosts may differ, so the request is put first whatever the other times are.
     facts.sort(key=lambda fact: (fact.at is None, fact.at or request.requested_at))
-    return Story([_requested(request), _published(request), *facts], bool(deliveries), is_cut)
+    return {
+        "facts": [_requested(request), _published(request), *facts],
+        "is_held": bool(deliveries),
+        "is_cut": is_cut,
+    }
 
 
 def _requested(request: AbortRequest) -> Fact:
@@ -99,12 +90,12 @@ def _published(request: AbortRequest) -> Fact:
 
 def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]:
     process = process_name(delivery.host, delivery.pid)
-    delay = delivery.received_at - request.requested_at
-    heard = _("%(process)s: %(way)s, %(duration)s after the request.") % {
+    names = {
         "process": process,
         "way": delivery.get_way_display(),
-        "duration": duration(delay),
+        "duration": duration(delivery.received_at - request.requested_at),
     }
+    heard = _("%(process)s: %(way)s, %(duration)s after the request.") % names
     blocks = ngettext(
         "It aborted %(count)d block.", "It aborted %(count)d blocks.", delivery.controllers
     )
@@ -114,16 +105,9 @@ def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]
         text = f"{process}: {RUNGS.get(step, visible(step))}"
         yield Fact("insisted", at, _("Forced"), (text,))
     if delivery.stopped_at is None:
-        yield Fact("stopping", None, _("Still stopping"), (_not_stopped(process),))
+        text = _("%(process)s: it has not reported a stop. A killed process never reports one.")
+        yield Fact("stopping", None, _("Still stopping"), (text % names,))
     else:
-        text = _("%(process)s: %(duration)s after receiving the request.") % {
-            "process": process,
-            "duration": duration(delivery.stopped_at - delivery.received_at),
-        }
+        names["duration"] = duration(delivery.stopped_at - delivery.received_at)
+        text = _("%(process)s: %(duration)s after receiving the request.") % names
         yield Fact("stopped", delivery.stopped_at, _("Stopped"), (text,))
-
-
-def _not_stopped(process: str) -> str:
-    return _("%(process)s: it has not reported a stop. A killed process never reports one.") % {
-        "process": process
-    }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from functools import partial
 from math import inf
 
 from run_abort._core.ids import clean_id
 
-__all__ = ["add_run_ids", "count", "run_id", "seconds"]
+__all__ = ["add_run_ids", "count", "positive_number", "run_id", "seconds"]
 
 
 def add_run_ids(
@@ -21,9 +22,10 @@ def add_run_ids(
     parser.add_argument("run_ids", nargs=nargs, type=run_id, metavar="RUN_ID", help=what)
 
 
-def seconds(text: str, *, most: float = inf) -> float:
-    """Parse a finite number of seconds greater than 0.
+def positive_number(text: str, *, of: str, most: float = inf) -> float:
+    """Parse a finite number greater than 0.
 
+    :param of: the unit, in the plural.
     :param most: the largest valid value.
     """
     try:
@@ -32,18 +34,25 @@ def seconds(text: str, *, most: float = inf) -> float:
         number = 0
     if not 0 < number <= most or number == inf:
         limit = "" if most == inf else f" and at most {most:g}"
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds greater than 0{limit}")
+        raise ArgumentTypeError(f"{text!r} is not a number of {of} greater than 0{limit}")
     return number
 
 
-def count(text: str) -> int:
-    """Parse an integer of 1 or more."""
+seconds = partial(positive_number, of="seconds")
+
+
+def count(text: str, *, most: float = inf) -> int:
+    """Parse an integer of 1 or more.
+
+    :param most: the largest valid value.
+    """
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1:
-        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    if not 1 <= number <= most:
+        limits = "of 1 or more" if most == inf else f"from 1 to {most:g}"
+        raise ArgumentTypeError(f"{text!r} is not a number {limits}")
     return number
 
 

@@ -14,7 +14,7 @@ from django.urls import get_script_prefix, resolve, reverse
 from django.utils.translation import gettext as _
 
 from run_abort._core.ids import clean_id
-from run_abort.views.forms import AbortForm
+from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import GuardedView
 
 __all__ = ["abort_button", "abort_button_media", "register"]

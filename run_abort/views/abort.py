@@ -1,4 +1,4 @@
-"""The abort view."""
+"""The abort view, and its form, which the admin uses, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from django import forms
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render
@@ -14,15 +15,24 @@ from django.urls import get_script_prefix
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
+from run_abort._transport.codec import MAX_REASON_LENGTH
 from run_abort.aborts import AbortOutcome, abort_run
 
-from .forms import AbortForm
 from .permissions import GuardedView
 
-__all__ = ["AbortView"]
+__all__ = ["AbortForm", "AbortView"]
+
+
+class AbortForm(forms.Form):
+    """The optional reason."""
+
+    reason = forms.CharField(
+        label=gettext_lazy("Reason (optional)"), max_length=MAX_REASON_LENGTH, required=False
+    )
 
 
 @method_decorator([never_cache, csrf_protect], name="dispatch")
@@ -55,19 +65,32 @@ class AbortView(GuardedView):
         try:
             data = self._data()
             form = AbortForm(data)
-            if not form.is_valid() and not self._prefers_json():
-                return self._ask(form, data, status=400)
             if not form.is_valid():
-                raise ValueError(" ".join(map(str, form.errors["reason"])))
+                if self._prefers_json():
+                    raise ValueError(" ".join(map(str, form.errors["reason"])))
+                return self._ask(form, data, status=400)
             reason = form.cleaned_data["reason"]
             outcome = abort_run(self.get_run_id(), reason=reason, actor=request.user)
         except ValueError as error:
             return self._refuse(400, str(error))
 
-        if self._prefers_json():
-            return self._report(outcome)
-        self._tell(outcome)
-        return HttpResponseRedirect(self._next(data))
+        if not self._prefers_json():
+            messages.add_message(request, *_message(outcome), fail_silently=True)
+            return HttpResponseRedirect(self._next(data))
+        if not outcome.asked:
+            return self._refuse(503, _message(outcome)[1])
+        return JsonResponse(
+            {
+                "ok": True,
+                "runId": outcome.run_id,
+                "abortId": outcome.abort_id,
+                "aborted": outcome.local,
+                "recorded": outcome.recorded,
+                "published": outcome.published,
+                "listeners": outcome.listeners,
+            },
+            status=202,
+        )
 
     def _data(self) -> Mapping[str, Any]:
         if self.request.content_type != "application/json":
@@ -97,43 +120,24 @@ class AbortView(GuardedView):
         context = {"run_id": self.get_run_id(), "form": form, "next": self._next(data)}
         return render(self.request, self.template_name, context, status=status)
 
-    def _report(self, outcome: AbortOutcome) -> JsonResponse:
-        if not outcome.asked:
-            return JsonResponse({"ok": False, "error": _not_asked(outcome)}, status=503)
-        return JsonResponse(
-            {
-                "ok": True,
-                "runId": outcome.run_id,
-                "abortId": outcome.abort_id,
-                "aborted": outcome.local,
-                "recorded": outcome.recorded,
-                "published": outcome.published,
-                "listeners": outcome.listeners,
-            },
-            status=202,
+
+def _message(outcome: AbortOutcome) -> tuple[int, str]:
+    """Level and text of the message about the outcome."""
+    if not outcome.asked:
+        level = messages.ERROR
+        text = _(
+            "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
+            "request."
         )
-
-    def _tell(self, outcome: AbortOutcome) -> None:
-        names = {"run_id": outcome.run_id}
-        if not outcome.asked:
-            level, text = messages.ERROR, _not_asked(outcome)
-        elif outcome.published:
-            level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.") % names
-        elif outcome.recorded:
-            level = messages.INFO
-            text = _(
-                "Run “%(run_id)s” was asked to abort. Other processes read the request from the "
-                "database some seconds later."
-            )
-            text %= names
-        else:
-            level = messages.WARNING
-            text = _("Run “%(run_id)s” was asked to abort in this process only.") % names
-        messages.add_message(self.request, level, text, fail_silently=True)
-
-
-def _not_asked(outcome: AbortOutcome) -> str:
-    return _(
-        "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
-        "request."
-    ) % {"run_id": outcome.run_id}
+    elif outcome.published:
+        level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.")
+    elif outcome.recorded:
+        level = messages.INFO
+        text = _(
+            "Run “%(run_id)s” was asked to abort. Other processes read the request from the "
+            "database some seconds later."
+        )
+    else:
+        level = messages.WARNING
+        text = _("Run “%(run_id)s” was asked to abort in this process only.")
+    return level, text % {"run_id": outcome.run_id}

@@ -33,23 +33,19 @@ class GuardedView(View):
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         needs_permission = str(request.method).lower() in {*self.http_method_names} - {"options"}
-        if needs_permission and not self.has_abort_permission(self.get_run_id()):
-            return self._deny()
-        return super().dispatch(request, *args, **kwargs)
+        if not needs_permission or self.has_abort_permission(self.get_run_id()):
+            return super().dispatch(request, *args, **kwargs)
+        if not request.user.is_authenticated:
+            if self._prefers_json():
+                return self._refuse(401, _("Log in to abort a run."))
+            return redirect_to_login(request.get_full_path())
+        if self._prefers_json():
+            return self._refuse(403, _("You may not abort this run."))
+        raise PermissionDenied(_("You may not abort this run."))
 
     def _prefers_json(self) -> bool:
         preferred = self.request.get_preferred_type(["text/html", "application/json"])
         return preferred == "application/json"
-
-    def _deny(self) -> HttpResponseBase:
-        is_anonymous = not self.request.user.is_authenticated
-        if self._prefers_json():
-            if is_anonymous:
-                return self._refuse(401, _("Log in to abort a run."))
-            return self._refuse(403, _("You may not abort this run."))
-        if is_anonymous:
-            return redirect_to_login(self.request.get_full_path())
-        raise PermissionDenied(_("You may not abort this run."))
 
     def _refuse(self, status: int, error: str) -> HttpResponse:
         if self._prefers_json():

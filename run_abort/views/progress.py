@@ -94,7 +94,12 @@ def _requests(abort_id: uuid.UUID) -> dict[str, datetime] | None:
 
 def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]:
     age = None if requested_at is None else datetime.now(UTC) - requested_at
-    state = _state(findings, _is_settled(age))
+    # Have processes that Redis did not reach had the time to read the database?
+    if age is None:
+        is_settled = current().listener.is_listening()
+    else:
+        is_settled = age.total_seconds() > settling_time()
+    state = _state(findings, is_settled)
     processes = len(findings.holders)
     aborting = sum(each.state == "aborting" for each in findings.holders)
     only_silent_left = age is not None and age > PATIENCE and not aborting
@@ -106,16 +111,6 @@ def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]
         "unanswered": findings.unanswered,
         "text": " ".join(_sentences(state, aborting, processes - aborting, findings.unanswered)),
     }
-
-
-def _is_settled(age: timedelta | None) -> bool:
-    """Whether processes that Redis did not reach have had the time to read the database.
-
-    :param age: age of the request; None if it has no row.
-    """
-    if age is None:
-        return current().listener.is_listening()
-    return age.total_seconds() > settling_time()
 
 
 def _state(findings: Findings, is_settled: bool) -> State:

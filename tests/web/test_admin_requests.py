@@ -16,7 +16,7 @@ from django.utils.html import escape
 
 from run_abort import abort_run
 from run_abort._runtime.runtime import current
-from run_abort.admin import filters, story
+from run_abort.admin import requests, story
 from run_abort.models import AbortDelivery, AbortRequest
 from tests.blocks import held
 from tests.conftest import Configure
@@ -175,7 +175,7 @@ class TestFiltersAndSearch:
     def test_offers_the_latest_and_what_was_chosen(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(filters, "CHOICES", 1)
+        monkeypatch.setattr(requests, "CHOICES", 1)
         page = text(client.get(LIST))
         assert '<a href="?actor=ann">' in page
         assert '<a href="?actor=bob">' not in page
@@ -186,7 +186,7 @@ class TestFiltersAndSearch:
     def test_looks_for_what_to_offer_among_few(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(filters, "LATEST", 1)
+        monkeypatch.setattr(requests, "LATEST", 1)
         page = text(client.get(LIST))
         assert '<a href="?actor=ann">' in page
         assert '<a href="?actor=bob">' not in page

@@ -60,8 +60,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
             raise CommandError("Not asked: neither the database nor Redis accepted the request.")
-        stopping = sum(bool(_stopping(outcome)) for outcome in outcomes)
-        if stopping:
+        if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
 
 
@@ -69,17 +68,14 @@ def _facts(outcome: AbortOutcome) -> str:
     if not outcome.asked:
         return "NOT asked to abort"
     recorded = "recorded" if outcome.recorded else "NOT recorded"
-    published = "NOT published"
-    if outcome.published:
-        published = f"published to {outcome.listeners} listener(s)"
-    return f"asked to abort, {recorded}, {published}"
+    listeners = f"published to {outcome.listeners} listener(s)"
+    return f"asked to abort, {recorded}, {listeners if outcome.published else 'NOT published'}"
 
 
 def _findings(outcome: AbortOutcome) -> Iterator[str]:
     """Lines about what the processes answered."""
     stopping = _stopping(outcome)
-    stopped = len(outcome.holders) - len(stopping)
-    if stopped:
+    if stopped := len(outcome.holders) - len(stopping):
         yield f"stopped in {stopped} process(es)"
     for answer in stopping:
         yield f"still stopping: process {answer.pid} on {json.dumps(answer.host)}"

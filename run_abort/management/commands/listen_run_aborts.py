@@ -7,7 +7,7 @@ import socket
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,11 @@ from run_abort._core.process_tree import can_hold
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store import database
-from run_abort._store.cursors import MAX_NAME_LENGTH
+from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import seconds
 from run_abort.management.environment import has_endpoint, log_to, require_endpoint
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
-from run_abort.management.place import Place
 from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
 from run_abort.signals import run_abort_received
 
@@ -35,6 +34,8 @@ TOUCH_EVERY: Final = 86_400.0  # seconds
 MAX_GRACE: Final = 86_400.0  # seconds
 TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file", "directory")
 JSON_FIELDS: Final = ("channel", "run_id", "abort_id", *TEXT_FIELDS[1:])
+
+Show = Callable[..., None]  # prints a line: show(event, **facts)
 
 
 class Command(BaseCommand):
@@ -113,7 +114,7 @@ class Command(BaseCommand):
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
-        show = self._printer(line_format) if verbosity else _silent
+        show = self._printer(line_format, silent=not verbosity)
 
         def on_ended(file: PidFile, is_gone: bool) -> None:
             event = "ended" if is_gone else "not ended"
@@ -124,7 +125,7 @@ class Command(BaseCommand):
             programs = Programs(directory, grace=grace, on_ended=on_ended)
         follows = database.enabled() and not over_database
         place = Place(name, from_now=from_now) if follows else None
-        with closing(Wakeup()) as wakeup, _receiving(show), _hearing(wakeup, place, programs):
+        with closing(Wakeup()) as wakeup, _hearing(show, wakeup, place, programs):
             if place is not None:
                 place.take()
             try:
@@ -141,7 +142,7 @@ class Command(BaseCommand):
                 _stop(place)
 
     def _serve(
-        self, wakeup: Wakeup, show: Callable[..., None], place: Place | None, timeout: float | None
+        self, wakeup: Wakeup, show: Show, place: Place | None, timeout: float | None
     ) -> None:
         # Missed requests may arrive from the database before the subscription.
         event = wakeup.wait(timeout, ignore=HEARD)
@@ -157,11 +158,13 @@ class Command(BaseCommand):
             if event is None and place is not None:
                 place.cursor.touch()
 
-    def _printer(self, line_format: str) -> Callable[..., None]:
+    def _printer(self, line_format: str, *, silent: bool) -> Show:
         line = _json_line if line_format == "json" else _text_line
         lock = threading.Lock()  # guards stdout, so that lines of two threads do not mix
 
         def show(event: str, **facts: Any) -> None:
+            if silent:
+                return
             with lock:
                 self.stdout.write(line(event, facts))
                 self.stdout.flush()
@@ -169,23 +172,55 @@ class Command(BaseCommand):
         return show
 
 
+class Place:
+    """The position of this listener: loaded once from its cursor, then saved there."""
+
+    def __init__(self, name: str, *, from_now: bool) -> None:
+        self.cursor = Cursor(name)
+        self._is_to_forget = from_now
+        self._is_taken = False
+
+    def take(self) -> bool:
+        """Load the position from the cursor; return False if the database fails, to be retried."""
+        if self._is_to_forget and self.cursor.forget():
+            self._is_to_forget = False
+        if not self._is_taken and not self._is_to_forget:
+            position = self.cursor.load()
+            if position is not None:
+                runtime = current()
+                runtime.dispatch.remember(position.heard)
+                runtime.reconciler.resume(position.heard_until, began=position.began_at)
+                self.cursor.touch()
+                self._is_taken = True
+        return self._is_taken
+
+    def keep(self) -> bool:
+        """Move the cursor to the current time if every request so far was received and handled.
+
+        :return: whether the cursor is up to date.
+        """
+        if not self.take():
+            return False
+        is_current = self.is_current()
+        if not self.cursor.collect():
+            return True
+        return is_current and current().dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
+
+    def is_current(self) -> bool:
+        """Whether every request made before now has been received."""
+        runtime = current()
+        is_listening = self._is_taken and runtime.listener.is_listening()
+        return is_listening and runtime.reconciler.is_caught_up()
+
+
 @contextmanager
-def _receiving(show: Callable[..., None]) -> Iterator[None]:
-    """Print each abort that this process receives."""
+def _hearing(
+    show: Show, wakeup: Wakeup, place: Place | None, programs: Programs | None
+) -> Iterator[None]:
+    """Print each received abort; wake the command on events of the listener and stop signals."""
 
     def on_received(**facts: Any) -> None:
         show("received", **facts)
-
-    run_abort_received.connect(on_received, weak=False, dispatch_uid="run_abort.command")
-    try:
-        yield
-    finally:
-        run_abort_received.disconnect(dispatch_uid="run_abort.command")
-
-
-@contextmanager
-def _hearing(wakeup: Wakeup, place: Place | None, programs: Programs | None) -> Iterator[None]:
-    """Wake the command on events of the listener and on stop signals."""
 
     def on_dispatched(request: Request) -> None:
         if programs is not None:
@@ -195,15 +230,13 @@ def _hearing(wakeup: Wakeup, place: Place | None, programs: Programs | None) -> 
             wakeup.notify(HEARD)
 
     runtime = current()
-    forget_cursor = runtime.dispatch.dispatched.add(on_dispatched)
-    forget = runtime.listener.subscribed.add(lambda missed_since: wakeup.notify(SUBSCRIBED))
-    restore = wakeup.notify_on_stop_signals()
-    try:
+    with ExitStack() as stack:
+        run_abort_received.connect(on_received, weak=False)
+        stack.callback(run_abort_received.disconnect, on_received)
+        stack.callback(runtime.dispatch.dispatched.add(on_dispatched))
+        stack.callback(runtime.listener.subscribed.add(lambda since: wakeup.notify(SUBSCRIBED)))
+        stack.callback(wakeup.notify_on_stop_signals())
         yield
-    finally:
-        restore()
-        forget()
-        forget_cursor()
 
 
 def _stop(place: Place | None) -> None:
@@ -217,10 +250,6 @@ def _stop(place: Place | None) -> None:
     if place is not None and is_current:
         place.cursor.collect()
         place.cursor.save()
-
-
-def _silent(event: str, **facts: Any) -> None:
-    pass
 
 
 def _text_line(event: str, facts: dict[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
 from run_abort._store import retention
+from run_abort.management.arguments import count, positive_number
 
 
 class Command(BaseCommand):
@@ -22,14 +24,14 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--older-than",
-            type=_days,
+            type=partial(positive_number, of="days", most=retention.MAX_DAYS),
             required=True,
             metavar="DAYS",
             help="minimum age of the requests to delete; may have a fraction",
         )
         parser.add_argument(
             "--batch-size",
-            type=_rows,
+            type=partial(count, most=retention.MAX_BATCH),
             default=retention.BATCH,
             metavar="ROWS",
             help="number of requests to delete in one transaction; default: %(default)d",
@@ -66,25 +68,3 @@ class Command(BaseCommand):
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
             line = f"Older than {older_than:g} day(s): {done} {old.standing} that still stand"
             self.stdout.write(self.style.SUCCESS(line))
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = 0
-    if not 0 < days <= retention.MAX_DAYS:
-        raise ArgumentTypeError(
-            f"{text!r} is not a number of days greater than 0 and at most {retention.MAX_DAYS}"
-        )
-    return days
-
-
-def _rows(text: str) -> int:
-    try:
-        rows = int(text)
-    except ValueError:
-        rows = 0
-    if not 1 <= rows <= retention.MAX_BATCH:
-        raise ArgumentTypeError(f"{text!r} is not a number from 1 to {retention.MAX_BATCH}")
-    return rows

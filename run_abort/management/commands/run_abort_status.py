@@ -87,10 +87,13 @@ class Command(BaseCommand):
         ]
         shown = list(_working_on(run_ids, processes)) if run_ids else processes
         if verbosity and as_json:
-            self.stdout.write(_document(shown, census.unanswered))
+            facts = {"unanswered": census.unanswered, "processes": list(map(_facts, shown))}
+            self.stdout.write(json.dumps(facts))
         elif verbosity:
-            lines = [*_table(shown), *_sentences(processes, census.unanswered)]
-            self._print("\n".join(lines))
+            text = "\n".join([*_table(shown), *_sentences(processes, census.unanswered)])
+            # Untrusted text must not make the command fail on a terminal that cannot encode it.
+            encoding = getattr(self.stdout, "encoding", None) or "utf-8"
+            self.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
         listening = sum(process.listener == "listening" for process in processes)
         unmet = []
@@ -102,11 +105,6 @@ class Command(BaseCommand):
             unmet.append("No process that answered works on it.")
         if unmet:
             raise CommandError(" ".join(unmet))
-
-    def _print(self, text: str) -> None:
-        # Untrusted text must not make the command fail on a terminal that cannot encode it.
-        encoding = getattr(self.stdout, "encoding", None) or "utf-8"
-        self.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _working_on(
@@ -123,16 +121,13 @@ def _table(processes: Sequence[ProcessStatus]) -> Iterator[str]:
     """Yield a line for each process, followed by a line for each of its blocks."""
     if not processes:
         return
-    rows = [HEADINGS, *map(_row, processes)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     now = datetime.now(UTC)
-    yield _aligned(HEADINGS, widths)
-    for process, row in zip(processes, rows[1:], strict=True):
-        yield _aligned(row, widths)
-        blocks = [_block(run, now) for run in process.runs]
-        block_widths = [max(map(len, column)) for column in zip(*blocks, strict=True)]
-        for block in blocks:
-            yield INDENT + _aligned(block, block_widths)
+    headings, *rows = _aligned([HEADINGS, *map(_row, processes)])
+    yield headings
+    for process, row in zip(processes, rows, strict=True):
+        yield row
+        for block in _aligned([_block(run, now) for run in process.runs]):
+            yield INDENT + block
 
 
 def _row(process: ProcessStatus) -> tuple[str, ...]:
@@ -156,9 +151,10 @@ def _block(run: HeldRun, now: datetime) -> tuple[str, ...]:
     )
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-    return line.rstrip()
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def _sentences(processes: Sequence[ProcessStatus], unanswered: int) -> Iterator[str]:
@@ -168,10 +164,8 @@ def _sentences(processes: Sequence[ProcessStatus], unanswered: int) -> Iterator[
     if hidden:
         yield f"{hidden} newer block(s) are not shown."
     if unanswered:
-        yield (
-            f"{unanswered} listener(s) on the channel did not answer: other programs, or hung "
-            "processes."
-        )
+        silent = f"{unanswered} listener(s) on the channel did not answer"
+        yield f"{silent}: other programs, or hung processes."
 
 
 def _plain(text: str) -> str:
@@ -182,10 +176,6 @@ def _plain(text: str) -> str:
 def _quoted(text: str) -> str:
     # JSON escapes control characters, which must not reach the terminal from untrusted text.
     return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-def _document(processes: Sequence[ProcessStatus], unanswered: int) -> str:
-    return json.dumps({"unanswered": unanswered, "processes": list(map(_facts, processes))})
 
 
 def _facts(process: ProcessStatus) -> dict[str, Any]:

@@ -86,16 +86,10 @@ def pid_files(directory: Path) -> Iterator[PidFile]:
     with suppress(OSError):
         names = sorted(path.name for path in directory.iterdir())
     for name in names:
-        run_id = _run_id_in(name)
-        if run_id:
+        run_id, _dot, anything = name.removesuffix(SUFFIX).rpartition(".")
+        if name.endswith(SUFFIX) and run_id and anything:
             with suppress(OSError):
-                yield _read(directory / name, run_id)
-
-
-def _run_id_in(name: str) -> str:
-    run_id, dot, anything = name.removesuffix(SUFFIX).rpartition(".")
-    is_ours = name.endswith(SUFFIX) and dot and anything
-    return unquote(run_id, errors="replace") if is_ours else ""
+                yield _read(directory / name, unquote(run_id, errors="replace"))
 
 
 def _read(path: Path, run_id: str) -> PidFile:
@@ -103,8 +97,7 @@ def _read(path: Path, run_id: str) -> PidFile:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
-        is_file = stat.S_ISREG(found.st_mode)
-        text = os.read(fd, MAX_BYTES + 1) if is_file else b""
+        text = os.read(fd, MAX_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
     finally:
         os.close(fd)
     word = text.strip()

@@ -15,7 +15,6 @@ from typing import Final
 from run_abort._concurrency.workers import spawn
 from run_abort._core import process_tree
 from run_abort._core.process_tree import Entry, Family, end, family_of_stranger
-from run_abort._core.types import Escalation
 from run_abort.runs import hold
 
 from . import files
@@ -66,15 +65,12 @@ class _Program:
 
     def _end(self) -> None:
         try:
-            has_ended = end(self._family, self._grace, self._tell)
+            has_ended = end(self._family, self._grace, self.signal.escalated)
             if has_ended:
                 files.remove(self.file)
         finally:
             self._close()
         self._on_ended(self.file, has_ended)
-
-    def _tell(self, escalation: Escalation) -> None:
-        self.signal.escalated(escalation)
 
     def _close(self) -> None:
         self._release()
@@ -131,9 +127,8 @@ class Programs:
             self._wake.clear()
 
     def _look(self) -> None:
-        found: dict[Key, PidFile] = {}
-        for file in files.pid_files(self._directory):
-            found[(file.path.name, file.inode, file.written_at)] = file
+        files_now = files.pid_files(self._directory)
+        found = {(file.path.name, file.inode, file.written_at): file for file in files_now}
         for key, program in tuple(self._held.items()):
             is_gone = not program.is_there()
             # Release it if it has ended, or if it has removed its file.
