@@ -1,9 +1,9 @@
-"""What this process does with a request that it hears of.
+"""Handles a request that this process received.
 
 First the controllers are aborted, then the receivers of ``run_abort_received`` are called, both in
-the thread that heard of it; then the handlers of ``subscribe_to_run_aborts``, each on a thread of
-its own. Receivers and handlers get one request once; the controllers may get it again, which has no
-effect.
+the thread that received the request. Then the handlers of ``subscribe_to_run_aborts`` are called,
+each on a thread of its own. Receivers and handlers get each request once. Controllers may get it
+again, which has no effect.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["Dispatch"]
 logger = logging.getLogger("run_abort")
 
 SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning
-REMEMBERED: Final = 50_000  # request IDs that are recognised when they come again
+REMEMBERED: Final = 50_000  # request IDs that are recognised when received again
 
 _UID: Final = "run_abort.dispatch"
 
 
 class _Seen:
-    """The last request IDs that this process heard of."""
+    """The IDs of the last requests that this process received."""
 
     def __init__(self) -> None:
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -64,7 +64,7 @@ class Dispatch:
     """Hands requests to the registry, to receivers and to handlers.
 
     :ivar dispatched: called with each request once receivers have returned and handlers have it
-        in their queues, in the thread that heard of it.
+        in their queues, in the thread that received it.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -76,28 +76,28 @@ class Dispatch:
         self._overflow = Throttle()
         self._slow = Throttle()
         self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
-        # The request of which this thread is calling the receivers.
+        # The request for which this thread is calling receivers.
         self._calling = threading.local()
 
     def connect(self) -> None:
-        """Have a project that sends ``run_abort_received`` itself abort the controllers here."""
+        """Abort the controllers here also when a project sends ``run_abort_received`` itself."""
         run_abort_received.connect(self._on_signal, dispatch_uid=_UID)
 
     def disconnect(self) -> None:
-        """Take :meth:`connect` back."""
+        """Undo :meth:`connect`."""
         run_abort_received.disconnect(dispatch_uid=_UID)
 
     def remember(self, request_ids: Iterable[str]) -> None:
-        """Do not tell receivers and handlers of these requests."""
+        """Do not pass these requests to receivers and handlers from now on."""
         for request_id in request_ids:
             self._seen.add(request_id)
 
     def has_audience(self) -> bool:
-        """Whether there are receivers or handlers, beside the controllers."""
+        """Whether there are receivers or handlers."""
         return bool(self._handlers) or self._has_receivers()
 
     def receive(self, request: Request) -> None:
-        """Do what is to be done here about a request that another process made. Raises nothing."""
+        """Handle a request that another process made. Raises nothing."""
         self._registry.abort(request, "channel")
         if not request.id or self._seen.add(request.id):
             if self._has_receivers():
@@ -106,19 +106,19 @@ class Dispatch:
         self.dispatched(request)
 
     def announce(self, controllers: Sequence[AbortController], request: Request) -> None:
-        """Send ``run_aborted`` for controllers that flipped; does not wait for its receivers."""
+        """Send ``run_aborted`` for aborted controllers, without waiting for its receivers."""
         if not run_aborted.receivers or self._announcements.put((controllers, request)):
             return
         if (before := self._overflow.admit()) is not None:
             logger.error(
-                "The receivers of run_aborted are so far behind that they miss the abort of run %r "
-                "and %d before",
+                "The receivers of run_aborted are so far behind that they missed the abort of run "
+                "%r and %d before",
                 controllers[0].signal.run_id,
                 before,
             )
 
     def add_handler(self, on_abort: Callable[[str], object]) -> None:
-        """Call ``on_abort(run_id)`` for each request from now on; adding it again changes nothing.
+        """Call ``on_abort(run_id)`` for each request. Adding it again changes nothing.
 
         :raises TypeError: if it is not callable.
         """
@@ -132,7 +132,7 @@ class Dispatch:
         """Wait until every handler, and every receiver of ``run_aborted``, has returned.
 
         :param timeout: seconds to wait at most, for all of them.
-        :return: whether they have.
+        :return: False if the time was up.
         """
         deadline = time.monotonic() + timeout
         waits = [worker.wait_idle for worker in self._handlers]
@@ -157,10 +157,10 @@ class Dispatch:
         abort_id: uuid.UUID | None = None,
         **kwargs: object,
     ) -> None:
-        """A project has sent the signal itself: abort the controllers of this process.
+        """Abort the controllers of this process, because a project has sent the signal itself.
 
-        What this object sends was aborted before. It is not aborted a second time: the receivers
-        may take long, and the run may have been cleared and started again meanwhile.
+        Signals sent by this object are ignored: their controllers were aborted before. Receivers
+        may take long, and by now the run may have been cleared and started again.
         """
         request = Request(run_id, str(abort_id or ""), reason, actor)
         if getattr(self._calling, "request", None) != (run_id, request.id):
@@ -185,8 +185,8 @@ class Dispatch:
         seconds = time.monotonic() - began
         if seconds > SLOW and self._slow.admit() is not None:
             logger.warning(
-                "The receivers of run_abort_received took %.1f s for run %r. They hold up the "
-                "requests behind it: let them hand their work to another thread",
+                "The receivers of run_abort_received took %.1f s for run %r, which delays other "
+                "requests: let them pass their work to another thread",
                 seconds,
                 request.run_id,
             )

@@ -1,9 +1,9 @@
-"""The event stream: what happens to aborted blocks in this process, and who learns of it.
+"""The event stream: collects what happens to aborted blocks in this process, and reports it.
 
 The registry emits ``Aborted``, ``Escalated`` and ``Left`` in the thread in which they happen, after
-the flags are set and the waiters are woken. Here they are put together, one ``Delivery`` for each
-request, and handed on: as log lines and facts for hooks, as rows, as answers, and as the signal
-``run_aborted``. Each of these has a thread of its own, so none holds up an abort.
+the flags are set and the waiters are woken. This module combines them to one ``Delivery`` for each
+request. It reports changes as facts (log lines and hooks), rows, answers, and the signal
+``run_aborted``. Each of these has a thread of its own, so none delays an abort.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from .facts import FactName, Facts
 
 __all__ = ["UNNAMED", "Events"]
 
-REMEMBERED: Final = 1000  # requests for which no block is open any more
+REMEMBERED: Final = 1000  # requests whose blocks are all left
 MAX_LABELS: Final = 20  # of one request; an answer takes no more
 MAX_TRIED: Final = 20  # of one request; later escalations are not kept
-UNNAMED: Final = "unnamed:"  # and the ID of the run: a request to which its sender gave no ID
+UNNAMED: Final = "unnamed:"  # followed by the run ID: the key of a request without an ID
 
 
 class Events:
-    """Puts the events of this process together.
+    """Combines the events of this process to deliveries.
 
-    A block may be left before the thread that aborted it has emitted its event. What such a block
-    emits is held back until then: only then it is known which blocks the request aborted.
+    A block may be left before the thread that aborted it has emitted ``Aborted``. Then the block's
+    ``Left`` and ``Escalated`` are held back until ``Aborted`` is emitted, because only then it is
+    known which blocks the request aborted.
 
-    :ivar changed: called with a :class:`Delivery` whenever it has changed. Within the lock, so
-        that two threads call it in order: its functions only queue, and never wait.
+    :ivar changed: called with each changed :class:`Delivery`. Called within the lock, so that
+        changes keep their order. Its functions only queue, and never wait.
     :ivar flipped: called with the controllers that one request aborted, and the request.
     """
 
@@ -51,17 +52,17 @@ class Events:
         registry.events.add(self.emit)
 
     def _reset(self) -> None:
-        # Guards the attributes below. Reentrant, because a signal handler that aborts may interrupt
-        # its own thread inside.
+        # Guards the attributes below. Reentrant, because a signal handler may abort while its own
+        # thread holds the lock.
         self._lock = threading.RLock()
-        # By the request's key: what it did here, the least recently stopped first.
+        # Key of the request → its delivery, the least recently stopped first.
         self._deliveries: OrderedDict[str, Delivery] = OrderedDict()
-        # By the request's key: the blocks that are still to be left; no key without one.
+        # Key of the request → its blocks that are open; no key without one.
         self._pending: dict[str, set[AbortSignal]] = {}
-        # The keys of the requests that each signal was aborted by.
+        # Signal → the keys of the requests that aborted it.
         self._keys: WeakKeyDictionary[AbortSignal, tuple[str, ...]] = WeakKeyDictionary()
-        # What is held back, by the event that was not emitted yet. Not by the request's key: one
-        # request may have several events, each with other blocks.
+        # Event that was not emitted yet → the events held back for it. Not by the request's key,
+        # because one request may have several events, each with other blocks.
         self._held_back: dict[Aborted, list[Left | Escalated]] = {}
 
     def emit(self, event: Event) -> None:
@@ -77,25 +78,25 @@ class Events:
                 self._went_on(event)
 
     def delivery_of(self, request_id: str) -> Delivery | None:
-        """What a request did here; None if it aborted nothing, or that is long past.
+        """The delivery of a request; None if it aborted nothing here, or was forgotten.
 
-        Takes no lock, so that those whom ``changed`` calls may ask.
+        Takes no lock, so that the functions of ``changed`` may call it.
         """
         return self._deliveries.get(request_id)
 
     def finish(self) -> None:
-        """At the interpreter's exit: wait no longer for events that were not emitted.
+        """At the interpreter's exit: report the events held back.
 
-        The thread that would emit them may be a daemon, which does not run any more.
+        The thread that would emit the missing ``Aborted`` may be a daemon that has been stopped.
         """
         with self._lock:
             for event in list(self._held_back):
                 self._aborted(event)
 
     def after_fork_in_child(self) -> None:
-        """Forget everything: the parent reports what was aborted before the fork.
+        """Forget everything: the parent reports the aborts from before the fork.
 
-        A later request for the same blocks is reported by the child as well.
+        The child reports later requests for the same blocks.
         """
         self._reset()
         for controller, _ in self._registry.holdings():
@@ -105,7 +106,7 @@ class Events:
     # Within the lock.
 
     def _hold_back(self, event: Left | Escalated) -> bool:
-        """Hold the event back if the abort of its block was not emitted yet."""
+        """Hold the event back if the ``Aborted`` of its block was not emitted yet."""
         signal = event.controller.signal if isinstance(event, Left) else event.signal
         aborted = signal.aborted_by
         if aborted is None or signal in self._keys:
@@ -146,7 +147,7 @@ class Events:
         )
         pending = self._pending.setdefault(key, set())
         for each in new:
-            # Of a block that is not known here, the Left event is held back or still to come.
+            # If this block is new here, its Left event is held back or not emitted yet.
             if each.left_at is None or each.signal not in self._keys:
                 pending.add(each.signal)
             self._keys[each.signal] = (*self._keys.get(each.signal, ()), key)
@@ -169,7 +170,7 @@ class Events:
                 self._tell(key, "insisted", at, rung=event.escalation)
 
     def _stop_if_over(self, key: str, at: datetime) -> None:
-        """If no block of the request is still to be left, say so, once."""
+        """Report once that all blocks of the request were left."""
         if key not in self._pending or self._pending[key]:
             return
         del self._pending[key]

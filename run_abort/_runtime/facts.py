@@ -1,13 +1,12 @@
 """The facts about requests that this process knows: one log line for each, and the hooks.
 
-A fact is one of the four words, or an escalation. It is recorded once it is known, so not always in
-the order in which things happened: its time tells that. The process that makes a request records
-*requested* and *published*; each process that works on the run records *aborted*, *insisted* and
-*stopped*.
+The process that makes a request records *requested* and *published*. Each process that holds the
+run records *aborted*, each escalation (the fact's public name is *insisted*), and *stopped*. Facts
+are recorded as they become known, which is not always the order of their times.
 
-A thread of its own records them, and lives while there is anything to record, so neither a log
-handler nor a hook holds up an abort. Without a hook and with the log level above INFO nothing is
-done.
+A worker thread records them, so neither a log handler nor a hook delays an abort. It starts with
+the first fact and ends when none is left; a fork and the interpreter's exit wait for it. Without a
+hook, and with the log level above INFO, nothing is done.
 """
 
 from __future__ import annotations
@@ -31,35 +30,35 @@ __all__ = ["Fact", "FactName", "Facts"]
 
 logger = logging.getLogger("run_abort")
 
-MAX_WAITING: Final = 50_000  # facts that a hook, or the log, may be behind
+MAX_WAITING: Final = 50_000  # facts that may wait for the log or for a hook
 
 FactName = Literal["requested", "published", "aborted", "insisted", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """Something that is known about an abort. Attributes that do not apply are None.
+    """One fact about a request. Attributes that do not apply are None.
 
-    :ivar name: ``"requested"``: ``abort_run`` was called; ``"published"``: Redis took the message;
-        ``"aborted"``: blocks in this process are aborted; ``"insisted"``: the block went on and
-        was forced; ``"stopped"``: the last of them was left.
-    :ivar run_id: requested and published: the ID that is to be aborted, of a run or a group; else
-        of the run, or of one of the group's runs.
-    :ivar abort_id: ties the facts about one request together, in all processes; empty if another
-        program made the request without one.
-    :ivar at: when that was so, in UTC, by the clock of this host.
-    :ivar origin: this process's ID on the wire.
+    :ivar name: ``"requested"``: ``abort_run`` was called; ``"published"``: Redis accepted the push;
+        ``"aborted"``: blocks in this process were aborted; ``"insisted"``: a block went on, and an
+        escalation was made; ``"stopped"``: the last of the blocks was left.
+    :ivar run_id: requested and published: the requested ID, of a run or a group; else the ID of the
+        run, or of one of the group's runs.
+    :ivar abort_id: the ID of the request, the same in all processes; empty if another program made
+        the request without one.
+    :ivar at: when it happened, in UTC, by the clock of this host.
+    :ivar origin: the ID of this process on the wire.
     :ivar host: the name of this host.
-    :ivar pid: of this process.
-    :ivar actor: requested: who, as text; perhaps empty.
-    :ivar reason: requested: why; perhaps empty.
+    :ivar pid: the ID of this process.
+    :ivar actor: requested: the requester, as text; may be empty.
+    :ivar reason: requested: the reason; may be empty.
     :ivar recorded: requested: whether the request is in the database.
-    :ivar listeners: published: how many subscribers Redis knew of, a hint.
-    :ivar way: aborted: how this process learned of it: ``"local"``, ``"channel"``,
+    :ivar listeners: published: the number of subscribers that Redis counted; a hint.
+    :ivar way: aborted: how this process received the request: ``"local"``, ``"channel"``,
         ``"reconcile"``, or ``"start"`` for a block that was entered later.
     :ivar controllers: aborted: the number of blocks.
     :ivar rung: insisted: ``"cancel"``, ``"interrupt"``, ``"terminate"`` or ``"kill"``.
-    :ivar seconds: stopped: since the first of them was aborted.
+    :ivar seconds: stopped: since the first of the blocks was aborted.
     """
 
     name: FactName
@@ -86,14 +85,14 @@ _LINES: Final = {
     "insisted": "Insisted: on the abort %s of run %r",
     "stopped": "Stopped: after the abort %s, run %r",
 }
-# Prefixed, because to overwrite what a record has, such as "process", is an error.
+# Prefixed, because logging refuses extras named as an attribute of the record, such as "process".
 _EXTRA: Final = {each.name: f"abort_{each.name.removeprefix('abort_')}" for each in fields(Fact)}
 
 
 class Facts:
-    """Records facts as log lines, and hands them to hooks.
+    """Records facts as log lines, and passes them to hooks.
 
-    :param origin: gives this process's ID on the wire.
+    :param origin: returns the ID of this process on the wire.
     """
 
     def __init__(self, origin: Callable[[], str]) -> None:
@@ -119,7 +118,7 @@ class Facts:
         return remove
 
     def requested(self, requests: Sequence[Request], *, at: datetime, recorded: bool) -> None:
-        """These were requested. Neither blocks nor raises.
+        """Record that these were requested. Neither blocks nor raises.
 
         :param recorded: whether they are in the database.
         """
@@ -137,9 +136,9 @@ class Facts:
     def published(
         self, requests: Sequence[Request], listeners: Sequence[int | None], *, at: datetime
     ) -> None:
-        """Redis took the messages of these. Neither blocks nor raises.
+        """Record that Redis accepted the pushes of these. Neither blocks nor raises.
 
-        :param listeners: how many subscribers it knew of for each; None if it did not take that.
+        :param listeners: number of subscribers for each; None if Redis did not accept the push.
         """
         for request, count in zip(requests, listeners, strict=True):
             if count is not None:
@@ -158,10 +157,10 @@ class Facts:
             self._missed += 1
 
     def wait_recorded(self, timeout: float) -> bool:
-        """Wait until everything is recorded, and the hooks have returned.
+        """Wait until all facts are recorded, and the hooks have returned.
 
         :param timeout: seconds to wait at most.
-        :return: whether that is so.
+        :return: False if the time was up.
         """
         deadline = time.monotonic() + timeout
         waits = [worker.wait_idle for worker in self._hooks]
@@ -171,7 +170,7 @@ class Facts:
         )
 
     def _record(self, values: dict[str, Any]) -> None:
-        # Not where it was missed: what holds up the log would hold up that line, too.
+        # Logged here, not in record_soon: a slow log handler would delay the abort.
         missed, self._missed = self._missed, 0
         if missed:
             logger.error("The log is so far behind that it missed %d facts or more", missed)

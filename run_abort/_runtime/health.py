@@ -1,4 +1,4 @@
-"""Whether this process hears of aborts. For probes; costs no I/O."""
+"""Whether this process receives requests. For probes; does no I/O."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["Health", "health"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How this process is as one that hears of aborts.
+    """The health of this process as a receiver of requests.
 
-    :ivar ok: whether it hears of them as fast as the settings let it: it listens; or it is not to,
-        because no Redis is configured or ``LISTEN`` is False, and reads them from the database.
-        False also where neither is used, and where the settings are invalid.
+    :ivar ok: whether this process receives requests as fast as the settings allow. True if it
+        listens. Also true if it reads requests from the database, and no Redis is configured or
+        ``LISTEN`` is False. False if neither is used, or if the settings are invalid.
     :ivar state: of the listener: ``"starting"``, ``"listening"``, ``"reconnecting"``,
         ``"stopped"`` or ``"off"``.
-    :ivar since: when it came into that state, in UTC.
-    :ivar reconnects: how often a lost subscription was had again.
-    :ivar last_error: why the last connection was lost or refused, or why the settings cannot be
-        used; empty if there was none. It may name hosts: not for everybody's eyes.
-    :ivar origin: this process's ID on the wire.
-    :ivar redis: whether a Redis is configured, well or not.
-    :ivar database: whether aborts are also read from the database, so that none is lost while
-        the listener is not listening. Says nothing of how the database is.
-    :ivar held: how many blocks of ``abortable_run`` this process works in.
+    :ivar since: when the listener entered that state, in UTC.
+    :ivar reconnects: number of times a lost subscription was re-established.
+    :ivar last_error: why the last connection was lost or refused, or why the settings are invalid;
+        empty if there was no error. It may contain host names: do not publish it.
+    :ivar origin: the ID of this process on the wire.
+    :ivar redis: whether a usable Redis is configured. It need not be reachable.
+    :ivar database: whether requests are also read from the database, so that none is lost while
+        the listener is not listening. The database need not be reachable.
+    :ivar held: number of open blocks of ``abortable_run`` in this process.
     """
 
     ok: bool
@@ -45,7 +45,7 @@ class Health:
 
 
 def health() -> Health:
-    """How this process is, and no other. No I/O; raises nothing; any thread may ask.
+    """The health of this process. Does no I/O; raises nothing; any thread may call this.
 
     The first call may import redis-py.
     """

@@ -1,7 +1,7 @@
-"""The inquiry: asks the processes, and puts together what they answer.
+"""The inquiry: asks processes, and collects their answers.
 
-Over Redis every listener is asked, and their number is known, so it is known when all have
-answered. Without Redis only those that hold a run tell, through the rows of the timeline.
+Over Redis every listener is asked. Redis counts the listeners, so it is known when all have
+answered. Without Redis, only processes that hold a run answer, by their rows in the timeline.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ logger = logging.getLogger("run_abort")
 
 P = TypeVar("P", ProcessAnswer, ProcessStatus)
 
-# Seconds between two looks into the database and at this process: while answers come through
-# Redis, and while they do not, or this process itself is still to stop.
+# Seconds between two reads of the database and of this process. Seldom while answers come through
+# Redis; often while they do not, or while this process itself has not stopped.
 LOOK_SELDOM: Final = 1.0
 LOOK_OFTEN: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What became of one abort, as far as it is known.
+    """The known state of one abort.
 
-    :ivar processes: what each process that answered says, sorted by host and process ID.
-    :ivar unanswered: how many listeners heard and did not answer: programs that are not ours, and
-        processes that hang.
-    :ivar stopped: whether every process that held the run has left its last block of it: at least
-        one has, none is known that has not, and nobody is left unanswered.
+    :ivar processes: the answers of the processes, sorted by host and process ID.
+    :ivar unanswered: number of listeners that did not answer: foreign programs and hanging
+        processes.
+    :ivar stopped: whether every process that held the run has left all of its blocks. True only if
+        at least one process has, no process is known that has not, and all listeners answered.
     """
 
     processes: tuple[ProcessAnswer, ...] = ()
@@ -57,22 +57,22 @@ class Findings:
 
     @property
     def holders(self) -> tuple[ProcessAnswer, ...]:
-        """Those that worked on the run when the abort came."""
+        """The answers of the processes that held the run when they received the request."""
         return tuple(each for each in self.processes if each.state in {"aborting", "stopped"})
 
     @property
     def finished(self) -> bool:
-        """Whether nobody holds the run, and some process says that it had ended there before."""
+        """Whether no process held the run, and in at least one it had ended before."""
         return not self.holders and any(each.state == "finished" for each in self.processes)
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Which processes there are, and what they work on.
+    """The listening processes, and the runs that they hold.
 
     :ivar processes: sorted by host and process ID.
-    :ivar unanswered: how many listeners did not answer.
-    :ivar reachable: whether anybody could be asked; else only this process is known.
+    :ivar unanswered: number of listeners that did not answer.
+    :ivar reachable: whether Redis could be used; if not, only this process is known.
     """
 
     processes: tuple[ProcessStatus, ...]
@@ -87,12 +87,12 @@ def ask_about(
     timeout: float,
     requested_at: datetime | None = None,
 ) -> Findings:
-    """Ask what became of an abort. Aborts nothing, and raises nothing for Redis' sake.
+    """Ask for the state of an abort. Aborts nothing. Does not raise if Redis fails.
 
-    :param run_id: the ID that was to be aborted.
-    :param timeout: at most so many seconds; it returns as soon as every listener has answered.
-    :param requested_at: when it was requested, aware; so that without Redis nothing is said to
-        have stopped before everybody has had the time to look.
+    :param run_id: the requested ID.
+    :param timeout: seconds to wait at most. Returns as soon as every listener has answered.
+    :param requested_at: when it was requested, aware. Without Redis, the run counts as stopped
+        only after :func:`settling_time`.
     """
     question = Question("abort", str(uuid.uuid4()), timeout, str(abort_id), run_id)
     about = [(str(abort_id), run_id)]
@@ -102,9 +102,9 @@ def ask_about(
 
 
 def ask_status(*, timeout: float = 1.0) -> Census:
-    """Ask every listener what it is, and what it works on. Raises nothing for Redis' sake.
+    """Ask every listener for its status. Does not raise if Redis fails.
 
-    :param timeout: at most so many seconds; it returns as soon as every listener has answered.
+    :param timeout: seconds to wait at most. Returns as soon as every listener has answered.
     """
     question = Question("status", str(uuid.uuid4()), timeout)
     deadline = time.monotonic() + timeout
@@ -128,12 +128,12 @@ def ask_status(*, timeout: float = 1.0) -> Census:
 
 
 def settling_time() -> float:
-    """Within how many seconds of a request everybody who works on a run has looked for it."""
+    """Seconds after a request within which every process that holds the run has read it."""
     return 2 * conf.settings().POLL_INTERVAL + 0.5
 
 
 class _Inbox:
-    """The link on which answers come in; closed, if there is no Redis or it fails.
+    """The connection that receives answers; closed if no Redis is configured or Redis fails.
 
     :param timeout: seconds that opening it may take.
     """
@@ -165,14 +165,14 @@ class _Inbox:
         return self._link is not None
 
     def receive(self, deadline: float) -> bytes | None:
-        """The next answer; None if there is none by then, or the link is lost."""
+        """The next answer; None if none has come by the deadline, or the connection is lost."""
         if self._link is None:
             time.sleep(max(deadline - time.monotonic(), 0))
             return None
         try:
             return self._link.receive_before(deadline)
         except Exception as error:
-            logger.debug("Answers are not received any more: %s: %s", type(error).__name__, error)
+            logger.debug("Answers can no longer be received: %s: %s", type(error).__name__, error)
             self.close()
             return None
 
@@ -183,9 +183,9 @@ class _Inbox:
 
 
 class _Case:
-    """One abort that is asked about, and what is known of it.
+    """One request in question, and the answers so far.
 
-    :ivar listeners: how many have to answer; None if nobody could be asked through Redis.
+    :ivar listeners: number of listeners that have to answer; None if Redis could not be used.
     """
 
     def __init__(self, abort_id: str, run_id: str) -> None:
@@ -196,22 +196,23 @@ class _Case:
         self._heard: set[str] = set()
 
     def hear(self, answer: ProcessAnswer) -> None:
-        """Take what a process answered through Redis."""
+        """Take an answer that came through Redis."""
         self._heard.add(answer.origin)
         self._take(answer)
 
     def look_here(self) -> bool:
-        """Take what is so in this process; return whether it is still to stop."""
+        """Take the answer of this process; return whether its blocks are still aborting."""
         answer = current().responder.answer_about(self.abort_id, self.run_id)
         if answer.state != "not here":
             self._take(answer)
         return answer.state == "aborting"
 
     def read(self, row: ProcessAnswer, *, was_asked: bool) -> None:
-        """Take what a process wrote into its row, unless it has told more itself.
+        """Take the row of a process, unless its own answer contains more.
 
-        :param was_asked: whether those that heard of the abort were asked with it: then one that
-            has stopped has answered by its row, for it may have ended before it could otherwise.
+        :param was_asked: whether the request itself asked for answers. If so, the row of a stopped
+            process counts as its answer, because the process may have exited before it could
+            answer.
         """
         if was_asked and row.way == "channel" and row.state == "stopped":
             self._heard.add(row.origin)
@@ -229,9 +230,9 @@ class _Case:
         return max((self.listeners or 0) - len(self._heard), 0)
 
     def everybody_told(self, is_settled: bool) -> bool:
-        """Whether whoever can answer has.
+        """Whether all processes that can answer have answered.
 
-        :param is_settled: whether everybody has had the time to look into the database.
+        :param is_settled: whether all processes have had the time to read the database.
         """
         return is_settled if self.listeners is None else not self.unanswered
 
@@ -250,13 +251,13 @@ class _Case:
 
 
 class Inquiry:
-    """What processes answer about some aborts, heard from before they are asked until it is clear.
+    """Collects the answers about some requests. Subscribes to the answers before the question.
 
-    Used by one thread at a time, and to be closed.
+    Used by one thread at a time. The caller closes it.
 
-    :param about: the ID of each abort, and the ID that it is to abort.
-    :param wait: at most so many seconds, from now.
-    :param address: the question, if the aborts are not asked about by being requested.
+    :param about: pairs of a request ID and the requested run ID.
+    :param wait: seconds to wait at most, from now.
+    :param address: the ID of the question; None if the requests themselves ask for answers.
     """
 
     def __init__(
@@ -276,13 +277,13 @@ class Inquiry:
     def collect(
         self, listeners: Sequence[int | None], *, since: datetime | None = None
     ) -> list[Findings]:
-        """Wait for answers until it is clear what became of each abort, or the time is up.
+        """Wait for answers until the state of each abort is clear, or the time is up.
 
-        An abort that was just requested is clear when all have answered and none works on the run
-        any more; one that is asked about later, when all have answered.
+        An abort that was just requested is clear when all processes have answered and all blocks
+        of the run were left. An earlier request is clear when all have answered.
 
-        :param listeners: how many were asked about each; None if nobody could be.
-        :param since: when they were requested, aware; None is now.
+        :param listeners: number of listeners for each request; None if Redis could not be used.
+        :param since: when they were requested, aware; None for the present time.
         """
         for case, number in zip(self._cases.values(), listeners, strict=True):
             case.listeners = number if self.is_open or not database.enabled() else None
@@ -308,7 +309,7 @@ class Inquiry:
     def _is_clear(self, case: _Case) -> bool:
         everybody_told = case.everybody_told(self._is_settled())
         if not self.is_open and not database.enabled():
-            everybody_told = True  # nobody can tell any more
+            everybody_told = True  # no further answer can come
         if self._waits:
             return everybody_told and not case.is_aborting()
         return everybody_told or not self.is_open
@@ -317,7 +318,7 @@ class Inquiry:
         return time.monotonic() >= self._settled_at
 
     def _when_settled(self, since: datetime | None) -> float:
-        """When everybody has looked into the database, in seconds of ``time.monotonic()``."""
+        """When all processes have read the database, in seconds of ``time.monotonic()``."""
         if not database.enabled():
             return 0.0
         if self._waits and database.in_transaction():
@@ -326,7 +327,7 @@ class Inquiry:
         return time.monotonic() - age + settling_time()
 
     def _look(self, *, with_rows: bool = True) -> float:
-        """Look at this process and into the rows; return when to look again."""
+        """Take the answer of this process, and the rows; return when to do so again."""
         if with_rows:
             for abort_id, row in timeline.rows_of(list(map(uuid.UUID, self._cases))):
                 self._cases[abort_id].read(row, was_asked=self._waits)
@@ -339,7 +340,7 @@ class Inquiry:
         return time.monotonic() + (LOOK_OFTEN if often else LOOK_SELDOM)
 
     def _hear(self, deadline: float) -> list[str]:
-        """The abort that the next answer is about, if there is one by then."""
+        """The ID of the request that the next answer is about; empty if none has come in time."""
         data = self._inbox.receive(deadline)
         decoded = None if data is None else answers.decode_answer(data)
         if decoded is None or decoded[0] not in self._cases:

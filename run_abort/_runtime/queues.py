@@ -1,6 +1,6 @@
-"""Task queues: each is notified of the requests of this process, so that no worker begins the job.
+"""Task queues: notifies them of the requests of this process, so that no worker begins the job.
 
-Each queue has a thread of its own, because its broker may keep it waiting: neither the abort nor
+Each queue has a worker thread of its own, because its broker may be slow. Neither the abort nor
 another queue waits for it. A job that begins all the same is aborted at its start.
 """
 
@@ -27,10 +27,10 @@ class Queues:
     def revoke_with(self, revoke: Callable[[Request], object], *, name: str, key: Hashable) -> None:
         """Call ``revoke(request)`` for each request that this process makes from now on.
 
-        What it raises is logged. Forked children keep it.
+        Exceptions of ``revoke`` are logged. Forked children keep it.
 
-        :param name: of the queue's kind, for the thread.
-        :param key: of the queue; another call for the same one changes nothing.
+        :param name: name of the queue's kind, for the thread.
+        :param key: identifies the queue. Another call with the same key changes nothing.
         """
         if key not in self._workers:
             self._workers[key] = SerialWorker(revoke, name=f"run_abort-{name}")

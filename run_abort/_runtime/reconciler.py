@@ -1,14 +1,14 @@
-"""The reconciler: brings this process in line with the requests in the database.
+"""The reconciler: re-reads the requests in the database and applies them to this process.
 
-While runs are held here it re-reads their requests: at once when the listener has subscribed or
-lost its link, every ``RECONCILE_INTERVAL`` while it listens, every ``POLL_INTERVAL`` while it does
-not. Without Redis, that is the whole channel. When the listener has subscribed again, receivers and
-handlers get what was requested meanwhile. What this process has recorded but could not publish is
-pushed again until Redis takes it.
+While this process holds runs, it reads their requests: at once when the listener has subscribed or
+lost its connection, every ``RECONCILE_INTERVAL`` while it listens, every ``POLL_INTERVAL`` while it
+does not. Without Redis, requests arrive in this way only. After a gap, receivers and handlers get
+the requests that the listener missed. Requests that are recorded but could not be published are
+published again until Redis accepts them.
 
-The first ``abortable_run`` starts its thread, or another need for it. The thread ends itself when
-no run is held; ``stop`` and the interpreter's exit stop it. A fork finds no such thread: it is
-stopped before, and started again after, in the parent and in the child, if runs are held there.
+The thread is started by the first ``abortable_run``, by a gap, or by a failed push. It ends itself
+when no work is left; ``stop`` and the interpreter's exit stop it. It is stopped before a fork, and
+started again after the fork, in the parent and in the child, if work is left there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Reconciler"]
 
 logger = logging.getLogger("run_abort")
 
-# A request carries the time of its host, and is published up to some seconds later.
+# A request has the time of its host's clock, and is published some seconds later at most.
 CLOCK_SKEW: Final = timedelta(seconds=60)
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
@@ -48,10 +48,10 @@ T = TypeVar("T")
 
 
 class Reconciler:
-    """Starts, stops and does what the thread is for.
+    """The reconciler of a process, with its thread.
 
-    :param origin: gives this process's ID on the wire.
-    :param is_listening: whether pushes reach this process; it decides how often to look.
+    :param origin: returns the ID of this process on the wire.
+    :param is_listening: whether pushes reach this process; decides the interval.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Reconciler:
 
     def _reset(self) -> None:
         self._began = datetime.now(UTC)
-        # From when on requests may have been missed. The listener appends, the thread takes.
+        # Times since which requests may have been missed. The listener appends, the thread takes.
         self._gaps: deque[datetime] = deque()
-        # What is to be published again, and until when, in seconds of time.monotonic().
+        # The requests to publish again, each with its deadline in seconds of time.monotonic().
         self._unpushed: deque[tuple[Request, float]] = deque(maxlen=MAX_UNPUSHED)
         self._failed = False
 
     def ensure_started(self) -> None:
-        """Have the thread running; to be called once the run is in the registry."""
+        """Start the thread if it does not run. Called once the run is in the registry."""
         self.service.ensure_started()
 
     def _run(self, life: Life) -> None:
@@ -90,17 +90,17 @@ class Reconciler:
                 if self.reconcile(life):
                     return
             except Exception:
-                logger.exception("The reconciler failed, and goes on")
+                logger.exception("The reconciler failed, and continues")
                 life.pause(1)
 
     def hurry(self) -> None:
-        """Look at once, if runs are held."""
+        """Read the requests at once, if the thread runs."""
         self.service.wake()
 
     def subscribed(self, missed_since: float) -> None:
-        """Catch up: the listener has subscribed.
+        """Catch up, because the listener has subscribed.
 
-        :param missed_since: from when on messages may have been missed, in seconds since the epoch.
+        :param missed_since: when the gap began, in seconds since the epoch.
         """
         if database.enabled() and (len(self._registry) or self._dispatch.has_audience()):
             self._gaps.append(datetime.fromtimestamp(missed_since, UTC))
@@ -108,7 +108,7 @@ class Reconciler:
             self.hurry()
 
     def push_later(self, some: Sequence[Request]) -> None:
-        """Publish these once Redis takes them again, within ``PUSH_FOR`` seconds.
+        """Publish these again until Redis accepts them, for ``PUSH_FOR`` seconds at most.
 
         :param some: requests that are recorded.
         """
@@ -119,10 +119,10 @@ class Reconciler:
             self.hurry()
 
     def resume(self, since: datetime, *, began: datetime) -> None:
-        """Hand receivers and handlers what was requested since then.
+        """Pass the requests made since then to receivers and handlers.
 
-        :param since: aware; the process before this one has heard of everything until then.
-        :param began: aware; what was requested before is not for it.
+        :param since: aware; the process before this one has handled all requests until then.
+        :param began: aware; requests made before are not for this process.
         """
         self._began = began
         self._gaps.append(since)
@@ -130,13 +130,13 @@ class Reconciler:
         self.hurry()
 
     def is_caught_up(self) -> bool:
-        """Whether receivers and handlers have got what is known to have been missed."""
+        """Whether receivers and handlers have got the missed requests of all known gaps."""
         return not self._gaps
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread and wait for its end. The next ``abortable_run`` starts it again.
 
-        :param timeout: seconds to wait; ``None`` waits for ever.
+        :param timeout: seconds to wait; ``None`` waits without limit.
         :return: whether the thread has ended.
         """
         return self.service.stop(timeout)
@@ -144,15 +144,15 @@ class Reconciler:
     # Called by the thread.
 
     def interval(self) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next :meth:`reconcile`."""
         options = conf.settings()
         is_well = self._is_listening() and not self._failed
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
 
     def reconcile(self, life: Life) -> bool:
-        """Look once.
+        """Read and apply the requests once.
 
-        :return: whether the thread has to end: it is stopped, or there is nothing to look after.
+        :return: whether the thread has to end, because it is stopped or no work is left.
         """
         if life.stopping:
             return True
@@ -197,8 +197,8 @@ class Reconciler:
         return True
 
     def _missed_since(self, gap: datetime) -> list[Request] | None:
-        # What was heard of before is recognised by its ID; what was requested before this process
-        # began is not for it.
+        # The dispatch recognises requests received before by their IDs. Requests made before this
+        # process began are not for it.
         since = max(gap - CLOCK_SKEW, self._began)
         select = partial(requests.requested_since, since, but_by=self._origin())
         missed = _read(partial(select, limit=MAX_MISSED + 1))
@@ -218,13 +218,13 @@ class Reconciler:
     # After a fork.
 
     def after_fork_in_parent(self) -> None:
-        """Start the thread again, if there is something to look after."""
+        """Start the thread again if work is left."""
         self.service.after_fork_in_parent()
         if self._is_needed():
             self.ensure_started()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: the parent publishes what it could not, and tells what was missed."""
+        """Reset the state: the parent handles its own gaps and unpublished requests."""
         self.service.after_fork_in_child()
         self._reset()
         if self._is_needed():
@@ -232,9 +232,9 @@ class Reconciler:
 
 
 def _read(select: Callable[[], T]) -> T:
-    """The result of ``select``, by a connection of this thread's that is closed after it.
+    """The result of ``select``, over a connection of this thread, which is closed afterwards.
 
-    What is aborted then may be all that the interpreter's exit waits for.
+    Closed at once, because the interpreter may exit when the runs found here have stopped.
     """
     try:
         return select()

@@ -1,7 +1,8 @@
-"""The responder: answers what the listeners are asked, and nothing unless they are asked.
+"""The responder: answers the questions that other processes ask this one.
 
-Answers are worked out and published on a thread of their own that lives while there are any, so
-that no question holds up an abort. What is true at that moment is what is said.
+A worker thread makes and publishes the answers, so that no question delays an abort. It starts
+with the first question and ends when none is left; a fork and the interpreter's exit wait for it.
+An answer contains the state at the time when it is made.
 """
 
 from __future__ import annotations
@@ -29,21 +30,20 @@ from .kind import kind_of_process
 
 __all__ = ["Responder"]
 
-MAX_ASKED: Final = 10_000  # aborts that somebody waits for; the oldest are forgotten
+MAX_ASKED: Final = 10_000  # requests with open questions; the oldest are forgotten
 
 
 class _Asked:
-    """Of which aborts somebody wants to know when this process has stopped, and until when."""
+    """The open questions about requests, each with its deadline."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        # Guards _until. Reentrant, because a signal handler that aborts may interrupt its own
-        # thread inside.
+        # Guards _until. Reentrant, because a signal handler may abort while its own thread holds
+        # the lock.
         self._lock = threading.RLock()
-        # The ID of the abort → the questions about it, each with its end, in seconds of
-        # time.monotonic().
+        # ID of the request → question → deadline, in seconds of time.monotonic().
         self._until: OrderedDict[str, dict[Question, float]] = OrderedDict()
 
     def add(self, question: Question) -> None:
@@ -65,8 +65,8 @@ class _Asked:
 class Responder:
     """Answers for this process.
 
-    :param delivery_of: what a request did here.
-    :param listener_status: how the listener is.
+    :param delivery_of: returns the delivery of a request.
+    :param listener_status: returns the status of the listener.
     """
 
     def __init__(
@@ -84,33 +84,34 @@ class Responder:
         self._worker = SerialWorker(self._send, name="run_abort-answers", ours=True)
 
     def expect(self, question: Question) -> None:
-        """Know that somebody waits for what becomes of an abort, before it is dealt with.
+        """Note a question about a request, before the request is handled.
 
-        A process may exit as soon as it was aborted: what it says then, :meth:`tell` has to send.
+        The process may exit as soon as its run is aborted. :meth:`tell` can then answer the
+        question at once.
         """
         self._asked.add(question)
 
     def answer(self, question: Question) -> None:
-        """Answer soon; and about an abort again whenever its delivery changes. Never blocks."""
+        """Answer soon; about a request, again whenever its delivery changes. Never blocks."""
         if question.ask == "abort":
             self._asked.add(question)
         self._worker.put(question)
 
     def tell(self, delivery: Delivery) -> None:
-        """Answer those who asked about an abort again. Never blocks."""
+        """Answer the open questions about a request again. Never blocks."""
         for question in self._asked.about(delivery.request_id):
             self._worker.put(question)
 
     def wait_answered(self, timeout: float) -> bool:
-        """Wait until all is answered that was asked.
+        """Wait until all questions are answered.
 
         :param timeout: seconds to wait at most.
-        :return: whether that is so.
+        :return: False if the time was up.
         """
         return self._worker.wait_idle(timeout)
 
     def answer_about(self, abort_id: str, run_id: str) -> ProcessAnswer:
-        """What became of the abort in this process."""
+        """The state of the abort in this process."""
         origin = self._listener_status().origin
         here = partial(ProcessAnswer, origin, socket.gethostname(), os.getpid())
         delivery = self._delivery_of(abort_id)
@@ -127,7 +128,7 @@ class Responder:
         )
 
     def status_here(self) -> ProcessStatus:
-        """What this process is, and what it works on."""
+        """The status of this process, with the runs that it holds."""
         held = self._registry.holdings()
         now = self._listener_status()
         return ProcessStatus(
@@ -151,7 +152,7 @@ class Responder:
         )
 
     def after_fork_in_child(self) -> None:
-        """Forget what the parent was asked."""
+        """Forget the questions to the parent."""
         self._asked.reset()
 
     def _send(self, question: Question) -> None:

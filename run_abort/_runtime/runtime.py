@@ -1,7 +1,7 @@
-"""The composition root: one ``Runtime`` per process owns the parts and joins them.
+"""The composition root: one ``Runtime`` per process makes the parts and connects them.
 
-It is made at first use, and anew by each test. It alone registers what has to happen around a fork,
-at the interpreter's exit and when settings change.
+It is made when this module is imported, and by each test. Only this module registers functions for
+forks, for the interpreter's exit, and for changed settings.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .responder import Responder
 
 __all__ = ["Runtime", "current", "install"]
 
-EXIT_TIMEOUT: Final = 1.0  # seconds for what handlers and receivers have begun
+EXIT_TIMEOUT: Final = 1.0  # seconds to wait for running handlers and receivers
 
 
 class Runtime:
-    """What this process does about aborts.
+    """The parts of this process.
 
-    :param queues: the task queues that are notified; those of the last runtime in a test.
+    :param queues: the task queues to notify. Tests pass those of the previous runtime.
     """
 
     def __init__(self, *, queues: Queues | None = None) -> None:
-        # Not made on demand: two threads that ask at once would get two.
+        # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
         self.registry = Registry()
         self.escalator = Escalator()
@@ -71,12 +71,12 @@ class Runtime:
         self.listener.lost.add(self.reconciler.hurry)
 
     def origin(self) -> str:
-        """This process's ID on the wire: ``inst_`` and 32 hex digits, new after every fork."""
+        """The ID of this process on the wire: ``inst_`` and 32 hex digits, new after each fork."""
         forks.catch_up()
         return self._origin
 
     def _hear(self, data: bytes, origin: str) -> bool:
-        """Do what a message asks for; on the listener's thread.
+        """Handle a message. Called in the listener's thread.
 
         :return: False if it is malformed.
         """
@@ -92,22 +92,22 @@ class Runtime:
                 self.dispatch.receive(request)
             return True
         question = Question("abort", request.id, wait, request.id, request.run_id)
-        # Before the abort: the process may exit as soon as it was aborted.
+        # Before the abort, because the process may exit as soon as its run is aborted.
         self.responder.expect(question)
         if request.origin != origin:
             self.dispatch.receive(request)
-        # This process answers its own question, too: nothing else speaks for it.
+        # This process also answers its own questions, because it counts as a listener.
         self.responder.answer(question)
         return True
 
     # Start and stop.
 
     def connect(self) -> None:
-        """Hear of what other code in this process sends."""
+        """Receive the signals that other code in this process sends."""
         self.dispatch.connect()
 
     def close(self) -> bool:
-        """Stop all threads; for the runtime of a test.
+        """Stop all threads. Called by :func:`install`.
 
         :return: whether they have ended.
         """
@@ -118,7 +118,7 @@ class Runtime:
         return all(ended)
 
     def settings_changed(self, setting: str) -> None:
-        """A setting of Django's was overridden: what was made from it is made again."""
+        """Stop the parts that use a setting of Django that was overridden. They start on demand."""
         if setting in {"RUN_ABORT", "CACHES"}:
             self.listener.stop()
             self.push.forget()
@@ -128,8 +128,8 @@ class Runtime:
     def at_exit(self) -> None:
         """At the interpreter's exit: stop the threads, unless a run is still held.
 
-        An exit function that was registered earlier is called later, and may wait for a thread
-        that works on a run. A thread that is no daemon has ended by now.
+        An exit function that was registered earlier is called later, and may wait for a daemon
+        thread that holds a run. Non-daemon threads have ended by now.
         """
         if not len(self.registry):
             self.reconciler.stop()
@@ -139,12 +139,12 @@ class Runtime:
         self.settle(EXIT_TIMEOUT)
 
     def settle(self, timeout: float) -> None:
-        """Wait until everything is recorded: before a process ends without Python's exit.
+        """Wait for the workers: call this before a process ends without Python's exit.
 
-        Handlers and receivers, the timeline, the answers and the facts are waited for, one after
-        the other.
+        Waits for handlers and receivers, the timeline, the answers and the facts, one after the
+        other.
 
-        :param timeout: seconds for each, at most.
+        :param timeout: seconds to wait for each, at most.
         """
         self.events.finish()
         self.dispatch.wait_for_handlers(timeout)
@@ -155,7 +155,7 @@ class Runtime:
     # Around a fork.
 
     def before_fork(self) -> None:
-        """Leave no thread and no idle connection of ours for the child."""
+        """Stop the app's threads and close its idle connections: the child inherits none."""
         self.listener.before_fork()
         self.reconciler.service.before_fork()
         self.escalator.service.before_fork()
@@ -163,13 +163,13 @@ class Runtime:
         self.push.close()
 
     def after_fork_in_parent(self) -> None:
-        """Start again what was stopped."""
+        """Start the stopped threads again."""
         self.escalator.after_fork_in_parent()
         self.reconciler.after_fork_in_parent()
         self.listener.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:
-        """Become another process: with an origin, locks and threads of its own."""
+        """Renew the origin, the locks and the threads for the child."""
         self._origin = new_origin()
         workers.after_fork_in_child()
         interrupts.after_fork_in_child()
@@ -201,7 +201,7 @@ def current() -> Runtime:
 
 
 def install(runtime: Runtime) -> Runtime:
-    """Use another runtime from now on, and close the one before; for tests.
+    """Replace the runtime, and close the previous one; for tests.
 
     :return: ``runtime``.
     """

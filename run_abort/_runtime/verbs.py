@@ -1,4 +1,4 @@
-"""The verbs of this process: publish an abort, subscribe to those of others, hook into facts."""
+"""Public functions: publish an abort, subscribe to aborts of other processes, add fact hooks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ __all__ = ["on_fact", "publish_run_abort", "subscribe_to_run_aborts"]
 def on_fact(hook: Callable[[Fact], object], *, is_short: bool = False) -> Callable[[], None]:
     """Call ``hook(fact)`` for each fact that this process records from now on: for metrics.
 
-    It is called on a thread of its own, one fact after the other, and so delays no abort and no
-    other hook. What it raises is logged. Adding it again changes nothing. Forked children keep it.
+    The hook is called on a thread of its own, one fact after the other, and so delays no abort and
+    no other hook. Its exceptions are logged. Adding it again changes nothing. Forked children keep
+    it.
 
-    :param is_short: whether it takes a moment only, and waits for nothing: then a fork waits for
-        it, so that the child inherits no lock that it holds.
-    :return: a function that removes the hook again.
+    :param is_short: whether the hook returns quickly, without waiting for anything. If so, a fork
+        waits for it, so that the child does not inherit a lock that it holds.
+    :return: a function that removes the hook.
     :raises TypeError: if it is not callable.
     """
     return current().facts.add_hook(hook, is_short=is_short)
@@ -29,12 +30,12 @@ def on_fact(hook: Callable[[Fact], object], *, is_short: bool = False) -> Callab
 def publish_run_abort(run_id: str) -> bool:
     """Ask every other process that listens to abort ``run_id``: the bare push.
 
-    Nothing is recorded, and nothing is aborted in this process: that is ``abort_run``. Blocks for
-    at most ``PUBLISH_TIMEOUT`` seconds.
+    Records nothing, and aborts nothing in this process; ``abort_run`` does both. Blocks for at most
+    ``PUBLISH_TIMEOUT`` seconds.
 
-    :return: True when Redis took the message. False, without raising, when the ID is empty or not a
-        string, when Redis is not configured or not reachable, or when publishing failed; a failure
-        is logged as a warning.
+    :return: True if Redis accepted the message. False, without raising, if the ID is empty or not a
+        string, if Redis is not configured or not reachable, or if publishing failed. A failure is
+        logged as a warning.
     """
     if not isinstance(run_id, str) or not run_id:  # type: ignore[redundant-expr]  # untyped callers
         return False
@@ -44,14 +45,14 @@ def publish_run_abort(run_id: str) -> bool:
 def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
     """Call ``on_abort(run_id)`` for each abort that another process requests.
 
-    Also for one that was requested up to a minute ago, if this process was not listening then.
+    Also for an abort requested up to a minute ago, if this process was not listening then.
 
-    It is called on a thread of its own, one abort after the other; what it raises is logged. Makes
-    sure that this process listens. Subscribing the same function again changes nothing.
+    ``on_abort`` is called on a thread of its own, one abort after the other. Its exceptions are
+    logged. Starts the listener if needed. Subscribing the same function again changes nothing.
 
     :param on_abort: takes the run ID, a ``str``.
-    :return: False when no Redis is configured, or ``LISTEN`` is False: then ``on_abort`` is not
-        called, and the caller keeps its local path. True when one is, also while it is away.
+    :return: False if no Redis is configured, or ``LISTEN`` is False. Then ``on_abort`` is not
+        called. True if a Redis is configured, even if it is not reachable now.
     :raises TypeError: if ``on_abort`` is not callable.
     :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
     """
