@@ -49,24 +49,23 @@ _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
 
 @dataclass(frozen=True, slots=True)
 class AbortOutcome:
-    """What is known when ``abort_run`` returns. It tells of requests, not of their effect.
+    """The result of ``abort_run``: where the request was sent, not what it did there.
 
-    :ivar run_id: the ID that was to be aborted.
-    :ivar abort_id: the ID of this abort, and the key of its ``AbortRequest`` row.
-    :ivar local: how many controllers were aborted in this process.
-    :ivar recorded: whether the intent is in the database, to be met by late starters.
-    :ivar published: whether Redis took the message to the other processes.
-    :ivar listeners: how many subscribers Redis knew of. A hint, never an acknowledgement: it
-        includes this process, deaf ones and strangers, and in a cluster it counts one node.
+    :ivar run_id: the requested ID.
+    :ivar abort_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
+    :ivar local: number of controllers aborted in this process.
+    :ivar recorded: whether the request is in the database, which aborts blocks entered later.
+    :ivar published: whether Redis accepted the push.
+    :ivar listeners: number of subscribers that Redis counted. A hint, not an acknowledgement: it
+        includes this process, hanging processes and foreign programs. A cluster counts one node.
 
-    The rest is known only if ``abort_run`` was told to ``wait``:
+    The rest is known only with ``wait``:
 
-    :ivar processes: what each process that answered says of this abort, also those that do not
-        work on the run.
-    :ivar unanswered: how many listeners heard and did not answer: programs that are not ours, and
-        processes that hang.
-    :ivar stopped: whether every process that worked on the run has left its last block of it. True
-        only if there was one, all have said so, and nobody is left unanswered.
+    :ivar processes: the answers of the processes, including those that do not hold the run.
+    :ivar unanswered: number of listeners that did not answer: foreign programs and hanging
+        processes.
+    :ivar stopped: whether every process that held the run has left all of its blocks. True only if
+        at least one process held the run, all of them have reported it, and all listeners answered.
     """
 
     run_id: str
@@ -81,17 +80,17 @@ class AbortOutcome:
 
     @property
     def asked(self) -> bool:
-        """Whether anybody at all was asked to abort."""
+        """Whether the request aborted a block here, or was recorded or published."""
         return bool(self.local or self.recorded or self.published)
 
     @property
     def holders(self) -> tuple[ProcessAnswer, ...]:
-        """Those of ``processes`` that worked on the run."""
+        """The answers in ``processes`` of those that held the run."""
         return self._findings.holders
 
     @property
     def finished(self) -> bool:
-        """Whether nobody works on the run, and some process says that it had ended there before."""
+        """Whether no process held the run, and in at least one it had ended before."""
         return self._findings.finished
 
     @property
@@ -106,33 +105,33 @@ def abort_run(
     actor: str | AbstractBaseUser | AnonymousUser = "",
     wait: float | None = None,
 ) -> AbortOutcome:
-    """Ask every process that works on the run, or will, to stop.
+    """Request an abort of a run in all processes.
 
     First the blocks in this process are aborted, then the request is recorded in the database,
-    then it is published to the other processes. Aborting a run that is over, or that nobody knows,
-    has no effect but the record, which stops whoever starts it within ``INTENT_TTL``.
+    then it is published to the other processes. If the run has ended, or its ID is unknown, the
+    request is only recorded. The record aborts every block that is entered for this ID within
+    ``INTENT_TTL``.
 
-    Inside a transaction it acts at once, too, and publishes once more when that is committed. A
-    rollback takes back the record, but not what was published: who ran then has stopped, and who
-    starts later is not. Where the abort shall stand or fall with the transaction, use
-    :func:`abort_run_on_commit`.
+    Inside a transaction it acts at once, too, and publishes again after the commit. A rollback
+    removes the record, but does not undo the push: blocks that were open have been aborted, and
+    later ones are not. If the abort has to depend on the commit, use :func:`abort_run_on_commit`.
 
     Blocks for at most about a second for the database and ``PUBLISH_TIMEOUT`` for Redis. In
     asyncio code use :func:`aabort_run`.
 
     :param run_id: of the run, or of a group of runs.
-    :param reason: why; what exceeds 1000 characters is cut.
-    :param actor: who: a user of the project, or any text.
-    :param wait: for at most how many seconds, up to 3600, to wait for what the processes answer. It
-        returns as soon as every listener has answered and every process that worked on the run has
-        left it. Without Redis the answers come through the database, from those that work on the
-        run, and it waits for two ``POLL_INTERVAL`` at least, so that each has looked. A process
-        that neither Redis nor the database reaches is not known of.
+    :param reason: the reason; cut after 1000 characters.
+    :param actor: the requester: a user of the project, or any text.
+    :param wait: seconds to wait at most for the answers of the processes, up to 3600. Returns as
+        soon as every listener has answered and every process that held the run has left it.
+        Without Redis, the answers come through the database, from the processes that hold the run,
+        and this waits for at least two ``POLL_INTERVAL``, so that each process has read the
+        request. A process that reaches neither Redis nor the database is not counted.
     :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``, or ``wait`` no number.
     :raises ValueError: if the ID is empty or longer than 255 characters, or ``wait`` is out of
         bounds.
 
-    An unwell database or Redis raises nothing: the outcome says what did not succeed.
+    Does not raise if the database or Redis fails: see ``recorded`` and ``published``.
     """
     return _abort([run_id], reason, actor, wait)[0]
 
@@ -146,12 +145,12 @@ def abort_runs(
 ) -> list[AbortOutcome]:
     """:func:`abort_run` for many runs at once: one query, one pipeline.
 
-    The blocks of all of them in this process are aborted first. The records are written all or
-    none. Blocks for about two seconds more for every 5,000 runs at most.
+    All of their blocks in this process are aborted first. Either all records are written or none.
+    Blocks for at most about two more seconds for every 5,000 runs.
 
     :param wait: as in :func:`abort_run`, for all of them together; for 1,000 runs at most.
     :return: one outcome for each distinct ID, in the order in which they were given.
-    :raises TypeError: and ``ValueError``, as :func:`abort_run`, before anything was done.
+    :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.
     """
     return _abort(run_ids, reason, actor, wait)
 
@@ -163,11 +162,11 @@ def abort_run_on_commit(
     actor: str | AbstractBaseUser | AnonymousUser = "",
     using: str | None = None,
 ) -> None:
-    """:func:`abort_run` when the caller's transaction is committed; never, if it is rolled back.
+    """Call :func:`abort_run` after the caller's transaction is committed; not after a rollback.
 
-    Outside a transaction it acts at once.
+    Outside of a transaction it acts at once.
 
-    :param using: the alias of the database whose transaction is meant; None is the default one.
+    :param using: the alias of the transaction's database; None for the default one.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, at once.
     """
     clean = clean_id(run_id)
@@ -184,7 +183,8 @@ async def aabort_run(
     """:func:`abort_run` for asyncio code; does not block the loop.
 
     The blocks in this process are aborted before the first ``await``. If the calling task is
-    cancelled meanwhile, perhaps by this very abort, the others are asked all the same.
+    cancelled during the call, perhaps by the abort itself, the request is recorded and published
+    all the same.
     """
     batch = _Batch.of([run_id], reason, actor, wait)
     local = batch.here()
@@ -209,18 +209,18 @@ async def aabort_run(
 
 
 def clear_run_abort(run_id: str | int | uuid.UUID) -> int:
-    """Let the ID run again: what was requested so far stops no late starter any more.
+    """Let the ID run again: earlier requests abort no block that is entered from now on.
 
-    Blocks that run now are not touched. The rows stay as history.
+    Does not change open blocks. The rows stay as history.
 
-    :return: how many requests stood until now; 0 also if the database could not be asked, which is
-        logged as a warning.
+    :return: number of cleared requests; 0 also if the database failed, which is logged as a
+        warning.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
     return requests.clear(clean_id(run_id)) or 0
 
 
-# The loop keeps but a weak reference to a task.
+# The loop has only a weak reference to a task.
 _unfinished: Final[set[asyncio.Task[AbortOutcome]]] = set()
 
 
@@ -228,9 +228,9 @@ def _abort(
     run_ids: Iterable[object], reason: object, actor: object, wait: object
 ) -> list[AbortOutcome]:
     batch = _Batch.of(run_ids, reason, actor, wait)
-    with Shield():  # what all threads share is not left halfway
+    with Shield():  # an interrupt here could leave shared state inconsistent
         local = batch.here()
-        # Before the push, or the first answers would find nobody listening.
+        # Subscribed before the push, so that the first answers are not lost.
         inquiry = batch.inquire() if batch.wait else None
         outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
@@ -242,7 +242,7 @@ def _abort(
 
 
 def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
-    """The outcomes, with what the processes answer."""
+    """The outcomes, completed with the answers of the processes."""
     with closing(inquiry):
         found = inquiry.collect([o.listeners if o.published else None for o in outcomes])
     return [
@@ -257,9 +257,9 @@ def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortO
 
 
 class _Batch(NamedTuple):
-    """Requests on their way.
+    """The requests of one call.
 
-    :ivar wait: seconds to wait for answers; 0 for not at all.
+    :ivar wait: seconds to wait for answers; 0 for no waiting.
     :ivar at: when they were made, in UTC.
     """
 
@@ -293,8 +293,8 @@ class _Batch(NamedTuple):
         return Inquiry(about, wait=self.wait)
 
     def elsewhere(self, local: list[int], *, ask: bool = False) -> list[AbortOutcome]:
-        # The rows first, then the push: a block that is entered in between reads the row. In this
-        # process, which hears no push of its own, a second look at the registry is the push.
+        # The rows first, then the push: a block that is entered in between reads the row. This
+        # process ignores its own pushes; instead it aborts its blocks a second time.
         runtime = current()
         began = time.monotonic()
         recorded = requests.record(self.requests)
@@ -305,7 +305,7 @@ class _Batch(NamedTuple):
         if recorded:
             requests.mark_published(self._listeners(published), timeout=left)
             runtime.reconciler.push_later(self._untaken(published))
-            # Until the commit nobody else can read the rows.
+            # Other processes can read the rows only after the commit.
             database.on_commit(partial(self._push_again, published))
         runtime.queues.notify(self.requests)
         runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
@@ -323,12 +323,12 @@ class _Batch(NamedTuple):
         ]
 
     def _listeners(self, published: Sequence[int | None]) -> dict[uuid.UUID, int]:
-        """The number of subscribers that Redis knew of, by the IDs of the requests it took."""
+        """Number of subscribers that Redis counted, by the IDs of the requests it accepted."""
         pairs = zip(self.requests, published, strict=True)
         return {uuid.UUID(request.id): count for request, count in pairs if count is not None}
 
     def _untaken(self, published: Sequence[int | None]) -> list[Request]:
-        """The requests that Redis did not take."""
+        """The requests that Redis did not accept."""
         pairs = zip(self.requests, published, strict=True)
         return [request for request, count in pairs if count is None]
 
@@ -363,12 +363,12 @@ def _seconds(wait: object) -> float:
 
 
 def _plain(text: str, limit: int) -> str:
-    """``text`` as every database can keep it."""
+    """``text`` without the characters that some database cannot store."""
     return text.replace("\0", "")[:limit]
 
 
 def _who(actor: Any) -> tuple[Any, str]:
-    """The actor as the key of a user, or None, and as text."""
+    """The actor as primary key of a user, or None, and as text."""
     if not hasattr(actor, "get_username"):
         return None, str(actor or "")
     model = getattr(actor, "_meta", None)

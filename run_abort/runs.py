@@ -1,4 +1,4 @@
-"""``abortable_run``: the block in which a run is worked on."""
+"""``abortable_run``: the block that holds a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["abortable_run", "hold"]
 
 
 class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.suppress does
-    """Work on a run, abortably::
+    """Hold a run while working on it, so that it can be aborted::
 
         with abortable_run(run_id) as signal:
             for item in items:
@@ -23,32 +23,32 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
                 ...
 
     Any number of blocks, in any number of threads, processes and hosts, may hold the same ID; an
-    abort reaches them all. Leaving the block normally proves that it was not aborted: the end of
-    the block and an abort exclude each other, and whichever comes first wins.
+    abort reaches them all. Leaving the block normally proves that it was not aborted: either the
+    block ends first or the abort comes first.
 
-    With ``async with``, an abort also cancels the body's task, as ``asyncio.timeout`` does; it
-    leaves the block as ``RunAborted``. A cancellation from elsewhere stays a ``CancelledError``.
+    With ``async with``, an abort also cancels the body's task, as ``asyncio.timeout`` does. The
+    cancellation leaves the block as ``RunAborted``. Other cancellations stay ``CancelledError``.
 
-    Entering makes sure that this process listens, and reads whether an abort was requested before:
+    Entering starts the listener if needed, and reads whether an abort was requested before, with
     one database query.
 
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :param groups: further IDs that the run answers to: its parent run, its tenant.
-    :param label: what this block does, for people who look at what runs.
-    :param grace: seconds that the block may take to end by itself after an abort; so may what it
-        has started by ``signal.run`` or given to ``signal.attach``.
-    :param insist: what is done then, again and again until the block is left: ``"interrupt"``
-        raises ``RunAborted`` in its thread, wherever that is, but not within ``signal.shield()``;
-        ``"cancel"``, for ``async with``, cancels the task once more.
+    :param label: what this block does, for people.
+    :param grace: seconds that the block may take to end by itself after an abort. Also for the
+        processes that it has started by ``signal.run`` or given to ``signal.attach``.
+    :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
+        raises ``RunAborted`` in its thread, but not within ``signal.shield()``; ``"cancel"``, for
+        ``async with``, cancels the task again.
     :raises TypeError: at once, if an argument is of the wrong type.
     :raises ValueError: at once, if an ID is empty or longer than 255 characters, if ``grace`` is
         negative or longer than a day, or if ``insist`` is unknown.
-    :raises RunAborted: on entering, if the abort was requested before, so that the body never
-        runs; on leaving, if it came while the body ran. Then an ``Exception`` of the body, such as
-        that of a subprocess which was killed, becomes the ``__cause__``.
+    :raises RunAborted: on entering, if the abort was requested before; then the body does not run.
+        On leaving, if the run was aborted while the body ran; then an ``Exception`` of the body,
+        such as that of a killed subprocess, becomes the ``__cause__``.
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     :raises RuntimeError: on entering for a second time; make a new one for each block. On entering
-        where what ``insist`` asks for cannot be done.
+        where ``insist`` is not possible.
     """
 
     __slots__ = ()
@@ -72,7 +72,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
                 abort(request)
 
     def _listen(self) -> bool:
-        """Make sure that aborts reach this block; return whether requests are kept in rows."""
+        """Start the listener and the reconciler; return whether requests are stored as rows."""
         process = self._process
         process.listener.ensure_started()
         has_rows = database.enabled()
@@ -91,10 +91,10 @@ def hold(
     label: str = "",
     grace: float = GRACE,
 ) -> tuple[AbortSignal, Callable[[], bool]]:
-    """Work on a run without a block: for work that another program does.
+    """Hold a run without a ``with`` block: for work that another program does.
 
-    :return: the signal, which is aborted already if that was requested before, and a function that
-        ends the work, and returns whether that came before any abort.
+    :return: the signal, which is aborted already if an abort was requested before, and a function
+        that ends the hold. It returns True if the hold ended before any abort.
     :raises ImproperlyConfigured: and ``TypeError``, ``ValueError``, as :class:`abortable_run`.
     """
     return abortable_run(run_id, groups=groups, label=label, grace=grace).hold()

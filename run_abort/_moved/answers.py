@@ -1,4 +1,4 @@
-"""The old home of names that have moved; goes in 0.2."""
+"""Deprecated import path; will be removed in 0.2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from run_abort._core.answers import HeldRun, ProcessAnswer, ProcessState, Proces
 __all__ = ["HeldRun", "ProcessAnswer", "ProcessState", "ProcessStatus"]
 
 warnings.warn(
-    "run_abort.answers has moved: outcomes of abort_run have what it gave",
+    "run_abort.answers has moved: read the answers from the outcome of abort_run",
     DeprecationWarning,
     stacklevel=2,
 )

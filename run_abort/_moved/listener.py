@@ -1,4 +1,4 @@
-"""The old home of names that have moved; goes in 0.2."""
+"""Deprecated import path; will be removed in 0.2."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ warnings.warn(
 
 
 def start() -> bool:
-    """Start the thread; return whether it runs."""
+    """Start the listener; return whether it runs."""
     return current().listener.start()
 
 
 def stop(timeout: float | None = JOIN_TIMEOUT) -> bool:
-    """Stop the thread, and wait for its end for at most ``timeout`` seconds."""
+    """Stop the listener; wait at most ``timeout`` seconds for its end."""
     return current().listener.stop(timeout)
 
 
 def status() -> ListenerStatus:
-    """What the listener is doing; any thread may ask."""
+    """The state of the listener. Any thread may call this."""
     return current().listener.status()

@@ -1,4 +1,4 @@
-"""The old home of names that have moved; goes in 0.2."""
+"""Deprecated import path; will be removed in 0.2."""
 
 from __future__ import annotations
 
