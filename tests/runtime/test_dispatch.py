@@ -251,7 +251,7 @@ class TestAnnounce:
             dispatch.announce([AbortController("run-1")], Request("run-1"))
         finally:
             run_aborted.disconnect(receiver)
-        assert "miss the abort of run 'run-1'" in caplog.text
+        assert "missed the abort of run 'run-1'" in caplog.text
 
     def test_one_signal_for_each_run_however_many_its_shards(self, dispatch: Dispatch) -> None:
         seen: list[tuple[str, int, str]] = []
