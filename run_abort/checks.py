@@ -44,9 +44,7 @@ def check_settings(
         Error(problem.message, hint=problem.hint, id=_IDS[problem.kind])
         for problem in conf.problems(raw)
     ]
-    if not found:
-        found.extend(_check_redis(explicit="CACHE_ALIAS" in raw))
-    return found
+    return found or list(_check_redis(explicit="CACHE_ALIAS" in raw))
 
 
 def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:

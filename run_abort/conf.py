@@ -56,12 +56,7 @@ class Settings:
 
 
 class Problem(NamedTuple):
-    """A problem with one setting.
-
-    :ivar kind: ``"dict"``, ``"key"``, ``"type"`` or ``"range"``.
-    :ivar message: describes the problem.
-    :ivar hint: describes the remedy.
-    """
+    """A problem with one setting, and its remedy as ``hint``."""
 
     kind: Literal["dict", "key", "type", "range"]
     message: str

@@ -24,7 +24,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import AbstractContextManager, ExitStack, aclosing, closing, nullcontext, suppress
 from functools import partial, wraps
 from inspect import isasyncgenfunction, isawaitable, iscoroutine
-from typing import Any, Final, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -176,16 +176,19 @@ async def _abort_everywhere(signal: AbortSignal) -> None:
             await asyncio.wait({asking})
 
 
+class _StreamOptions(TypedDict, total=False):
+    groups: Iterable[RunID]
+    label: str
+    grace: float
+    abort_on_disconnect: bool
+    on_abort: Callable[[RunAborted], Chunk] | None
+
+
 @overload
 def abortable_stream(
     run_id: RunID,
     make: Callable[[AbortSignal], AsyncGenerator[Chunk, None]],
-    *,
-    groups: Iterable[RunID] = (),
-    label: str = "",
-    grace: float = GRACE,
-    abort_on_disconnect: bool = False,
-    on_abort: Callable[[RunAborted], Chunk] | None = None,
+    **options: Unpack[_StreamOptions],
 ) -> AsyncIterator[Chunk]: ...
 
 
@@ -193,12 +196,7 @@ def abortable_stream(
 def abortable_stream(
     run_id: RunID,
     make: Callable[[AbortSignal], Iterable[Chunk]],
-    *,
-    groups: Iterable[RunID] = (),
-    label: str = "",
-    grace: float = GRACE,
-    abort_on_disconnect: bool = False,
-    on_abort: Callable[[RunAborted], Chunk] | None = None,
+    **options: Unpack[_StreamOptions],
 ) -> Iterator[Chunk]: ...
 
 
@@ -223,12 +221,10 @@ def abortable_stream(
     Django reads the whole stream before it sends anything. Sync generators run in the threads that
     request the chunks, async generators in the event loop.
 
-    :param run_id: as for :class:`abortable_run`.
+    :param run_id: as for :class:`abortable_run`; so are ``groups``, ``label`` and ``grace``, which
+        is in seconds.
     :param make: called with the signal; a sync or async generator function, or a ``partial`` of
         one. Any other function must return an iterable, which is treated as a sync generator.
-    :param groups: as for :class:`abortable_run`.
-    :param label: as for :class:`abortable_run`.
-    :param grace: as for :class:`abortable_run`, in seconds.
     :param abort_on_disconnect: whether to abort the run in every process if the stream is closed or
         cancelled before its end because the client has disconnected. Under WSGI the server notices
         this when it sends the next chunk.

@@ -23,8 +23,7 @@ from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
 
-from .confirmation import ask, context_of
-from .outcomes import log_text, tell
+from .asking import ask, context_of, log_text, tell
 from .wording import duration, visible
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
@@ -57,14 +56,11 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return request.user.has_perm("run_abort.abort_run")
 
     def get_urls(self) -> list[URLPattern]:
-        protected = self.admin_site.admin_view
+        live = self.admin_site.admin_view(require_safe(self.live_view))
+        abort = self.admin_site.admin_view(require_POST(self.live_abort_view))
         return [
-            path("live/", protected(require_safe(self.live_view)), name="run_abort_live"),
-            path(
-                "live/abort/",
-                protected(require_POST(self.live_abort_view)),
-                name="run_abort_live_abort",
-            ),
+            path("live/", live, name="run_abort_live"),
+            path("live/abort/", abort, name="run_abort_live_abort"),
             *super().get_urls(),
         ]
 

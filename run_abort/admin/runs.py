@@ -22,8 +22,7 @@ from run_abort._core.ids import clean_id
 from run_abort.aborts import abort_runs
 from run_abort.views.abort import AbortForm
 
-from .confirmation import ask
-from .outcomes import log_text, tell
+from .asking import ask, log_text, tell
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

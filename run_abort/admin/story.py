@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from django.utils import formats, timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from run_abort.models import AbortDelivery, AbortRequest
 
-from .wording import duration, moment, process_name, visible
+from .wording import duration, visible
 
 __all__ = ["MAX_PROCESSES", "Fact", "story_of"]
 
@@ -28,21 +29,21 @@ RUNGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One entry of the timeline.
+    """One entry of the timeline."""
 
-    :ivar name: kind of fact; the CSS class of the entry.
-    :ivar at: time of the fact; None if it was not recorded.
-    :ivar lines: text below the title.
-    """
-
-    name: str
-    at: datetime | None
+    name: str  # the CSS class of the entry
+    at: datetime | None  # None if it was not recorded
     title: str
     lines: tuple[str, ...]
 
     @property
     def moment(self) -> str:
-        return "" if self.at is None else moment(self.at)
+        """Date and time in the current time zone, to the millisecond."""
+        if self.at is None:
+            return ""
+        here = timezone.localtime(self.at) if timezone.is_aware(self.at) else self.at
+        time = f"{formats.time_format(here, 'H:i:s')}.{here.microsecond // 1000:03d}"
+        return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}"
 
 
 def story_of(request: AbortRequest) -> dict[str, Any]:
@@ -89,7 +90,8 @@ def _published(request: AbortRequest) -> Fact:
 
 
 def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]:
-    process = process_name(delivery.host, delivery.pid)
+    address = {"host": visible(delivery.host), "pid": delivery.pid}
+    process = _("%(host)s, process %(pid)d") % address
     names = {
         "process": process,
         "way": delivery.get_way_display(),

@@ -1,13 +1,12 @@
-"""How the admin displays untrusted text, process names, durations and times."""
+"""How the admin displays untrusted text and durations."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from django.utils import formats, timezone
 from django.utils.translation import gettext as _
 
-__all__ = ["duration", "moment", "process_name", "visible"]
+__all__ = ["duration", "visible"]
 
 
 def visible(text: str) -> str:
@@ -20,11 +19,6 @@ def visible(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
-
-
-def process_name(host: str, pid: int) -> str:
-    """Host and process ID, for display."""
-    return _("%(host)s, process %(pid)d") % {"host": visible(host), "pid": pid}
 
 
 def duration(span: timedelta) -> str:
@@ -45,10 +39,3 @@ def duration(span: timedelta) -> str:
     if minutes:
         return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": seconds}
     return _("%(seconds)d s") % {"seconds": seconds}
-
-
-def moment(at: datetime) -> str:
-    """Format a date and time in the current time zone, to the millisecond."""
-    here = timezone.localtime(at) if timezone.is_aware(at) else at
-    time = formats.time_format(here, "H:i:s")
-    return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}.{here.microsecond // 1000:03d}"

@@ -14,20 +14,12 @@ __all__ = ["add_run_ids", "count", "positive_number", "run_id", "seconds"]
 def add_run_ids(
     parser: ArgumentParser, *, nargs: str = "+", what: str = "ID of a run or a group"
 ) -> None:
-    """Add the positional argument ``run_ids``, which accepts only valid IDs.
-
-    :param nargs: number of IDs, as for argparse; by default one or more.
-    :param what: help text.
-    """
+    """Add the positional argument ``run_ids``, which accepts only valid IDs."""
     parser.add_argument("run_ids", nargs=nargs, type=run_id, metavar="RUN_ID", help=what)
 
 
 def positive_number(text: str, *, of: str, most: float = inf) -> float:
-    """Parse a finite number greater than 0.
-
-    :param of: the unit, in the plural.
-    :param most: the largest valid value.
-    """
+    """Parse a finite number greater than 0 and at most ``most``; ``of`` names its unit."""
     try:
         number = float(text)
     except ValueError:
@@ -42,10 +34,7 @@ seconds = partial(positive_number, of="seconds")
 
 
 def count(text: str, *, most: float = inf) -> int:
-    """Parse an integer of 1 or more.
-
-    :param most: the largest valid value.
-    """
+    """Parse an integer from 1 to ``most``."""
     try:
         number = int(text)
     except ValueError:

@@ -44,14 +44,12 @@ class Wakeup:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if deadline is not None:
-                self._inside.settimeout(max(deadline - time.monotonic(), 0.001))
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            self._inside.settimeout(left)
             try:
                 event = self._inside.recv(1)[0]
             except TimeoutError:
                 return None
-            finally:
-                self._inside.settimeout(None)
             if event in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and event != ignore:
                 return event
 

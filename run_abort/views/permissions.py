@@ -14,11 +14,7 @@ __all__ = ["GuardedView"]
 
 
 class GuardedView(View):
-    """Base of views about one run, for users who may abort it.
-
-    Override :meth:`has_abort_permission` to check permissions per run, and :meth:`get_run_id` if
-    the URL names the run in another way.
-    """
+    """Base of views about one run, for users who may abort it."""
 
     def has_abort_permission(self, run_id: str) -> bool:
         """Whether ``self.request.user`` may abort this run.

@@ -22,7 +22,7 @@ from run_abort._core.answers import ProcessAnswer, ProcessState
 from run_abort.aborts import AbortOutcome
 from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
 from run_abort.admin import runs as rooms_of_runs
-from run_abort.admin.outcomes import tell
+from run_abort.admin.asking import tell
 from run_abort.models import AbortRequest
 from tests.blocks import held
 from tests.conftest import Configure

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
@@ -264,11 +263,8 @@ def _text_line(event: str, facts: dict[str, Any]) -> str:
 def _json_line(event: str, facts: dict[str, Any]) -> str:
     names = {"run_id": "runId", "abort_id": "abortId"}
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-    for key in JSON_FIELDS:
-        if key in facts:
-            value = facts[key]
-            line[names.get(key, key)] = str(value) if isinstance(value, UUID) else value
-    return json.dumps(line)
+    line |= {names.get(key, key): facts[key] for key in JSON_FIELDS if key in facts}
+    return json.dumps(line, default=str)  # the abort ID may be a UUID
 
 
 def _process_directory() -> Path:

@@ -37,32 +37,22 @@ Verdict = Literal["believed", "not believed", "stale"]
 
 
 class PidFile(NamedTuple):
-    """A PID file, as it was when it was read.
-
-    :ivar pid: the process ID; None if the file contains none.
-    :ivar written_at: modification time, in seconds since the epoch.
-    :ivar owner: user ID of the file's owner.
-    """
+    """A PID file, as it was when it was read."""
 
     path: Path
     run_id: str
-    pid: int | None
-    written_at: float
-    owner: int
+    pid: int | None  # None if the file contains none
+    written_at: float  # seconds since the epoch
+    owner: int  # a user ID
     inode: int
 
 
 class Judgement(NamedTuple):
-    """The result of checking a PID file.
+    """The result of checking a PID file."""
 
-    :ivar verdict: ``"stale"`` means that its process is gone, so the file may be removed.
-    :ivar why: the reason if the file is not believed.
-    :ivar process: the process if the file is believed.
-    """
-
-    verdict: Verdict
-    why: str = ""
-    process: Entry | None = None
+    verdict: Verdict  # "stale": its process is gone, so the file may be removed
+    why: str = ""  # the reason if the file is not believed
+    process: Entry | None = None  # the process if the file is believed
 
 
 def check_directory(directory: Path) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from run_abort._concurrency.workers import spawn
@@ -81,7 +80,6 @@ class _Program:
 class Programs:
     """Watches the directory on its own thread while the ``with`` block is open.
 
-    :param directory: the directory of the PID files.
     :param grace: seconds from SIGTERM to SIGKILL.
     :param on_ended: called with the file of a program that an abort has ended, and whether all of
         its processes are gone. Runs on a thread of that program.
@@ -104,12 +102,7 @@ class Programs:
         """Scan at once: an abort has arrived, perhaps for a program that was not seen yet."""
         self._wake.set()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Release programs that are not aborted; wait until the aborted ones have ended."""
         self._is_stopping = True
         self._wake.set()

@@ -1,23 +1,75 @@
-"""The admin's messages about aborts that were just requested. They state only what is known."""
+"""What the admin shows of an abort: the confirmation page before it, and the messages after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from django.contrib import messages
+import django
+from django.contrib import admin, messages
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from run_abort.aborts import AbortOutcome
+from run_abort.views.abort import AbortForm
 
-__all__ = ["log_text", "tell"]
+__all__ = ["ask", "context_of", "log_text", "tell"]
 
 Items = Callable[[int], str]  # returns the name for a given number of runs
 LeveledText = tuple[int, str]  # level and text of a message
 
 
+def context_of(
+    model_admin: admin.ModelAdmin[Any], request: HttpRequest, title: str
+) -> dict[str, Any]:
+    """Template context shared by this app's pages in the admin of a model."""
+    request.current_app = model_admin.admin_site.name
+    return {
+        **model_admin.admin_site.each_context(request),
+        "title": title,
+        "subtitle": None,
+        "opts": model_admin.opts,
+        "breadcrumbs_in_list": django.VERSION >= (6, 1),
+    }
+
+
+def ask(
+    model_admin: admin.ModelAdmin[Any],
+    request: HttpRequest,
+    form: AbortForm,
+    *,
+    title: str,
+    runs: Sequence[tuple[object, str]],
+    items: str,
+    back: str,
+    echoed: Iterable[tuple[str, str]] = (),
+    max_display: int = 100,
+    templates: Sequence[str] = ("run_abort/admin/abort_confirmation.html",),
+) -> HttpResponse:
+    """Render the page that asks whether to abort ``runs``.
+
+    :param runs: each run with the reason why it cannot be aborted; empty if it can.
+    :param items: name of the abortable runs, in the singular or plural that fits their number.
+    :param back: URL of the "No" link.
+    :param echoed: hidden fields that make the submitted form act on the same runs.
+    """
+    context = {
+        **context_of(model_admin, request, title),
+        "form": form,
+        "runs": runs[:max_display],
+        "unlisted": max(len(runs) - max_display, 0),
+        "asked": sum(not why_not for _run, why_not in runs),
+        "items": items,
+        "echoed": echoed,
+        "back": back,
+    }
+    return TemplateResponse(request, templates, context)
+
+
 def tell(outcomes: Sequence[AbortOutcome], items: Items, *, waited: bool) -> Iterator[LeveledText]:
-    """Yield the messages about ``outcomes``, with their levels.
+    """Yield the messages about ``outcomes``, with their levels. They state only what is known.
 
     :param waited: whether ``abort_run`` waited for answers of the processes.
     """
