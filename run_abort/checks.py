@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from ._runtime.runtime import current
+from ._transport.base import Transport
 
 __all__ = ["check_deployment", "check_settings"]
 
@@ -109,39 +110,31 @@ def check_deployment(
         transport = current().push.transport()
     except Exception:  # check_settings reports it
         return []
-    if transport is None:
-        return []
-    found: list[CheckMessage] = []
+    return [] if transport is None else list(_check_production(options, transport))
+
+
+def _check_production(options: conf.Settings, transport: Transport) -> Iterator[CheckMessage]:
     if options.LISTEN is False:
-        found.append(
-            CheckWarning(
-                "RUN_ABORT['LISTEN'] is False: no process receives aborts through "
-                f"{transport.source}.",
-                hint='Remove it, or set it to "auto".',
-                id="run_abort.W003",
-            )
+        yield CheckWarning(
+            f"RUN_ABORT['LISTEN'] is False: no process receives aborts through {transport.source}.",
+            hint='Remove it, or set it to "auto".',
+            id="run_abort.W003",
         )
     if not options.INTENTS:
-        found.append(
-            CheckWarning(
-                "RUN_ABORT['INTENTS'] is False: a process that restarts, starts later, or is cut "
-                "off from Redis while an abort is requested never receives it.",
-                hint="Remove it, so that aborts are recorded in the database.",
-                id="run_abort.W004",
-            )
+        yield CheckWarning(
+            "RUN_ABORT['INTENTS'] is False: a process that restarts, starts later, or is cut off "
+            "from Redis while an abort is requested never receives it.",
+            hint="Remove it, so that aborts are recorded in the database.",
+            id="run_abort.W004",
         )
-    lacks = transport.lacks()
-    if lacks:
-        found.append(
-            CheckWarning(
-                f"The Redis of {transport.source} is reached over the network without "
-                f"{' and without '.join(lacks)}: everyone with access to it can abort every run.",
-                hint="Use a rediss:// URL with a password. If the network is private, silence "
-                "this check.",
-                id="run_abort.W005",
-            )
+    if lacks := transport.lacks():
+        yield CheckWarning(
+            f"The Redis of {transport.source} is reached over the network without "
+            f"{' and without '.join(lacks)}: everyone with access to it can abort every run.",
+            hint="Use a rediss:// URL with a password. If the network is private, silence this "
+            "check.",
+            id="run_abort.W005",
         )
-    return found
 
 
 def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:
