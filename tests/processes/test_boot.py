@@ -25,7 +25,7 @@ def noting(self):
 threading.Thread.start = noting
 from django.core.management import execute_from_command_line
 try:
-    execute_from_command_line(["anything.py", *sys.argv[1:]])
+    execute_from_command_line()
 except SystemExit as error:
     print("exit", error.code)
 sys.stdout.write(f"started {started}\\n")  # print would write in parts
@@ -36,6 +36,48 @@ sys.stdout.write(f"started {started}\\n")  # print would write in parts
 def database(tmp_path: Path) -> dict[str, Any]:
     name = str(tmp_path / "db.sqlite3")
     return {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": name}}
+
+
+OWN_COMMAND = """
+from django.core.management.base import BaseCommand
+class Command(BaseCommand):
+    requires_system_checks = ()
+    def handle(self, **options):
+        pass
+"""
+
+
+def has_listened(process: Child) -> bool:
+    """Whether a process that runs COMMAND started the listener."""
+    started = process.wait_for("started")
+    assert started in {"started []", "started ['run_abort-listener']"}
+    return started != "started []"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """The directory of the commands of an app."""
+    commands = tmp_path / "shop" / "management" / "commands"
+    commands.mkdir(parents=True)
+    for directory in (commands, commands.parent, commands.parent.parent):
+        (directory / "__init__.py").touch()
+    return commands
+
+
+@pytest.fixture
+def in_shop(project: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What a process needs that has that app installed."""
+    return {
+        "settings": project | {"INSTALLED_APPS": ["run_abort", "shop"]},
+        "environment": {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    }
+
+
+@pytest.fixture
+def manage(tmp_path: Path) -> str:
+    path = tmp_path / "manage.py"
+    path.write_text(COMMAND)
+    return str(path)
 
 
 class TestCommands:
@@ -61,10 +103,20 @@ class TestCommands:
         ids=" ".join,
     )
     def test_one_shot_commands_start_no_thread(
-        self, start: Start, project: dict[str, Any], database: dict[str, Any], command: list[str]
+        self,
+        start: Start,
+        project: dict[str, Any],
+        database: dict[str, Any],
+        manage: str,
+        command: list[str],
     ) -> None:
         settings = project | {"DATABASES": database, "STATIC_ROOT": "static"}
-        process = start("-c", COMMAND, *command, settings=settings)
+        process = start(manage, *command, settings=settings)
+        assert process.wait_for("started") == "started []", str(process)
+
+    @pytest.mark.parametrize("command", ["check", "abort_run"])
+    def test_the_program_may_have_any_name(self, start: Start, command: str) -> None:
+        process = start("-c", COMMAND, command)
         assert process.wait_for("started") == "started []", str(process)
 
     @pytest.mark.parametrize(
@@ -82,8 +134,39 @@ class TestCommands:
     ) -> None:
         settings = project | {"RUN_ABORT": project["RUN_ABORT"] | {"LISTEN": listen}}
         process = start("-c", COMMAND, command, settings=settings)
-        started = process.wait_for("started")
-        assert started == f"started {['run_abort-listener'] if expected else []}", str(process)
+        assert has_listened(process) is expected, str(process)
+
+    @pytest.mark.parametrize(
+        ("command", "attribute", "expected"),
+        [
+            ("report", "", True),
+            ("report", "listens_for_aborts = True", True),
+            ("report", "listens_for_aborts = False", False),
+            ("loaddata", "", False),  # replaces one of Django's
+            ("loaddata", "listens_for_aborts = True", True),
+        ],
+    )
+    def test_a_command_says_whether_it_listens(
+        self,
+        start: Start,
+        shop: Path,
+        in_shop: dict[str, Any],
+        manage: str,
+        command: str,
+        attribute: str,
+        expected: bool,
+    ) -> None:
+        (shop / f"{command}.py").write_text(OWN_COMMAND + f"    {attribute}\n")
+        process = start(manage, command, **in_shop)
+        assert has_listened(process) is expected, str(process)
+
+    def test_a_command_that_cannot_be_imported_starts_no_thread(
+        self, start: Start, shop: Path, in_shop: dict[str, Any], manage: str
+    ) -> None:
+        (shop / "report.py").write_text("raise ImportError('nothing here')")
+        process = start(manage, "report", **in_shop)
+        process.wait_for("This process does not listen for aborts: nothing here")
+        process.wait_for("ImportError: nothing here")
 
     def test_an_open_block_makes_a_one_shot_command_listen(
         self, start: Start, shared_redis: RedisServer, channel_name: str
