@@ -1,4 +1,4 @@
-"""Runs a program in the foreground, in its own process group, with our terminal and signals."""
+"""Runs a program in the foreground, and passes signals on to it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from typing import Any, Final
 
 __all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Program"]
 
-FORWARDED: Final = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-WANT_TERMINAL: Final = (signal.SIGTTIN, signal.SIGTTOU)
+# The terminal sends these to every process of its foreground group, so also to the program.
+FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+OTHERS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Exit codes, by the conventions of shells.
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 SIGNALLED: Final = 128  # plus the number of the signal
+# Seconds. A signal that another thread receives does not end a wait of the main thread, and its
+# handler runs after that wait.
+LONGEST_WAIT: Final = 0.5
 
 
 class Program:
-    """A program that owns our terminal and gets our signals while the ``with`` block is open.
+    """A program that gets our signals while the ``with`` block is open.
+
+    In the foreground of a terminal the program is in our process group. So it can read from the
+    terminal, which sends Ctrl-C and Ctrl-Z to both of us, and only the program reacts to Ctrl-C.
+    Otherwise it has its own process group, and our signals go to the whole group.
 
     Enter it in the main thread. Entering raises ``OSError`` if the program cannot be started.
     """
@@ -37,23 +38,24 @@ class Program:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._terminal = _terminal()
+        self._is_interactive = _is_in_foreground()
+        self._kill = os.kill if self._is_interactive else os.killpg
         self._early: list[int] = []  # signals that arrived before the process started
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         # Install the handlers first: without them, a signal could kill us and leave the program.
-        self._handlers = {number: signal.signal(number, self._signal) for number in FORWARDED}
-        # The kernel stops a background process that calls tcsetpgrp() unless it ignores SIGTTOU.
-        self._handlers[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        self._handlers = {
+            number: signal.signal(number, self._handle) for number in (*FROM_TERMINAL, *OTHERS)
+        }
+        group = None if self._is_interactive else 0
         try:
-            self._process = subprocess.Popen(self._command, process_group=0)  # noqa: S603
+            self._process = subprocess.Popen(self._command, process_group=group)  # noqa: S603
         except BaseException:
             self._restore()
             raise
-        self._lend_terminal(self._process.pid)
         for number in self._early:
-            self._signal(number)
+            self._handle(number)
         return self._process
 
     def __exit__(
@@ -62,64 +64,35 @@ class Program:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lend_terminal(os.getpgrp())
         self._restore()
 
     def wait(self) -> int:
         """Wait until the program has ended; return its exit code by the conventions of shells."""
         if self._process is None:
             raise RuntimeError("there is no process to wait for")
-        while (stop := self._stopped_by(self._process.pid)) is not None:
-            if stop in WANT_TERMINAL and self._has_terminal(self._process.pid):
-                self._signal(signal.SIGCONT)  # it used the terminal before it became its owner
-            else:
-                self._stop_with_it(self._process.pid)
-        return _exit_code_of(self._process.wait())
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return _exit_code_of(self._process.wait(LONGEST_WAIT))
 
-    def _stopped_by(self, pid: int) -> int | None:
-        """Wait until the program ends or stops; return the stop signal, or None if it has ended."""
-        news = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
-        is_stopped = news is not None and news.si_code in {os.CLD_STOPPED, os.CLD_TRAPPED}
-        return news.si_status if news is not None and is_stopped else None
-
-    def _stop_with_it(self, pid: int) -> None:
-        """Stop ourselves, as the program was stopped (by Ctrl-Z, say); resume both together."""
-        self._lend_terminal(os.getpgrp())
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self._lend_terminal(pid)
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int, frame: FrameType | None = None) -> None:
+    def _handle(self, number: int, frame: FrameType | None = None) -> None:
+        if self._is_interactive and number in FROM_TERMINAL:
+            return  # not SIG_IGN instead of this handler: the program would inherit it
         if self._process is None:
             self._early.append(number)
         elif self._process.returncode is None:
-            # Only this thread reaps the process, so its group ID cannot have been reused.
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
-
-    def _lend_terminal(self, group: int) -> None:
-        if self._terminal is not None:
-            with suppress(OSError):
-                os.tcsetpgrp(self._terminal, group)
-
-    def _has_terminal(self, group: int) -> bool:
-        if self._terminal is not None:
-            with suppress(OSError):
-                return os.tcgetpgrp(self._terminal) == group
-        return False
+                self._kill(self._process.pid, number)
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
 
-def _terminal() -> int | None:
-    """File descriptor of the terminal if we are in its foreground, else None."""
+def _is_in_foreground() -> bool:
+    """Return whether standard input is a terminal that our process group is in front of."""
     with suppress(OSError, ValueError, AttributeError):
-        number = sys.stdin.fileno()
-        if os.isatty(number) and os.tcgetpgrp(number) == os.getpgrp():
-            return number
-    return None
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    return False
 
 
 def _exit_code_of(code: int) -> int:

@@ -6,12 +6,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.processes.conftest import Start
-from tests.support import TIMEOUT, Child, Foreign, is_there, wait_until
+from tests.support import TIMEOUT, Foreign, is_there, wait_until
 
 COMMAND = ("-m", "django", "run_abortable")
 
@@ -92,6 +91,15 @@ class TestSignals:
         child.send(number)
         assert child.wait() == 128 + number
 
+    def test_reach_what_the_program_has_started(self, start: Start, tmp_path: Path) -> None:
+        path = tmp_path / "pid"
+        code = f"sleep 600 & echo $! > {path}; trap '' TERM; echo ready; wait; exit 6"
+        child = start(*COMMAND, "run-1", "--", "sh", "-c", code)
+        child.wait_for("ready")
+        child.send(signal.SIGTERM)
+        assert child.wait() == 6  # the program itself ignored the signal
+        assert not is_there(pid_in(path))
+
     def test_one_that_the_program_handles_is_its_own_affair(self, start: Start) -> None:
         code = """
 import signal, sys, time
@@ -110,70 +118,74 @@ time.sleep(600)
 
 
 PROGRAM = """
-import signal, sys
-# Python would overlook a signal that comes just before it reads, until it has read.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-print("ready", flush=True)
+import os, signal, sys
+
+interrupts = []
+
+def interrupt(number, frame):
+    interrupts.append(number)
+    os.write(1, b"interrupted\\n")
+
+def finish(number, frame):
+    os.write(1, b"interrupts: %d\\n" % len(interrupts))
+    os._exit(7)
+
+signal.signal(signal.SIGINT, interrupt)
+signal.signal(signal.SIGUSR1, finish)
+print("parent", os.getppid(), "ready", flush=True)
 for line in sys.stdin:
     print("got", line.strip(), flush=True)
 """
+SHELL = """
+"$0" -m django run_abortable run-1 -- "$0" -c "$1"
+echo "code $?"
+fg
+echo "code $?"
+"""
 TERMINAL = """
-import os, pty, signal, sys
+import os, pty, re, signal, sys
 pid, fd = pty.fork()
 if pid == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "django", "run_abortable", "run-1", "--",
-                              sys.executable, "-c", sys.argv[1]])
+    os.execvp("sh", ["sh", "-mc", sys.argv[1], sys.executable, sys.argv[2]])
 seen = b""
-def until(text):
+def until(pattern):
     global seen
-    while text not in seen:
+    while (match := re.search(pattern, seen)) is None:
         seen += os.read(fd, 1000)
-    seen = seen.partition(text)[2]
-until(b"ready")
+    seen = seen[match.end():]
+    return match
+parent = int(until(rb"parent (\\d+) ready")[1])
 os.write(fd, b"one\\n")
 until(b"got one")
 os.write(fd, b"\\x1a")  # Ctrl-Z
-_, status = os.waitpid(pid, os.WUNTRACED)
-print("stopped", os.WIFSTOPPED(status), flush=True)
-os.kill(pid, signal.SIGCONT)
+until(rb"code %d\\s" % (128 + signal.SIGTSTP))
 os.write(fd, b"two\\n")
 until(b"got two")
 os.write(fd, b"\\x03")  # Ctrl-C
-_, status = os.waitpid(pid, 0)
-print("exit", os.waitstatus_to_exitcode(status), flush=True)
+until(b"interrupted")
+os.kill(parent, signal.SIGUSR1)  # which arrives after a SIGINT that is passed on
+print("interrupts", until(rb"interrupts: (\\d+)")[1].decode(), flush=True)
+print("code", until(rb"code (\\d+)")[1].decode(), flush=True)
+"""
+SPAWN = """
+import os, pty, sys
+status = pty.spawn([sys.executable, *sys.argv[1:]])
+print("exit", os.waitstatus_to_exitcode(status))
 """
 
 
-def test_a_terminal_is_the_programs(start: Start, project: dict[str, Any]) -> None:
-    """It reads from it, Ctrl-Z stops both, and Ctrl-C ends the program."""
-    child: Child = start("-c", TERMINAL, PROGRAM)
-    child.wait_for("stopped True")
-    child.wait_for("exit 130")
-    assert child.wait() == 0
+class TestTerminal:
+    def test_is_shared_with_the_program(self, start: Start) -> None:
+        """The program reads from it, Ctrl-Z stops both, and the program gets Ctrl-C once."""
+        child = start("-c", TERMINAL, SHELL, PROGRAM)
+        child.wait_for("interrupts 1")
+        child.wait_for("code 7")
+        assert child.wait() == 0
 
-
-LATE = """
-import os, pty, signal, sys
-pid, fd = pty.fork()
-if pid == 0:
-    from run_abort.management.child import Program
-    from tests.workers import wait_for
-
-    class Late(Program):
-        def _lend_terminal(self, group):
-            if group != os.getpgrp():
-                wait_for(lambda: open(f"/proc/{group}/stat").read().split(") ")[1][0] == "T")
-            super()._lend_terminal(group)
-
-    program = Late(["head", "-n", "1"])
-    with program:
-        sys.exit(program.wait())
-os.write(fd, b"one\\n")
-_, status = os.waitpid(pid, os.WUNTRACED)
-print("stopped" if os.WIFSTOPPED(status) else f"exit {os.waitstatus_to_exitcode(status)}")
-"""
-
-
-def test_one_that_wants_the_terminal_before_it_is_lent_goes_on(start: Start) -> None:
-    child: Child = start("-c", LATE)
-    child.wait_for("exit 0")
+    def test_an_abort_ends_only_the_program(self, start: Start, foreign: Foreign) -> None:
+        program = ["sh", "-c", "echo ready; exec sleep 600"]
+        child = start("-c", SPAWN, *COMMAND, "run-1", "--", *program)
+        child.wait_for_all("Listening for aborts", "ready")
+        foreign.publish("run-1", reason="because")
+        child.wait_for("because")
+        child.wait_for("exit 130")

@@ -24,10 +24,11 @@ class Command(BaseCommand):
     help = (
         "Runs a program as an abortable run. When the run is aborted, the program and its "
         "descendants get SIGTERM, and processes that are left after --grace seconds get SIGKILL. "
-        "The program gets this command's input, output and signals. Exits with the program's exit "
-        "code, with 128 plus the signal number if a signal killed it, with 126 if it cannot be "
-        "executed, with 127 if it was not found, and with 130 if the run was aborted, before the "
-        "start or later."
+        "The program gets this command's input, output and signals. In the foreground of a "
+        "terminal it gets Ctrl-C from the terminal, and this command ignores it. Exits with the "
+        "program's exit code, with 128 plus the signal number if a signal killed it, with 126 if "
+        "it cannot be executed, with 127 if it was not found, and with 130 if the run was aborted, "
+        "before the start or later."
     )
     missing_args_message = "Name a run and a program: manage.py run_abortable RUN_ID -- COMMAND ..."
     # A failing check must not keep the program from starting: it may be the one that fixes it.
