@@ -227,12 +227,13 @@ def test_something_that_is_not_redis(
 
 
 def test_an_error_that_nobody_foresaw_does_not_end_the_listener(
-    ear: Ear, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("run_abort._transport.codec.decode", lambda data: 1 / 0)
+        patch.setattr("run_abort._runtime.runtime.decode", lambda data: 1 / 0)
         ear.foreign.publish("oops")
-        wait_until(lambda: "ZeroDivisionError" in current().listener.status().last_error)
+        wait_until(lambda: "ZeroDivisionError" in caplog.text)
+    assert current().listener.status().reconnects == 0
     ear.hears("after it")
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from run_abort import RunAborted, abortable_run
-from run_abort._core import escalation, interrupts
+from run_abort._core import interrupts
+from run_abort._core.escalation import EscalationPlan
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.support import Child, wait_until
@@ -35,7 +37,8 @@ def nothing_is_left(configure: Configure) -> Iterator[None]:
 
 def abort(run_id: str = "run-1", reason: str = "because") -> None:
     wait_until(lambda: run_id in current().registry.ids())
-    current().registry.abort(run_id, reason, "ann", abort_id="5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e")
+    request = Request(run_id, "5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e", reason, "ann")
+    current().registry.abort(request)
 
 
 STORM = """
@@ -44,19 +47,21 @@ from tests.workers import *
 django.setup()
 from run_abort import RunAborted, abortable_run
 from run_abort._core import interrupts
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 
+registry = current().registry
 BLOCKS = int(sys.argv[1])
 sys.setswitchinterval(1e-6)
-current = None
+latest = None
 is_over = False
 sent = [0, 0]
 
 def storm(number):
     while not is_over:
-        block = current  # perhaps left long ago
+        block = latest  # perhaps left long ago
         if block is not None and block._controller is not None:
-            current().registry.abort_controllers([block._controller])
+            registry.abort_controllers([block._controller], Request(block._ids[0]), "local")
             sent[number] += block._interruption.send()
 
 def after():
@@ -75,13 +80,13 @@ def check(holds, *what):
         print("wrong:", *what)
 
 def work():
-    global current, normally, aborted, leaked, wrong
+    global latest, normally, aborted, leaked, wrong
     for number in range(BLOCKS):
         try:
             block = abortable_run(number, insist="interrupt", grace=3600)
             ended = None
             try:
-                current = block
+                latest = block
                 with block as signal:
                     total = 0
                     for each in range(number % 2000):
@@ -136,7 +141,7 @@ def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
         assert not ours, str(child)
 
 
-class TestInsister:
+class TestEscalator:
     def test_no_thread_is_alive_at_a_fork_and_both_go_on(self) -> None:
         done: list[int] = []
 
@@ -144,9 +149,9 @@ class TestInsister:
             done.append(os.getpid())
             return True
 
-        block = escalation.Insistence(60, attempt)
-        escalation.insist(0.3, block)
-        assert escalation._insister._thread is not None
+        escalator, plan = current().escalator, EscalationPlan(60, attempt)
+        escalator._schedule(plan, 0.3)
+        assert escalator.service.is_running
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -160,7 +165,7 @@ class TestInsister:
         with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
             assert pipe.read() == b"went on"
         wait_until(lambda: done == [os.getpid()])
-        escalation.cease(block)
+        escalator.drop(plan)
 
 
 def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:

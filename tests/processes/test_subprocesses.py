@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import process_tree
-from run_abort._core.controller import on_rung
+from run_abort._core.controller import AbortSignal
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.support import TIMEOUT, is_there, wait_until
@@ -51,17 +52,11 @@ def controller() -> AbortController:
 
 
 @pytest.fixture
-def rungs() -> Iterator[list[str]]:
-    told: list[str] = []
-
-    def note(signal: Any, rung: str, at: Any) -> None:
-        told.append(rung)
-
-    on_rung(note)
-    yield told
-    from run_abort._core import controller
-
-    controller._rung_hooks.remove(note)
+def rungs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The escalations that signals report."""
+    reported: list[str] = []
+    monkeypatch.setattr(AbortSignal, "escalated", lambda signal, each: reported.append(each))
+    return reported
 
 
 class Runner:
@@ -251,7 +246,7 @@ time.sleep(600)
         thread = threading.Thread(target=work)
         thread.start()
         wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
-        current().registry.abort("run-1")
+        current().registry.abort(Request("run-1"))
         thread.join(20)
         assert len(seen) == 1
         assert not is_there(int(path.read_text()))
@@ -357,7 +352,9 @@ class TestRunAsync:
 
         async def main() -> None:
             async with abortable_run("run-1") as signal:
-                asyncio.get_running_loop().call_later(0.7, current().registry.abort, "run-1")
+                asyncio.get_running_loop().call_later(
+                    0.7, current().registry.abort, Request("run-1")
+                )
                 await signal.run_async(python(code), capture_output=True, text=True)
 
         with pytest.raises(RunAborted) as raised:
@@ -431,7 +428,7 @@ class TestBlocks:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1") as signal:
             with subprocess.Popen(command) as process:
                 signal.add_callback(process.kill)
-                threading.Timer(0.02, current().registry.abort, ("run-1",)).start()
+                threading.Timer(0.02, current().registry.abort, (Request("run-1"),)).start()
                 process.wait(20)
             raise subprocess.CalledProcessError(process.returncode, command)
         assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)
