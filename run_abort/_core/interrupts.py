@@ -24,7 +24,7 @@ The solution has three parts:
    arrived. The exception class notes its own arrival: CPython instantiates it when it is raised.
 
 3. **A guard that ends with the** ``with`` **statement.** The statement calls ``__exit__`` through
-   an object (``_Exit``) to which nothing else has a reference. When the statement ends, CPython
+   an object (``exits._Exit``) to which nothing else has a reference. When the statement ends, CPython
    deletes this object. If ``__exit__`` was not executed, the object's guard leaves the block then.
    Nothing is sent to a block whose object is gone.
 """
@@ -36,21 +36,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from types import MethodType, TracebackType
-from typing import Any, Final, Protocol
-from weakref import ref
+from functools import cache
+from types import TracebackType
+from typing import Any, Final
 
 from run_abort.exceptions import RunAborted
 
 __all__ = [
-    "Held",
     "Interruption",
-    "KeptBlock",
     "Shield",
     "after_fork_in_child",
     "is_interruptible",
-    "kept_exit",
     "open_interruptions",
     "take_for_arrived",
 ]
@@ -298,94 +294,6 @@ def _take_back(target: _Target) -> None:
     # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None
-
-
-class KeptBlock(Protocol):
-    """What :class:`kept_exit` needs of a block."""
-
-    held: Held | None
-
-    @property
-    def insists(self) -> object:
-        """True if this block may be interrupted, whether or not one around it may be."""
-
-    def abandon(self) -> None:
-        """End the block if ``__exit__`` did not. Raises nothing."""
-
-
-class _Guard:
-    """Abandons its block when it is deleted, unless it was disarmed."""
-
-    __slots__ = ("__weakref__", "block")
-
-    def __init__(self, block: KeptBlock) -> None:
-        self.block: KeptBlock | None = block
-
-    def __del__(self) -> None:
-        # The attribute is missing if an interrupt arrived in __init__.
-        block: KeptBlock | None = getattr(self, "block", None)
-        if block is not None:
-            block.abandon()
-
-
-class _Exit(partial[None]):
-    """The callable that a ``with`` statement calls at its end.
-
-    The traceback of an interrupt has references to the function and the block, but not to this
-    object. So this object, and with it the guard, is deleted when the statement ends.
-    """
-
-    guard: _Guard | None = None
-
-
-class Held:
-    """Weak references to the ``_Exit`` of a ``with`` statement and to its guard.
-
-    :ivar over: not empty once the statement has ended. A list, because a reference to the guard
-        would keep the guard alive.
-    """
-
-    __slots__ = ("_exit", "_guard", "over")
-
-    def __init__(self, exit: _Exit, guard: _Guard) -> None:  # noqa: A002
-        self.over: list[object] = []
-        self._exit = ref(exit)
-        self._guard = ref(guard, self.over.append)
-
-    def spend(self) -> None:
-        """Disarm the guard, because the block was left. Called in the block's thread.
-
-        The guard is deleted here, behind a shield: an interrupt that arrived in its ``__del__``
-        would be lost.
-        """
-        exit, guard = self._exit(), self._guard()  # noqa: A001
-        if guard is not None:
-            guard.block = None
-        if exit is not None:
-            exit.guard = None
-
-
-class kept_exit:  # noqa: N801  a decorator
-    """Decorates ``__exit__`` so that an interrupt cannot prevent it in a ``with`` statement.
-
-    A ``with`` statement looks ``__exit__`` up just before it calls ``__enter__``. This descriptor
-    decides then whether the block needs a guard. A block with a guard gets ``held``.
-    """
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-        self.__doc__ = function.__doc__
-
-    def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Callable[..., None]:
-        if block is None:
-            return self._function  # contextlib.ExitStack takes __exit__ from the class
-        # The cheap checks first: they are all that an ordinary block pays for.
-        if not block.insists and (not open_interruptions or not is_interruptible()):
-            return MethodType(self._function, block)
-        exit = _Exit(self._function, block)  # noqa: A001
-        exit.guard = _Guard(block)
-        block.held = Held(exit, exit.guard)
-        return exit
 
 
 @cache

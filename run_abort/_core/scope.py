@@ -21,13 +21,12 @@ from run_abort.exceptions import RunAborted
 
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
+from .exits import Held, kept_exit
 from .ids import clean_ids
 from .interrupts import (
-    Held,
     Interruption,
     Shield,
     is_interruptible,
-    kept_exit,
     open_interruptions,
     take_for_arrived,
 )

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Final, Protocol
 
 from run_abort.exceptions import RunAborted
 
-from .interrupts import Held, Shield, kept_exit
+from .exits import Held, kept_exit
+from .interrupts import Shield
 
 __all__ = ["Cancels"]
 
