@@ -519,7 +519,7 @@ def test_one_that_could_not_be_left_is_left_by_the_escalator_and_never_interrupt
     block = core.block("run-1", grace=0, insist="interrupt")
     held = block.__exit__  # as a with statement gets hold of it
     block.__enter__()
-    monkeypatch.setattr(interrupts._Guard, "__del__", lambda self: None)
+    monkeypatch.setattr(exits._Guard, "__del__", lambda self: None)
     del held
     core.abort_when_held()
     wait_until(lambda: core.registry.ids() == [])
@@ -537,5 +537,5 @@ def test_an_interruption_of_a_thread_that_ended_inside_hits_nobody() -> None:
 
 
 def test_forced_an_interrupt_while_the_guard_is_made_is_not_a_traceback() -> None:
-    guard = interrupts._Guard.__new__(interrupts._Guard)
+    guard = exits._Guard.__new__(exits._Guard)
     del guard  # pytest would report what cannot be raised
