@@ -25,8 +25,8 @@ The solution has three parts:
 
 3. **A guard that ends with the** ``with`` **statement.** The statement calls ``__exit__`` through
    an object (``exits._Exit``) to which nothing else has a reference. When the statement ends,
-   CPython deletes this object. If ``__exit__`` was not executed, the object's guard leaves the block then.
-   Nothing is sent to a block whose object is gone.
+   CPython deletes this object. If ``__exit__`` was not executed, the object's guard leaves the
+   block then. Nothing is sent to a block whose object is gone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from run_abort._core import interrupts, scope
+from run_abort._core import exits, interrupts, scope
 from run_abort._core.interrupts import Interruption, Shield
 from run_abort._core.types import Aborted, Event
 from run_abort.exceptions import RunAborted
