@@ -111,8 +111,8 @@ class TestListener:
                 os.write(writer, f"{threading.active_count()}\n".encode())
                 while not is_listening():
                     time.sleep(0.01)
-                os.write(writer, f"{current().listener.status().origin}\n".encode())
                 with abortable_run("child") as signal:
+                    os.write(writer, f"{current().listener.status().origin}\n".encode())
                     signal.wait(20)
             except RunAborted:
                 code = 0

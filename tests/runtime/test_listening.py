@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import os
 import re
 import threading
-import time
 from typing import Any
 
-from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
+from run_abort import subscribe_to_run_aborts
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
@@ -43,20 +41,6 @@ class TestOrigin:
                 thread.join()
             assert len(set(found)) == 1
 
-    def test_it_is_new_in_a_child(self, runtime: Runtime) -> None:
-        reader, writer = os.pipe()
-        mine = runtime.origin()
-        pid = os.fork()
-        if pid == 0:
-            os.write(writer, runtime.origin().encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            theirs = pipe.read()
-        assert re.fullmatch("inst_[0-9a-f]{32}", theirs)
-        assert theirs != mine == runtime.origin()
-
 
 class TestLife:
     def test_where_the_settings_forbid_it_it_is_off(self, configure: Configure) -> None:
@@ -73,39 +57,6 @@ class TestLife:
         assert current().listener.ensure_started()
         wait_until(is_listening)
         assert foreign.publish("run-1") == 0
-
-
-class TestFork:
-    def test_there_is_no_thread_at_a_fork_and_one_after_it_in_both(
-        self, configure: Configure, foreign: Foreign
-    ) -> None:
-        heard: list[str] = []
-        subscribe_to_run_aborts(heard.append)
-        wait_until(is_listening)
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.write(writer, f"{threading.active_count()}\n".encode())
-                while not is_listening():
-                    time.sleep(0.01)
-                os.write(writer, f"{current().listener.status().origin}\n".encode())
-                with abortable_run("child") as signal:
-                    signal.wait(20)
-            except RunAborted:
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            # The listener that rests in the child, beside its main thread.
-            assert pipe.readline() == "2\n"
-            assert pipe.readline().strip() not in {"", current().listener.status().origin}
-        wait_until(is_listening)
-        wait_until(lambda: foreign.publish("child") == 2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        wait_until(lambda: "child" in heard)
 
 
 class TestReceivers:
