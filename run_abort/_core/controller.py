@@ -57,6 +57,7 @@ class AbortSignal:
         "actor",
         "grace",
         "reason",
+        "request_keys",
         "run_id",
     )
 
@@ -64,6 +65,9 @@ class AbortSignal:
         self.run_id = run_id
         self.grace = grace
         self.aborted_by: Aborted | None = None
+        # For who collects the events. Not in a weak dictionary there: its callback runs in the
+        # thread of the block, and would swallow an interrupt.
+        self.request_keys: tuple[str, ...] | None = None
         self.aborted = False
         self.reason = ""
         self.actor = ""

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from run_abort._concurrency.hooks import Hook
 from run_abort._core.controller import AbortController, AbortSignal
@@ -59,8 +58,6 @@ class Events:
         self._deliveries: OrderedDict[str, Delivery] = OrderedDict()
         # Key of the request → its blocks that are open; no key without one.
         self._pending: dict[str, set[AbortSignal]] = {}
-        # Signal → the keys of the requests that aborted it.
-        self._keys: WeakKeyDictionary[AbortSignal, tuple[str, ...]] = WeakKeyDictionary()
         # Event that was not emitted yet → the events held back for it. Not by the request's key,
         # because one request may have several events, each with other blocks.
         self._held_back: dict[Aborted, list[Left | Escalated]] = {}
@@ -101,7 +98,7 @@ class Events:
         self._reset()
         for controller, _ in self._registry.holdings():
             if controller.signal.aborted_by is not None:
-                self._keys[controller.signal] = ()
+                controller.signal.request_keys = ()
 
     # Within the lock.
 
@@ -109,7 +106,7 @@ class Events:
         """Hold the event back if the ``Aborted`` of its block was not emitted yet."""
         signal = event.controller.signal if isinstance(event, Left) else event.signal
         aborted = signal.aborted_by
-        if aborted is None or signal in self._keys:
+        if aborted is None or signal.request_keys is not None:
             return False
         self._held_back.setdefault(aborted, []).append(event)
         return True
@@ -130,7 +127,7 @@ class Events:
         new = [
             each
             for each in event.controllers
-            if not each.closed and key not in self._keys.get(each.signal, ())
+            if not each.closed and key not in (each.signal.request_keys or ())
         ]
         if not new:
             return 0
@@ -148,21 +145,21 @@ class Events:
         pending = self._pending.setdefault(key, set())
         for each in new:
             # If this block is new here, its Left event is held back or not emitted yet.
-            if each.left_at is None or each.signal not in self._keys:
+            if each.left_at is None or each.signal.request_keys is None:
                 pending.add(each.signal)
-            self._keys[each.signal] = (*self._keys.get(each.signal, ()), key)
+            each.signal.request_keys = (*(each.signal.request_keys or ()), key)
         return len(new)
 
     def _went_on(self, event: Left | Escalated) -> None:
         at = _time(event.at)
         if isinstance(event, Left):
             signal = event.controller.signal
-            for key in self._keys.get(signal, ()):
+            for key in signal.request_keys or ():
                 if key in self._pending:
                     self._pending[key].discard(signal)
                     self._stop_if_over(key, at)
             return
-        for key in self._keys.get(event.signal, ()):
+        for key in event.signal.request_keys or ():
             delivery = self._deliveries.get(key)
             if delivery is not None and len(delivery.tried) < MAX_TRIED:
                 tried = (*delivery.tried, Tried(event.escalation, at))

@@ -58,7 +58,8 @@ def handle(run_id):
 
 subscribe_to_run_aborts(handle)
 from django.core.management import execute_from_command_line
-execute_from_command_line(["manage.py", "listen_run_aborts", *sys.argv[1:]])
+sys.argv = ["manage.py", "listen_run_aborts", *sys.argv[1:]]
+execute_from_command_line(sys.argv)
 """
 
     @pytest.fixture(autouse=True)

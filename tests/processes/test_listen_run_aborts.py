@@ -33,7 +33,8 @@ def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
         "import sys\n"
         f"{code}\n"
         "from django.core.management import execute_from_command_line\n"
-        "execute_from_command_line(['manage.py', 'listen_run_aborts', *sys.argv[1:]])"
+        "sys.argv = ['manage.py', 'listen_run_aborts', *sys.argv[1:]]\n"
+        "execute_from_command_line(sys.argv)"
     )
     return Child("-c", source, *args, settings=settings)
 

@@ -474,7 +474,6 @@ class TestMemory:
         del signal, leave, early, leave_early
         gc.collect()
         assert [reference() for reference in references] == [None, None]
-        assert not process.events._keys
         assert not process.events._held_back
         assert not process.events._pending
 
