@@ -57,28 +57,25 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     _process: Runtime
 
     def _look(self, controller: AbortController) -> None:
-        if self._listen():
+        process = self._process
+        process.listener.ensure_started()
+        if database.enabled():
+            process.reconciler.ensure_started()
             abort = partial(self._abort, controller)
             request = requests.find(self._ids, on_late=abort)
             if request is not None:
                 abort(request)
 
     async def _alook(self, controller: AbortController) -> None:
-        if self._listen():
+        process = self._process
+        process.listener.ensure_started()
+        if database.enabled():
+            process.reconciler.ensure_started()
             abort = partial(self._abort, controller)
             find = partial(requests.find, self._ids, on_late=abort)
             request = await database.call_from_loop(find)
             if request is not None:
                 abort(request)
-
-    def _listen(self) -> bool:
-        """Start the listener and the reconciler; return whether requests are stored as rows."""
-        process = self._process
-        process.listener.ensure_started()
-        has_rows = database.enabled()
-        if has_rows:
-            process.reconciler.ensure_started()
-        return has_rows
 
     def _abort(self, controller: AbortController, request: Request) -> None:
         self._process.registry.abort_controllers([controller], request, "start")

@@ -102,8 +102,10 @@ class Dispatch:
         if not request.id or self._seen.add(request.id):
             if self._has_receivers():
                 call_logged(partial(self._call_receivers, request))
-            self._call_handlers(request.run_id)
-        self.dispatched(request)
+            if self._handlers:
+                self._call_handlers(request.run_id)
+        if self.dispatched.functions:
+            self.dispatched(request)
 
     def announce(self, controllers: Sequence[AbortController], request: Request) -> None:
         """Send ``run_aborted`` for aborted controllers, without waiting for its receivers."""
