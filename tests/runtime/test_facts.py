@@ -34,6 +34,8 @@ def told(runtime: Runtime) -> Facts:
 
 def names(told: Facts) -> list[str]:
     """The names of the facts so far."""
+    # Another thread that has aborted a block emits its event when the block may be left already.
+    wait_until(lambda: not current().events._held_back)
     assert current().facts.wait_recorded(20)
     return [fact.name for fact in told]
 
