@@ -1,22 +1,17 @@
 from __future__ import annotations
 
 import os
-import threading
-import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from django.core.signals import setting_changed
 
-from example.redis_server import RedisServer
 from run_abort._core.ids import new_origin
 from run_abort._transport import codec
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
-from tests.support import Foreign, Proxy, wait_until
-
-Configure = Callable[..., None]
+from tests.conftest import Configure, threads_of_ours
+from tests.support import wait_until
 
 
 class Node:
@@ -92,57 +87,3 @@ def listener(node: Node) -> Listener:
 def listening(configure: Configure, node: Node) -> None:
     """The listener is subscribed."""
     node.listen()
-
-
-def threads_of_ours() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("run_abort")]
-
-
-# The same as in tests/conftest.py.
-
-
-@pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisServer]:
-    """A server for all tests of this process that leave it as they found it."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def own_redis() -> Iterator[RedisServer]:
-    """A server that the test may kill, freeze and fill."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(shared_redis: RedisServer) -> Iterator[Proxy]:
-    with Proxy(shared_redis.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def channel_name() -> str:
-    return f"tests:{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Configure:
-    """Sets ``RUN_ABORT``; by default Redis, a channel of the test's own, and no database."""
-
-    def configure(**run_abort: Any) -> None:
-        settings.RUN_ABORT = {
-            "REDIS_URL": shared_redis.url,
-            "CHANNEL": channel_name,
-            "INTENTS": False,
-            **run_abort,
-        }
-
-    configure()
-    return configure
-
-
-@pytest.fixture
-def foreign(shared_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with shared_redis.client() as client:
-        yield Foreign(client, channel_name)

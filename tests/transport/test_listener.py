@@ -14,8 +14,9 @@ from run_abort._core.types import Request
 from run_abort._transport import listener as module
 from run_abort._transport.listener import Listener
 from run_abort._transport.redis.connections import Subscription
+from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, wait_until
-from tests.transport.conftest import Configure, Node, threads_of_ours
+from tests.transport.conftest import Node
 
 
 class TestLife:

@@ -20,8 +20,9 @@ from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import Message, Question, decode, decode_question
 from run_abort._transport.push import Push
+from tests.conftest import Configure
 from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
-from tests.transport.conftest import Configure, Node
+from tests.transport.conftest import Node
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
 
