@@ -32,10 +32,11 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
+from ._concurrency.workers import in_event_loop
 from ._core.controller import GRACE, AbortSignal
 from ._core.escalation import Cancellation
 from ._core.types import Escalation
-from ._store.database import call_from_loop, in_event_loop
+from ._store.database import call_from_loop
 from .aborts import aabort_run, abort_run
 from .exceptions import RunAborted
 from .runs import abortable_run

@@ -7,17 +7,18 @@ and empty queues.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from .hooks import Hook, call_logged, name_of
 
@@ -27,9 +28,11 @@ __all__ = [
     "after_fork_in_child",
     "before_fork",
     "call_bounded",
+    "in_event_loop",
     "spawn",
     "submit",
     "thread_ends",
+    "wait_idle",
 ]
 
 logger = logging.getLogger("run_abort")
@@ -230,6 +233,25 @@ class SerialWorker(Generic[T]):
         for worker in list(cls._all):
             with suppress(Exception):
                 worker._reset()
+
+
+def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:
+    """Wait until all the workers are idle.
+
+    :param timeout: seconds to wait at most, for all of them.
+    :return: whether they are.
+    """
+    deadline = time.monotonic() + timeout
+    return all(worker.wait_idle(max(deadline - time.monotonic(), 0)) for worker in workers)
+
+
+def in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def before_fork() -> None:

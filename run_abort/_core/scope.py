@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final, Protocol
 from uuid import UUID
 
+from run_abort._concurrency.workers import in_event_loop
 from run_abort.exceptions import RunAborted
 
 from .controller import GRACE, AbortController, AbortSignal
@@ -263,7 +264,7 @@ class Scope:
     # A block that may be interrupted, or that is inside another block that may be.
 
     def _enter_kept(self) -> AbortSignal:
-        if self.insists and ("interrupt" not in self.insists or _in_event_loop()):
+        if self.insists and ("interrupt" not in self.insists or in_event_loop()):
             raise RuntimeError(_INTERRUPT_ONLY)
         try:
             with Shield():  # against interrupts of a block around this one
@@ -330,14 +331,6 @@ def _put_up(shield: Shield) -> RunAborted | None:
     except RunAborted as interrupt:
         return interrupt
     return None
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:

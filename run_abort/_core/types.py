@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .controller import AbortController, AbortSignal
 
 __all__ = [
-    "ESCALATIONS",
     "Aborted",
     "Delivery",
     "Escalated",
@@ -32,7 +31,6 @@ Way = Literal["local", "channel", "reconcile", "start"]
 # What is done when a block goes on after its abort: cancel the task again, interrupt the thread,
 # terminate a process, kill it.
 Escalation = Literal["cancel", "interrupt", "terminate", "kill"]
-ESCALATIONS: tuple[Escalation, ...] = get_args(Escalation)
 
 
 class Request(NamedTuple):

@@ -21,7 +21,7 @@ from django.db import close_old_connections
 
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.throttle import Throttle
-from run_abort._concurrency.workers import SerialWorker
+from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
 from run_abort._core.registry import Registry
 from run_abort._core.types import Request
@@ -136,12 +136,7 @@ class Dispatch:
         :param timeout: seconds to wait at most, for all of them.
         :return: False if the time was up.
         """
-        deadline = time.monotonic() + timeout
-        waits = [worker.wait_idle for worker in self._handlers]
-        return all(
-            wait_idle(max(deadline - time.monotonic(), 0))
-            for wait_idle in (*waits, self._announcements.wait_idle)
-        )
+        return wait_idle([*self._handlers, self._announcements], timeout)
 
     def after_fork_in_child(self) -> None:
         """Renew the locks, which another thread may have held."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -23,7 +22,7 @@ from typing import Any, Final, Literal
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.throttle import Throttle
-from run_abort._concurrency.workers import SerialWorker
+from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
 
 __all__ = ["Fact", "FactName", "Facts"]
@@ -162,12 +161,7 @@ class Facts:
         :param timeout: seconds to wait at most.
         :return: False if the time was up.
         """
-        deadline = time.monotonic() + timeout
-        waits = [worker.wait_idle for worker in self._hooks]
-        return all(
-            wait_idle(max(deadline - time.monotonic(), 0))
-            for wait_idle in (self._worker.wait_idle, *waits)
-        )
+        return wait_idle([self._worker, *self._hooks], timeout)
 
     def _record(self, values: dict[str, Any]) -> None:
         # Logged here, not in record_soon: a slow log handler would delay the abort.

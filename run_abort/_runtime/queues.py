@@ -43,7 +43,3 @@ class Queues:
         for request in requests:
             for worker in workers:
                 worker.put(request)
-
-    def clear(self) -> None:
-        """Forget all queues."""
-        self._workers.clear()

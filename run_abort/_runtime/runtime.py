@@ -34,17 +34,14 @@ EXIT_TIMEOUT: Final = 1.0  # seconds to wait for running handlers and receivers
 
 
 class Runtime:
-    """The parts of this process.
+    """The parts of this process."""
 
-    :param queues: the task queues to notify. Tests pass those of the previous runtime.
-    """
-
-    def __init__(self, *, queues: Queues | None = None) -> None:
+    def __init__(self) -> None:
         # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
         self.registry = Registry()
         self.escalator = Escalator()
-        self.queues = queues or Queues()
+        self.queues = Queues()
         self.facts = Facts(self.origin)
         self.events = Events(self.registry, self.facts)
         self.dispatch = Dispatch(self.registry)

@@ -33,7 +33,13 @@ from django.db.utils import InterfaceError, OperationalError, ProgrammingError
 from django.utils import timezone
 
 from run_abort import conf
-from run_abort._concurrency.workers import TimeUpError, call_bounded, submit, thread_ends
+from run_abort._concurrency.workers import (
+    TimeUpError,
+    call_bounded,
+    in_event_loop,
+    submit,
+    thread_ends,
+)
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -46,7 +52,6 @@ __all__ = [
     "call_from_loop",
     "delivery_model",
     "enabled",
-    "in_event_loop",
     "in_transaction",
     "model",
     "on_commit",
@@ -314,12 +319,3 @@ def _set_up() -> None:
     # A child of multiprocessing (spawn, forkserver) has settings, but has not called setup().
     if not apps.models_ready and not apps.loading:
         django.setup()
-
-
-def in_event_loop() -> bool:
-    """Whether an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

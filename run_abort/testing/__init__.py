@@ -24,9 +24,9 @@ from django.conf import settings
 from django.test import override_settings
 
 from run_abort import conf
+from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.ids import clean_id
 from run_abort._runtime.runtime import current
-from run_abort._store import database
 from run_abort.exceptions import RunAborted
 from run_abort.signals import run_abort_requested
 
@@ -370,7 +370,7 @@ def _complete(function: Callable[[], object], *, in_steps: bool = False) -> None
     result = function()
     if not inspect.iscoroutine(result):
         return
-    if database.in_event_loop():
+    if in_event_loop():
         result.close()
         raise RuntimeError("a coroutine cannot be run in a thread that runs an event loop")
     with asyncio.Runner() as runner:
