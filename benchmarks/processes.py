@@ -92,7 +92,7 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
     settings.configure(
         INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "run_abort"],
         DATABASES={"default": database} if database else {},
-        RUN_ABORT={"INTENTS": database is not None, **run_abort},
+        RUN_ABORT={"REQUESTS": database is not None, **run_abort},
         USE_TZ=True,
         LOGGING_CONFIG=None,
     )

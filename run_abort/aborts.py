@@ -110,7 +110,7 @@ def abort_run(
     First the blocks in this process are aborted, then the request is recorded in the database,
     then it is published to the other processes. If the run has ended, or its ID is unknown, the
     request is only recorded. The record aborts every block that is entered for this ID within
-    ``INTENT_TTL``.
+    ``REQUEST_TTL``.
 
     Inside a transaction it acts at once, too, and publishes again after the commit. A rollback
     removes the record, but does not undo the push: blocks that were open have been aborted, and

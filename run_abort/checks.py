@@ -84,10 +84,10 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             "RUN_ABORT['REDIS_URL'].",
             id="run_abort.E008",
         )
-    elif not options.INTENTS:
+    elif not options.REQUESTS:
         yield CheckWarning(
             "Neither Redis nor the database is used: aborts reach only the calling process.",
-            hint="Set RUN_ABORT['REDIS_URL'], or remove RUN_ABORT['INTENTS'].",
+            hint="Set RUN_ABORT['REDIS_URL'], or remove RUN_ABORT['REQUESTS'].",
             id="run_abort.W002",
         )
     elif options.LISTEN is not False:
@@ -120,9 +120,9 @@ def _check_production(options: conf.Settings, transport: Transport) -> Iterator[
             hint='Remove it, or set it to "auto".',
             id="run_abort.W003",
         )
-    if not options.INTENTS:
+    if not options.REQUESTS:
         yield CheckWarning(
-            "RUN_ABORT['INTENTS'] is False: a process that restarts, starts later, or is cut off "
+            "RUN_ABORT['REQUESTS'] is False: a process that restarts, starts later, or is cut off "
             "from Redis while an abort is requested never receives it.",
             hint="Remove it, so that aborts are recorded in the database.",
             id="run_abort.W004",

@@ -24,17 +24,25 @@ class Settings:
     """``RUN_ABORT`` with its defaults. Durations are in seconds.
 
     :ivar REDIS_URL: URL of Redis. If None, the alias below is used if it is Redis-backed, then the
-        environment variable ``REDIS_URL``, then no Redis.
+        environment variable ``REDIS_URL``, then no Redis. False: no Redis, whatever the
+        environment says.
     :ivar CACHE_ALIAS: an alias in ``CACHES``, of django-redis or Django's own ``RedisCache``.
+    :ivar PUSH: ``"auto"``: by Redis, if one is configured; ``"redis"``; ``"none"``: no push, the
+        requests are read from the database.
     :ivar CHANNEL: the pub/sub channel. Channels ignore Redis's database number: two installations
         on one server need two names.
-    :ivar INTENTS: whether abort requests are recorded in the database.
-    :ivar INTENT_TTL: how long a recorded request stops new starts of the run.
+    :ivar REQUESTS: whether abort requests are recorded in the database.
+    :ivar HOLDS: whether open blocks are recorded in the database. If False, no run is ever said to
+        have stopped.
+    :ivar REQUEST_TTL: how long a recorded request stops new starts of the run.
     :ivar RECONCILE_INTERVAL: interval between reads of the requests for held runs while the process
         listens.
     :ivar POLL_INTERVAL: the same while Redis is down or absent.
+    :ivar LEASE: how long after its last sign of life a process that holds runs counts as lost;
+        three times ``RECONCILE_INTERVAL`` if None.
     :ivar PUBLISH_TIMEOUT: limit for the push. The alias's own time-outs and retries do not extend
         it.
+    :ivar DATABASE_TIMEOUT: limit for each statement, and for each wait for one.
     :ivar HEARTBEAT: silence on the connection after which the listener sends a ``PING``.
     :ivar PROCESS_DIR: directory of the PID files of programs on this host; None disables them.
     :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
@@ -42,17 +50,26 @@ class Settings:
         ``ready()`` on; False: no process listens.
     """
 
-    REDIS_URL: str | None = None
+    REDIS_URL: str | Literal[False] | None = None
     CACHE_ALIAS: str = "default"
+    PUSH: Literal["auto", "redis", "none"] = "auto"
     CHANNEL: str = "sentri:run-abort"
-    INTENTS: bool = True
-    INTENT_TTL: float = timedelta(days=7).total_seconds()
+    REQUESTS: bool = True
+    HOLDS: bool = True
+    REQUEST_TTL: float = timedelta(days=7).total_seconds()
     RECONCILE_INTERVAL: float = 15.0
     POLL_INTERVAL: float = 1.0
+    LEASE: float | None = None
     PUBLISH_TIMEOUT: float = 1.0
+    DATABASE_TIMEOUT: float = 1.0
     HEARTBEAT: float = 10.0
     PROCESS_DIR: str | None = None
     LISTEN: Literal["auto"] | bool = "auto"
+
+    @property
+    def lease(self) -> float:
+        """``LEASE``, or its default, in seconds."""
+        return 3 * self.RECONCILE_INTERVAL if self.LEASE is None else self.LEASE
 
 
 class Problem(NamedTuple):
@@ -68,11 +85,19 @@ KEYS: Final = tuple(field.name for field in fields(Settings))
 # Seconds. A value below the lower bound would cause a busy loop. A value above the upper bound
 # would in effect mean "never".
 _DURATIONS: Final[Mapping[str, tuple[float, float]]] = {
-    "INTENT_TTL": (1, timedelta(days=36_500).total_seconds()),
+    "REQUEST_TTL": (1, timedelta(days=36_500).total_seconds()),
     "RECONCILE_INTERVAL": (0.1, 3600),
     "POLL_INTERVAL": (0.05, 3600),
+    "LEASE": (1, timedelta(days=1).total_seconds()),
     "PUBLISH_TIMEOUT": (0.05, 60),
+    "DATABASE_TIMEOUT": (0.05, 60),
     "HEARTBEAT": (0.1, 3600),
+}
+_CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
+    "PUSH": ("auto", "redis", "none"),
+    "REQUESTS": (True, False),
+    "HOLDS": (True, False),
+    "LISTEN": ("auto", True, False),
 }
 _URL_SCHEMES: Final = ("redis", "rediss", "unix")
 
@@ -89,7 +114,8 @@ def settings() -> Settings:
         raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
     values: dict[str, Any] = dict(raw)
     for key in _DURATIONS.keys() & values.keys():
-        values[key] = _seconds(values[key])
+        if values[key] is not None:
+            values[key] = _seconds(values[key])
     if values.get("PROCESS_DIR") is not None:
         values["PROCESS_DIR"] = os.fspath(values["PROCESS_DIR"])
     return Settings(**values)
@@ -115,15 +141,13 @@ def problems(raw: object) -> Iterator[Problem]:
             close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
             yield Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
+        elif value is None and getattr(Settings, key) is None:
+            continue
         elif key in _DURATIONS:
             yield from _duration_problems(key, value)
-        elif key == "LISTEN":
-            if not isinstance(value, bool) and value != "auto":
-                yield _wrong("range", key, value, '"auto", True or False')
-        elif key == "INTENTS":
-            if not isinstance(value, bool):
-                yield _wrong("type", key, value, "True or False")
-        elif value is not None or getattr(Settings, key) is not None:
+        elif key in _CHOICES:
+            yield from _choice_problems(key, value)
+        elif key != "REDIS_URL" or value is not False:
             yield from _text_problems(key, value)
 
 
@@ -133,6 +157,15 @@ def _duration_problems(key: str, value: object) -> Iterator[Problem]:
         yield _wrong("type", key, value, "a number of seconds or a timedelta")
     elif not low <= _seconds(value) <= high:
         yield _wrong("range", key, value, f"between {low:g} and {high:.10g} seconds")
+
+
+def _choice_problems(key: str, value: object) -> Iterator[Problem]:
+    choices = _CHOICES[key]
+    # By type as well, because 1 equals True.
+    if not any(type(value) is type(each) and value == each for each in choices):
+        names = [f'"{each}"' if isinstance(each, str) else repr(each) for each in choices]
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        yield _wrong("range", key, value, expected)
 
 
 def _text_problems(key: str, value: object) -> Iterator[Problem]:

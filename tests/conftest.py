@@ -49,7 +49,7 @@ def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Co
         settings.RUN_ABORT = {
             "REDIS_URL": shared_redis.url,
             "CHANNEL": channel_name,
-            "INTENTS": False,
+            "REQUESTS": False,
             **run_abort,
         }
 

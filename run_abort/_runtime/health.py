@@ -56,7 +56,7 @@ def health() -> Health:
     last_error = now.last_error
     try:
         options = conf.settings()
-        database = options.INTENTS
+        database = options.REQUESTS
         redis = runtime.push.may_be_configured() and runtime.push.transport() is not None
     except Exception as error:
         last_error = f"{type(error).__name__}: {error}"

@@ -74,7 +74,7 @@ thread_ends.add(connections.close_all)
 
 def enabled() -> bool:
     """Whether requests are stored in the database."""
-    return conf.settings().INTENTS
+    return conf.settings().REQUESTS
 
 
 def write(operation: Callable[[str], T], *, otherwise: T, timeout: float | None = None) -> T:

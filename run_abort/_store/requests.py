@@ -188,7 +188,7 @@ def _request(*fields: Any, at: datetime | None = None) -> Request:
 
 
 def _standing(alias: str) -> QuerySet[AbortRequest]:
-    since = timezone.now() - timedelta(seconds=conf.settings().INTENT_TTL)
+    since = timezone.now() - timedelta(seconds=conf.settings().REQUEST_TTL)
     rows = database.model().objects.using(alias).filter(requested_at__gt=since, cleared_at=None)
     return rows.order_by("requested_at")
 

@@ -70,7 +70,7 @@ def prune(
     """Delete the requests that are older than an age, the oldest first.
 
     A request that still aborts blocks entered late is kept, whatever its age: one that was not
-    cleared and is younger than ``INTENT_TTL``. New requests are not touched.
+    cleared and is younger than ``REQUEST_TTL``. New requests are not touched.
 
     Each batch is a transaction of its own, so that no lock is held for long. If an error occurs,
     the batches before it stay deleted. Inside a transaction of the caller, all batches are part
@@ -128,7 +128,7 @@ def prune_cursors(older_than: timedelta | float) -> int:
     A cursor is used when its listener starts, receives a request, or ends.
 
     :param older_than: the age since the last use, in days if it is a number; at least
-        ``INTENT_TTL``, so that a listener misses no standing request.
+        ``REQUEST_TTL``, so that a listener misses no standing request.
     :return: the number of deleted cursors.
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
@@ -165,7 +165,7 @@ def _standing(now: datetime) -> Q:
 
 
 def _standing_since(now: datetime) -> datetime:
-    return now - timedelta(seconds=conf.settings().INTENT_TTL)
+    return now - timedelta(seconds=conf.settings().REQUEST_TTL)
 
 
 def _alias() -> str:

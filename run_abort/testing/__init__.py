@@ -83,7 +83,7 @@ def cut_off() -> dict[str, Any]:
     conf.settings()
     known: dict[str, Any] = getattr(settings, "RUN_ABORT", {})
     kept = {key: known[key] for key in known.keys() - {"REDIS_URL", "CACHE_ALIAS"}}
-    return kept | {"INTENTS": False, "LISTEN": False}
+    return kept | {"REQUESTS": False, "LISTEN": False}
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class AbortProgressView(GuardedView):
 
     ``over`` is True if no further change is expected. Errors are ``{"ok": false, "error": …}`` with
     400, 401, 403, 404 if this run has no such abort request, 405, or 503 if the database fails.
-    With ``INTENTS`` False the view accepts any abort ID.
+    With ``REQUESTS`` False the view accepts any abort ID.
 
     Each request asks every listener, and takes ``ASK_FOR`` seconds if one of them does not answer.
     """

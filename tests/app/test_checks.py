@@ -61,8 +61,8 @@ def test_all_is_well(configure: Configure) -> None:
         ({"default": LOCMEM}, {"CACHE_ALIAS": "default"}, ["E008"]),
         ({"default": LOCMEM}, {}, ["W001"]),
         ({"default": LOCMEM}, {"LISTEN": False}, []),
-        ({"default": LOCMEM}, {"INTENTS": False}, ["W002"]),
-        ({"default": LOCMEM}, {"INTENTS": False, "LISTEN": False}, ["W002"]),
+        ({"default": LOCMEM}, {"REQUESTS": False}, ["W002"]),
+        ({"default": LOCMEM}, {"REQUESTS": False, "LISTEN": False}, ["W002"]),
         ({"default": LOCMEM}, {"REDIS_URL": "unix:///tmp/redis.sock"}, []),
     ],
 )
@@ -127,8 +127,8 @@ class TestDeployment:
             ({"REDIS_URL": FAR}, []),
             ({"REDIS_URL": FAR, "LISTEN": True}, []),
             ({"REDIS_URL": FAR, "LISTEN": False}, ["W003"]),
-            ({"REDIS_URL": FAR, "INTENTS": False}, ["W004"]),
-            ({"REDIS_URL": FAR, "LISTEN": False, "INTENTS": False}, ["W003", "W004"]),
+            ({"REDIS_URL": FAR, "REQUESTS": False}, ["W004"]),
+            ({"REDIS_URL": FAR, "LISTEN": False, "REQUESTS": False}, ["W003", "W004"]),
             ({"REDIS_URL": "redis://redis.example"}, ["W005"]),
             ({"REDIS_URL": "redis://:secret@redis.example"}, ["W005"]),
             ({"REDIS_URL": "rediss://redis.example"}, ["W005"]),
@@ -140,8 +140,8 @@ class TestDeployment:
             ({"REDIS_URL": "redis://localhost"}, []),
             ({"REDIS_URL": "unix:///tmp/redis.sock"}, []),
             # What the other check says is not said again.
-            ({"LISTEN": False, "INTENTS": False}, []),
-            ({"REDIS_URL": "redis://redis.example:port", "INTENTS": False}, []),
+            ({"LISTEN": False, "REQUESTS": False}, []),
+            ({"REDIS_URL": "redis://redis.example:port", "REQUESTS": False}, []),
             ({"CHANEL": "x"}, []),
         ],
     )
@@ -180,7 +180,7 @@ class TestDeployment:
             assert f"CACHES['default'] is reached over the network without {lacks}:" in found[0].msg
 
     def test_is_asked_for_by_its_option_only(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"REDIS_URL": FAR, "INTENTS": False}
+        settings.RUN_ABORT = {"REDIS_URL": FAR, "REQUESTS": False}
         assert "run_abort.W004" not in [message.id for message in run_ours()]
         found = run_ours(include_deployment_checks=True)
         assert "run_abort.W004" in [message.id for message in found]

@@ -30,7 +30,7 @@ class TestAbortRun:
     def test_prints_what_happened_to_each(
         self, configure: Configure, transactional_db: None
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         out = call("abort_run", "run-1", "run-2", "--reason", "because", "--actor", "ann")
         assert out.splitlines() == [
             "run-1: asked to abort, recorded, published to 0 listener(s)",
@@ -42,14 +42,14 @@ class TestAbortRun:
     def test_the_actor_is_the_systems_user_by_default(
         self, configure: Configure, transactional_db: None
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         call("abort_run", "run-1")
         assert "@" in AbortRequest.objects.get().actor
 
     def test_what_did_not_succeed_is_told(
         self, configure: Configure, transactional_db: None
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         assert call("abort_run", "run-1") == "run-1: asked to abort, recorded, NOT published\n"
 
     def test_it_waits_until_they_have_stopped(self, listening: None) -> None:
@@ -90,13 +90,13 @@ class TestAbortRun:
     def test_a_bad_wait_aborts_nothing(
         self, configure: Configure, transactional_db: None, wait: str
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with pytest.raises(CommandError, match="not a number of seconds"):
             call("abort_run", "run-1", f"--wait={wait}")
         assert not AbortRequest.objects.exists()
 
     def test_too_many_to_wait_for(self, configure: Configure, transactional_db: None) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with pytest.raises(CommandError, match="wait is for 1000 runs at most") as raised:
             call("abort_run", *(f"run-{i}" for i in range(1001)), "--wait=1")
         assert raised.value.returncode == 2
@@ -115,7 +115,7 @@ class TestAbortRun:
     def test_bad_ids_abort_nothing(
         self, configure: Configure, transactional_db: None, run_ids: list[str]
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with pytest.raises(CommandError, match="run ID"):
             call("abort_run", *run_ids)
         assert not AbortRequest.objects.exists()
@@ -124,7 +124,7 @@ class TestAbortRun:
 @pytest.fixture
 def recording(configure: Configure, transactional_db: None) -> None:
     """Requests are kept in the database."""
-    configure(INTENTS=True)
+    configure(REQUESTS=True)
     database._outage.lasts = False
 
 
@@ -175,7 +175,7 @@ class TestClearRunAbort:
         assert "cannot be written or read" in warning.message
 
     def test_where_no_requests_are_kept_it_says_so(self, configure: Configure) -> None:
-        with pytest.raises(CommandError, match="INTENTS'] is False"):
+        with pytest.raises(CommandError, match="REQUESTS'] is False"):
             call("clear_run_abort", "run-1")
 
     @pytest.mark.parametrize("run_ids", [["run-1", ""], ["run-1", "x" * 256]])

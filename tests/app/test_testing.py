@@ -140,7 +140,7 @@ class TestRecordAborts:
     ) -> None:
         url = settings.RUN_ABORT["REDIS_URL"]
         if named_by != "setting":
-            settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False}
+            settings.RUN_ABORT = {"CHANNEL": channel_name, "REQUESTS": False}
         if named_by == "alias":
             backend = "django.core.cache.backends.redis.RedisCache"
             settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": url}}
@@ -469,7 +469,7 @@ class TestAbortAfter:
 
     @pytest.mark.django_db(transaction=True)
     def test_nothing_is_requested(self) -> None:
-        with override_settings(RUN_ABORT={"INTENTS": True, "LISTEN": False}):
+        with override_settings(RUN_ABORT={"REQUESTS": True, "LISTEN": False}):
             with abort_after(2, edges=True), pytest.raises(RunAborted):
                 work()
             assert not AbortRequest.objects.exists()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("transactional_db")
 def project(configure: Configure, own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the workers; this process, which aborts, has the same."""
     run_abort = {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "RECONCILE_INTERVAL": 3600}
-    configure(**run_abort, INTENTS=True, LISTEN=False)
+    configure(**run_abort, REQUESTS=True, LISTEN=False)
     names = ("ENGINE", "NAME", "USER", "HOST", "OPTIONS")
     database = {name: connection.settings_dict[name] for name in names}
     return {"RUN_ABORT": run_abort, "DATABASES": {"default": database}}
@@ -166,7 +166,7 @@ def test_abort_and_normal_exit_of_two_processes_exclude_each_other(
 
     The number of the block at hand stands in memory that both see.
     """
-    project["RUN_ABORT"]["INTENTS"] = False
+    project["RUN_ABORT"]["REQUESTS"] = False
     board = tmp_path / "board"
     board.write_bytes(bytes(8))
     code = f"""

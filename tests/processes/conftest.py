@@ -31,7 +31,7 @@ LOGGING = {
 def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the processes under test."""
     return {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "INTENTS": False},
+        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "REQUESTS": False},
         "LOGGING": LOGGING,
     }
 

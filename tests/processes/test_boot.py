@@ -241,7 +241,7 @@ class TestBoot:
     def test_with_an_unmigrated_database_it_boots_serves_and_aborts(
         self, start: Start, project: dict[str, Any], database: dict[str, Any]
     ) -> None:
-        run_abort = project["RUN_ABORT"] | {"INTENTS": True}
+        run_abort = project["RUN_ABORT"] | {"REQUESTS": True}
         code = """
 import django
 from tests.workers import say

@@ -48,7 +48,7 @@ def call(*args: str) -> str:
 @pytest.fixture
 def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the processes under test."""
-    run_abort = {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "INTENTS": False}
+    run_abort = {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "REQUESTS": False}
     return {"RUN_ABORT": run_abort}
 
 

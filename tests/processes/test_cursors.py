@@ -64,7 +64,7 @@ execute_from_command_line(sys.argv)
 
     @pytest.fixture(autouse=True)
     def recording(self, configure: Configure, project: dict[str, Any]) -> None:
-        configure(**project["RUN_ABORT"], INTENTS=True, LISTEN=False)
+        configure(**project["RUN_ABORT"], REQUESTS=True, LISTEN=False)
 
     def listen(self, project: dict[str, Any], *args: str) -> Child:
         return Child("-c", self.HANDLER, *args, settings=project)

@@ -322,6 +322,6 @@ if pid:
 
 
 def test_a_fork_leaves_no_lock_locked() -> None:
-    options = {"LISTEN": False, "INTENTS": False}
+    options = {"LISTEN": False, "REQUESTS": False}
     with Child("-c", FORK, settings={"RUN_ABORT": options}) as child:
         assert child.wait() == 0, str(child)

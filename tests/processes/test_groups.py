@@ -51,9 +51,9 @@ def work(
     start: Start, project: dict[str, Any], transactional_db: None, configure: Configure
 ) -> Work:
     """Starts a process that works on a run, which may have a parent."""
-    configure(INTENTS=True, LISTEN=False)
+    configure(REQUESTS=True, LISTEN=False)
     project["DATABASES"] = shared_rows()
-    project["RUN_ABORT"] |= {"INTENTS": True}
+    project["RUN_ABORT"] |= {"REQUESTS": True}
 
     def work(run_id: str, parent: str = "", kind: str = "thread") -> Child:
         return start("-c", WORK, run_id, parent, kind)

@@ -124,7 +124,7 @@ say("over", normally, aborted, leaked, wrong, sum(sent), held, open_ones)
 def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
     """Many short blocks, interrupted at any of their instructions, and after them."""
     blocks = int(os.environ.get("STORM_BLOCKS", "50_000"))
-    settings = {"RUN_ABORT": {"INTENTS": False, "LISTEN": False}}
+    settings = {"RUN_ABORT": {"REQUESTS": False, "LISTEN": False}}
     program = (sys.executable, "-W", "error")
     with Child("-c", STORM, str(blocks), settings=settings, program=program) as child:
         words = child.wait_for("over", timeout=280).split()

@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture
 def recorded_and_published(configure: Configure) -> None:
-    configure(INTENTS=True, POLL_INTERVAL=0.2)
+    configure(REQUESTS=True, POLL_INTERVAL=0.2)
 
 
 class TestLive:
@@ -49,7 +49,7 @@ class TestLive:
 class TestProgress:
     def test_a_part_that_has_stopped_is_not_the_whole(self, settings: Any) -> None:
         client = login("abort_run")
-        redis = {"RUN_ABORT": settings.RUN_ABORT | {"INTENTS": False}}
+        redis = {"RUN_ABORT": settings.RUN_ABORT | {"REQUESTS": False}}
         work = "from tests import workers; workers.linger('run-1', 'label', '0', after='live')"
         with Child("-c", work, settings=redis) as child:
             with held("run-1", is_stubborn=True):

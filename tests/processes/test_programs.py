@@ -124,13 +124,13 @@ class TestDatabase:
     @pytest.fixture(autouse=True)
     def rows(self, project: dict[str, Any], transactional_db: None) -> None:
         project["DATABASES"] = shared_rows()
-        project["RUN_ABORT"] |= {"INTENTS": True}
+        project["RUN_ABORT"] |= {"REQUESTS": True}
 
     def test_without_any_redis_it_is_ended_all_the_same(
         self, start: Start, project: dict[str, Any], program: Program, configure: Configure
     ) -> None:
         project["RUN_ABORT"] |= {"REDIS_URL": None, "POLL_INTERVAL": 0.1}
-        configure(INTENTS=True, LISTEN=False, REDIS_URL=None)
+        configure(REQUESTS=True, LISTEN=False, REDIS_URL=None)
         process = program("run-1.main")
         child = start(*LISTEN, environment={"REDIS_URL": ""})
         told = json.loads(child.wait_for('"watching"'))
@@ -152,7 +152,7 @@ class TestDatabase:
     def test_one_that_starts_after_the_abort_is_ended_and_has_its_timeline(
         self, start: Start, program: Program, configure: Configure
     ) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         outcome = abort_run("run-1")
@@ -168,7 +168,7 @@ class TestDatabase:
     def test_the_one_who_waits_is_told_when_it_is_gone(
         self, start: Start, program: Program, configure: Configure
     ) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         process = program(

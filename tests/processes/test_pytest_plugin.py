@@ -145,12 +145,12 @@ def test_a_project_with_pytest_django(run: Run) -> None:
             @pytest.mark.parametrize("first", [1, 2])
             def test_other_settings(aborts, settings, first):
                 settings.PLACE = "test"
-                assert not conf.settings().INTENTS
+                assert not conf.settings().REQUESTS
 
             def test_settings_are_as_they_were(settings):
                 assert settings.PLACE == "settings"
                 assert not hasattr(settings, "RUN_ABORT")
-                assert conf.settings().INTENTS
+                assert conf.settings().REQUESTS
 
             @pytest.mark.django_db
             def test_settings_of_the_test_count(aborts, settings):

@@ -230,7 +230,7 @@ class TestMany:
 def database(project: dict[str, Any], transactional_db: None) -> dict[str, Any]:
     """The processes under test keep their rows where this one does."""
     project["DATABASES"] = shared_rows()
-    project["RUN_ABORT"] |= {"INTENTS": True, "POLL_INTERVAL": 0.1, "RECONCILE_INTERVAL": 0.1}
+    project["RUN_ABORT"] |= {"REQUESTS": True, "POLL_INTERVAL": 0.1, "RECONCILE_INTERVAL": 0.1}
     return project
 
 
@@ -248,7 +248,7 @@ class TestDatabase:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         database["RUN_ABORT"]["REDIS_URL"] = None
-        configure(REDIS_URL=None, INTENTS=True, POLL_INTERVAL=0.1)
+        configure(REDIS_URL=None, REQUESTS=True, POLL_INTERVAL=0.1)
         holders = [start("-c", LINGER, "run-1", "x", seconds) for seconds in ("0", "1.2")]
         for child in holders:
             child.wait_for("holding")
@@ -274,7 +274,7 @@ class TestDatabase:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         database["RUN_ABORT"]["REDIS_URL"] = None
-        configure(REDIS_URL=None, INTENTS=True, POLL_INTERVAL=0.1)
+        configure(REDIS_URL=None, REQUESTS=True, POLL_INTERVAL=0.1)
         start("-c", LINGER, "run-1", "x", "60").wait_for("holding")
         outcome = abort_run("run-1", wait=2)
         assert [each.state for each in outcome.holders] == ["aborting"]
@@ -283,7 +283,7 @@ class TestDatabase:
     def test_one_that_exits_at_once_has_written_its_row(
         self, database: dict[str, Any], configure: Configure, start: Start
     ) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         for number in range(8):
             with start("-c", LINGER_AND_EXIT, f"run-{number}", "x", "0") as child:
                 child.wait_for("holding")
@@ -297,7 +297,7 @@ class TestDatabase:
     def test_it_tells_also_of_a_process_that_exited(
         self, database: dict[str, Any], configure: Configure, start: Start
     ) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         other = start("-c", SUBSCRIBE)
         other.wait_for("listening")
         child = start("-c", LINGER_AND_EXIT, "run-1", "x", "0")
@@ -315,7 +315,7 @@ class TestDatabase:
     def test_forked_children_write_theirs(
         self, database: dict[str, Any], configure: Configure, start: Start, tmp_path: Path
     ) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         # One that finds the row by itself may leave before it is asked.
         database["RUN_ABORT"]["RECONCILE_INTERVAL"] = 60
         process = start("-c", FORK)

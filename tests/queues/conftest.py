@@ -24,7 +24,7 @@ def project(
     configure: Configure,
 ) -> dict[str, Any]:
     """The settings of the workers; this process asks, and keeps the rows where they do."""
-    configure(INTENTS=True, LISTEN=False)
+    configure(REQUESTS=True, LISTEN=False)
     return {
         "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name},
         "DATABASES": shared_rows(),

@@ -113,7 +113,7 @@ class TestUnwell:
         configure: Configure,
     ) -> None:
         driver.place.project["RUN_ABORT"] |= {"REDIS_URL": own_redis.url, "POLL_INTERVAL": 0.2}
-        configure(INTENTS=True, LISTEN=False, REDIS_URL=own_redis.url)
+        configure(REQUESTS=True, LISTEN=False, REDIS_URL=own_redis.url)
         worker = driver.start()
         subscribed(worker)
         first = tasks.look.enqueue("one")

@@ -43,7 +43,7 @@ Sent = list[Request]
 
 @pytest.fixture
 def with_all(configure: Configure, transactional_db: None) -> None:
-    configure(INTENTS=True, LISTEN=False)
+    configure(REQUESTS=True, LISTEN=False)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ class TestUnwell:
         self, with_all: None, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
-        configure(REDIS_URL=None, INTENTS=True)
+        configure(REDIS_URL=None, REQUESTS=True)
         outcome = abort_run("run-1")
         assert (outcome.recorded, outcome.published, outcome.listeners) == (True, False, 0)
         assert AbortRequest.objects.get().published is False
@@ -231,7 +231,7 @@ class TestUnwell:
     def test_with_redis_down_it_is_recorded(
         self, with_all: None, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True, LISTEN=False)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, LISTEN=False)
         outcome = abort_run("run-1")
         assert (outcome.recorded, outcome.published) == (True, False)
         assert "was not published" in caplog.text
@@ -239,7 +239,7 @@ class TestUnwell:
     def test_without_a_database_it_is_published(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         database._outage.lasts = False
         with pytest.raises(RunAborted), abortable_run("run-1"):
             outcome = abort_run("run-1")
@@ -256,7 +256,7 @@ class TestUnwell:
     def test_bad_settings_do_not_keep_the_local_blocks_running(
         self, settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        settings.RUN_ABORT = {"INTENTS": False, "LISTEN": False}
+        settings.RUN_ABORT = {"REQUESTS": False, "LISTEN": False}
         with pytest.raises(RunAborted), abortable_run("run-1"):
             settings.RUN_ABORT = {"HEARTBEAT": "soon"}
             outcome = abort_run("run-1")
@@ -276,7 +276,7 @@ class TestUnwell:
         )
         monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: release.wait(20))
         configure(
-            REDIS_URL="redis://redis.example/0", INTENTS=True, PUBLISH_TIMEOUT=0.2, LISTEN=False
+            REDIS_URL="redis://redis.example/0", REQUESTS=True, PUBLISH_TIMEOUT=0.2, LISTEN=False
         )
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             started = time.monotonic()
@@ -458,7 +458,7 @@ class TestMany:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # Neither of the bounds on the time is what this test is about.
-        configure(INTENTS=True, LISTEN=False, PUBLISH_TIMEOUT=20)
+        configure(REQUESTS=True, LISTEN=False, PUBLISH_TIMEOUT=20)
         ids = [f"run-{number}" for number in range(10_000)]
         monkeypatch.setattr(database, "TIMEOUT", 20.0)
         with foreign.client.pubsub() as subscriber:

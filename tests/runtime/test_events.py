@@ -501,7 +501,7 @@ def test_times_are_those_of_the_events(process: Process) -> None:
 def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
     runtime: Runtime, settings: Any
 ) -> None:
-    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
     facts: list[Fact] = []
     runtime.facts.add_hook(facts.append, is_short=True)
     _, leave = hold("run-1")

@@ -153,7 +153,7 @@ class TestFacts:
 @pytest.mark.django_db(transaction=True)
 class TestWithTheDatabase:
     def test_each_late_start_is_a_fact(self, configure: Configure, told: Facts) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         abort_run("run-1")
         for _ in range(2):
             with pytest.raises(RunAborted):
@@ -171,7 +171,7 @@ class TestWithTheDatabase:
     def test_a_request_that_is_pushed_again_at_the_commit_is_published_once(
         self, configure: Configure, told: Facts
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with transaction.atomic():
             abort_run("run-1")
         assert names(told) == ["requested", "published"]
@@ -179,7 +179,7 @@ class TestWithTheDatabase:
     def test_a_request_that_only_the_commit_publishes_is_published_then(
         self, configure: Configure, told: Facts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with transaction.atomic():
             with monkeypatch.context() as patch:
                 patch.setattr(current().push, "publish", lambda some, wait=0.0: [None] * len(some))
@@ -189,7 +189,7 @@ class TestWithTheDatabase:
         assert told[1].at > told[0].at
 
     def test_of_an_abort_that_the_reconciler_found(self, configure: Configure, told: Facts) -> None:
-        configure(INTENTS=True, REDIS_URL=None, POLL_INTERVAL=0.05, LISTEN=False)
+        configure(REQUESTS=True, REDIS_URL=None, POLL_INTERVAL=0.05, LISTEN=False)
         with pytest.raises(RunAborted):
             with abortable_run("run-1") as signal:
                 assert requests.record([Request("run-1", str(uuid.uuid4()), origin="inst_x")])

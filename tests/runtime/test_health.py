@@ -37,7 +37,7 @@ class TestHealth:
         assert health().held == 0
 
     def test_while_redis_goes_away_and_comes_back(self, configure: Configure, proxy: Proxy) -> None:
-        configure(REDIS_URL=proxy.url, INTENTS=True)
+        configure(REDIS_URL=proxy.url, REQUESTS=True)
         proxy.refusing = True
         assert current().listener.ensure_started()
         wait_until(lambda: state() == (False, "reconnecting"))
@@ -67,13 +67,13 @@ class TestHealth:
         ("run_abort", "expected"),
         [
             ({}, False),  # it could listen, and does not
-            ({"LISTEN": True, "INTENTS": True}, False),
-            ({"LISTEN": False, "INTENTS": True}, True),
+            ({"LISTEN": True, "REQUESTS": True}, False),
+            ({"LISTEN": False, "REQUESTS": True}, True),
             ({"LISTEN": False}, False),
-            ({"REDIS_URL": None, "INTENTS": True}, True),
-            ({"REDIS_URL": None, "INTENTS": True, "LISTEN": True}, True),
+            ({"REDIS_URL": None, "REQUESTS": True}, True),
+            ({"REDIS_URL": None, "REQUESTS": True, "LISTEN": True}, True),
             ({"REDIS_URL": None}, False),
-            ({"REDIS_URL": "redis://localhost:port", "INTENTS": True}, False),
+            ({"REDIS_URL": "redis://localhost:port", "REQUESTS": True}, False),
         ],
     )
     def test_of_one_that_never_listens(
@@ -83,7 +83,7 @@ class TestHealth:
         assert state() == (expected, "off")
 
     def test_of_one_that_was_to_listen_where_there_is_no_redis(self, configure: Configure) -> None:
-        configure(REDIS_URL=None, INTENTS=True)
+        configure(REDIS_URL=None, REQUESTS=True)
         current().listener.start()
         wait_until(lambda: state() == (True, "off"))
 

@@ -114,7 +114,7 @@ class TestPace:
     def test_while_it_listens_it_looks_seldom(
         self, configure: Configure, looks: Looks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
+        configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with abortable_run("run-1"):
             wait_until(current().listener.is_listening)
             wait_until(lambda: len(looks) >= 1)  # at the subscription
@@ -126,7 +126,7 @@ class TestPace:
     def test_it_looks_at_every_interval_all_the_same(
         self, configure: Configure, looks: Looks
     ) -> None:
-        configure(INTENTS=True, RECONCILE_INTERVAL=0.1)
+        configure(REQUESTS=True, RECONCILE_INTERVAL=0.1)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             wait_until(current().listener.is_listening)
             request()  # and nothing is published
@@ -136,7 +136,7 @@ class TestPace:
         self, configure: Configure, own_redis: RedisServer, looks: Looks
     ) -> None:
         configure(
-            INTENTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05
+            REQUESTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05
         )
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             wait_until(current().listener.is_listening)
@@ -149,7 +149,7 @@ class TestPace:
         self, configure: Configure, own_redis: RedisServer
     ) -> None:
         configure(
-            INTENTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600
+            REQUESTS=True, REDIS_URL=own_redis.url, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600
         )
         own_redis.kill()
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
@@ -159,7 +159,7 @@ class TestPace:
             assert signal.wait(20)
 
     def test_without_the_database_there_is_no_reconciler(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
         with abortable_run("run-1"):
             assert not is_running()
 
@@ -215,7 +215,7 @@ class TestLife:
     def test_after_an_error_it_looks_again_soon_also_while_it_listens(
         self, configure: Configure
     ) -> None:
-        configure(INTENTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
+        configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             wait_until(current().listener.is_listening)
             with unmigrated():
@@ -253,7 +253,7 @@ class TestLife:
             wait_until(lambda: closed.count(THREAD) >= 2)
 
     def test_it_stops_promptly_and_starts_again(self, configure: Configure) -> None:
-        configure(INTENTS=True, LISTEN=False, POLL_INTERVAL=3600)
+        configure(REQUESTS=True, LISTEN=False, POLL_INTERVAL=3600)
         with abortable_run("run-1"):
             began = time.monotonic()
             assert current().reconciler.stop()
@@ -290,7 +290,7 @@ class TestMissed:
 
     @pytest.fixture
     def heard(self, configure: Configure, proxy: Proxy) -> Iterator[list[str]]:
-        configure(INTENTS=True, REDIS_URL=proxy.url)
+        configure(REQUESTS=True, REDIS_URL=proxy.url)
         heard: list[str] = []
 
         def receiver(run_id: str, **kwargs: Any) -> None:
@@ -362,7 +362,7 @@ class TestMissed:
     def test_they_get_nothing_that_was_requested_before_this_process_began(
         self, configure: Configure
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         heard: list[str] = []
         request("long ago", requested_at=current().reconciler._began - timedelta(seconds=1))
         assert subscribe_to_run_aborts(heard.append)
@@ -390,7 +390,7 @@ class TestMissed:
     ) -> None:
         asked: list[object] = []
         monkeypatch.setattr(requests, "requested_since", lambda *a, **k: asked.append(a))
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         current().listener.ensure_started()
         wait_until(current().listener.is_listening)
         assert not is_running()
@@ -425,7 +425,7 @@ def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
 def test_with_redis_down_a_run_is_aborted_over_the_database(
     configure: Configure,
 ) -> None:
-    configure(INTENTS=True, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", POLL_INTERVAL=0.05)
+    configure(REQUESTS=True, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", POLL_INTERVAL=0.05)
     with pytest.raises(RunAborted), abortable_run("run-1") as signal:
         request(id=uuid.uuid4())
         assert signal.wait(20)
@@ -435,7 +435,7 @@ class TestPushAgain:
     def test_what_could_not_be_published_is_when_redis_is_back(
         self, configure: Configure, own_redis: RedisServer, channel_name: str
     ) -> None:
-        configure(INTENTS=True, REDIS_URL=own_redis.url, LISTEN=False, POLL_INTERVAL=0.05)
+        configure(REQUESTS=True, REDIS_URL=own_redis.url, LISTEN=False, POLL_INTERVAL=0.05)
         own_redis.kill()
         outcome = abort_run("run-1", reason="because")
         assert (outcome.recorded, outcome.published) == (True, False)
@@ -454,7 +454,7 @@ class TestPushAgain:
         with foreign.client.pubsub() as subscriber:
             subscriber.subscribe(foreign.channel)
             assert subscriber.get_message(timeout=20)
-            configure(INTENTS=True, REDIS_URL=proxy.url, LISTEN=False, POLL_INTERVAL=0.05)
+            configure(REQUESTS=True, REDIS_URL=proxy.url, LISTEN=False, POLL_INTERVAL=0.05)
             proxy.refusing = True
             abort_run("run-1")
             proxy.refusing = False
@@ -468,7 +468,7 @@ class TestPushAgain:
     ) -> None:
         monkeypatch.setattr(reconciler_module, "PUSH_FOR", 0.2)
         configure(
-            INTENTS=True,
+            REQUESTS=True,
             REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
             LISTEN=False,
             POLL_INTERVAL=0.05,

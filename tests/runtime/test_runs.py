@@ -23,7 +23,7 @@ from tests.support import unmigrated, wait_until
 @pytest.fixture(autouse=True)
 def alone(settings: Any) -> None:
     """No Redis, no database: what happens inside this process."""
-    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
 
 
 def abort_here(run_id: str, reason: str = "") -> int:
@@ -227,7 +227,7 @@ def test_needs_no_listener_where_there_is_no_redis(
     settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
-    settings.RUN_ABORT = {"INTENTS": False}
+    settings.RUN_ABORT = {"REQUESTS": False}
     with caplog.at_level(logging.DEBUG, "run_abort"), abortable_run("run-1"):
         assert current().listener.status().state == "off"
     assert caplog.records == []

@@ -19,7 +19,7 @@ REQUEST = Request("run-1", "5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e", "because", "a
 @pytest.fixture(autouse=True)
 def alone(settings: Any) -> None:
     """No Redis, no database: what happens inside this process."""
-    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("transactional_db")
 class TestCursor:
     @pytest.fixture(autouse=True)
     def recording(self, configure: Configure) -> None:
-        configure(INTENTS=True, LISTEN=False)
+        configure(REQUESTS=True, LISTEN=False)
         database._outage.lasts = False
 
     def test_a_new_one_stands_at_now(self) -> None:

@@ -132,7 +132,7 @@ class TestRows:
         record()
         AbortRequest.objects.update(requested_at=timezone.now() - timedelta(days=7, seconds=1))
         assert find("run-1") is None
-        settings.RUN_ABORT = {"INTENT_TTL": timedelta(days=8)}
+        settings.RUN_ABORT = {"REQUEST_TTL": timedelta(days=8)}
         assert find("run-1") is not None
 
     def test_one_that_was_cleared_is_not_found_but_stays(self, caller: str) -> None:
@@ -194,7 +194,7 @@ class TestCost:
         assert len(queries) == 1
 
     def test_switched_off_it_costs_nothing(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"INTENTS": False}
+        settings.RUN_ABORT = {"REQUESTS": False}
         # No database is allowed in this test.
         assert find("run-1") is None
         assert requests.record([new_request()]) is False

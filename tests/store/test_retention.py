@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def enabled(settings: Any) -> None:
-    settings.RUN_ABORT = {"LISTEN": False, "INTENT_TTL": timedelta(days=7)}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUEST_TTL": timedelta(days=7)}
 
 
 def requested(run_id: str, *, days: float, cleared: bool = False) -> AbortRequest:
@@ -65,7 +65,7 @@ class TestWhatGoes:
     def test_intent_ttl_says_what_stands(self, settings: Any) -> None:
         requested("run-1", days=2)
         assert count(1) == Old(prunable=0, standing=1)
-        settings.RUN_ABORT = {"LISTEN": False, "INTENT_TTL": timedelta(days=1)}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUEST_TTL": timedelta(days=1)}
         assert count(1) == Old(prunable=1, standing=0)
         assert prune(1) == 1
 
@@ -272,6 +272,6 @@ class TestCursors:
         assert ListenerCursor.objects.count() == left
 
     def test_none_goes_whose_listener_may_still_have_to_hear_of_something(self, db: None) -> None:
-        used = timezone.now() - timedelta(days=6)  # INTENT_TTL is 7
+        used = timezone.now() - timedelta(days=6)  # REQUEST_TTL is 7
         ListenerCursor.objects.create(name="one", heard_until=used)
         assert prune_cursors(1) == 0

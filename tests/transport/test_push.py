@@ -417,7 +417,7 @@ class TestAliasTraps:
         monkeypatch.setattr(ConnectionFactory, "_pools", {})
 
     def hears(self, node: Node, foreign: Foreign, settings: Any, *, use_cache: bool = True) -> None:
-        settings.RUN_ABORT = {"CHANNEL": foreign.channel, "INTENTS": False, "HEARTBEAT": 0.2}
+        settings.RUN_ABORT = {"CHANNEL": foreign.channel, "REQUESTS": False, "HEARTBEAT": 0.2}
         node.listen()
         assert foreign.publish("before") == 1
         wait_until(lambda: node.heard == ["before"])
@@ -510,7 +510,7 @@ class TestAliasTraps:
         }
         with pytest.raises(Exception, match="invalid|WRONGPASS"):
             caches["default"].get("key")
-        settings.RUN_ABORT = {"CACHE_ALIAS": "aborts", "INTENTS": False}
+        settings.RUN_ABORT = {"CACHE_ALIAS": "aborts", "REQUESTS": False}
         assert publish(push)
 
     def test_a_unix_socket(
@@ -530,7 +530,7 @@ class TestAliasTraps:
             )
         url = f"redis://127.0.0.1:{own_redis.port}/5"
         settings.CACHES = {"default": django_redis(url, USERNAME="app", PASSWORD="secret")}
-        settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False}
+        settings.RUN_ABORT = {"CHANNEL": channel_name, "REQUESTS": False}
         node.listen()
         assert publish(push)
         wait_until(lambda: node.listener.status().messages == 1)
@@ -547,7 +547,7 @@ class TestTls:
                     CONNECTION_POOL_KWARGS={"ssl_ca_certs": str(CERTIFICATE)},
                 )
             }
-            settings.RUN_ABORT = {"CHANNEL": channel_name, "INTENTS": False, "HEARTBEAT": 0.1}
+            settings.RUN_ABORT = {"CHANNEL": channel_name, "REQUESTS": False, "HEARTBEAT": 0.1}
             node.listen()
             for number in range(1, 4):
                 assert publish(push)

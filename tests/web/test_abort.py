@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
-    configure(INTENTS=True)
+    configure(REQUESTS=True)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ class TestPost:
         assert_nothing_happened()
 
     def test_what_did_not_go_out_is_told(self, client: Client, configure: Configure) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         response = client.post(url())
         ((level, text),) = texts(response)
         assert level == "info"

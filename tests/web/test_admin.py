@@ -41,7 +41,7 @@ WAIT = AbortRunsMixin.abort_wait
 
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
-    configure(INTENTS=True, POLL_INTERVAL=0.2)
+    configure(REQUESTS=True, POLL_INTERVAL=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ class TestAction:
     def test_says_what_did_not_go_out(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "read the request from the database" in told) == ("info", True)
@@ -384,7 +384,7 @@ class TestWaiting:
     def test_without_redis_nobody_is_said_to_have_finished(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", INTENTS=True, POLL_INTERVAL=0.2)
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, POLL_INTERVAL=0.2)
         with abortable_run(f"job-{jobs[1].pk}"):
             pass
         with held(f"job-{jobs[0].pk}"):

@@ -30,7 +30,7 @@ NASTY = "<b>\x1b\ud800 /&%\r\n"
 
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
-    configure(INTENTS=True, POLL_INTERVAL=0.2)
+    configure(REQUESTS=True, POLL_INTERVAL=0.2)
 
 
 def login(*codenames: str) -> Client:

@@ -301,7 +301,7 @@ class TestTimeline:
     def test_of_a_real_abort(
         self, story_page: Callable[[AbortRequest], str], configure: Configure
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         with held("run-1"), held("run-1", is_stubborn=True):
             abort_id = abort_run("run-1", reason="because", wait=0.3).abort_id
             assert current().timeline.wait_written(5)

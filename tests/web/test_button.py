@@ -184,7 +184,7 @@ class TestForm:
     def test_any_id_is_shown_as_it_is_and_leads_to_its_run(
         self, ann: User, run_id: str, configure: Configure
     ) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         button = render("{% abort_button run_id %}", request_of(ann), run_id=run_id)
         parsed = Parsed(button)
         assert not {"script", "style", "img"} & {tag for tag, _ in parsed.elements}
@@ -209,7 +209,7 @@ class TestForm:
         assert Parsed(button).all("form")[0]["action"] == "/runs/17/abort/"
 
     def test_its_token_is_the_visitors(self, ann: User, configure: Configure) -> None:
-        configure(INTENTS=True)
+        configure(REQUESTS=True)
         client = Client(enforce_csrf_checks=True)
         client.force_login(ann)
         shown = Parsed(client.get("/page/run-1/").content.decode())

@@ -48,7 +48,7 @@ happened: list[object] = []
 @pytest.fixture(autouse=True)
 def alone(settings: Any) -> None:
     """No Redis, no database: what happens inside this process."""
-    settings.RUN_ABORT = {"LISTEN": False, "INTENTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
     settings.ROOT_URLCONF = __name__
     happened.clear()
 
@@ -370,7 +370,7 @@ class TestDatabase:
 
     @pytest.mark.parametrize("url", ["write", "wait", "look-async"])
     def test_what_was_requested_before_does_not_begin(self, settings: Any, url: str) -> None:
-        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": True}
         requested()
         if url == "write":
             response: Any = Client().get("/write/run-1/")
@@ -381,7 +381,7 @@ class TestDatabase:
         assert not Job.objects.exists()
 
     def test_a_stream_that_was_requested_before_does_not_begin(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": True}
         requested()
         with pytest.raises(StreamAborted, match="because"):
             next(abortable_stream("run-1", lambda signal: happened))
@@ -410,7 +410,7 @@ class TestDatabase:
             assert Job.objects.count() == 1
 
     def test_a_disconnect_is_recorded(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"LISTEN": False, "INTENTS": True}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": True}
 
         async def main() -> None:
             asgi = Asgi("/wait-tied/run-1/")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def recorded_and_heard(configure: Configure) -> None:
-    configure(INTENTS=True, POLL_INTERVAL=0.2)
+    configure(REQUESTS=True, POLL_INTERVAL=0.2)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ class TestStates:
 class TestWithoutRedis:
     def test_the_rows_tell(self, client: Client, configure: Configure) -> None:
         redis_url = f"redis://127.0.0.1:{free_port()}/0"
-        configure(INTENTS=True, POLL_INTERVAL=0.2, REDIS_URL=redis_url)
+        configure(REQUESTS=True, POLL_INTERVAL=0.2, REDIS_URL=redis_url)
         with held("run-1", is_stubborn=True):
             abort_id = post(client)
             make_older(abort_id, timedelta(seconds=5))

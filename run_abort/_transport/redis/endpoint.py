@@ -92,6 +92,8 @@ class Found(NamedTuple):
 def may_be_configured() -> bool:
     """Whether :func:`find` may find a Redis. Cheap: imports neither redis-py nor a cache."""
     options = conf.settings()
+    if _is_forbidden(options):
+        return False
     if options.REDIS_URL or _environment_url():
         return True
     configured: Mapping[str, Any] = django_settings.CACHES.get(options.CACHE_ALIAS, {})
@@ -108,6 +110,8 @@ def find(*, only_named: bool) -> Found:
     :raises Exception: if the configured Redis cannot be used.
     """
     options = conf.settings()
+    if _is_forbidden(options):
+        return Found(None, only_named)
     if options.REDIS_URL:
         pool = _url_pool(options.REDIS_URL)
         return Found(_transport("RUN_ABORT['REDIS_URL']", pool), only_named)
@@ -119,6 +123,10 @@ def find(*, only_named: bool) -> Found:
     url = _environment_url()
     found = _transport("the environment's REDIS_URL", _url_pool(url)) if url else None
     return Found(found, only_named, by_settings=False, url=url)
+
+
+def _is_forbidden(options: conf.Settings) -> bool:
+    return options.PUSH == "none" or options.REDIS_URL is False
 
 
 def _transport(source: str, pool: ConnectionPool) -> RedisTransport:

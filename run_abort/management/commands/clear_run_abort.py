@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *, run_ids: list[str], **options: Any) -> None:
         if not database.enabled():
             raise CommandError(
-                "There is nothing to clear: RUN_ABORT['INTENTS'] is False, so no requests are "
+                "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
                 "recorded."
             )
         counts: dict[str, int | None] = {run_id: requests.clear(run_id) for run_id in run_ids}

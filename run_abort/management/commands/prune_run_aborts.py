@@ -17,8 +17,8 @@ class Command(BaseCommand):
     help = (
         "Deletes abort requests that are older than the given number of days, the oldest first, in "
         "batches, together with their deliveries. A request that still stands, which means that it "
-        "was not cleared and is younger than INTENT_TTL, is kept. Listener cursors unused for that "
-        "long are deleted as well."
+        "was not cleared and is younger than REQUEST_TTL, is kept. Listener cursors unused for "
+        "that long are deleted as well."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
