@@ -65,12 +65,19 @@ class Transport(Protocol):
     @property
     def source(self) -> str: ...
 
-    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
-        """Publish the messages on the channel, in this order, within a bounded time.
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
+        """Publish the messages, each on its channel, in this order, within a bounded time.
 
+        :param messages: pairs of a channel and a message.
         :return: for each message the number of subscribers that the server counted. It is a hint:
             a cluster may count one node only.
         :raises Exception: if publishing failed. Some of the messages may have been published.
+        """
+
+    def count(self, channel: str) -> int:
+        """The number of subscribers of the channel, within a bounded time; a hint, likewise.
+
+        :raises Exception: if the server did not answer.
         """
 
     def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:

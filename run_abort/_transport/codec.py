@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ACTOR_LENGTH",
     "MAX_MESSAGE_BYTES",
     "MAX_REASON_LENGTH",
+    "MAX_REQUEST_ID_LENGTH",
     "MAX_WAIT",
     "Message",
     "Question",

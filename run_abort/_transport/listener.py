@@ -9,7 +9,6 @@ limit on attempts, as long as a transport is configured.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._concurrency.throttle import Throttle
 
+from .backoff import STEADY, Backoff
 from .base import Subscription
 from .push import Push
 
@@ -33,9 +33,6 @@ logger = logging.getLogger("run_abort")
 # Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A
 # server that forks usually forks again at once, and some close inherited files a little later.
 REST: Final = 0.1
-
-MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubled up to MAX_DELAY
-MAX_DELAY: Final = 2.0
 
 State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
 
@@ -62,23 +59,6 @@ class ListenerStatus:
     malformed: int
     last_error: str
     origin: str
-
-
-class Backoff:
-    """Delays between attempts to connect: each about twice the last one."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-
-    def reset(self) -> None:
-        """Return to the shortest delay."""
-        self._failures = 0
-
-    def next(self) -> float:
-        """The next delay in seconds, random so that many processes do not connect at once."""
-        delay: float = min(MIN_DELAY * 2**self._failures, MAX_DELAY)
-        self._failures = min(self._failures + 1, 10)
-        return delay * random.uniform(0.5, 1)  # noqa: S311  not used for security
 
 
 class Listener:
@@ -122,6 +102,8 @@ class Listener:
         # thread; by other threads only while it does not run.
         self._missed_since: float | None = None
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
+        self._confirmed_at: float | None = None  # in seconds of time.monotonic()
+        self._is_outage = False
         self._confirmations = 0
         self._messages = 0
         self._malformed = 0
@@ -223,19 +205,25 @@ class Listener:
                 if link is None:
                     self._enter(life, "off")
                     return
-                self._listen(life, link, backoff)
+                self._listen(life, link)
             except BaseException as error:
                 if not life.stopping:
-                    self._link_lost(life, error)
-                    life.pause(backoff.next())
+                    lasted = self._lasted()
+                    self._link_lost(life, error, lasted)
+                    life.pause(backoff.next(lasted))
 
-    def _listen(self, life: Life, link: Subscription, backoff: Backoff) -> None:
+    def _lasted(self) -> float:
+        """Seconds for which the subscription was confirmed, before it was lost; 0 if it was not."""
+        confirmed_at, self._confirmed_at = self._confirmed_at, None
+        return 0.0 if confirmed_at is None else time.monotonic() - confirmed_at
+
+    def _listen(self, life: Life, link: Subscription) -> None:
         life.on_stop = link.interrupt
         try:
             if life.stopping:  # checked after on_stop is set, because stop() sets stopping first
                 return
             link.open()
-            backoff.reset()
+            self._confirmed_at = time.monotonic()
             origin = self._origin()
             self._confirmed(life, origin)
             try:
@@ -269,18 +257,20 @@ class Listener:
         self._enter(life, "listening")
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
 
-    def _link_lost(self, life: Life, error: BaseException) -> None:
+    def _link_lost(self, life: Life, error: BaseException, lasted: float) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
-        if self._phase[0] == "reconnecting":
-            return
-        logger.warning(
-            "Not listening for aborts on %s: %s; trying again",
-            conf.settings().CHANNEL,
-            self._last_error,
-        )
-        logger.debug("Traceback of the error", exc_info=error)
-        self._enter(life, "reconnecting")
-        self.lost()
+        # A link that was made and lost again at once belongs to the same outage.
+        if lasted >= STEADY or not self._is_outage:
+            logger.warning(
+                "Not listening for aborts on %s: %s; trying again",
+                conf.settings().CHANNEL,
+                self._last_error,
+            )
+            logger.debug("Traceback of the error", exc_info=error)
+        self._is_outage = True
+        if self._phase[0] != "reconnecting":
+            self._enter(life, "reconnecting")
+            self.lost()
 
     def _enter(self, life: Life, state: State) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from run_abort import conf
 from run_abort._concurrency import forks
@@ -14,6 +15,7 @@ from . import codec
 from .base import Subscription, Transport
 from .codec import Question
 from .redis import endpoint
+from .watch import Watch
 
 __all__ = ["Push"]
 
@@ -79,8 +81,9 @@ class Push:
         try:
             transport = self.transport()
             if transport is not None:
-                messages = [self._encoded(request, wait) for request in requests]
-                listeners[:] = transport.publish(messages, conf.settings().CHANNEL)
+                channel = conf.settings().CHANNEL
+                messages = [(channel, self._encoded(request, wait)) for request in requests]
+                listeners[:] = transport.publish(messages)
         except Exception as error:
             self._log_failure(requests, error, logging.DEBUG if quiet else logging.WARNING)
         return listeners
@@ -108,7 +111,7 @@ class Push:
             if transport is None:
                 return None
             message = codec.encode_question(question)
-            return transport.publish([message], conf.settings().CHANNEL)[0]
+            return transport.publish([(conf.settings().CHANNEL, message)])[0]
         except Exception as error:
             logger.debug("The question %s was not published: %s", question, error)
             return None
@@ -125,7 +128,8 @@ class Push:
             transport = self.transport()
             if transport is None:
                 return False
-            transport.publish(answers, _reply_channel(question_id))
+            channel = _channel_of(question_id)
+            transport.publish([(channel, answer) for answer in answers])
         except Exception as error:
             logger.debug("The question %s was not answered: %s", question_id, error)
             return False
@@ -141,8 +145,55 @@ class Push:
         transport = self.transport()
         if transport is None:
             return None
-        channels = map(_reply_channel, question_ids)
+        channels = map(_channel_of, question_ids)
         return transport.subscribe(*channels, heartbeat=conf.settings().HEARTBEAT, limit=limit)
+
+    def notify(self, request_ids: Sequence[str]) -> None:
+        """Tell the processes that watch these requests that their rows have changed.
+
+        Raises nothing. A failure is logged at DEBUG only, because those processes read the rows
+        from time to time anyway.
+
+        :param request_ids: UUIDs as text.
+        """
+        try:
+            transport = self.transport()
+            if transport is not None and request_ids:
+                transport.publish([(_channel_of(each), each.encode()) for each in request_ids])
+        except Exception as error:
+            logger.debug("No notification of changed rows was sent: %s", error)
+
+    def watch(self, request_ids: Sequence[str]) -> Watch | None:
+        """Receive the notifications about these requests. Raises nothing.
+
+        :param request_ids: UUIDs as text.
+        :return: to be closed by the caller; None if no transport can be used.
+        """
+        try:
+            transport = self.transport()
+            channels = tuple(map(_channel_of, request_ids))
+        except Exception as error:
+            logger.debug("Notifications cannot be received: %s", error)
+            return None
+        if transport is None or not channels:
+            return None
+        heartbeat, limit = conf.settings().HEARTBEAT, codec.MAX_REQUEST_ID_LENGTH
+        return Watch(partial(transport.subscribe, *channels, heartbeat=heartbeat, limit=limit))
+
+    def subscribers(self) -> int | None:
+        """The number of processes that receive requests, as the server counts them.
+
+        Takes at most ``PUBLISH_TIMEOUT`` seconds. Raises nothing. It is a hint: a cluster may count
+        one node only.
+
+        :return: None if it is not known.
+        """
+        try:
+            transport = self.transport()
+            return None if transport is None else transport.count(conf.settings().CHANNEL)
+        except Exception as error:
+            logger.debug("The number of subscribers is not known: %s", error)
+            return None
 
     def subscription(self) -> Subscription | None:
         """A subscription to the requests, not yet open; None if no transport is configured.
@@ -173,6 +224,6 @@ class Push:
         self._found = None
 
 
-def _reply_channel(question_id: str) -> str:
-    # Made from the ID alone, so that no message can direct answers to another channel.
-    return f"{conf.settings().CHANNEL}:{uuid.UUID(question_id)}"
+def _channel_of(request_id: str) -> str:
+    # Made from the ID alone, so that no message can direct others to another channel.
+    return f"{conf.settings().CHANNEL}:{uuid.UUID(request_id)}"

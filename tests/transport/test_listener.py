@@ -11,6 +11,7 @@ import pytest
 from example.redis_server import RedisServer, free_port
 from run_abort._concurrency import service
 from run_abort._core.types import Request
+from run_abort._transport import backoff
 from run_abort._transport import listener as module
 from run_abort._transport.listener import Listener
 from run_abort._transport.redis.connections import Subscription
@@ -314,12 +315,11 @@ class TestLostLink:
 
 class TestBackoff:
     def test_grows_to_its_maximum_and_begins_again(self) -> None:
-        backoff = module.Backoff()
-        delays = [backoff.next() for _ in range(20)]
-        assert module.MIN_DELAY / 2 <= delays[0] <= module.MIN_DELAY
-        assert all(module.MAX_DELAY / 2 <= delay <= module.MAX_DELAY for delay in delays[6:])
-        backoff.reset()
-        assert backoff.next() <= module.MIN_DELAY
+        delays = backoff.Backoff()
+        some = [delays.next(backoff.STEADY / 2) for _ in range(20)]
+        assert backoff.MIN_DELAY / 2 <= some[0] <= backoff.MIN_DELAY
+        assert all(backoff.MAX_DELAY / 2 <= delay <= backoff.MAX_DELAY for delay in some[6:])
+        assert delays.next(backoff.STEADY) <= backoff.MIN_DELAY
 
 
 class TestIdle:

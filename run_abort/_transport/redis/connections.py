@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
@@ -36,6 +36,8 @@ READ_SIZE: Final = 65_536  # bytes
 PIPELINE: Final = 500  # commands that are sent before their replies are read
 MAX_CONNECTING: Final = 8  # publishers that may wait for a new connection at once
 
+T = TypeVar("T")
+
 _LOST: Final = (LinkLostError, SilenceError, OSError)
 
 
@@ -47,6 +49,7 @@ class Connection(Protocol):
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
     def send_command(self, *args: str, check_health: bool) -> None: ...
+    def read_response(self) -> Any: ...
 
 
 def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
@@ -194,7 +197,7 @@ class Publisher:
     A helper thread makes the new connection, because name look-ups and Sentinels have time-outs of
     their own. Any thread may publish.
 
-    :param timeout: seconds that :meth:`publish` may take.
+    :param timeout: seconds that :meth:`publish` and :meth:`count` may take.
     """
 
     def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
@@ -205,34 +208,43 @@ class Publisher:
         self._was_used = False
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
-    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
-        """Publish the messages on the channel, in one pipeline.
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
+        """Publish the messages, each on its channel, in one pipeline.
 
+        :param messages: pairs of a channel and a message.
         :return: the number of subscribers that the server counted for each.
         :raises redis.RedisError: or ``OSError``, which includes ``TimeoutError``, if it failed.
         """
         deadline = time.monotonic() + self._timeout
-        head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % _sized(channel.encode())
-        commands = [b"%b%d\r\n%b\r\n" % (head, *_sized(each)) for each in messages]
+        commands = [_publish_command(channel.encode(), message) for channel, message in messages]
         try:
             # An idle connection may be dead. This takes at most a quarter of the time, which
             # leaves enough for a new connection.
             return self._send(self._kept.pop(), commands, deadline)
         except (IndexError, *_LOST):
             pass
+        return self._over_new(lambda new: self._send(new, commands, deadline), deadline)
+
+    def count(self, channel: str) -> int:
+        """The number of subscribers of the channel. Raises as :meth:`publish`."""
+        deadline = time.monotonic() + self._timeout
+        return self._over_new(partial(_count, channel=channel), deadline)
+
+    def _over_new(self, use: Callable[[Connection], T], deadline: float) -> T:
+        """The result of ``use(connection)``, in a helper thread, with a new connection."""
         try:
             if not self._connecting.acquire(timeout=_remaining(deadline)):
                 raise TimeoutError
-            send = partial(self._send_anew, commands, deadline)
-            return call_bounded(send, _remaining(deadline), name="run_abort-publish")
+            connect = partial(self._connect, use, deadline)
+            return call_bounded(connect, _remaining(deadline), name="run_abort-publish")
         except TimeoutError as error:
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
 
-    def _send_anew(self, commands: list[bytes], deadline: float) -> list[int]:
+    def _connect(self, use: Callable[[Connection], T], deadline: float) -> T:
         try:
             connection = new_connection(self._pool, timeout=_remaining(deadline))
             connection.connect()
-            return self._send(connection, commands, deadline)
+            return use(connection)
         finally:
             self._connecting.release()
 
@@ -271,8 +283,17 @@ class Publisher:
                 self._kept.pop().disconnect()
 
 
-def _sized(data: bytes) -> tuple[int, bytes]:
-    return len(data), data
+def _publish_command(channel: bytes, message: bytes) -> bytes:
+    sizes = len(channel), channel, len(message), message
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % sizes
+
+
+def _count(connection: Connection, channel: str) -> int:
+    try:
+        connection.send_command("PUBSUB", "NUMSUB", channel, check_health=False)
+        return int(connection.read_response()[1])
+    finally:
+        connection.disconnect()
 
 
 def _read_integers(sock: socket.socket, count: int) -> list[int]:

@@ -31,7 +31,7 @@ class RedisTransport:
     :ivar source: the setting that names the Redis.
     :ivar pool: the options of the connections. No connection is taken from it, but connections
         through Sentinel ask it for the address of the master.
-    :param timeout: seconds that :meth:`publish` may take.
+    :param timeout: seconds that :meth:`publish` and :meth:`count` may take.
     """
 
     def __init__(self, source: str, pool: ConnectionPool, timeout: float) -> None:
@@ -41,8 +41,11 @@ class RedisTransport:
         self.pool = pool
         self._publisher = Publisher(pool, timeout=timeout)
 
-    def publish(self, messages: Sequence[bytes], channel: str) -> list[int]:
-        return self._publisher.publish(messages, channel)
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
+        return self._publisher.publish(messages)
+
+    def count(self, channel: str) -> int:
+        return self._publisher.count(channel)
 
     def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
         from . import connections
