@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from run_abort import subscribe_to_run_aborts
+import pytest
+from django.db.backends.signals import connection_created
+
+from run_abort import abortable_run, subscribe_to_run_aborts
 from run_abort._runtime.runtime import Runtime, current
+from run_abort._transport.backoff import MIN_DELAY
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
 from tests.support import Foreign, wait_until
@@ -57,6 +65,70 @@ class TestLife:
         assert current().listener.ensure_started()
         wait_until(is_listening)
         assert foreign.publish("run-1") == 0
+
+
+class TestClosedAtOnce:
+    """A server that confirms each subscription, and then closes the link."""
+
+    @pytest.fixture
+    def accepted(self, channel_name: str) -> Iterator[list[float]]:
+        accepted: list[float] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        name = channel_name.encode()
+        confirmation = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(name), name)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    link, _ = self.server.accept()
+                    accepted.append(time.monotonic())
+                    with link:
+                        while b"SUBSCRIBE" not in (data := link.recv(4096)):
+                            link.sendall(b"+OK\r\n" * data.count(b"CLIENT"))
+                        link.sendall(confirmation)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield accepted
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        thread.join()
+
+    server: socket.socket
+
+    @pytest.fixture
+    def queries(self) -> Iterator[list[str]]:
+        """The queries over connections that are opened from now on."""
+        queries: list[str] = []
+
+        def note(execute: Any, sql: str, *rest: Any) -> Any:
+            queries.append(sql)
+            return execute(sql, *rest)
+
+        def opened(connection: Any, **kwargs: Any) -> None:
+            if note not in connection.execute_wrappers:
+                connection.execute_wrappers.append(note)
+
+        connection_created.connect(opened)
+        yield queries
+        connection_created.disconnect(opened)
+
+    def test_it_is_made_again_with_growing_pauses_and_one_warning(
+        self,
+        configure: Configure,
+        transactional_db: None,
+        accepted: list[float],
+        queries: list[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        url = f"redis://127.0.0.1:{self.server.getsockname()[1]}/0"
+        configure(REDIS_URL=url, REQUESTS=True, POLL_INTERVAL=3600)
+        with abortable_run("run-1"):
+            wait_until(lambda: len(accepted) >= 7)
+            asked = len(queries)
+        assert accepted[6] - accepted[0] >= sum(MIN_DELAY / 2 * 2**n for n in range(6))
+        assert 0 < asked <= 3 * 7
+        assert caplog.text.count("Not listening") == 1
 
 
 class TestReceivers:
