@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ._core.controller import AbortController, AbortSignal
+    from ._core.current import current_signal
     from ._runtime.health import health
     from ._runtime.verbs import publish_run_abort, subscribe_to_run_aborts
     from .aborts import (
@@ -35,6 +36,7 @@ __all__ = [
     "abort_runs",
     "abortable_run",
     "clear_run_abort",
+    "current_signal",
     "health",
     "publish_run_abort",
     "subscribe_to_run_aborts",
@@ -56,6 +58,7 @@ _HOMES: Final = {
     "abort_runs": "aborts",
     "abortable_run": "runs",
     "clear_run_abort": "aborts",
+    "current_signal": "_core.current",
     "health": "_runtime.health",
     "publish_run_abort": "_runtime.verbs",
     "subscribe_to_run_aborts": "_runtime.verbs",

@@ -265,9 +265,11 @@ class AbortController:
     :ivar signal: the :class:`AbortSignal` for the code that works.
     :ivar label: what its block does, for people; the registry writes it.
     :ivar left_at: when its block was left, in seconds since the epoch; None before.
+    :ivar is_open: whether its block was entered and not left; ``current`` writes it.
+    :ivar outer: the controller of the block around it, if one was open.
     """
 
-    __slots__ = ("__weakref__", "_verdict", "label", "left_at", "signal")
+    __slots__ = ("__weakref__", "_verdict", "is_open", "label", "left_at", "outer", "signal")
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
@@ -275,6 +277,8 @@ class AbortController:
         self.signal = self.signal_class(run_id, grace)
         self.label = ""
         self.left_at: float | None = None
+        self.is_open = False
+        self.outer: AbortController | None = None
         # At most one entry: the abort, or _CLOSED. The first one wins.
         self._verdict: dict[str, Aborted] = {}
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from run_abort._concurrency.hooks import Hook
 
 from .controller import AbortController
+from .current import open_blocks
 from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
 
@@ -21,12 +22,10 @@ REMEMBERED: Final = 4096  # IDs in each of the two generations of ended ones
 class Holding(NamedTuple):
     """An open block of this process.
 
-    :ivar ident: of the thread that entered it.
     :ivar label: what the block does, for people.
     :ivar since: when it was entered, in seconds since the epoch.
     """
 
-    ident: int
     label: str
     since: float
 
@@ -47,8 +46,8 @@ class Registry:
         self.events: Hook[[Event]] = Hook()
         self.on_register: Hook[[AbortController]] = Hook()
         self.controller_class: Callable[..., AbortController] = AbortController
-        # ID → controller → its thread, and when it was registered. No ID without a controller.
-        self._holders: dict[str, dict[AbortController, tuple[int, float]]] = {}
+        # ID → controller → when it was registered. No ID without a controller.
+        self._holders: dict[str, dict[AbortController, float]] = {}
         self.forget_ended()
         self._renew_lock()
 
@@ -76,17 +75,17 @@ class Registry:
         """The open blocks, each once, in the order in which they were entered."""
         with self._lock:
             found = {
-                controller: _holding(controller, held)
+                controller: Holding(controller.label, since)
                 for holders in self._holders.values()
-                for controller, held in holders.items()
+                for controller, since in holders.items()
             }
         return sorted(found.items(), key=lambda held: held[1].since)
 
     def holding_of(self, controller: AbortController) -> Holding | None:
         """The block of ``controller``; None once it was left."""
         with self._lock:
-            held = self._holders.get(controller.signal.run_id, {}).get(controller)
-        return None if held is None else _holding(controller, held)
+            since = self._holders.get(controller.signal.run_id, {}).get(controller)
+        return None if since is None else Holding(controller.label, since)
 
     def has_ended(self, run_id: str) -> bool:
         """Whether a block with this ID has ended here. Old IDs are forgotten."""
@@ -102,11 +101,10 @@ class Registry:
         if self.on_register.functions:
             self.on_register(controller)
         controller.label = label  # kept after the block, because an abort event may come later
-        # A plain tuple: making a Holding takes as long as the rest of this method.
-        holding = (threading.get_ident(), time.time())
+        since = time.time()
         with self._lock:
             for run_id in ids:
-                self._holders.setdefault(run_id, {})[controller] = holding
+                self._holders.setdefault(run_id, {})[controller] = since
 
     def leave(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Remove ``controller`` from ``ids``. Does nothing for IDs that it does not answer to."""
@@ -157,20 +155,15 @@ class Registry:
         return len(flipped)
 
     def after_fork_in_child(self) -> None:
-        """Keep the blocks of the thread that forked; the child does not have the other threads.
+        """Keep the blocks around the code that forked; the child does not run the others.
 
         A child that is forked inside a block works on that run, too, so an abort has to reach it.
         """
         self._renew_lock()
         self.forget_ended()
-        ident = threading.get_ident()
+        around = set(open_blocks())
         kept = (
-            (run_id, {c: held for c, held in holders.items() if held[0] == ident})
+            (run_id, {c: since for c, since in holders.items() if c in around})
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}
-
-
-def _holding(controller: AbortController, held: tuple[int, float]) -> Holding:
-    ident, since = held
-    return Holding(ident, controller.label, since)

@@ -20,6 +20,7 @@ from uuid import UUID
 from run_abort._concurrency.workers import in_event_loop
 from run_abort.exceptions import RunAborted
 
+from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
 from .exits import Held, kept_exit
@@ -135,6 +136,7 @@ class Scope:
         except BaseException:
             self._end()
             raise
+        current.enter(controller)
         return signal
 
     @kept_exit
@@ -168,6 +170,7 @@ class Scope:
         if self.insists:
             self._escalate_by("cancel", cancellation.send)
         controller.signal._when_aborted(cancellation.send)
+        current.enter(controller)
         return controller.signal
 
     async def __aexit__(
@@ -226,6 +229,7 @@ class Scope:
         was_first = controller.close()
         process = self._process
         process.registry.leave(controller, self._ids)
+        current.leave(controller)
         if was_first:
             return None
         if self._plan is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from run_abort import AbortController, AbortSignal
+from run_abort import AbortController, AbortSignal, RunAborted
 from run_abort._core.escalation import Escalator
 from run_abort._core.registry import Registry
 from run_abort._core.scope import Scope
@@ -56,6 +56,9 @@ class Process:
         self, run_id: str = "run-1", *, groups: tuple[str, ...] = (), label: str = ""
     ) -> tuple[AbortSignal, Callable[[], bool]]:
         """Begin a block; return its signal and the function that leaves it."""
+        return self.block(run_id, groups=groups, label=label).hold()
+
+    def block(self, run_id: str = "run-1", **options: Any) -> Scope:
         process = self
 
         class Block(Scope):
@@ -64,7 +67,7 @@ class Process:
             def _find_process(self) -> Process:
                 return process
 
-        return Block(run_id, groups=groups, label=label).hold()
+        return Block(run_id, **options)
 
     def flip_only(self, request: Request) -> Aborted:
         """Abort the blocks, in a thread that is held up before it emits its event."""
@@ -423,20 +426,20 @@ class TestFork:
 
     def test_the_child_reports_a_request_that_reaches_it_again(self, process: Process) -> None:
         request = new_request()
-        _, leave = process.hold()
-        process.registry.abort(request)
-        self.become_child(process)
-        process.registry.abort(request, "channel")
-        assert process.delivery(request).stopped_at is None
-        leave()
+        with pytest.raises(RunAborted), process.block():
+            process.registry.abort(request)
+            self.become_child(process)
+            process.registry.abort(request, "channel")
+            assert process.delivery(request).stopped_at is None
         assert process.told == ["aborted", "stopped"]
         assert process.delivery(request).way == "channel"
 
     def test_the_child_reports_what_is_aborted_in_it(self, process: Process) -> None:
-        signal, leave = process.hold()
-        self.become_child(process)
-        signal._when_aborted(leave)
-        process.registry.abort(new_request())
+        block = process.block()
+        with pytest.raises(RunAborted), block as signal:
+            self.become_child(process)
+            signal._when_aborted(block._end)
+            process.registry.abort(new_request())
         assert process.told == ["aborted", "stopped"]
 
     def become_child(self, process: Process) -> None:
