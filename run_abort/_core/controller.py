@@ -34,7 +34,17 @@ __all__ = ["GRACE", "AbortController", "AbortSignal"]
 
 GRACE: Final = 10.0  # seconds
 
-_CLOSED: Final = Aborted(Request(""), "local", 0.0, ())
+
+class _End:
+    """A verdict: nothing aborts the block any more."""
+
+    __slots__ = ("finishing",)
+
+    def __init__(self, *, finishing: bool) -> None:
+        self.finishing = finishing
+
+
+_CLOSED: Final = _End(finishing=False)
 
 
 class AbortSignal:
@@ -52,6 +62,8 @@ class AbortSignal:
     __slots__ = (
         "__weakref__",
         "_effects",
+        "_on_finish",
+        "_verdict",
         "aborted",
         "aborted_by",
         "actor",
@@ -73,6 +85,9 @@ class AbortSignal:
         self.actor = ""
         # Called by an abort. The thread that pops an entry calls it, so each is called once.
         self._effects: dict[object, Callable[[], object]] = {}
+        # At most one entry: the abort, or the end of the block. The first one wins.
+        self._verdict: dict[str, Aborted | _End] = {}
+        self._on_finish: Callable[[AbortSignal], object] | None = None  # the registry writes it
 
     def __repr__(self) -> str:
         return f"<AbortSignal {self.run_id!r} {'aborted' if self.aborted else 'not aborted'}>"
@@ -94,6 +109,26 @@ class AbortSignal:
         """
         if self.aborted:
             raise self.exception()
+
+    def finish(self) -> None:
+        """The point of no return: from now on nothing aborts the block::
+
+            document = convert(file)
+            signal.finish()
+            store(document)
+
+        Either this call comes first or the abort, never both. Blocks around this one can still be
+        aborted. Any thread may call this. A second call does nothing.
+
+        :raises RunAborted: if the run was aborted.
+        """
+        end = _End(finishing=True)
+        verdict = self._verdict.setdefault("verdict", end)
+        if isinstance(verdict, Aborted):
+            _flip(self, verdict)
+            raise self.exception()
+        if verdict is end and self._on_finish is not None:
+            self._on_finish(self)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the run is aborted.
@@ -269,7 +304,7 @@ class AbortController:
     :ivar outer: the controller of the block around it, if one was open.
     """
 
-    __slots__ = ("__weakref__", "_verdict", "is_open", "label", "left_at", "outer", "signal")
+    __slots__ = ("__weakref__", "is_open", "label", "left_at", "outer", "signal")
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
@@ -279,13 +314,17 @@ class AbortController:
         self.left_at: float | None = None
         self.is_open = False
         self.outer: AbortController | None = None
-        # At most one entry: the abort, or _CLOSED. The first one wins.
-        self._verdict: dict[str, Aborted] = {}
 
     @property
     def closed(self) -> bool:
-        """Whether the work ended before any abort."""
-        return self._verdict.get("verdict") is _CLOSED
+        """Whether nothing aborts this any more: the work ended, or is finishing, unaborted."""
+        return type(self.signal._verdict.get("verdict")) is _End
+
+    @property
+    def finishing(self) -> bool:
+        """Whether the work called ``signal.finish()`` before any abort."""
+        verdict = self.signal._verdict.get("verdict")
+        return isinstance(verdict, _End) and verdict.finishing
 
     def abort(self, reason: str = "", actor: str = "") -> bool:
         """Abort the signal: set the flag and wake waiters at once, start callbacks on threads.
@@ -308,7 +347,7 @@ class AbortController:
         In two halves, so that an abort of many controllers sets every flag before it starts a
         callback.
         """
-        if self._verdict.setdefault("verdict", aborted) is not aborted:
+        if self.signal._verdict.setdefault("verdict", aborted) is not aborted:
             return False
         _flip(self.signal, aborted)
         return True
@@ -327,13 +366,14 @@ class AbortController:
         :return: True if the work ended first; False if an abort won, and then ``signal.aborted``
             is True with its reason.
         """
-        verdict = self._verdict.setdefault("verdict", _CLOSED)
-        if verdict is _CLOSED:
-            self.signal._effects.clear()
-            return True
-        # The aborting thread may be between its verdict and the flag.
-        _flip(self.signal, verdict)
-        return False
+        signal = self.signal
+        verdict = signal._verdict.setdefault("verdict", _CLOSED)
+        if isinstance(verdict, Aborted):
+            # The aborting thread may be between its verdict and the flag.
+            _flip(signal, verdict)
+            return False
+        signal._effects.clear()
+        return True
 
 
 def _flip(signal: AbortSignal, aborted: Aborted) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from run_abort._concurrency.hooks import Hook
 
-from .controller import AbortController
+from .controller import AbortController, AbortSignal
 from .current import open_blocks
 from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
@@ -39,12 +39,16 @@ class Registry:
         flags are set and the waiters are woken. Its functions neither block nor raise.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
+    :ivar finishing: called with the controller of a block whose ``signal.finish()`` came before
+        any abort, in the thread that called it. The block stays here until it is left.
     :ivar controller_class: the class of the controllers of blocks.
     """
 
     def __init__(self) -> None:
         self.events: Hook[[Event]] = Hook()
         self.on_register: Hook[[AbortController]] = Hook()
+        self.finishing: Hook[[AbortController]] = Hook()
+        self._on_finish = self._finish  # bound once, not for each block
         self.controller_class: Callable[..., AbortController] = AbortController
         # ID → controller → when it was registered. No ID without a controller.
         self._holders: dict[str, dict[AbortController, float]] = {}
@@ -93,7 +97,7 @@ class Registry:
             return (
                 run_id in self._ended
                 or run_id in self._ended_before
-                or any(controller.closed for controller in self._holders.get(run_id, ()))
+                or any(c.closed and not c.finishing for c in self._holders.get(run_id, ()))
             )
 
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
@@ -101,6 +105,7 @@ class Registry:
         if self.on_register.functions:
             self.on_register(controller)
         controller.label = label  # kept after the block, because an abort event may come later
+        controller.signal._on_finish = self._on_finish
         since = time.time()
         with self._lock:
             for run_id in ids:
@@ -153,6 +158,13 @@ class Registry:
         finally:
             self.events(aborted)
         return len(flipped)
+
+    def _finish(self, signal: AbortSignal) -> None:
+        with self._lock:
+            holders = tuple(self._holders.get(signal.run_id, ()))
+        for controller in holders:
+            if controller.signal is signal:
+                self.finishing(controller)
 
     def after_fork_in_child(self) -> None:
         """Keep the blocks around the code that forked; the child does not run the others.

@@ -38,7 +38,15 @@ AWAITING: Final = "await"
 
 # Members of AbortSignal that are looks. Others, such as cancels() and run(), use one of OUR_LOOKS.
 OUR_LOOKS: Final = frozenset({"aborted", "raise_if_aborted"})
-LOOKS: Final = OUR_LOOKS | {"add_callback", "attach", "run_async", "sleep", "wait", "wait_async"}
+LOOKS: Final = OUR_LOOKS | {
+    "add_callback",
+    "attach",
+    "finish",
+    "run_async",
+    "sleep",
+    "wait",
+    "wait_async",
+}
 
 _PACKAGE: Final = __name__.partition(".")[0]
 _TESTING: Final = f"{_PACKAGE}.testing"
@@ -124,7 +132,8 @@ class Watch:
 
         :raises DoesNotStop: if the run was aborted and there were too many looks since.
         """
-        if signal not in self._watched:
+        controller = self._watched.get(signal)
+        if controller is None or controller.closed:
             return
         is_aborted = object.__getattribute__(signal, "aborted")  # not a look
         if self.aborted_at is not None and self.aborted_at.run_id == signal.run_id:
@@ -179,7 +188,7 @@ class _WatchedController(AbortController):
     signal_class = _WatchedSignal
 
     def close(self) -> bool:
-        if not self._verdict:
+        if not self.signal._verdict:
             _look(self.signal, LEAVING, _outwards(sys._getframe(1)))
         return super().close()
 

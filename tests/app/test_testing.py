@@ -268,6 +268,19 @@ class TestAbortAfter:
             look(signal)
             assert len(watch.checkpoints) == 2
 
+    def test_the_point_of_no_return_is_the_last_look(self) -> None:
+        def job() -> None:
+            with abortable_run("job") as signal:
+                signal.finish()
+                signal.raise_if_aborted()
+                signal.finish()
+
+        with Watch(0) as watch:
+            job()
+        assert [each.look for each in watch.checkpoints] == ["entering the block", "finish"]
+        with abort_after(1), pytest.raises(RunAborted):
+            job()
+
     def test_what_is_a_look_of_asyncio(self) -> None:
         async def job() -> None:
             async with abortable_run("job") as signal:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import signal
@@ -104,7 +105,9 @@ class TestClose:
         controller = AbortController("run-1")
         # What abort() does first; its thread may be stopped right after.
         request = Request("run-1", reason="because", actor="ann")
-        controller._verdict["verdict"] = Aborted(request, "local", time.time(), (controller,))
+        controller.signal._verdict["verdict"] = Aborted(
+            request, "local", time.time(), (controller,)
+        )
         assert controller.close() is False
         assert controller.signal.aborted
         assert controller.signal.reason == "because"
@@ -125,6 +128,50 @@ class TestClose:
             thread.join()
             assert [closed] != aborted
             assert controller.signal.aborted is not closed
+
+
+class TestFinish:
+    def test_after_it_nothing_aborts(self) -> None:
+        controller = AbortController()
+        assert not controller.finishing
+        controller.signal.finish()
+        controller.signal.finish()
+        assert controller.finishing
+        assert controller.abort("late") is False
+        assert not controller.signal.aborted
+        assert controller.close() is True
+
+    def test_after_an_abort_it_raises(self) -> None:
+        controller = AbortController("run-1")
+        controller.abort("early")
+        with pytest.raises(RunAborted, match="early"):
+            controller.signal.finish()
+        assert not controller.finishing
+        assert controller.close() is False
+
+    def test_after_the_end_it_does_nothing(self) -> None:
+        controller = AbortController()
+        controller.close()
+        controller.signal.finish()
+        assert not controller.finishing
+
+    def test_races_abort_and_exactly_one_wins(self) -> None:
+        for _ in range(1000):
+            controller = AbortController()
+            barrier = threading.Barrier(2)
+            aborted: list[bool] = []
+
+            def abort(controller: AbortController = controller) -> None:
+                barrier.wait()  # noqa: B023
+                aborted.append(controller.abort())  # noqa: B023
+
+            thread = in_thread(abort)
+            barrier.wait()
+            with contextlib.suppress(RunAborted):
+                controller.signal.finish()
+            thread.join()
+            assert [controller.finishing] != aborted
+            assert controller.signal.aborted is not controller.finishing
 
 
 class TestRaising:

@@ -101,6 +101,50 @@ class TestSync:
         assert left == ["aborted"] * 5
 
 
+class TestFinish:
+    def test_an_abort_comes_too_late_and_is_not_escalated(self, core: Core) -> None:
+        with core.block("run-1", insist="interrupt", grace=0, groups=["all"]) as signal:
+            signal.finish()
+            assert core.abort("run-1") == core.abort("all") == 0
+            assert signal.wait(0.1) is False
+        assert not signal.aborted
+        assert core.happened() == ["Aborted", "Aborted"]  # by these two requests: of no block
+        assert not core.escalator._agenda
+
+    def test_it_raises_in_an_aborted_block(self, core: Core) -> None:
+        with pytest.raises(RunAborted, match="because"), core.block("run-1") as signal:
+            core.abort("run-1", "because")
+            signal.finish()
+            raise AssertionError("finished")
+
+    def test_in_a_task_it_is_decided_before_the_cancellation_arrives(self, core: Core) -> None:
+        async def main() -> None:
+            async with core.block("run-1") as signal:
+                signal.finish()
+                core.abort("run-1")
+                await asyncio.sleep(0)
+            with pytest.raises(RunAborted):
+                async with core.block("run-1") as signal:
+                    core.abort("run-1")
+                    signal.finish()
+
+        asyncio.run(main())
+
+    def test_the_registry_says_so_once_and_holds_the_block_until_it_is_left(
+        self, core: Core
+    ) -> None:
+        told: list[tuple[AbortController, bool]] = []
+        core.registry.finishing.add(lambda each: told.append((each, each.finishing)))
+        with core.block("run-1"), core.block("run-1") as signal:
+            signal.finish()
+            signal.finish()
+            ((controller, finishing),) = told
+            assert controller.signal is signal
+            assert finishing
+            assert [each for each, _ in core.registry.holdings() if each.finishing] == [controller]
+            assert not core.registry.has_ended("run-1")
+
+
 class TestExceptions:
     def test_one_before_an_abort_stays_itself(self, core: Core) -> None:
         with pytest.raises(ValueError, match="oops"), core.block("run-1"):
