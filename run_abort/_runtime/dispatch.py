@@ -3,7 +3,8 @@
 First the controllers are aborted, then the receivers of ``run_abort_received`` are called, both in
 the thread that received the request. Then the handlers of ``subscribe_to_run_aborts`` are called,
 each on a thread of its own. Receivers and handlers get each request once. Controllers may get it
-again, which has no effect.
+again, which has no effect. What the full queue of a handler refuses is read again from the
+database.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -33,31 +34,63 @@ __all__ = ["Dispatch"]
 logger = logging.getLogger("run_abort")
 
 SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning
-REMEMBERED: Final = 50_000  # request IDs that are recognised when received again
+REMEMBERED: Final = 50_000  # requests that are recognised when received again
+RECENT: Final = 64  # request IDs
 
 _UID: Final = "run_abort.dispatch"
 
+Key = tuple[str, str]  # of a request: its ID and its run ID
+
 
 class _Seen:
-    """The IDs of the last requests that this process received."""
+    """The last requests that were received: each by its ID and its run.
 
-    def __init__(self) -> None:
-        self._ids: OrderedDict[str, None] = OrderedDict()
-        self.renew_lock()
+    By both, so that an ID that was heard for another run, forged or used again, does not keep the
+    real request back. Needs no lock: each step is one call of C code.
+    """
 
-    def renew_lock(self) -> None:
-        # Guards _ids.
-        self._lock = threading.Lock()
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self._keys: OrderedDict[Key, object] = OrderedDict.fromkeys(keys)
 
-    def add(self, request_id: str) -> bool:
-        """Remember the ID; return whether it is new."""
-        with self._lock:
-            if request_id in self._ids:
-                return False
-            self._ids[request_id] = None
-            if len(self._ids) > REMEMBERED:
-                self._ids.popitem(last=False)
+    def add(self, key: Key) -> bool:
+        """Remember the request; return whether it is new."""
+        mine = object()
+        if self._keys.setdefault(key, mine) is not mine:
+            return False
+        if len(self._keys) > REMEMBERED:
+            self._keys.popitem(last=False)
+        return True
+
+    def discard(self, key: Key) -> None:
+        """Forget the request."""
+        self._keys.pop(key, None)
+
+    def copy(self) -> _Seen:
+        return _Seen(self._keys.copy())
+
+
+class _Lane:
+    """A handler, with its queue and the thread that calls it.
+
+    :param seen: the requests that are not for this handler.
+    :ivar gap: the IDs of the last requests before the first one that the full queue refused; None
+        if it refused none.
+    """
+
+    def __init__(self, on_abort: Callable[[str], object], seen: _Seen) -> None:
+        self.worker = SerialWorker(on_abort, name="run_abort-handler")
+        self.gap: tuple[str, ...] | None = None
+        self.seen = seen
+
+    def offer(self, request: Request) -> bool:
+        """Queue the request, unless it was queued before; return False if the queue is full."""
+        key = request.id, request.run_id
+        if request.id and not self.seen.add(key):
             return True
+        if self.worker.put(request.run_id):
+            return True
+        self.seen.discard(key)
+        return False
 
 
 class Dispatch:
@@ -65,14 +98,20 @@ class Dispatch:
 
     :ivar dispatched: called with each request once receivers have returned and handlers have it
         in their queues, in the thread that received it.
+    :ivar fell_behind: called when the full queue of a handler has refused a request that can be
+        read again from the database.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.dispatched: Hook[[Request]] = Hook()
+        self.fell_behind: Hook[[]] = Hook()
         self._seen = _Seen()
-        self._adding = threading.Lock()  # guards _handlers against two workers for one handler
-        self._handlers: list[SerialWorker[str]] = []  # only ever appended to
+        self._recent: deque[str] = deque(maxlen=RECENT)
+        # The threads in receive().
+        self._receiving: set[int] = set()
+        self._adding = threading.Lock()  # guards _lanes against two lanes for one handler
+        self._lanes: list[_Lane] = []  # only ever appended to
         self._overflow = Throttle()
         self._slow = Throttle()
         self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
@@ -87,25 +126,61 @@ class Dispatch:
         """Undo :meth:`connect`."""
         run_abort_received.disconnect(dispatch_uid=_UID)
 
-    def remember(self, request_ids: Iterable[str]) -> None:
-        """Do not pass these requests to receivers and handlers from now on."""
-        for request_id in request_ids:
-            self._seen.add(request_id)
+    def remember(self, keys: Iterable[Key]) -> None:
+        """Do not pass these requests to the present receivers and handlers.
+
+        :param keys: pairs of a request ID and its run ID.
+        """
+        for key in keys:
+            for seen in (self._seen, *(lane.seen for lane in self._lanes)):
+                seen.add(key)
+
+    def recent(self) -> tuple[str, ...]:
+        """The IDs of the last requests that were passed to receivers and handlers."""
+        return tuple(self._recent)
+
+    def gaps(self) -> list[tuple[str, ...]]:
+        """For each handler that refused requests and is idle now: :meth:`recent` before these.
+
+        Each gap is returned once. The requests behind it can be passed to :meth:`receive` again.
+        """
+        found = []
+        for lane in tuple(self._lanes):
+            gap = lane.gap
+            if gap is not None and lane.worker.wait_idle(0):
+                lane.gap = None
+                found.append(gap)
+        return found
+
+    def is_behind(self) -> bool:
+        """Whether the full queue of a handler has refused requests that it has yet to get."""
+        return any(lane.gap is not None for lane in self._lanes)
 
     def has_audience(self) -> bool:
         """Whether there are receivers or handlers."""
-        return bool(self._handlers) or self._has_receivers()
+        return bool(self._lanes) or self._has_receivers()
 
     def receive(self, request: Request) -> None:
         """Handle a request that another process made. Raises nothing."""
         self._registry.abort(request, "channel")
-        if not request.id or self._seen.add(request.id):
-            if self._has_receivers():
-                call_logged(partial(self._call_receivers, request))
-            if self._handlers:
-                self._call_handlers(request.run_id)
+        thread = threading.get_ident()
+        self._receiving.add(thread)
+        try:
+            self._pass_on(request)
+        finally:
+            self._receiving.discard(thread)
         if self.dispatched.functions:
             self.dispatched(request)
+
+    def _pass_on(self, request: Request) -> None:
+        is_new = not request.id or self._seen.add((request.id, request.run_id))
+        if is_new and self._has_receivers():
+            call_logged(partial(self._call_receivers, request))
+        for lane in tuple(self._lanes):
+            if not lane.offer(request):
+                self._refused(lane, request)
+        if request.id:
+            self._recent.append(request.id)
 
     def announce(self, controllers: Sequence[AbortController], request: Request) -> None:
         """Send ``run_aborted`` for aborted controllers, without waiting for its receivers."""
@@ -127,8 +202,8 @@ class Dispatch:
         if not callable(on_abort):
             raise TypeError(f"on_abort must be callable, not {type(on_abort).__name__}")
         with self._adding:
-            if all(worker.handle != on_abort for worker in self._handlers):
-                self._handlers.append(SerialWorker(on_abort, name="run_abort-handler"))
+            if all(lane.worker.handle != on_abort for lane in self._lanes):
+                self._lanes.append(_Lane(on_abort, self._seen.copy()))
 
     def wait_for_handlers(self, timeout: float) -> bool:
         """Wait until every handler, and every receiver of ``run_aborted``, has returned.
@@ -136,12 +211,19 @@ class Dispatch:
         :param timeout: seconds to wait at most, for all of them.
         :return: False if the time was up.
         """
-        return wait_idle([*self._handlers, self._announcements], timeout)
+        workers = [lane.worker for lane in self._lanes]
+        return wait_idle([*workers, self._announcements], timeout)
+
+    def is_idle(self) -> bool:
+        """Whether no receiver and no handler is at work."""
+        return not self._receiving and self.wait_for_handlers(0)
 
     def after_fork_in_child(self) -> None:
-        """Renew the locks, which another thread may have held."""
+        """Forget the threads of the parent, and the lock that one of them may have held."""
         self._adding = threading.Lock()
-        self._seen.renew_lock()
+        self._receiving = set()
+        for lane in self._lanes:
+            lane.gap = None
 
     def _has_receivers(self) -> bool:
         return len(run_abort_received.receivers) > 1  # the first is this object's
@@ -188,16 +270,19 @@ class Dispatch:
                 request.run_id,
             )
 
-    def _call_handlers(self, run_id: str) -> None:
-        for worker in tuple(self._handlers):
-            if not worker.put(run_id) and (before := self._overflow.admit()) is not None:
-                logger.error(
-                    "The handler %r is so far behind that it missed the abort of run %r and %d "
-                    "before",
-                    worker.handle,
-                    run_id,
-                    before,
-                )
+    def _refused(self, lane: _Lane, request: Request) -> None:
+        can_read_again = bool(request.id) and database.enabled()
+        if can_read_again and lane.gap is None:
+            lane.gap = self.recent()
+            self.fell_behind()
+        if (before := self._overflow.admit()) is not None:
+            logger.error(
+                "The handler %r is so far behind that it %s the abort of run %r and %d before",
+                lane.worker.handle,
+                "gets later, from the database," if can_read_again else "missed",
+                request.run_id,
+                before,
+            )
 
 
 def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request]) -> None:

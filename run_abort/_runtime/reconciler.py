@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
 
@@ -31,18 +31,16 @@ from run_abort._core.types import Request
 from run_abort._store import database, requests
 from run_abort._transport.push import Push
 
+from .catch_up import CatchUp
 from .dispatch import Dispatch
 
 __all__ = ["Reconciler"]
 
 logger = logging.getLogger("run_abort")
 
-# A request has the time of its host's clock, and is published some seconds later at most.
-CLOCK_SKEW: Final = timedelta(seconds=60)
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
 MAX_UNPUSHED: Final = 10_000
-MAX_MISSED: Final = 10_000  # requests that receivers and handlers get after an outage
 
 T = TypeVar("T")
 
@@ -66,15 +64,13 @@ class Reconciler:
         self._registry = registry
         self._dispatch = dispatch
         self._push = push
-        self._origin = origin
         self._is_listening = is_listening
+        self._catch_up = CatchUp(dispatch, origin=origin)
         self.service = Service("run_abort-reconciler", self._run)
         self._reset()
 
     def _reset(self) -> None:
-        self._began = datetime.now(UTC)
-        # Times since which requests may have been missed. The listener appends, the thread takes.
-        self._gaps: deque[datetime] = deque()
+        self._catch_up.reset()
         # The requests to publish again, each with its deadline in seconds of time.monotonic().
         self._unpushed: deque[tuple[Request, float]] = deque(maxlen=MAX_UNPUSHED)
         self._failed = False
@@ -97,13 +93,13 @@ class Reconciler:
         """Read the requests at once, if the thread runs."""
         self.service.wake()
 
-    def subscribed(self, missed_since: float) -> None:
+    def subscribed(self, age: float) -> None:
         """Catch up, because the listener has subscribed.
 
-        :param missed_since: when the gap began, in seconds since the epoch.
+        :param age: seconds since the listener was started.
         """
         if database.enabled() and (len(self._registry) or self._dispatch.has_audience()):
-            self._gaps.append(datetime.fromtimestamp(missed_since, UTC))
+            self._catch_up.note(age)
             self.ensure_started()
             self.hurry()
 
@@ -124,14 +120,13 @@ class Reconciler:
         :param since: aware; the process before this one has handled all requests until then.
         :param began: aware; requests made before are not for this process.
         """
-        self._began = began
-        self._gaps.append(since)
+        self._catch_up.resume(since, began=began)
         self.ensure_started()
         self.hurry()
 
     def is_caught_up(self) -> bool:
         """Whether receivers and handlers have got the missed requests of all known gaps."""
-        return not self._gaps
+        return not self._catch_up.is_needed()
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread and wait for its end. The next ``abortable_run`` starts it again.
@@ -157,7 +152,7 @@ class Reconciler:
         if life.stopping:
             return True
         self._failed = not self._abort_held()
-        self._failed |= not self._tell_missed(life)
+        self._failed |= not self._catch_up.run(life)
         self._failed |= not self._push_again()
         return not self._is_needed() and self.service.retire(life, self._is_needed)
 
@@ -180,40 +175,10 @@ class Reconciler:
         self._unpushed.extend(each for each, n in pairs if n is None and each[1] > now)
         return not self._unpushed
 
-    def _tell_missed(self, life: Life) -> bool:
-        gaps = list(self._gaps)
-        if not gaps:
-            return True
-        missed = self._missed_since(min(gaps)) if self._dispatch.has_audience() else []
-        if missed is None:
-            return False
-        for request in missed:
-            if life.stopping:
-                self._gaps.append(request.requested_at or min(gaps))
-                break
-            self._dispatch.receive(request)
-        for _ in gaps:
-            self._gaps.popleft()
-        return True
-
-    def _missed_since(self, gap: datetime) -> list[Request] | None:
-        # The dispatch recognises requests received before by their IDs. Requests made before this
-        # process began are not for it.
-        since = max(gap - CLOCK_SKEW, self._began)
-        select = partial(requests.requested_since, since, but_by=self._origin())
-        missed = _read(partial(select, limit=MAX_MISSED + 1))
-        if missed is not None and len(missed) > MAX_MISSED:
-            del missed[MAX_MISSED:]
-            logger.error(
-                "More than %d aborts were requested while this process was not listening; its "
-                "receivers and handlers do not get those after %s",
-                MAX_MISSED,
-                missed[-1].requested_at,
-            )
-        return missed
-
     def _is_needed(self) -> bool:
-        return database.enabled() and bool(len(self._registry) or self._gaps or self._unpushed)
+        return database.enabled() and bool(
+            len(self._registry) or self._catch_up.is_needed() or self._unpushed
+        )
 
     # After a fork.
 

@@ -64,6 +64,7 @@ class Runtime:
         self.events.flipped.add(self.dispatch.announce)
         self.events.changed.add(self.timeline.note)
         self.events.changed.add(self.responder.tell)
+        self.dispatch.fell_behind.add(self.reconciler.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)
 

@@ -1,40 +1,51 @@
 """Cursors: the position of a named listener in the requests, stored in the database.
 
-A listener that starts under a known name gets the requests made since it last ran. A request that
-was being handled when a process died is handled again: at least once, not at most once.
+A listener that starts under a known name gets the requests made since the last one that it
+handled. A request that was being handled when a process died is handled again: at least once, not
+at most once.
+
+A position is the time that the row of a request has. No clock of a host is used, and none but the
+database's.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
+from functools import partial
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from run_abort.models import ListenerCursor
 
 from . import database
+from .clock import Now, aware, stored
+from .times import before_repeated_hour, now, times
 
-__all__ = ["MAX_NAME_LENGTH", "Cursor"]
+__all__ = ["MAX_NAME_LENGTH", "Cursor", "Key", "Position"]
 
 MAX_NAME_LENGTH: Final = 255  # characters
-REMEMBERED_FOR: Final = 120.0  # seconds; more than the clocks of two hosts may differ
-REMEMBERED: Final = 1_000  # abort IDs
+# Requests are remembered that are younger than the position less this; and requests without a row,
+# which may yet be written, for this time.
+MEMORY: Final = timedelta(minutes=2)
+REMEMBERED: Final = 1_000  # requests
+REST: Final = timedelta(hours=1)  # between the present time and a cursor that was touched
+
+Key = tuple[str, str]  # of a request: its ID and its run ID
 
 
 class Position(NamedTuple):
     """The position of a cursor.
 
     :ivar began_at: requests made before are not for this listener.
-    :ivar heard_until: requests made before were received.
-    :ivar heard: IDs of the requests received recently.
+    :ivar heard_until: requests made before were handled.
+    :ivar heard: the requests around that time, or later, that were handled.
     """
 
     began_at: datetime
     heard_until: datetime
-    heard: list[str]
+    heard: list[Key]
 
 
 class Cursor:
@@ -47,10 +58,12 @@ class Cursor:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._noted: SimpleQueue[str] = SimpleQueue()
-        # Request ID → when it was received, in seconds of time.monotonic(); the oldest first.
-        self._heard: OrderedDict[str, float] = OrderedDict()
+        self._noted: SimpleQueue[Key] = SimpleQueue()
+        # Request → when it was handled, in seconds of time.monotonic(); the oldest first.
+        self._heard: dict[Key, float] = {}
+        self._until: datetime | None = None
         self._is_saved = True
+        self._is_touched = False
 
     def load(self) -> Position | None:
         """Read the position. It is the present time if the name is new.
@@ -59,28 +72,31 @@ class Cursor:
         """
 
         def select(alias: str) -> Position:
-            now = database.stored(datetime.now(UTC))
-            row, _ = ListenerCursor.objects.using(alias).get_or_create(
-                pk=self._name, defaults={"began_at": now, "heard_until": now}
+            row, is_new = ListenerCursor.objects.using(alias).get_or_create(
+                pk=self._name, defaults={"began_at": Now(), "heard_until": Now()}
             )
-            return Position(
-                database.aware(row.began_at),
-                database.aware(row.heard_until),
-                json.loads(row.heard),
-            )
+            if is_new:
+                row.refresh_from_db()
+            heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
+            return Position(aware(row.began_at), aware(row.heard_until), heard)
 
         position = database.write(select, otherwise=None)
-        for abort_id in position.heard if position else ():
-            self.note(abort_id)
+        if position is not None:
+            self._until = position.heard_until
+            self._heard |= dict.fromkeys(position.heard, time.monotonic())
         return position
 
     def touch(self) -> None:
-        """Mark the cursor for saving even without a request, because unused cursors are pruned."""
+        """Move the cursor to an hour ago when it is saved next, because unused ones are pruned.
+
+        Called if no request has come for longer, and none is being handled.
+        """
+        self._is_touched = True
         self._is_saved = False
 
-    def note(self, abort_id: str) -> None:
+    def note(self, key: Key) -> None:
         """Note a received request. Any thread may call this."""
-        self._noted.put(abort_id)
+        self._noted.put(key)
 
     def collect(self) -> bool:
         """Take over the noted requests. The caller calls :meth:`save` once they are handled.
@@ -92,23 +108,47 @@ class Cursor:
             self._is_saved = False
         return not self._is_saved
 
-    def save(self) -> bool:
-        """Move the cursor to the present time.
+    def save(self, *, moves: bool = True) -> bool:
+        """Store the requests that were handled, and move the cursor to the last one of them.
 
+        :param moves: whether all requests before that one were handled; if not, the cursor stays.
         :return: whether the database was written.
         """
-        now = database.stored(datetime.now(UTC))
-        self._forget_old()
-        heard = json.dumps(list(self._heard))
-
-        def update(alias: str) -> bool:
-            ListenerCursor.objects.using(alias).update_or_create(
-                pk=self._name, defaults={"heard_until": now, "heard": heard}
-            )
-            return True
-
-        self._is_saved = database.write(update, otherwise=False)
+        self._is_saved = database.write(partial(self._update, moves), otherwise=False)
         return self._is_saved
+
+    def _update(self, moves: bool, alias: str) -> bool:
+        known = times(alias, [request_id for request_id, _ in self._heard])
+        until = self._until
+        if moves:
+            places = [*known.values(), *filter(None, (until, self._touched_at(alias)))]
+            until = max(places, default=None)
+        self._forget_old(known, until)
+        heard = json.dumps(list(self._heard))
+        at = Now() if until is None else stored(until)
+        values = {"heard_until": at, "heard": heard}
+        ListenerCursor.objects.using(alias).update_or_create(
+            pk=self._name, defaults=values, create_defaults=values | {"began_at": at}
+        )
+        self._until, self._is_touched = until, False
+        return True
+
+    def _touched_at(self, alias: str) -> datetime | None:
+        at = now(alias) if self._is_touched else None
+        return at and at - REST
+
+    def _forget_old(self, known: dict[str, datetime], until: datetime | None) -> None:
+        since = None if until is None else before_repeated_hour(until - MEMORY)
+        handled_since = time.monotonic() - MEMORY.total_seconds()
+
+        def is_recent(request_id: str, handled_at: float) -> bool:
+            at = known.get(request_id)
+            if at is None or since is None:
+                return handled_at > handled_since
+            return at > since
+
+        kept = [(key, at) for key, at in self._heard.items() if is_recent(key[0], at)]
+        self._heard = dict(kept[-REMEMBERED:])
 
     def forget(self) -> bool:
         """Delete the cursor, as if its name had never been used.
@@ -121,11 +161,3 @@ class Cursor:
             return True
 
         return database.write(delete, otherwise=False)
-
-    def _forget_old(self) -> None:
-        since = time.monotonic() - REMEMBERED_FOR
-        while self._heard:
-            abort_id, at = next(iter(self._heard.items()))
-            if at > since and len(self._heard) <= REMEMBERED:
-                return
-            del self._heard[abort_id]

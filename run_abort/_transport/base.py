@@ -12,12 +12,7 @@ class Subscription(Protocol):
     """One connection to the server that receives the messages of one or more channels.
 
     One thread opens, reads and closes it. Other threads may only call :meth:`interrupt`.
-
-    :ivar heard_at: when the last bytes came from the server, in seconds since the epoch; 0.0
-        before the first ones.
     """
-
-    heard_at: float
 
     def open(self) -> None:
         """Connect and subscribe; return when the server has confirmed the subscription.

@@ -69,8 +69,8 @@ class Listener:
     :param handle: called in the listener's thread with each message and the ID of this process.
         Returns False if the message is malformed. Its exceptions are logged.
     :ivar subscribed: called in the listener's thread at each confirmed subscription, before the
-        state becomes ``"listening"``, with the time since which messages may have been missed, in
-        seconds since the epoch.
+        state becomes ``"listening"`` and before a message is handled, with the seconds since the
+        listener was started.
     :ivar lost: called in the listener's thread when the connection is lost or refused: once until
         it is made again.
     :ivar service: the thread.
@@ -98,12 +98,10 @@ class Listener:
         # Whether ensure_started() has nothing to do.
         self._settled = False
         self._configured = False
-        # Since when messages may have been missed, in seconds since the epoch. Written by the
-        # thread; by other threads only while it does not run.
-        self._missed_since: float | None = None
+        self._started_at: float | None = None  # in seconds of time.monotonic()
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmed_at: float | None = None  # in seconds of time.monotonic()
-        self._is_outage = False
+        self._was_short = False  # whether the last subscription was lost at once
         self._confirmations = 0
         self._messages = 0
         self._malformed = 0
@@ -137,8 +135,8 @@ class Listener:
         """
         with self._lock:  # "starting" is noted before the thread notes its first state
             was_running = self.service.is_running
-            if self._missed_since is None:
-                self._missed_since = time.time()
+            if self._started_at is None:
+                self._started_at = time.monotonic()
             started = self.service.start(rest=rest)
             if not started:
                 self._phase = ("stopped", datetime.now(UTC))
@@ -172,7 +170,7 @@ class Listener:
             if self._phase[0] != "off":
                 self._phase = ("stopped", datetime.now(UTC))
         ended = self.service.stop(timeout)
-        self._missed_since = None
+        self._started_at = None
         return ended
 
     def status(self) -> ListenerStatus:
@@ -226,11 +224,8 @@ class Listener:
             self._confirmed_at = time.monotonic()
             origin = self._origin()
             self._confirmed(life, origin)
-            try:
-                while not life.stopping:
-                    self._receive(link.receive(), origin)
-            finally:
-                self._missed_since = link.heard_at
+            while not life.stopping:
+                self._receive(link.receive(), origin)
         finally:
             life.on_stop = None
             link.close()
@@ -253,24 +248,27 @@ class Listener:
     def _confirmed(self, life: Life, origin: str) -> None:
         self._confirmations += 1
         # The hooks first: once the state is "listening", they have noted the gap.
-        self.subscribed(self._missed_since or time.time())
+        now, started_at = time.monotonic(), self._started_at
+        self.subscribed(0.0 if started_at is None else now - started_at)
         self._enter(life, "listening")
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
 
     def _link_lost(self, life: Life, error: BaseException, lasted: float) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
-        # A link that was made and lost again at once belongs to the same outage.
-        if lasted >= STEADY or not self._is_outage:
-            logger.warning(
-                "Not listening for aborts on %s: %s; trying again",
-                conf.settings().CHANNEL,
-                self._last_error,
-            )
-            logger.debug("Traceback of the error", exc_info=error)
-        self._is_outage = True
-        if self._phase[0] != "reconnecting":
-            self._enter(life, "reconnecting")
-            self.lost()
+        if self._phase[0] == "reconnecting":
+            return
+        # A server that confirms subscriptions and closes them at once causes one warning.
+        level = logging.INFO if lasted < STEADY and self._was_short else logging.WARNING
+        self._was_short = 0 < lasted < STEADY
+        logger.log(
+            level,
+            "Not listening for aborts on %s: %s; trying again",
+            conf.settings().CHANNEL,
+            self._last_error,
+        )
+        logger.debug("Traceback of the error", exc_info=error)
+        self._enter(life, "reconnecting")
+        self.lost()
 
     def _enter(self, life: Life, state: State) -> None:
         with self._lock:

@@ -62,6 +62,20 @@ sys.argv = ["manage.py", "listen_run_aborts", *sys.argv[1:]]
 execute_from_command_line(sys.argv)
 """
 
+    # The margin hides a backlog that is younger.
+    SLOW = """
+import django, datetime, time
+django.setup()
+from run_abort._runtime import catch_up
+from run_abort.signals import run_abort_received
+catch_up.MARGIN = datetime.timedelta(0)
+
+def slow(**kwargs):
+    time.sleep(0.1)
+
+run_abort_received.connect(slow)
+"""
+
     @pytest.fixture(autouse=True)
     def recording(self, configure: Configure, project: dict[str, Any]) -> None:
         configure(**project["RUN_ABORT"], REQUESTS=True, LISTEN=False)
@@ -128,6 +142,27 @@ execute_from_command_line(sys.argv)
         with self.listen(project, "--name=one") as process:
             process.wait_for("handling slow")
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_what_waits_behind_a_slow_receiver_is_not_lost(
+        self, project: dict[str, Any], number: signal.Signals
+    ) -> None:
+        names = [f"run-{order}" for order in range(40)]
+        with Child("-c", self.SLOW + self.HANDLER, "--name=one", settings=project) as process:
+            process.wait_for("listening on")
+            for name in names:
+                assert abort_run(name).listeners == 1
+            process.wait_for("handled run-2")
+            process.send(number)
+            process.wait()
+            first = handled(process)
+        assert len(first) < 35
+        with Child("-c", self.SLOW + self.HANDLER, "--name=one", settings=project) as process:
+            process.wait_for("handled run-39")
+            again = self.stop(process)
+        assert sorted({*first, *again}) == sorted(names)
+        if number == signal.SIGTERM:
+            assert len(first) + len(again) == len(names)
+
     def test_a_database_that_is_away_costs_a_warning(
         self, project: dict[str, Any], tmp_path: Path
     ) -> None:
@@ -163,9 +198,9 @@ execute_from_command_line(sys.argv)
         with self.listen(project, "--name=one") as process:
             process.wait_for("listening on")
             assert self.stop(process) == []
-        abort_run("missed")
         project["RUN_ABORT"]["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
         for args, code in (((), 0), (("--require-redis", "--timeout=1"), 1)):
+            abort_run("missed")
             with self.listen(project, "--name=one", *args) as process:
                 process.wait_for("handled missed")
                 if not code:

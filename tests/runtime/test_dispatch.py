@@ -136,6 +136,17 @@ class TestReceive:
         assert late.signal.aborted
         assert received == handled == ["run-1"]
 
+    def test_an_id_that_was_heard_for_another_run_keeps_no_request_back(
+        self, dispatch: Dispatch
+    ) -> None:
+        abort_id = str(uuid.uuid4())
+        handled: list[str] = []
+        dispatch.add_handler(handled.append)
+        for run_id in ("forged", "real", "forged", "real"):
+            dispatch.receive(heard_of(run_id, abort_id))
+        assert dispatch.wait_for_handlers(20)
+        assert handled == ["forged", "real"]
+
     def test_what_has_no_id_is_heard_each_time(self, dispatch: Dispatch) -> None:
         handled: list[str] = []
         dispatch.add_handler(handled.append)
@@ -147,7 +158,7 @@ class TestReceive:
     def test_remembers_no_more_ids_than_it_has_to(self, dispatch: Dispatch) -> None:
         for number in range(dispatch_module.REMEMBERED + 10):
             dispatch.receive(heard_of("r", str(number)))
-        assert len(dispatch._seen._ids) == dispatch_module.REMEMBERED
+        assert len(dispatch._seen._keys) == dispatch_module.REMEMBERED
 
     @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt()])
     def test_a_receiver_that_raises_keeps_nobody_from_hearing(
@@ -228,9 +239,9 @@ class TestHandlers:
     ) -> None:
         release = threading.Event()
         dispatch.add_handler(lambda run_id: release.wait(20))
-        dispatch._handlers[0]._limit = 1
+        dispatch._lanes[0].worker._limit = 1
         dispatch.receive(heard_of("first"))
-        wait_until(lambda: not dispatch._handlers[0]._waiting)
+        wait_until(lambda: not dispatch._lanes[0].worker._waiting)
         for run_id in ("second", "third", "fourth"):
             dispatch.receive(heard_of(run_id))
         assert "missed the abort of run 'third'" in caplog.text

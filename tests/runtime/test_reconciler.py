@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 import uuid
@@ -15,8 +17,9 @@ from django.utils import timezone
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
 from run_abort._concurrency.service import Life
+from run_abort._runtime import catch_up
 from run_abort._runtime import reconciler as reconciler_module
-from run_abort._runtime.runtime import Runtime, current
+from run_abort._runtime.runtime import Runtime, current, install
 from run_abort._store import database, requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
@@ -290,7 +293,7 @@ class TestMissed:
 
     @pytest.fixture
     def heard(self, configure: Configure, proxy: Proxy) -> Iterator[list[str]]:
-        configure(REQUESTS=True, REDIS_URL=proxy.url)
+        configure(REQUESTS=True, REDIS_URL=proxy.url, POLL_INTERVAL=0.05)
         heard: list[str] = []
 
         def receiver(run_id: str, **kwargs: Any) -> None:
@@ -348,6 +351,43 @@ class TestMissed:
         self.reconnect(proxy)
         wait_until(lambda: heard == ["missed"])
 
+    def test_so_they_do_in_the_hour_that_comes_twice(
+        self, configure: Configure, settings: Any
+    ) -> None:
+        settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+        configure(REQUESTS=True, LISTEN=False, REQUEST_TTL=timedelta(days=36_500))
+        heard: list[str] = []
+        current().dispatch.add_handler(heard.append)
+        request("missed", requested_at=datetime(2026, 10, 25, 2, 10))
+        began = datetime(2026, 10, 24, tzinfo=UTC)
+        current().reconciler.resume(datetime(2026, 10, 25, 0, 50, tzinfo=UTC), began=began)
+        wait_until(lambda: heard == ["missed"])
+
+    def test_so_they_do_where_the_clock_was_ahead_when_the_process_began(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Ahead(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Ahead:
+                return cls.fromtimestamp(time.time(), tz)
+
+        with monkeypatch.context() as patch:
+            wrong = time.time() + 3600
+            patch.setattr(time, "time", lambda: wrong)
+            for name, module in list(sys.modules.items()):
+                if name.startswith("run_abort.") and getattr(module, "datetime", 0) is datetime:
+                    patch.setattr(module, "datetime", Ahead)
+            install(Runtime())
+        configure(REQUESTS=True)
+        heard: list[str] = []
+        assert subscribe_to_run_aborts(heard.append)
+        request("earlier")
+        wait_until(current().listener.is_listening)
+        current().listener.before_fork()
+        request("missed")
+        current().listener.after_fork_in_parent()
+        wait_until(lambda: "missed" in heard)
+
     def test_a_database_that_is_away_then_is_asked_again(
         self, heard: list[str], proxy: Proxy, settings: Any
     ) -> None:
@@ -364,26 +404,73 @@ class TestMissed:
     ) -> None:
         configure(REQUESTS=True)
         heard: list[str] = []
-        request("long ago", requested_at=current().reconciler._began - timedelta(seconds=1))
+        request("long ago", requested_at=timezone.now() - timedelta(seconds=30))
         assert subscribe_to_run_aborts(heard.append)
         wait_until(current().listener.is_listening)
         wait_until(lambda: not is_running())
         assert heard == []
 
-    def test_more_than_they_can_get_is_an_error(
+    def test_a_fork_loses_nothing_that_waits_behind_a_slow_receiver(
         self,
         heard: list[str],
-        proxy: Proxy,
+        foreign: Foreign,
         monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(reconciler_module, "MAX_MISSED", 3)
+        monkeypatch.setattr(catch_up, "MARGIN", timedelta(0))
+        names = [f"run-{number}" for number in range(100)]
+
+        def slow(**kwargs: Any) -> None:
+            time.sleep(0.02)
+
+        run_abort_received.connect(slow)
+        try:
+            for name in names:
+                foreign.publish(name, id=str(request(name).pk))
+            wait_until(lambda: len(heard) >= 5)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert len(heard) < 80
+            wait_until(lambda: len(heard) >= 100)
+            wait_until(lambda: not is_running())
+        finally:
+            run_abort_received.disconnect(slow)
+        assert sorted(heard) == sorted(self.received) == sorted(names)
+
+    def test_what_the_full_queue_of_a_handler_refuses_is_read_again(
+        self, heard: list[str], foreign: Foreign
+    ) -> None:
+        release = threading.Event()
+        slow: list[str] = []
+
+        def handle(run_id: str) -> None:
+            assert release.wait(20)
+            slow.append(run_id)
+
+        subscribe_to_run_aborts(handle)
+        current().dispatch._lanes[-1].worker._limit = 2
+        names = [f"run-{number}" for number in range(20)]
+        for name in names:
+            foreign.publish(name, id=str(request(name).pk))
+        wait_until(lambda: len(heard) == len(self.received) == 20)
+        release.set()
+        wait_until(lambda: len(slow) >= 20)
+        wait_until(lambda: not is_running())
+        assert sorted(slow) == sorted(names)
+        assert heard == self.received == names
+
+    def test_more_than_one_query_gives_come_in_parts(
+        self, heard: list[str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(catch_up, "AT_ONCE", 3)
         self.cut_off(proxy)
-        for number in range(5):
-            request(f"missed-{number}")
+        names = [f"missed-{number}" for number in range(8)]
+        for name in names:
+            request(name)
         self.reconnect(proxy)
-        wait_until(lambda: len(heard) == 3)
-        assert "More than 3 aborts were requested" in caplog.text
+        wait_until(lambda: not is_running())
+        assert heard == names
 
     def test_without_receivers_and_handlers_nothing_is_read(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch

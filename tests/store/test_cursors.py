@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +10,28 @@ import pytest
 from django.utils import timezone
 
 from run_abort._store import cursors, database
-from run_abort._store.cursors import Cursor
-from run_abort.models import ListenerCursor
+from run_abort._store.cursors import Cursor, Key
+from run_abort._store.times import before_repeated_hour
+from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
 from tests.support import unmigrated
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
+
+
+def requested(run_id: str, at: datetime) -> Key:
+    row = AbortRequest.objects.create(run_id=run_id, requested_at=at)
+    return str(row.pk), run_id
+
+
+@pytest.mark.parametrize(("at", "hours"), [("00:30", 1), ("01:30", 0), ("23:30", 0), ("02:30", 0)])
+def test_an_hour_that_is_stored_twice_is_read_twice(settings: Any, at: str, hours: int) -> None:
+    """In Berlin, on that day, 01:00 UTC is 02:00 again."""
+    settings.TIME_ZONE = "Europe/Berlin"
+    day = datetime(2026, 10, 25, int(at[:2]), int(at[3:]), tzinfo=UTC)
+    assert before_repeated_hour(day) == day
+    settings.USE_TZ = False
+    assert before_repeated_hour(day) == day - timedelta(hours=hours)
 
 
 class TestCursor:
@@ -28,21 +44,49 @@ class TestCursor:
         before = timezone.now()
         position = Cursor("one").load()
         assert position is not None
-        assert before <= position.began_at == position.heard_until <= timezone.now()
+        assert before <= position.began_at <= position.heard_until <= timezone.now()
         assert position.heard == []
 
-    def test_it_stands_where_it_was_saved(self) -> None:
-        cursor = Cursor("one")
-        cursor.note("a")
-        cursor.note("b")
+    def test_it_stands_at_the_last_request_that_was_handled(self) -> None:
+        cursor, earlier = Cursor("one"), timezone.now() + timedelta(minutes=5)
+        assert cursor.load()
+        keys = [requested(f"run-{n}", earlier + timedelta(seconds=n)) for n in range(3)]
+        requested("not handled", earlier + timedelta(seconds=9))
+        for key in (*keys, ("no UUID", "x"), (str(uuid.uuid4()), "without a row")):
+            cursor.note(key)
         assert cursor.collect()
-        before = timezone.now()
         assert cursor.save()
         assert not cursor.collect()
         position = Cursor("one").load()
         assert position is not None
-        assert position.heard == ["a", "b"]
-        assert before <= position.heard_until <= timezone.now()
+        assert position.heard_until == earlier + timedelta(seconds=2)
+        assert position.heard[:3] == keys
+        assert len(position.heard) == 5
+
+    def test_it_stays_while_requests_before_are_missing(self) -> None:
+        cursor = Cursor("one")
+        before = cursor.load()
+        key = requested("run-1", timezone.now() + timedelta(minutes=5))
+        cursor.note(key)
+        cursor.collect()
+        assert cursor.save(moves=False)
+        position = Cursor("one").load()
+        assert before is not None
+        assert position == before._replace(heard=[key])
+
+    def test_touched_it_moves_to_an_hour_ago(self) -> None:
+        past = timezone.now() - timedelta(days=2)
+        ListenerCursor.objects.create(name="one", began_at=past, heard_until=past)
+        requested("run-1", past)
+        cursor = Cursor("one")
+        cursor.load()
+        cursor.touch()
+        assert cursor.collect()
+        assert cursor.save()
+        position = Cursor("one").load()
+        assert position is not None
+        age = timezone.now() - position.heard_until
+        assert timedelta(0) <= age - cursors.REST < timedelta(minutes=1)
 
     def test_so_it_does_where_times_are_kept_naive(self, settings: Any) -> None:
         settings.USE_TZ = False
@@ -53,36 +97,41 @@ class TestCursor:
 
     def test_forgotten_it_stands_at_now(self) -> None:
         cursor = Cursor("one")
-        cursor.note("a")
+        cursor.note(requested("run-1", timezone.now() - timedelta(days=1)))
         cursor.collect()
-        cursor.load()
         cursor.save()
         before = timezone.now()
         assert Cursor("one").forget()
         position = Cursor("one").load()
         assert position is not None
-        assert position.began_at == position.heard_until >= before
+        assert before <= position.began_at <= position.heard_until
         assert position.heard == []
 
-    def test_it_remembers_what_was_heard_lately_and_no_more(
+    def test_it_remembers_what_it_may_read_again_and_no_more(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cursors, "REMEMBERED", 2)
+        now = timezone.now()
         cursor = Cursor("one")
-        for abort_id in "abc":
-            cursor.note(abort_id)
+        ages = (600, 60, 30, 0)
+        keys = [requested(str(age), now - timedelta(seconds=age)) for age in ages]
+        for key in keys:
+            cursor.note(key)
         cursor.collect()
         cursor.save()
-        assert json.loads(ListenerCursor.objects.get().heard) == ["b", "c"]
-        monkeypatch.setattr(cursors, "REMEMBERED_FOR", -1.0)
+        position = Cursor("one").load()
+        assert position is not None
+        assert position.heard == keys[1:]
+        monkeypatch.setattr(cursors, "REMEMBERED", 2)
         cursor.save()
-        assert json.loads(ListenerCursor.objects.get().heard) == []
+        position = Cursor("one").load()
+        assert position is not None
+        assert position.heard == keys[2:]
 
     def test_a_database_that_fails_leaves_it_to_be_saved(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         cursor = Cursor("one")
-        cursor.note("a")
+        cursor.note(("a", "run-1"))
         with unmigrated_cursors():
             assert cursor.load() is None
             assert cursor.collect()

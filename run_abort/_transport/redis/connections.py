@@ -89,7 +89,6 @@ class Subscription:
 
     One thread opens, reads and closes it; other threads may call :meth:`interrupt`.
 
-    :ivar heard_at: when the last bytes came from the server, in seconds since the epoch.
     :param channels: at least one; their names have the same number of bytes.
     :param heartbeat: seconds of silence after which the server is pinged.
     :param limit: the largest size of a message in bytes; of a larger one the beginning is returned.
@@ -109,7 +108,6 @@ class Subscription:
         self._heartbeat = heartbeat
         self._on_silence = on_silence
         self._pinged = False
-        self.heard_at = 0.0
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
@@ -162,9 +160,7 @@ class Subscription:
         sock = self._connection._sock
         if sock is None:
             raise LinkLostError("the link was closed")
-        data = _receive(sock)
-        self.heard_at = time.time()
-        return data
+        return _receive(sock)
 
     def _ping(self) -> None:
         # No option of redis-py detects a frozen or half-open peer: its health check only sends.

@@ -154,8 +154,8 @@ class Command(BaseCommand):
             # keep() fails while handlers run and while the database fails, so retry.
             is_behind = place is not None and not place.keep()
             event = wakeup.wait(1 if is_behind else TOUCH_EVERY)
-            if event is None and place is not None:
-                place.cursor.touch()
+            if event is None and place is not None and not is_behind:
+                place.touch()
 
     def _printer(self, line_format: str, *, silent: bool) -> Show:
         line = _json_line if line_format == "json" else _text_line
@@ -189,27 +189,33 @@ class Place:
                 runtime = current()
                 runtime.dispatch.remember(position.heard)
                 runtime.reconciler.resume(position.heard_until, began=position.began_at)
-                self.cursor.touch()
                 self._is_taken = True
         return self._is_taken
 
     def keep(self) -> bool:
-        """Move the cursor to the current time if every request so far was received and handled.
+        """Move the cursor to the last handled request, if every one before was handled.
 
         :return: whether the cursor is up to date.
         """
         if not self.take():
             return False
-        is_current = self.is_current()
         if not self.cursor.collect():
             return True
-        return is_current and current().dispatch.wait_for_handlers(timeout=0) and self.cursor.save()
-
-    def is_current(self) -> bool:
-        """Whether every request made before now has been received."""
+        # In this order: what was collected came before the gaps and the work that is looked for.
         runtime = current()
-        is_listening = self._is_taken and runtime.listener.is_listening()
-        return is_listening and runtime.reconciler.is_caught_up()
+        is_complete = runtime.reconciler.is_caught_up() and runtime.dispatch.wait_for_handlers(0)
+        return is_complete and self.cursor.save()
+
+    def touch(self) -> None:
+        """Keep the cursor of a listener to which nothing comes from being pruned."""
+        if current().dispatch.is_idle():
+            self.cursor.touch()
+
+    def leave(self) -> None:
+        """Save the cursor. Called when all handlers have returned and no request is received."""
+        if self._is_taken:
+            self.cursor.collect()
+            self.cursor.save(moves=current().reconciler.is_caught_up())
 
 
 @contextmanager
@@ -225,7 +231,7 @@ def _hearing(
         if programs is not None:
             programs.hurry()
         if request.id and place is not None:
-            place.cursor.note(request.id)
+            place.cursor.note((request.id, request.run_id))
             wakeup.notify(HEARD)
 
     runtime = current()
@@ -240,15 +246,13 @@ def _hearing(
 
 def _stop(place: Place | None) -> None:
     """Wait for the running handlers, and save the position."""
-    is_current = place is not None and place.is_current()
     runtime = current()
     runtime.listener.stop(timeout=None)
     runtime.reconciler.stop(timeout=None)
     while not runtime.dispatch.wait_for_handlers(timeout=1):
         pass
-    if place is not None and is_current:
-        place.cursor.collect()
-        place.cursor.save()
+    if place is not None:
+        place.leave()
 
 
 def _text_line(event: str, facts: dict[str, Any]) -> str:
