@@ -129,11 +129,9 @@ class Registry:
 
         :return: how many this call aborted.
         """
-        if request.run_id not in self._holders:
-            return 0
-        with self._lock:
-            controllers = tuple(self._holders.get(request.run_id, ()))
-        return self.abort_controllers(controllers, request, way)
+        # Without the lock, for which blocks wait that are entered and left. Copying is one step.
+        holders = self._holders.get(request.run_id)
+        return self.abort_controllers(tuple(holders.copy()), request, way) if holders else 0
 
     def abort_controllers(
         self, controllers: Sequence[AbortController], request: Request, way: Way

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
 from django.db.backends.signals import connection_created
 
-from run_abort import abortable_run, subscribe_to_run_aborts
+from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._transport.backoff import MIN_DELAY
+from run_abort._transport.redis.connections import Subscription
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
 from tests.support import Foreign, wait_until
@@ -129,6 +133,40 @@ class TestClosedAtOnce:
         assert accepted[6] - accepted[0] >= sum(MIN_DELAY / 2 * 2**n for n in range(6))
         assert 0 < asked <= 3 * 7
         assert caplog.text.count("Not listening") == 1
+
+
+def test_between_the_bytes_and_the_wake_up_nothing_waits_and_nothing_starts(
+    listening: None, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    frames: list[str] = []
+    read = Subscription._read
+
+    def note(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            frames.append(frame.f_code.co_qualname)
+        elif event == "c_call":
+            calls.append(arg.__qualname__)
+
+    def noting(link: Subscription) -> bytes:
+        sys.setprofile(None)
+        data = read(link)
+        calls.clear()
+        frames.clear()
+        sys.setprofile(note)
+        return data
+
+    monkeypatch.setattr(Subscription, "_read", noting)
+    foreign.publish("run-0")  # the reading that is under way is not noted yet
+    wait_until(lambda: current().listener.status().messages == 1)
+    with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+        signal._when_aborted(lambda: sys.setprofile(None))
+        foreign.publish("run-1", id=str(uuid.uuid4()), reason="because", actor="ann")
+        assert signal.wait(20)
+        signal.raise_if_aborted()
+    assert "Dispatch.receive" in frames
+    assert len(frames) <= 30
+    assert [each for each in calls if "lock" in each.lower() or "thread" in each] == []
 
 
 class TestReceivers:
