@@ -67,16 +67,17 @@ def clean_insist(insist: object) -> tuple[Escalation, ...]:
 
 
 class EscalationPlan:
-    """The attempts to end one aborted block, until it is left.
+    """The attempts to end one aborted block, until it is left. Made in the thread of the block.
 
     :param grace: seconds from the abort to the first attempt, and from there to the second.
     :param attempt: makes an attempt, in the escalator's thread. Returns False if none was possible.
         Returns quickly, and raises nothing.
     :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds.
+    :ivar ident: of the thread of the block.
     :ivar is_over: whether the block was left.
     """
 
-    __slots__ = ("_attempt", "_delay", "_on_stuck", "_stuck", "grace", "is_over")
+    __slots__ = ("_attempt", "_delay", "_on_stuck", "_stuck", "grace", "ident", "is_over")
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class EscalationPlan:
         self._on_stuck = on_stuck
         self._delay = max(grace, RETRY_DELAY)
         self._stuck = 0.0
+        self.ident = threading.get_ident()
         self.is_over = False
 
     def step(self) -> float:
@@ -171,8 +173,14 @@ class Escalator:
             self.service.start()
 
     def after_fork_in_child(self) -> None:
-        """Renew the lock, which another thread may have held; start a thread if a plan is left."""
+        """Renew the lock, which another thread may have held; start a thread if a plan is left.
+
+        The plans of other threads are dropped: the child does not have these threads.
+        """
         self._lock = threading.RLock()
+        ident = threading.get_ident()
+        self._agenda = [entry for entry in self._agenda if entry[2].ident == ident]
+        heapq.heapify(self._agenda)
         self.service.after_fork_in_child()
         if self._is_needed():
             self.service.start()

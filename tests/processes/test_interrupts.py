@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -166,6 +167,33 @@ class TestEscalator:
             assert pipe.read() == b"went on"
         wait_until(lambda: done == [os.getpid()])
         escalator.drop(plan)
+
+    def test_a_child_does_not_take_over_the_plans_of_threads_that_it_does_not_have(self) -> None:
+        """Else it warns of a thread that cannot be interrupted, for ever."""
+        escalator, leave = current().escalator, threading.Event()
+
+        def work() -> None:
+            with suppress(RunAborted), abortable_run("run-1", grace=60, insist="interrupt"):
+                leave.wait(20)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        abort()
+        assert len(escalator._agenda) == 1
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            is_empty = not escalator._agenda and not escalator.service.is_running
+            os.write(writing, b"none" if is_empty else b"some")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
+            assert pipe.read() == b"none"
+        assert len(escalator._agenda) == 1
+        assert escalator.service.is_running
+        leave.set()
+        thread.join(20)
 
 
 def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:
