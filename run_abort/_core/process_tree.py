@@ -1,8 +1,8 @@
 """Finds a process with its process group and descendants, signals them, and ends them.
 
-All of them get SIGTERM; those that are left after the grace get SIGKILL. On Linux each process is
-held by a file descriptor (a pidfd), so no signal can hit another process to which its ID was
-passed on. On other systems the process group gets the signals, as long as its leader exists.
+All of them get SIGTERM; those that are left after the grace get SIGKILL. On Linux a process is
+known by its ID and its start time, which are compared for each signal, so no signal can hit another
+process to which its ID was passed on. On other systems the process group gets the signals.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import logging
 import os
 import select
 import signal as signals
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -25,11 +26,13 @@ __all__ = [
     "Tell",
     "boot_time",
     "can_hold",
+    "children_of_thread",
     "effective_uid",
     "end",
     "entry_of",
     "family_of",
     "family_of_stranger",
+    "kill",
     "processes",
 ]
 
@@ -62,10 +65,12 @@ class Entry(NamedTuple):
 
 
 def entry_of(pid: int) -> Entry | None:
-    """The process with this ID; None if there is none."""
-    try:
-        text = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    """The process with this ID; None if there is none.
+
+    :raises OSError: if there are too many open files.
+    """
+    text = _read(pid, "stat")
+    if text is None:
         return None
     # The name is in parentheses and may contain any character.
     fields = text[text.rindex(")") + 2 :].split()
@@ -82,12 +87,19 @@ def processes() -> Iterator[Entry]:
 
 
 def effective_uid(pid: int) -> int | None:
-    """Effective UID of a process; None if it has exited."""
-    try:
-        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
+    """Effective UID of a process; None if it has exited.
+
+    :raises OSError: if there are too many open files.
+    """
+    lines = (_read(pid, "status") or "").splitlines()
+    return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+
+
+def _read(pid: int, name: str) -> str | None:
+    # Any other error does not mean that there is no such process.
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        return (PROC / str(pid) / name).read_text(errors="replace")
+    return None
 
 
 def boot_time() -> float:
@@ -99,7 +111,7 @@ def boot_time() -> float:
 
 
 class Family(Protocol):
-    """A process, its process group if it leads one, and its descendants."""
+    """Processes that are ended together."""
 
     def send(self, number: int) -> None:
         """Send the signal to all members that have not received it yet."""
@@ -110,122 +122,155 @@ class Family(Protocol):
         May return False early, because there may be new members.
         """
 
-    def close(self) -> None:
-        """Close the file descriptors."""
+    def left(self) -> str:
+        """What was left at the last look, for the log."""
 
 
 def can_hold() -> bool:
-    """Whether this system can hold a process that is not a child of this one."""
-    return hasattr(os, "pidfd_open") and (PROC / "self" / "stat").exists()
+    """Whether this system can end a process that is not a child of this one."""
+    try:
+        # /proc may be missing, or be that of another PID namespace.
+        return hasattr(os, "pidfd_open") and (PROC / "self").readlink().name == str(os.getpid())
+    except OSError:
+        return False
 
 
 def family_of(pid: int) -> Family | None:
-    """The family of a child of this process; None if the child has exited."""
-    entry = entry_of(pid) if can_hold() else None
-    if entry is not None:
-        family = _HeldFamily(entry)
-        if not family.is_empty():
-            return family
-        # The child has exited, or cannot be held: too many open files, or forbidden.
-        entry = entry_of(pid)
-    return _Group(pid) if entry is not None or not can_hold() else None
+    """A child of this process, its process group if it leads one, and its descendants.
+
+    :return: None if there is no such child. If it was reaped, another process may have its ID.
+    :raises OSError: if there are too many open files.
+    """
+    if not can_hold():
+        return _Group(pid) if _is_child(pid) else None
+    entry = entry_of(pid)
+    return _Tree(entry) if entry is not None and entry.parent == os.getpid() else None
 
 
 def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
-    """The family of any process; None if it cannot be held.
+    """The family of any process; None if this system cannot end it.
 
     :param owner: effective UID of the members; other processes are left out.
     """
-    if not can_hold():
-        return None
-    family = _HeldFamily(root, owner=owner)
-    return None if family.is_empty() else family
+    return _Tree(root, owner=owner) if can_hold() else None
 
 
-class _HeldFamily:
-    """A family whose members are held by pidfds.
+def children_of_thread() -> Family:
+    """The processes that the calling thread starts from now on, with their groups and descendants.
 
-    :param root: the process; a member only if it can be held.
+    :raises RuntimeError: if this system does not list the processes that a thread has started.
+    """
+    if can_hold() and _children_file().exists():
+        return _Children()
+    raise RuntimeError("to find the programs that a thread starts takes Linux with /proc")
+
+
+class _Tree:
+    """A family on Linux.
+
+    Keeps no file descriptor: near the limit of open files, some of the members would go without.
+    Each look and each signal needs one for a moment. If there is none, the next call tries again.
+
+    :param root: the process.
     :param owner: effective UID of the members; None for any.
     """
 
-    def __init__(self, root: Entry, *, owner: int | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Entry | None, *, owner: int | None = None) -> None:
         self._owner = owner
-        # The ID stays the group's while a member lives or the root is not reaped.
-        self._group = root.pid if root.group == root.pid else None
-        self._members: dict[tuple[int, float], int] = {}
+        # Those that have exited, too: the ID and the start time together are not used again.
+        self._members = set() if root is None else {_key(root)}
+        self._leaders: set[int] = set()  # IDs of the groups that a member leads or has led
         self._got: set[tuple[int, float, int]] = set()
         self._pause = LOOK
-        self._hold(root)
-
-    def is_empty(self) -> bool:
-        return not self._members
+        self._left: list[Entry] = []
+        self._blind: OSError | None = None  # why the last look failed
 
     def send(self, number: int) -> None:
-        while self._look():
-            pass
-        for (pid, began), fd in self._members.items():
-            if (pid, began, number) not in self._got:
-                self._got.add((pid, began, number))
-                with suppress(ProcessLookupError, PermissionError):
-                    signals.pidfd_send_signal(fd, number)
+        known = -1
+        while known != len(self._members):  # a member may fork before the signal reaches it
+            known = len(self._members)
+            self._look()
+        for entry in self._left:
+            got = (*_key(entry), number)
+            if got not in self._got and _signal(entry, number):
+                self._got.add(got)
 
     def wait(self, timeout: float) -> bool:
-        poll = select.poll()
-        for fd in self._living():
-            poll.register(fd, select.POLLIN)
-        poll.poll(min(timeout, self._pause) * 1000)
+        _sleep_until_exit(self._left, min(timeout, self._pause))
         self._pause = min(2 * self._pause, LOOK_SELDOM)
-        return not self._look() and not any(True for _ in self._living())
+        self._look()
+        return not self._left and self._blind is None
 
-    def close(self) -> None:
-        while self._members:
-            _, fd = self._members.popitem()
-            os.close(fd)
+    def left(self) -> str:
+        pids = ", ".join(str(entry.pid) for entry in self._left)
+        return pids if self._blind is None else f"unknown ({self._blind.strerror})"
 
-    def __del__(self) -> None:
-        self.close()
-
-    def _living(self) -> Iterator[int]:
-        for fd in self._members.values():
-            if not _has_ended(fd):
-                yield fd
-
-    def _look(self) -> bool:
-        """Hold new members; return whether there are any."""
-        by_pid = {entry.pid: entry for entry in processes()}
-        group = self._group if self._is_group_ours(by_pid) else None
-        found = [
-            entry
-            for entry in by_pid.values()
-            if not entry.is_dead
-            and _key(entry) not in self._members
-            and (entry.group == group or self._is_member(by_pid.get(entry.parent)))
-        ]
-        return sum(self._hold(entry) for entry in found) > 0
-
-    def _is_group_ours(self, by_pid: dict[int, Entry]) -> bool:
-        root = by_pid.get(self._root.pid)
-        is_reserved = root is not None and root.began == self._root.began
-        return is_reserved or any(True for _ in self._living())
-
-    def _is_member(self, entry: Entry | None) -> bool:
-        return entry is not None and _key(entry) in self._members
-
-    def _hold(self, entry: Entry) -> bool:
+    def _look(self) -> None:
+        """Find new members, and the members that are left."""
         try:
-            fd = os.pidfd_open(entry.pid)
-        except OSError:  # the process has exited, or there are too many open files
-            return False
-        # The ID may have been passed on before. While the pidfd is open it is not.
-        now = entry_of(entry.pid)
-        is_meant = now is not None and now.began == entry.began
-        if not is_meant or self._owner not in {None, effective_uid(entry.pid)}:
-            os.close(fd)
-            return False
-        self._members[_key(entry)] = fd
-        return True
+            by_pid = {entry.pid: entry for entry in processes()}
+            self._members.update(map(_key, self._roots(by_pid)))
+            while self._admit(by_pid):
+                pass
+        except OSError as error:  # too many open files
+            self._blind = error
+            return
+        self._blind = None
+        self._left = [e for e in by_pid.values() if _key(e) in self._members and not e.is_dead]
+
+    def _roots(self, by_pid: dict[int, Entry]) -> Iterable[Entry]:
+        """Processes to add, besides the root."""
+        return ()
+
+    def _admit(self, by_pid: dict[int, Entry]) -> bool:
+        """Add the children of members and the members' groups; return whether any are new."""
+        members = [entry for entry in by_pid.values() if _key(entry) in self._members]
+        parents = {entry.pid for entry in members}
+        self._leaders |= {entry.pid for entry in members if entry.group == entry.pid}
+        # The ID stays the group's while a member is in it. Later it may be another group's.
+        groups = self._leaders & {entry.group for entry in members}
+        new = {
+            _key(entry)
+            for entry in by_pid.values()
+            if (entry.parent in parents or entry.group in groups)
+            and _key(entry) not in self._members
+            and self._owner in {None, effective_uid(entry.pid)}
+        }
+        self._members |= new
+        return bool(new)
+
+
+class _Children(_Tree):
+    """What the thread in which this is made starts from then on."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._file = _children_file()
+        self._before = set(map(_key, self._listed(entry_of)))
+        # Excludes older processes that this one adopts later, because its ID is 1, for example.
+        self._since = time.clock_gettime(time.CLOCK_BOOTTIME) - 2 / TICKS
+
+    def _roots(self, by_pid: dict[int, Entry]) -> Iterable[Entry]:
+        return (
+            entry
+            for entry in self._listed(by_pid.get)
+            if entry.began >= self._since and _key(entry) not in self._before
+        )
+
+    def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
+        try:
+            pids = self._file.read_text().split()
+        except FileNotFoundError:  # the thread has ended, or this process was forked from its own
+            return
+        for pid in pids:
+            entry = find(int(pid))
+            if entry is not None:
+                yield entry
+
+
+def _children_file() -> Path:
+    """Lists the children that the calling thread has started and that were not reaped yet."""
+    return PROC / "self" / "task" / str(threading.get_native_id()) / "children"
 
 
 class _Group:
@@ -253,18 +298,68 @@ class _Group:
             return True
         return False
 
-    def close(self) -> None:
-        pass
+    def left(self) -> str:
+        return f"the group of {self._pid}"
+
+
+def _is_child(pid: int) -> bool:
+    """Whether this process has such a child, and has not reaped it."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return True
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _key(entry: Entry) -> tuple[int, float]:
     return entry.pid, entry.began
 
 
-def _has_ended(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+def _signal(entry: Entry, number: int) -> bool:
+    """Send the signal, unless the ID was passed on to another process.
+
+    :return: whether it was sent.
+    """
+    with suppress(OSError):
+        fd = os.pidfd_open(entry.pid)
+        try:
+            if not _is_current(entry):
+                return False
+            # The ID is not passed on while the descriptor is open.
+            signals.pidfd_send_signal(fd, number)
+            return True
+        finally:
+            os.close(fd)
+    # Not enough file descriptors for that, or pidfds are forbidden here.
+    with suppress(OSError):
+        if _is_current(entry):
+            os.kill(entry.pid, number)
+            return True
+    return False
+
+
+def _is_current(entry: Entry) -> bool:
+    now = entry_of(entry.pid)
+    return now is not None and now.began == entry.began
+
+
+def _sleep_until_exit(entries: Sequence[Entry], seconds: float) -> None:
+    """Sleep, at most until the first of the processes exits."""
+    try:
+        fd = os.pidfd_open(entries[0].pid)
+    except ProcessLookupError:
+        return
+    except (IndexError, OSError):
+        time.sleep(seconds)
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(seconds * 1000)
+    finally:
+        os.close(fd)
 
 
 def end(family: Family, grace: float, tell: Tell) -> bool:
@@ -287,5 +382,14 @@ def end(family: Family, grace: float, tell: Tell) -> bool:
                 return True
             if left <= 0:
                 break
-    logger.warning("A killed process has not exited within %g s", KILL_TIMEOUT)
+    logger.warning(
+        "Processes have not exited %g s after they were killed: %s", KILL_TIMEOUT, family.left()
+    )
     return False
+
+
+def kill(family: Family) -> None:
+    """Kill all members, and wait without a limit until all have exited."""
+    family.send(signals.SIGKILL)
+    while not family.wait(LOOK_SELDOM):
+        family.send(signals.SIGKILL)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import signal as signals
+import codecs
+import io
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from run_abort._concurrency.workers import spawn, submit
 from run_abort.exceptions import RunAborted
 
-from .process_tree import Family, end, family_of
+from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
-__all__ = ["Process", "Run", "attach", "run_async"]
+__all__ = ["Attachment", "Process", "Run", "attach", "run_async"]
 
 SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
@@ -43,26 +44,32 @@ class Process(Protocol):
     def returncode(self) -> int | None: ...
 
 
-class _Attachment:
+class Attachment:
     """A process family that an abort ends, on a thread of its own."""
 
     def __init__(self, signal: Signal, family: Family, grace: float) -> None:
         self._signal = signal
         self._family = family
         self._grace = grace
-        self._unclaimed = [family]  # the thread that pops it ends the family or closes it
+        self._unclaimed = [family]  # the thread that pops it ends the family or lets it go
+        self._left: Family | None = None  # the family, if some members have survived
         self.over = threading.Event()
-        self._remove = signal.add_callback(self.end)
+        self._remove = signal.add_callback(self._on_abort)
+
+    def _on_abort(self) -> None:
+        self.end()
 
     def end(self) -> None:
         """End the family, unless another thread has begun to."""
         with suppress(IndexError):
             family = self._unclaimed.pop()
             try:
-                end(family, self._grace, self._tell)
+                self._end(family)
             finally:
-                family.close()
                 self.over.set()
+
+    def _end(self, family: Family) -> None:
+        self._left = None if end(family, self._grace, self._tell) else family
 
     def _tell(self, escalation: Escalation) -> None:
         if self._signal.aborted:  # not if stop() ends the family without an abort
@@ -75,11 +82,17 @@ class _Attachment:
         """
         self._remove()
         with suppress(IndexError):
-            self._unclaimed.pop().close()
+            self._unclaimed.pop()
             self.over.set()
             return True
-        self.over.wait()
+        self.wait()
         return False
+
+    def wait(self) -> None:
+        """Wait until the end of the family that another thread has begun to end."""
+        self.over.wait()
+        if self._left is not None:
+            kill(self._left)
 
 
 def attach(signal: Signal, process: Process, grace: float) -> Callable[[], bool]:
@@ -88,14 +101,12 @@ def attach(signal: Signal, process: Process, grace: float) -> Callable[[], bool]
     return _nothing_to_detach if attachment is None else attachment.detach
 
 
-def _attachment(signal: Signal, process: Process, grace: float) -> _Attachment | None:
+def _attachment(signal: Signal, process: Process, grace: float) -> Attachment | None:
     family = family_of(process.pid)
-    # A reaped process may have passed its ID on. So check after the family is held.
-    if family is not None and process.returncode is None:
-        return _Attachment(signal, family, grace)
-    if family is not None:
-        family.close()
-    return None
+    # Checked afterwards: a process that was reaped before may have passed its ID on.
+    if family is None or process.returncode is not None:
+        return None
+    return Attachment(signal, family, grace)
 
 
 def _nothing_to_detach() -> bool:
@@ -115,7 +126,7 @@ class Run:
         self._input = options.pop("input", None)
         self._timeout: float | None = options.pop("timeout", None)
         self._check: bool = options.pop("check", False)
-        self._attachment: _Attachment | None = None
+        self._attachment: Attachment | None = None
         self._is_to_stop = False
         if self._input is not None:
             options["stdin"] = _pipe(options, "stdin", "input")
@@ -152,11 +163,14 @@ class Run:
             spawn(self._attachment.end, name="run_abort-process-end")
 
     def _communicate(self, process: subprocess.Popen[Any]) -> tuple[Any, Any]:
-        self._attachment = attachment = _attachment(self._signal, process, self._grace)
+        attachment = None
         try:
+            self._attachment = attachment = _attachment(self._signal, process, self._grace)
             if self._is_to_stop:
                 self.stop()
-            return _communicate(process, attachment, self._input, self._timeout)
+            if self._input is not None:
+                _feed(process, self._input)
+            return _communicate(process, attachment, self._timeout)
         except BaseException:
             _kill(process)
             raise
@@ -176,8 +190,7 @@ def _pipe(options: dict[str, Any], name: str, by: str) -> int:
 
 def _communicate(
     process: subprocess.Popen[Any],
-    attachment: _Attachment | None,
-    input: Any,  # noqa: A002  the name that Popen.communicate uses
+    attachment: Attachment | None,
     timeout: float | None,
 ) -> tuple[Any, Any]:
     """``Popen.communicate``, which stops waiting once the family was ended.
@@ -189,23 +202,60 @@ def _communicate(
     while True:
         left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
         try:
-            return process.communicate(input, timeout=max(left, 0))
+            return process.communicate(timeout=max(left, 0))
         except subprocess.TimeoutExpired as expired:
             if deadline is not None and time.monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(
                     process.args, timeout or 0, expired.output, expired.stderr
                 ) from None
             if was_over:  # a process that was not found keeps the pipes open
-                return expired.output, expired.stderr
+                return (
+                    _as_read(process.stdout, expired.output),
+                    _as_read(process.stderr, expired.stderr),
+                )
             was_over = attachment is not None and attachment.over.is_set()
+
+
+def _feed(process: subprocess.Popen[Any], data: Any) -> None:
+    """Write the input on a thread of its own.
+
+    ``communicate`` does not continue to write after its first time-out.
+    """
+    pipe, process.stdin = process.stdin, None  # communicate would close it
+    assert pipe is not None  # noqa: S101
+    if isinstance(pipe, io.TextIOWrapper):
+        data = data.encode(pipe.encoding, pipe.errors)
+    data = memoryview(data)  # raises the error for a wrong type here
+
+    def write() -> None:
+        with suppress(BrokenPipeError), pipe:
+            getattr(pipe, "buffer", pipe).write(data)
+
+    threading.Thread(target=write, name="run_abort-process-input", daemon=True).start()
+
+
+def _as_read(pipe: IO[Any] | None, output: bytes | None) -> Any:
+    """What ``communicate`` would return; it attaches only bytes to its ``TimeoutExpired``.
+
+    An incomplete character at the end is left out.
+    """
+    if pipe is None:
+        return None
+    if not isinstance(pipe, io.TextIOWrapper):
+        return output or b""
+    decoder = codecs.getincrementaldecoder(pipe.encoding)(pipe.errors or "strict")
+    return io.IncrementalNewlineDecoder(decoder, translate=True).decode(output or b"")
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:
     """Kill the process and its descendants at once."""
-    family = family_of(process.pid) if process.returncode is None else None
-    if family is not None:
-        family.send(signals.SIGKILL)
-        family.close()
+    try:
+        family = family_of(process.pid) if process.returncode is None else None
+    except OSError:  # too many open files
+        process.kill()
+    else:
+        if family is not None:
+            kill(family)
 
 
 async def run_async(run: Run) -> subprocess.CompletedProcess[Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal as signals
 import subprocess
@@ -41,9 +42,74 @@ print(os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
 
+# Aborts a program of 21 processes, each in a session of its own, while a number of descriptors is
+# free; says how many live then, and how many once there are descriptors again.
+NEAR_THE_LIMIT = """
+import logging, os, resource, subprocess, sys, tempfile, threading, time
+from run_abort._core import process_tree
+from run_abort._core.controller import AbortController
+from run_abort.exceptions import RunAborted
+
+program = '''
+import os, subprocess, sys
+children = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(20)]
+print(os.getpid(), *[child.pid for child in children], "all", flush=True)
+os.wait()
+'''
+process_tree.KILL_TIMEOUT = 0.5
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+free = int(sys.argv[1])
+controller = AbortController("run-1", grace=0.5)
+outcome = []
+
+def work():
+    try:
+        controller.signal.run([sys.executable, "-c", program], stdout=output)
+    except RunAborted as error:
+        outcome.append("aborted")
+
+def lives(pid):
+    try:
+        entry = process_tree.entry_of(pid)
+    except OSError:  # no descriptor to look with, so none for the abort either
+        return True
+    return entry is not None and not entry.is_dead
+
+def said():
+    output.seek(0)
+    return output.read().split()
+
+output = tempfile.TemporaryFile("w+")
+thread = threading.Thread(target=work)
+thread.start()
+while "all" not in said():
+    time.sleep(0.01)
+pids = [int(word) for word in said()[:-1]]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(free):
+    os.close(taken.pop())
+controller.abort()
+thread.join(20 if free else 2)
+print("near the limit:", sum(map(lives, pids)), outcome, flush=True)
+for fd in taken:
+    os.close(fd)
+thread.join(20)
+print("afterwards:", sum(map(lives, pids)), outcome, flush=True)
+"""
+
 
 def python(code: str, *args: str) -> list[str]:
     return [sys.executable, "-c", code, *args]
+
+
+def too_many_files(*args: Any, **options: Any) -> Any:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 @pytest.fixture
@@ -106,6 +172,30 @@ class TestRun:
         with pytest.raises(ValueError, match="may not both be used"):
             signal.run(["true"], input="", stdin=subprocess.PIPE)
 
+    @pytest.mark.parametrize("text", [True, False])
+    def test_input_and_output_of_a_program_that_takes_its_time(
+        self, controller: AbortController, text: bool
+    ) -> None:
+        """More than a pipe takes, for longer than a slice of the waiting."""
+        code = """
+import shutil, sys, time
+time.sleep(1.5)
+shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
+"""
+        sent: Any = "ä line\n" * 100_000
+        if not text:
+            sent = sent.encode()
+        encoding = "utf-8" if text else None
+        done = controller.signal.run(
+            python(code), input=sent, capture_output=True, encoding=encoding
+        )
+        assert done.returncode == 0
+        assert done.stdout == sent
+
+    def test_a_timeout_while_it_reads_its_input(self, controller: AbortController) -> None:
+        with pytest.raises(subprocess.TimeoutExpired):
+            controller.signal.run(["sleep", "600"], input=b"x" * 1_000_000, timeout=1.5)
+
     def test_nothing_is_kept(self, controller: AbortController) -> None:
         before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(20):
@@ -160,8 +250,9 @@ time.sleep(600)
         assert process.stdout == "out\n" + "ä" * 100_000 + "\n"
         assert process.stderr == "err\n"
 
+    @pytest.mark.parametrize("encoding", ["utf-8", None])
     def test_a_stranger_that_keeps_the_pipe_does_not_keep_us_waiting(
-        self, controller: AbortController
+        self, controller: AbortController, encoding: str | None
     ) -> None:
         """It has left its group, and its parent is gone: nobody can tell whose it is."""
         code = """
@@ -169,7 +260,7 @@ import os, sys, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d \\r\\n\\xc3" % os.getpid())  # ends within a character
         time.sleep(600)
     os._exit(0)
 os.wait()
@@ -179,12 +270,15 @@ time.sleep(600)
         timer.start()
         began = time.monotonic()
         with pytest.raises(RunAborted) as raised:
-            controller.signal.run(python(code), stdout=subprocess.PIPE)
+            controller.signal.run(python(code), capture_output=True, encoding=encoding)
         assert time.monotonic() - began < TIMEOUT
         timer.join()
         process = raised.value.process
         assert process is not None
-        stranger = int(process.stdout)
+        stranger = int(process.stdout.split()[0])
+        output = f"{stranger} \n" if encoding else b"%d \r\n\xc3" % stranger
+        errors = "" if encoding else b""
+        assert (process.stdout, process.stderr) == (output, errors)
         assert is_there(stranger)
         os.kill(stranger, signals.SIGKILL)
 
@@ -252,6 +346,34 @@ time.sleep(600)
         assert not is_there(int(path.read_text()))
 
 
+class TestOpenFiles:
+    """No process is left, or claimed to have ended, because of the limit of open files."""
+
+    def outcome(self, free: int) -> str:
+        return subprocess.check_output(python(NEAR_THE_LIMIT, str(free)), text=True, timeout=60)
+
+    def test_near_the_limit_all_are_ended(self) -> None:
+        assert self.outcome(1) == "near the limit: 0 ['aborted']\nafterwards: 0 ['aborted']\n"
+
+    def test_at_the_limit_that_is_said_and_they_are_ended_later(self) -> None:
+        warning = "Processes have not exited 0.5 s after they were killed: "
+        assert self.outcome(0) == (
+            f"{warning}unknown (Too many open files)\n"
+            "near the limit: 21 []\nafterwards: 0 ['aborted']\n"
+        )
+
+    def test_what_cannot_be_looked_at_is_not_attached(
+        self, controller: AbortController, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            monkeypatch.setattr(Path, "read_text", too_many_files)
+            with pytest.raises(OSError, match="Too many"):
+                controller.signal.attach(process)
+            process.kill()
+        with pytest.raises(OSError, match="Too many"):  # it is killed, and not waited for
+            controller.signal.run(["sleep", "600"])
+
+
 class TestWithoutPidfd:
     """As it is where there is no ``/proc``."""
 
@@ -302,23 +424,43 @@ class TestAttach:
         assert detach() is False
         assert not controller.signal._effects
 
-    def test_one_whose_number_is_another_s_by_now_is_not_touched(
-        self, controller: AbortController
+    @pytest.mark.parametrize("pidfds", [True, False])
+    def test_the_number_of_one_that_others_reaped_is_not_trusted(
+        self, controller: AbortController, monkeypatch: pytest.MonkeyPatch, pidfds: bool
     ) -> None:
-        """Forced: the attached one is reaped, and its pidfd is all that there is of it."""
-        with subprocess.Popen(["sleep", "600"]) as process:
-            controller.signal.attach(process)
-            process.kill()
-            process.wait()
-        sent: list[Any] = []
-        original = signals.pidfd_send_signal
-        try:
-            signals.pidfd_send_signal = lambda *args: sent.append(args) or original(*args)  # type: ignore[func-returns-value,assignment]
-            controller.abort()
-            time.sleep(0.2)
-        finally:
-            signals.pidfd_send_signal = original
-        assert len(sent) <= 1  # through the pidfd, which is nobody else's
+        """Forced: it is the number of a process by now that is no child of this one."""
+        if not pidfds:
+            monkeypatch.delattr(os, "pidfd_open")
+        orphan = subprocess.run(
+            ["sh", "-c", "sleep 60 >/dev/null & echo $!"], stdout=subprocess.PIPE, check=True
+        )
+        stranger = int(orphan.stdout)
+        process = subprocess.Popen(["true"])
+        os.waitpid(process.pid, 0)
+        process.pid = stranger
+        controller.abort()
+        assert controller.signal.attach(process, grace=0)() is False
+        assert is_there(stranger)
+        os.kill(stranger, signals.SIGKILL)
+        process.returncode = 0
+
+    @pytest.mark.parametrize("pidfds", [True, False])
+    def test_a_number_that_was_passed_on_later_is_not_trusted(
+        self, monkeypatch: pytest.MonkeyPatch, pidfds: bool
+    ) -> None:
+        """Forced: the process that has the number began later."""
+        if not pidfds:
+            monkeypatch.setattr(os, "pidfd_open", too_many_files)
+        told: list[str] = []
+        with subprocess.Popen(["sleep", "60"], process_group=0) as process:
+            entry = process_tree.entry_of(process.pid)
+            assert entry is not None
+            before = entry._replace(began=entry.began - 1)
+            assert not process_tree._signal(before, signals.SIGKILL)
+            assert process_tree.end(process_tree._Tree(before), 0.1, told.append)
+            assert process.poll() is None
+            assert process_tree._signal(entry, signals.SIGKILL)
+        assert process.returncode == -signals.SIGKILL
 
     def test_an_aborted_signal_ends_it_at_once(self, controller: AbortController) -> None:
         controller.abort()

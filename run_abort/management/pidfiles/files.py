@@ -1,12 +1,10 @@
 """PID files: how programs that do not use this app declare which run they work on.
 
-A PID file ``<run ID>.<anything>.pid`` contains a process ID and, optionally, the start of that
-process, as the 22nd field of ``/proc/<process ID>/stat`` has it. Programs in any language can write
-it. Slashes and percent signs in the run ID are percent-encoded; ``<anything>`` has no dot.
+A PID file ``<run ID>.<anything>.pid`` contains a process ID. Programs in any language can write it.
+Slashes and percent signs in the run ID are percent-encoded; ``<anything>`` has no dot.
 
 A PID file may be wrong: an old one may name a process ID that the kernel has reused. So a file is
-believed only if it has the start of the process, or was written soon after it, and was written by
-the user of that process.
+believed only if it was written soon after the process began, by the user of that process.
 """
 
 from __future__ import annotations
@@ -31,6 +29,9 @@ MAX_BYTES: Final = 64
 BEFORE: Final = 1.5
 # A program may write its file some time after its start.
 AFTER: Final = 60.0
+# A file that is older than its process by more than this is stale. If it is older by less, the
+# clock may have been set.
+STALE: Final = 60.0
 
 Verdict = Literal["believed", "not believed", "stale"]
 
@@ -41,7 +42,6 @@ class PidFile(NamedTuple):
     path: Path
     run_id: str
     pid: int | None  # None if the file contains none
-    start: int | None  # of the process, in clock ticks since boot; None if the file does not say
     written_at: float  # seconds since the epoch
     owner: int  # a user ID
     inode: int
@@ -90,10 +90,9 @@ def _read(path: Path, run_id: str) -> PidFile:
         text = os.read(fd, MAX_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
     finally:
         os.close(fd)
-    words = text.split() if len(text) <= MAX_BYTES else []
-    is_valid = 0 < len(words) <= 2 and all(map(bytes.isdigit, words))
-    pid, start = [*map(int, words), None][:2] if is_valid else (None, None)
-    return PidFile(path, run_id, pid, start, found.st_mtime, found.st_uid, found.st_ino)
+    word = text.strip()
+    pid = int(word) if word.isdigit() and len(text) <= MAX_BYTES else None
+    return PidFile(path, run_id, pid, found.st_mtime, found.st_uid, found.st_ino)
 
 
 def judge(file: PidFile) -> Judgement:
@@ -107,14 +106,10 @@ def judge(file: PidFile) -> Judgement:
         return Judgement("stale", "its process is gone")
     if process_tree.effective_uid(file.pid) != os.geteuid():
         return Judgement("not believed", "its process belongs to another user")
-    if file.start is not None:
-        if file.start != round(process.began * process_tree.TICKS):
-            return Judgement("stale", "its process is gone")
-        return Judgement("believed", process=process)
-    # These are wall-clock times. If the clock was set, they say nothing, so the file is kept.
     age = file.written_at - (process_tree.boot_time() + process.began)
     if age < -BEFORE:
-        return Judgement("not believed", "it is older than its process")
+        verdict: Verdict = "stale" if age < -STALE else "not believed"
+        return Judgement(verdict, "it is older than its process")
     if age > AFTER:
         return Judgement("not believed", "it is much newer than its process")
     return Judgement("believed", process=process)

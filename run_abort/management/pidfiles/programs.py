@@ -13,7 +13,7 @@ from typing import Final
 
 from run_abort._concurrency.workers import spawn
 from run_abort._core import process_tree
-from run_abort._core.process_tree import Entry, Family, end, family_of_stranger
+from run_abort._core.process_tree import Entry, Family, end, family_of_stranger, kill
 from run_abort.runs import hold
 
 from . import files
@@ -64,16 +64,16 @@ class _Program:
 
     def _end(self) -> None:
         try:
-            has_ended = end(self._family, self._grace, self.signal.escalated)
-            if has_ended:
-                files.remove(self.file)
+            if not end(self._family, self._grace, self.signal.escalated):
+                self._on_ended(self.file, False)
+                kill(self._family)
+            files.remove(self.file)
         finally:
             self._close()
-        self._on_ended(self.file, has_ended)
+        self._on_ended(self.file, True)
 
     def _close(self) -> None:
         self._release()
-        self._family.close()
         self.is_over = True
 
 
@@ -81,8 +81,9 @@ class Programs:
     """Watches the directory on its own thread while the ``with`` block is open.
 
     :param grace: seconds from SIGTERM to SIGKILL.
-    :param on_ended: called with the file of a program that an abort has ended, and whether all of
-        its processes are gone. Runs on a thread of that program.
+    :param on_ended: called with the file of a program that an abort has ended, and True; with False
+        before, if some of its processes are left though they were killed. Runs on a thread of that
+        program.
     """
 
     def __init__(self, directory: Path, *, grace: float, on_ended: OnEnded) -> None:
@@ -156,7 +157,6 @@ class Programs:
                 file, process, family, grace=self._grace, on_ended=self._on_ended
             )
         except ValueError as error:
-            family.close()
             self._distrust(key, str(error))
 
     def _distrust(self, key: Key, why: str) -> None:
