@@ -36,7 +36,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     :param groups: further IDs that the run answers to: its parent run, its tenant.
     :param label: what this block does, for people.
     :param grace: seconds that the block may take to end by itself after an abort. Also for the
-        processes that it has started by ``signal.run`` or given to ``signal.attach``.
+        processes that ``signal.run``, ``signal.attach`` and ``signal.ends_children`` end.
     :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
         raises ``RunAborted`` in its thread, but not within ``signal.shield()``; ``"cancel"``, for
         ``async with``, cancels the task again.

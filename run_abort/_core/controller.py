@@ -16,19 +16,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
 from .interrupts import Shield
+from .programs import Programs
 from .statements import Cancels
-from .subprocesses import Process, Run, attach, run_async
 from .types import Aborted, Escalated, Escalation, Request
-
-if TYPE_CHECKING:
-    from subprocess import CompletedProcess
 
 __all__ = ["GRACE", "AbortController", "AbortSignal"]
 
@@ -47,7 +44,7 @@ class _End:
 _CLOSED: Final = _End(finishing=False)
 
 
-class AbortSignal:
+class AbortSignal(Programs):
     """Tells the code that works on a run whether the run was aborted.
 
     :ivar aborted: whether the run was aborted; changes from False to True once. Cheap to read: a
@@ -204,49 +201,6 @@ class AbortSignal:
         callbacks are not postponed. Cheap in threads that cannot be interrupted.
         """
         return Shield()
-
-    def run(
-        self, args: Any, *, grace: float | None = None, **options: Any
-    ) -> CompletedProcess[Any]:
-        """Run a program, as ``subprocess.run`` does; end it when the run is aborted.
-
-        On an abort the program, its process group and all its descendants get SIGTERM. The
-        processes that are left after ``grace`` seconds get SIGKILL. The program gets a process
-        group of its own, unless ``start_new_session`` or ``process_group`` is given. So it cannot
-        read from a terminal, and a Ctrl-C there does not reach it.
-
-        :param grace: None takes the grace of the block.
-        :param options: those of ``subprocess.run``.
-        :raises RunAborted: if the run was aborted, before or while the program runs. Raised once
-            all of these processes have exited. Its ``process`` has the exit code and the output so
-            far.
-        :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as
-            ``subprocess.run`` does. At a time-out all of these processes are killed.
-        """
-        return Run(self, args, self.grace if grace is None else grace, **options).run()
-
-    async def run_async(
-        self, args: Any, *, grace: float | None = None, **options: Any
-    ) -> CompletedProcess[Any]:
-        """:meth:`run` for asyncio code; does not block the loop.
-
-        If the calling task is cancelled, the processes are ended in the same way, and the task
-        waits for that.
-        """
-        return await run_async(Run(self, args, self.grace if grace is None else grace, **options))
-
-    def attach(self, process: Process, *, grace: float | None = None) -> Callable[[], bool]:
-        """End a process as :meth:`run` does when the run is aborted; at once if it was aborted.
-
-        :param process: a child of this process, a ``subprocess.Popen`` or an
-            ``asyncio.subprocess.Process``. If it leads a process group, the whole group gets the
-            signals: start it with ``process_group=0``.
-        :param grace: None takes the grace of the block.
-        :return: a function that detaches the process. It returns True if the process was detached.
-            If the process is being ended, it waits until all of its processes have exited, and
-            returns False. It also returns False if the process had exited before.
-        """
-        return attach(self, process, self.grace if grace is None else grace)
 
     def cancels(self, connection: Any) -> Cancels:
         """A block in which an abort cancels the statement that runs on a database connection::

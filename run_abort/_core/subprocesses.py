@@ -18,7 +18,7 @@ from run_abort.exceptions import RunAborted
 from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
-__all__ = ["Attachment", "Process", "Run", "attach", "run_async"]
+__all__ = ["Attachment", "Process", "Run", "Signal", "attach", "run_async"]
 
 SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
@@ -28,6 +28,8 @@ class Signal(Protocol):
 
     @property
     def aborted(self) -> bool: ...
+    @property
+    def grace(self) -> float: ...
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
     def exception(self) -> RunAborted: ...
     def raise_if_aborted(self) -> None: ...

@@ -151,9 +151,9 @@ def abort_after(
 
     Each of these is a look: reading ``signal.aborted``; calling ``raise_if_aborted``, ``sleep``,
     ``wait``, ``wait_async``, ``add_callback``, ``attach``, ``run_async`` or ``finish``, which is
-    the last one of its block; the beginning and the end of ``signal.run`` and ``signal.cancels``,
-    and each statement within the latter. Looks are counted over all threads and all blocks that
-    are entered within this context.
+    the last one of its block; the beginning and the end of ``signal.run``,
+    ``signal.ends_children`` and ``signal.cancels``, and each statement within the latter. Looks are
+    counted over all threads and all blocks that are entered within this context.
 
     The abort happens just before the look, so the look finds it. As with ``abort_run``, it affects
     all blocks of the run, but nothing is recorded or published.

@@ -61,8 +61,7 @@ class TestNames:
 
 class TestContent:
     @pytest.mark.parametrize(
-        "text",
-        ["", "x", "-7", "7 x", "7 8 9", "7.0", "0x7", "\N{ARABIC-INDIC DIGIT SEVEN}", "7" * 100],
+        "text", ["", "x", "-7", "7 8", "7.0", "0x7", "\N{ARABIC-INDIC DIGIT SEVEN}", "7" * 100]
     )
     def test_that_is_no_process_id(self, tmp_path: Path, text: str) -> None:
         write(tmp_path, "run-1.main.pid", text)
@@ -98,7 +97,8 @@ class TestJudge:
     @pytest.mark.parametrize(
         ("age", "verdict"),
         [
-            (3600, "not believed"),
+            (3600, "stale"),
+            (70, "stale"),
             (10, "not believed"),
             (1, "believed"),
             (-30, "believed"),
@@ -111,17 +111,6 @@ class TestJudge:
     ) -> None:
         write(tmp_path, "run-1.main.pid", process.pid, age=age)
         assert judge(only(tmp_path)).verdict == verdict
-
-    @pytest.mark.parametrize("age", [-3600, 3600])
-    def test_the_start_in_the_file_counts_however_the_clock_was_set(
-        self, tmp_path: Path, process: subprocess.Popen[bytes], age: float
-    ) -> None:
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
-        start = int(stat.rpartition(")")[2].split()[19])
-        write(tmp_path, "run-1.main.pid", f"{process.pid} {start}", age=age)
-        assert judge(only(tmp_path)).verdict == "believed"
-        write(tmp_path, "run-1.main.pid", f"{process.pid} {start - 1}")
-        assert judge(only(tmp_path)).verdict == "stale"
 
     def test_one_whose_process_is_gone_is_stale(
         self, tmp_path: Path, process: subprocess.Popen[bytes]
@@ -160,7 +149,7 @@ class TestRemove:
         path = write(tmp_path, "run-1.main.pid", 7)
         files.remove(only(tmp_path))
         assert not path.exists()
-        files.remove(PidFile(path, "run-1", 7, None, 0, 0, 0))
+        files.remove(PidFile(path, "run-1", 7, 0, 0, 0))
 
     def test_one_that_has_taken_its_place_stays(self, tmp_path: Path) -> None:
         path = write(tmp_path, "run-1.main.pid", 7)

@@ -1,0 +1,113 @@
+"""``signal.ends_children``: an abort ends the programs that a thread starts, by any library."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, suppress
+from types import TracebackType
+from typing import ClassVar, Final
+
+from run_abort._concurrency.workers import in_event_loop, spawn
+
+from .exits import Held, kept_exit
+from .interrupts import Shield
+from .process_tree import Family, children_of_thread
+from .subprocesses import Attachment, Signal
+
+__all__ = ["EndsChildren"]
+
+PAUSE: Final = 0.25  # seconds between two looks for further programs, after an abort
+THREAD: Final = "run_abort-children"
+
+
+class _Watch(Attachment):
+    """Ends what the thread of a block has started, and what it starts until the block is left."""
+
+    def __init__(self, signal: Signal, grace: float) -> None:
+        self.is_left = threading.Event()
+        super().__init__(signal, children_of_thread(), grace)
+
+    def _on_abort(self) -> None:
+        # An abort just before calls this in the thread of the block, which must not wait here.
+        spawn(self.end, name=THREAD)
+
+    def _end(self, family: Family) -> None:
+        while True:
+            is_last = self.is_left.is_set() or not _has_time()
+            self._end_those_of_now(family)
+            if is_last:
+                return
+            self.is_left.wait(PAUSE)
+
+    def _end_those_of_now(self, family: Family) -> None:
+        if not family.wait(0):
+            super()._end(family)
+
+    def leave(self) -> bool:
+        """End the block.
+
+        :return: whether the signal was aborted. Then it waits until all programs have ended.
+        """
+        self.is_left.set()
+        was_aborted = self._signal.aborted
+        if self.detach() and not was_aborted:
+            return False
+        # For a watch that began just now, or that had no thread of its own.
+        self._end_those_of_now(self._family)
+        self.wait()
+        return True
+
+    def abandon(self) -> None:
+        """Look for no further programs. Does not wait."""
+        self._remove()
+        self.is_left.set()
+
+
+def _has_time() -> bool:
+    """Whether this thread may wait for the end of the block.
+
+    Not if no thread could be started for that, nor if the interpreter waits for it at its exit.
+    """
+    return threading.current_thread().name == THREAD and threading.main_thread().is_alive()
+
+
+class EndsChildren(AbstractContextManager[None]):
+    """A block whose programs an abort ends; see ``AbortSignal.ends_children``."""
+
+    insists: ClassVar[bool] = True
+
+    def __init__(self, signal: Signal, grace: float) -> None:
+        self._signal = signal
+        self._grace = grace
+        self._watch: _Watch | None = None
+        self.held: Held | None = None
+
+    def __enter__(self) -> None:
+        if in_event_loop():
+            raise RuntimeError(
+                "signal.ends_children() would also end programs of other tasks of this event "
+                "loop: use it in a thread, such as that of asyncio.to_thread"
+            )
+        with Shield():
+            self._signal.raise_if_aborted()
+            self._watch = _Watch(self._signal, self._grace)
+
+    @kept_exit
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with Shield():
+            if self.held is not None:
+                self.held.spend()
+            was_aborted = self._watch is not None and self._watch.leave()
+        if was_aborted and (exc is None or isinstance(exc, Exception)):
+            raise self._signal.exception() from exc
+
+    def abandon(self) -> None:
+        """End the block if ``__exit__`` did not. Raises nothing."""
+        if self._watch is not None:
+            with suppress(BaseException):
+                self._watch.abandon()
