@@ -41,9 +41,9 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"one of {', '.join(BENCHMARKS)}; default: all, which takes three minutes",
+        help=f"one of {', '.join(BENCHMARKS)}; default: all, which takes six minutes",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer samples: two minutes")
     options = parser.parse_args()
     for name in options.names:
         if name not in BENCHMARKS:

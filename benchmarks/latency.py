@@ -1,127 +1,159 @@
-"""Latency from the call in one process to the flag in another.
+"""Latency from ``abort_run`` in one process to the moment when the job in another one stops.
 
-Our ways end when the run's ``signal.aborted`` is True, the redis-py way when its listening thread
-has set a ``threading.Event``. Each way has its own sending process. The ways take turns, one
-message at a time, in random order, so that changes of the machine's load affect all of them alike.
+The job takes that time itself. It waits for its signal, or looks at it each millisecond, and is 0
+to 2 s old. The bare channel is redis-py's ``publish``, and a thread with ``listen()`` that sets the
+``threading.Event`` for which a job waits. Each way has its own sending and its own receiving
+process. In each round every way aborts one job, in random order, so that changes of the machine's
+load affect all of them alike.
 """
 
 from __future__ import annotations
 
-import ctypes
 import random
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from example.redis_server import RedisServer
 
-from .processes import (
-    CONTEXT,
-    TIMEOUT,
-    Worker,
-    set_up_django,
-    undisturbed,
-    wait_for_end,
-    wait_until_listening,
-    worker,
-)
+from .processes import TIMEOUT, Worker, set_up_django, undisturbed, wait_until_listening, worker
 from .table import at_most, percentile, show
+
+if TYPE_CHECKING:
+    from run_abort import AbortSignal
 
 BARE = "redis-py: publish, listen, Event.set"
 PUSH = "publish_run_abort"
 SQLITE = "abort_run, row in SQLite"
 POSTGRESQL = "abort_run, row in PostgreSQL"
+WAITS = "waits"
+LOOKS = "looks each ms"
 
-WARM_UP = 50  # messages per way that are not counted
-PAUSE = 0.001  # seconds, so that a message has no effect on the next
+WARM_UP = 5  # rounds that are not counted
+OLDEST = 2.0  # seconds, of a job
+GOALS = {WAITS: (1.3, 1.5), LOOKS: (1.6, None)}  # of the ratios at the median and at p95
 
-# Arrival times of the messages of one way; 0 before the arrival. They are in shared memory, because
-# writing to a pipe would delay the receiver. Nanoseconds of time.perf_counter_ns(), whose clock all
-# processes share on Linux.
-Arrivals = ctypes.Array[ctypes.c_longlong]
 Database = dict[str, Any]
+Way = tuple[str, ...]  # how it is aborted, and what the job does
+
+
+class Side(NamedTuple):
+    """The two processes of a way."""
+
+    sender: Worker
+    receiver: Worker
 
 
 class Times(NamedTuple):
-    """Times of one way, in nanoseconds: from the call to the flag, and of the call itself."""
+    """Times of one way, in nanoseconds: from the call to the stop, and of the call itself."""
 
     latencies: list[int]
     calls: list[int]
 
 
 def main(quick: bool) -> None:
-    count = WARM_UP + (300 if quick else 2000)
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         databases = stack.enter_context(open_databases())
-        ways = [BARE, PUSH, *databases]
-        arrivals = new_arrivals(ways, count)
-        ours = {way: arrivals[way] for way in ways if way != BARE}
-        for receiver in (
-            worker(receive_with_redis_py, server.url, arrivals[BARE]),
-            worker(receive, server.url, ours),
-        ):
-            stack.enter_context(receiver).receive()
-        senders = {
-            BARE: stack.enter_context(worker(send_with_redis_py, server.url)),
-            PUSH: stack.enter_context(worker(send, server.url)),
-        }
-        for way, database in databases.items():
-            senders[way] = stack.enter_context(worker(send_with_row, server.url, way, database))
-        times = race(senders, arrivals)
+        times = race(dict(start(server.url, databases, stack)), 15 if quick else 100)
     report(times)
 
 
-def report(times: Mapping[str, Times]) -> None:
-    columns = ["", "median", "p99", "ratio", "p99 ratio"]
-    goals = {PUSH: (0.9, 1.0)}
+def start(
+    url: str, databases: Mapping[str, Database], stack: ExitStack
+) -> Iterator[tuple[Way, Side]]:
+    def started(target: Callable[..., None], *args: object) -> Worker:
+        process = stack.enter_context(worker(target, *args))
+        process.receive()
+        return process
+
+    yield (BARE, WAITS), Side(started(send_with_redis_py, url), started(wait_with_redis_py, url))
+    yield (PUSH, WAITS), Side(started(send, url), started(work, url, None, wait))
+    for name, database in databases.items():
+        sender = started(send_with_row, url, database)
+        for what, job in ((WAITS, wait), (LOOKS, look)):
+            yield (name, what), Side(sender, started(work, url, database, job))
+
+
+def race(sides: Mapping[Way, Side], rounds: int) -> dict[Way, Times]:
+    """Abort one job of each way in each round, each at an age of its own."""
+    times = {way: Times([], []) for way in sides}
+    for number in range(-WARM_UP, rounds):
+        for way, side in sides.items():
+            side.receiver.send(f"{way}-{number}")
+        for side in sides.values():
+            side.receiver.receive()
+        for way in random.sample(list(sides), len(sides)):
+            time.sleep(random.uniform(0, 2 * OLDEST / (len(sides) + 1)))
+            latency, call = abort(sides[way], f"{way}-{number}")
+            if number >= 0:
+                times[way].latencies.append(latency)
+                times[way].calls.append(call)
+    return times
+
+
+def abort(side: Side, run_id: str) -> tuple[int, int]:
+    """Abort the job of a way; return the time until it stopped, and that of the call."""
+    side.sender.send(run_id)
+    before, after = side.sender.receive()
+    return side.receiver.receive() - before, after - before
+
+
+def report(times: Mapping[Way, Times]) -> None:
+    count = min(len(taken.latencies) for taken in times.values())
+    columns = ["", "job", "median", "p95", "ratio", "p95 ratio"]
+    latencies = {way: taken.latencies for way, taken in times.items()}
+    goals = {way: GOALS[way[1]] for way in times if way[0] not in {BARE, PUSH}}
     show(
-        f"latency: from the call to the flag in another process, µs ({count_of(times)} each)",
-        [*columns, "goal", "goal for p99"],
-        rows({way: taken.latencies for way, taken in times.items()}, goals),
+        f"latency: from the call to the stop of a job in another process, µs ({count} each)",
+        [*columns, "goal", "goal for p95"],
+        rows(latencies, goals),
+        texts=2,
         note="PostgreSQL runs with fsync=off, SQLite in WAL mode with synchronous=NORMAL.",
     )
     show(
-        f"latency: the call itself, µs ({count_of(times)} each)",
+        f"latency: the call itself, µs ({count} each)",
         columns,
-        [row[:5] for row in rows({way: taken.calls for way, taken in times.items()}, {})],
+        [row[:6] for row in rows({way: taken.calls for way, taken in times.items()}, {})],
+        texts=2,
         note="abort_run notes in its row, after publishing, that it has published.",
     )
 
 
 def rows(
-    times: Mapping[str, Sequence[int]],
-    goals: Mapping[str, tuple[float, float]],
+    times: Mapping[Way, Sequence[int]],
+    goals: Mapping[Way, tuple[float, float | None]],
+    *,
+    tail: int = 95,
     unit: float = 1e3,
 ) -> list[list[str]]:
-    """Rows with median, p99, their ratios to those of the first way, and the goals of the ratios.
+    """Rows with median, tail, their ratios to those of the first way, and the goals of the ratios.
 
     :param times: times by way, in nanoseconds.
+    :param tail: the percentile beside the median.
     :param unit: unit of the figures, in nanoseconds.
     """
     result = []
     first, *_ = times.values()
+    digits = 0 if unit < 1e6 else 2
     for way, taken in times.items():
-        figures = [percentile(taken, 50), percentile(taken, 99)]
-        ratios = [figures[0] / percentile(first, 50), figures[1] / percentile(first, 99)]
-        limits = goals.get(way)
-        shown = (
-            [at_most(*pair) for pair in zip(ratios, limits, strict=True)] if limits else ["", ""]
-        )
-        digits = 0 if unit < 1e6 else 2
+        figures = [percentile(taken, percent) for percent in (50, tail)]
+        ratios = [
+            figure / percentile(first, percent)
+            for figure, percent in zip(figures, (50, tail), strict=True)
+        ]
+        shown = [
+            "" if goal is None else at_most(ratio, goal)
+            for ratio, goal in zip(ratios, goals.get(way, (None, None)), strict=True)
+        ]
         numbers = [f"{figure / unit:.{digits}f}" for figure in figures]
-        result.append([way, *numbers, *(f"{ratio:.2f}" for ratio in ratios), *shown])
+        result.append([*way, *numbers, *(f"{ratio:.2f}" for ratio in ratios), *shown])
     return result
-
-
-def count_of(times: Mapping[str, Times]) -> int:
-    return min(len(taken.latencies) for taken in times.values())
 
 
 @contextmanager
@@ -151,105 +183,70 @@ def open_databases() -> Iterator[dict[str, Database]]:
         yield databases
 
 
-def new_arrivals(ways: Sequence[str], count: int) -> dict[str, Arrivals]:
-    return {way: CONTEXT.RawArray(ctypes.c_longlong, count) for way in ways}
+def work(
+    pipe: Connection, url: str, database: Database | None, job: Callable[[AbortSignal], None]
+) -> None:
+    """Work on each run that the pipe sends; send when the job stopped."""
+    set_up_django(database, REDIS_URL=url)
 
+    from run_abort import RunAborted, abortable_run
 
-def race(
-    senders: Mapping[str, Worker], arrivals: Mapping[str, Arrivals], *, pause: float = PAUSE
-) -> dict[str, Times]:
-    """Let the senders send one message after the other, in turns.
-
-    :param pause: average seconds between two messages. The pauses are random, so that the messages
-        do not synchronise with periodic work of the receiver.
-    """
-    for sender in senders.values():
-        sender.receive()
-    times = {way: Times([], []) for way in senders}
-    count = min(map(len, arrivals.values()))
-    for index in range(count):
-        for way in random.sample(list(senders), len(senders)):
-            senders[way].send(index)
-            before, after = senders[way].receive()
-            arrived = wait_for_arrival(arrivals[way], index)
-            if index >= WARM_UP:
-                times[way].latencies.append(arrived - before)
-                times[way].calls.append(after - before)
-            time.sleep(random.uniform(0, 2 * pause))
-    return times
-
-
-def wait_for_arrival(arrivals: Arrivals, index: int) -> int:
-    deadline = time.monotonic() + TIMEOUT
-    while not arrivals[index]:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"message {index} did not arrive")
-        time.sleep(0.0002)
-    return int(arrivals[index])
-
-
-def note(arrivals: Arrivals, index: int) -> None:
-    arrivals[index] = time.perf_counter_ns()
-
-
-def receive(pipe: Connection, url: str, arrivals: Mapping[str, Arrivals]) -> None:
-    """Hold every run that will be aborted."""
-    hold_runs(url, arrivals)
+    with abortable_run("warm-up"):
+        wait_until_listening()
     pipe.send("ready")
-    wait_for_end(pipe)
+    while True:
+        try:
+            with abortable_run(pipe.recv()) as signal:
+                pipe.send("begun")
+                job(signal)
+                stopped = time.monotonic_ns()
+                signal.raise_if_aborted()
+        except RunAborted:
+            pipe.send(stopped)
 
 
-def receive_with_redis_py(pipe: Connection, url: str, arrivals: Arrivals) -> None:
-    start_redis_py(url, arrivals)
-    pipe.send("ready")
-    wait_for_end(pipe)
+def wait(signal: AbortSignal) -> None:
+    signal.wait()
 
 
-def hold_runs(url: str, arrivals: Mapping[str, Arrivals]) -> None:
-    """Enter a block for each message, and listen.
-
-    Uses no database, so that only the push can abort the runs.
-    """
-    set_up_django(REDIS_URL=url)
-
-    from run_abort import abortable_run
-
-    for way, moments in arrivals.items():
-        for index in range(len(moments)):
-            signal = abortable_run(f"{way}-{index}").__enter__()
-            # Called by the thread that has just set the flag, as in the redis-py way.
-            signal._when_aborted(partial(note, moments, index))
-    wait_until_listening()
+def look(signal: AbortSignal) -> None:
+    while not signal.aborted:
+        time.sleep(0.001)
 
 
-def start_redis_py(url: str, arrivals: Arrivals) -> None:
+def wait_with_redis_py(pipe: Connection, url: str) -> None:
     """Listen as the documentation of redis-py recommends."""
     import redis
 
     client: Any = redis.Redis.from_url(url)
+    events: dict[str, threading.Event] = {}
     subscribed = threading.Event()
-    events = [threading.Event() for _ in arrivals]
 
     def listen() -> None:
         pubsub = client.pubsub()
         pubsub.subscribe(BARE)
         for message in pubsub.listen():
             if message["type"] == "message":
-                index = int(message["data"])
-                events[index].set()
-                note(arrivals, index)
+                events[message["data"].decode()].set()
             else:
                 subscribed.set()
 
     threading.Thread(target=listen, name="redis-py", daemon=True).start()
     subscribed.wait(TIMEOUT)
+    pipe.send("ready")
+    while True:
+        run_id = pipe.recv()
+        event = events[run_id] = threading.Event()
+        pipe.send("begun")
+        event.wait()
+        pipe.send(time.monotonic_ns())
 
 
 def send_with_redis_py(pipe: Connection, url: str) -> None:
     import redis
 
     client = redis.Redis.from_url(url)
-    send_each(pipe, lambda index: client.publish(BARE, str(index)))
+    send_each(pipe, lambda run_id: client.publish(BARE, run_id))
 
 
 def send(pipe: Connection, url: str) -> None:
@@ -257,10 +254,10 @@ def send(pipe: Connection, url: str) -> None:
 
     from run_abort import publish_run_abort
 
-    send_each(pipe, lambda index: publish_run_abort(f"{PUSH}-{index}"))
+    send_each(pipe, publish_run_abort)
 
 
-def send_with_row(pipe: Connection, url: str, way: str, database: Database) -> None:
+def send_with_row(pipe: Connection, url: str, database: Database) -> None:
     set_up_django(database, REDIS_URL=url, LISTEN=False)
 
     from django.core.management import call_command
@@ -272,21 +269,21 @@ def send_with_row(pipe: Connection, url: str, way: str, database: Database) -> N
     # A view that aborts also has an open connection, because it has read the user.
     connection.ensure_connection()
 
-    def abort(index: int) -> bool:
-        outcome = abort_run(f"{way}-{index}", reason="benchmark")
+    def abort(run_id: str) -> bool:
+        outcome = abort_run(run_id, reason="benchmark")
         return outcome.recorded and outcome.published
 
     send_each(pipe, abort)
 
 
-def send_each(pipe: Connection, call: Callable[[int], object]) -> None:
-    """Call ``call(index)`` for each index that the pipe sends; send the times before and after."""
+def send_each(pipe: Connection, call: Callable[[str], object]) -> None:
+    """Abort each run that the pipe sends; send the times before and after."""
     pipe.send("ready")
     while True:
-        index = pipe.recv()
-        before = time.perf_counter_ns()
-        succeeded = call(index)
-        after = time.perf_counter_ns()
+        run_id = pipe.recv()
+        before = time.monotonic_ns()
+        succeeded = call(run_id)
+        after = time.monotonic_ns()
         if not succeeded:
-            raise RuntimeError(f"message {index} was not sent")
+            raise RuntimeError(f"{run_id} was not aborted")
         pipe.send((before, after))
