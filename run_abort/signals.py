@@ -20,6 +20,8 @@ run_abort_requested = Signal()
 run_abort_received = Signal()
 
 # A run was aborted in this process. Sent for each run, on a thread that belongs to this signal.
-# Also carries ``controllers`` (int), how many controllers of the run were aborted. ``run_id`` is
-# the run's own ID, even if its group was aborted.
+# Also carries ``controllers`` (int), how many controllers of the run were aborted, and ``way``
+# (str): "local", "channel" or "reconcile"; "start" if the run was aborted before it began. Then
+# ``controllers`` is 0 if a queue took the job back. ``run_id`` is the run's own ID, even if its
+# group was aborted.
 run_aborted = Signal()

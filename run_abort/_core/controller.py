@@ -254,11 +254,12 @@ class AbortController:
     :ivar signal: the :class:`AbortSignal` for the code that works.
     :ivar label: what its block does, for people; the registry writes it.
     :ivar left_at: when its block was left, in seconds since the epoch; None before.
+    :ivar began: whether its block was entered, so that its body runs or has run.
     :ivar is_open: whether its block was entered and not left; ``current`` writes it.
     :ivar outer: the controller of the block around it, if one was open.
     """
 
-    __slots__ = ("__weakref__", "is_open", "label", "left_at", "outer", "signal")
+    __slots__ = ("__weakref__", "began", "is_open", "label", "left_at", "outer", "signal")
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
@@ -266,6 +267,7 @@ class AbortController:
         self.signal = self.signal_class(run_id, grace)
         self.label = ""
         self.left_at: float | None = None
+        self.began = False
         self.is_open = False
         self.outer: AbortController | None = None
 

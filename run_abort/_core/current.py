@@ -35,7 +35,7 @@ def enter(controller: AbortController) -> None:
     outer = _innermost.get()
     if outer is not None:
         controller.outer = _open(outer)
-    controller.is_open = True
+    controller.began = controller.is_open = True
     _innermost.set(controller)
 
 

@@ -204,6 +204,7 @@ class Scope:
         except BaseException:
             self._end()
             raise
+        controller.began = not controller.signal.aborted
         return controller.signal, lambda: self._end() is None
 
     def _begin(self) -> AbortController:

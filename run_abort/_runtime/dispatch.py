@@ -25,7 +25,7 @@ from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
 from run_abort._core.registry import Registry
-from run_abort._core.types import Request
+from run_abort._core.types import Request, Way
 from run_abort._store import database
 from run_abort.signals import run_abort_received, run_aborted
 
@@ -182,15 +182,18 @@ class Dispatch:
         if request.id:
             self._recent.append(request.id)
 
-    def announce(self, controllers: Sequence[AbortController], request: Request) -> None:
-        """Send ``run_aborted`` for aborted controllers, without waiting for its receivers."""
-        if not run_aborted.receivers or self._announcements.put((controllers, request)):
+    def announce(self, controllers: Sequence[AbortController], request: Request, way: Way) -> None:
+        """Send ``run_aborted`` for aborted controllers, without waiting for its receivers.
+
+        :param controllers: none if a queue took back the run before it began.
+        """
+        if not run_aborted.receivers or self._announcements.put((controllers, request, way)):
             return
         if (before := self._overflow.admit()) is not None:
             logger.error(
                 "The receivers of run_aborted are so far behind that they missed the abort of run "
                 "%r and %d before",
-                controllers[0].signal.run_id,
+                request.run_id,
                 before,
             )
 
@@ -285,10 +288,11 @@ class Dispatch:
             )
 
 
-def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request]) -> None:
-    controllers, request = flipped
+def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -> None:
+    controllers, request, way = flipped
     # A group has many runs, a run many blocks: one signal for each run.
     counted = Counter(controller.signal.run_id for controller in controllers)
+    counted = counted or Counter({request.run_id: 0})
     for run_id, number in counted.items():
         facts: dict[str, Any] = {
             "run_id": run_id,
@@ -296,6 +300,7 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request]) -> Non
             "actor": request.actor,
             "abort_id": _as_uuid(request.id),
             "controllers": number,
+            "way": way,
         }
         run_aborted.send_robust(database.model(), **facts)
 

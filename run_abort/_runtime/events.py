@@ -18,7 +18,7 @@ from typing import Any, Final
 from run_abort._concurrency.hooks import Hook
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.registry import Registry
-from run_abort._core.types import Aborted, Delivery, Escalated, Event, Left, Request, Tried
+from run_abort._core.types import Aborted, Delivery, Escalated, Event, Left, Request, Tried, Way
 
 from .facts import FactName, Facts
 
@@ -39,14 +39,15 @@ class Events:
 
     :ivar changed: called with each changed :class:`Delivery`. Called within the lock, so that
         changes keep their order. Its functions only queue, and never wait.
-    :ivar flipped: called with the controllers that one request aborted, and the request.
+    :ivar flipped: called with the controllers that one request aborted, the request, and the way:
+        "start" if none of their blocks has begun.
     """
 
     def __init__(self, registry: Registry, facts: Facts) -> None:
         self._registry = registry
         self._facts = facts
         self.changed: Hook[[Delivery]] = Hook()
-        self.flipped: Hook[[Sequence[AbortController], Request]] = Hook()
+        self.flipped: Hook[[Sequence[AbortController], Request, Way]] = Hook()
         self._reset()
         registry.events.add(self.emit)
 
@@ -67,7 +68,9 @@ class Events:
         if isinstance(event, Aborted):
             flipped = [each for each in event.controllers if each.signal.aborted_by is event]
             if flipped:
-                self.flipped(flipped, event.request)
+                # A push, or the reconciler, may have come before the block itself has read.
+                began = any(each.began for each in flipped)
+                self.flipped(flipped, event.request, event.way if began else "start")
         with self._lock:
             if isinstance(event, Aborted):
                 self._aborted(event)

@@ -1,14 +1,15 @@
 """Task queues: notifies them of the requests of this process, so that no worker begins the job.
 
 Each queue has a worker thread of its own, because its broker may be slow. Neither the abort nor
-another queue waits for it. A job that begins all the same is aborted at its start.
+another queue waits for it; the process's exit does, for a bounded time. A job that begins all the
+same is aborted at its start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
-from run_abort._concurrency.workers import SerialWorker
+from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request
 
 __all__ = ["Queues"]
@@ -43,3 +44,11 @@ class Queues:
         for request in requests:
             for worker in workers:
                 worker.put(request)
+
+    def wait_notified(self, timeout: float) -> bool:
+        """Wait until every queue was notified of all requests.
+
+        :param timeout: seconds to wait at most, for all of them.
+        :return: False if the time was up.
+        """
+        return wait_idle(self._workers.values(), timeout)

@@ -30,7 +30,7 @@ from .responder import Responder
 
 __all__ = ["Runtime", "current", "install"]
 
-EXIT_TIMEOUT: Final = 1.0  # seconds to wait for running handlers and receivers
+EXIT_TIMEOUT: Final = 1.0  # seconds to wait for queues, and for handlers and receivers
 
 
 class Runtime:
@@ -139,12 +139,13 @@ class Runtime:
     def settle(self, timeout: float) -> None:
         """Wait for the workers: call this before a process ends without Python's exit.
 
-        Waits for handlers and receivers, the timeline, the answers and the facts, one after the
-        other.
+        Waits for the queues, handlers and receivers, the timeline, the answers and the facts, one
+        after the other.
 
         :param timeout: seconds to wait for each, at most.
         """
         self.events.finish()
+        self.queues.wait_notified(timeout)
         self.dispatch.wait_for_handlers(timeout)
         self.timeline.wait_written(timeout)
         self.responder.wait_answered(timeout)

@@ -259,7 +259,7 @@ class TestAnnounce:
 
         run_aborted.connect(receiver, weak=False)
         try:
-            dispatch.announce([AbortController("run-1")], Request("run-1"))
+            dispatch.announce([AbortController("run-1")], Request("run-1"), "local")
         finally:
             run_aborted.disconnect(receiver)
         assert "missed the abort of run 'run-1'" in caplog.text

@@ -239,9 +239,9 @@ class TestDelivery:
         assert {values["abort_id"] for values in process.facts.recorded} == {""}
 
     def test_flipped_names_the_blocks_that_this_request_aborted(self, process: Process) -> None:
-        flipped: list[tuple[list[str], Request]] = []
+        flipped: list[tuple[list[str], Request, Way]] = []
         process.events.flipped.add(
-            lambda some, request: flipped.append(([each.signal.run_id for each in some], request))
+            lambda some, *facts: flipped.append(([each.signal.run_id for each in some], *facts))
         )
         first, second = new_request("run-1"), new_request("all")
         _, leave_one = process.hold("run-1", groups=("all",))
@@ -250,7 +250,7 @@ class TestDelivery:
             process.registry.abort(request)
         leave_one()
         leave_two()
-        assert flipped == [(["run-1"], first), (["run-2"], second)]
+        assert flipped == [(["run-1"], first, "local"), (["run-2"], second, "local")]
 
 
 class TestInterleavings:

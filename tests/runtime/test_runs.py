@@ -81,13 +81,21 @@ class TestRequestedBefore:
         with pytest.raises(RunAborted), abortable_run("child", groups=["parent"]):
             raise AssertionError("it runs")
 
-    def test_the_signal_is_sent_as_for_any_abort(self) -> None:
-        seen: list[tuple[str, uuid.UUID]] = []
+    @pytest.mark.parametrize("by", ["the block's own look", "a push that comes before that"])
+    def test_the_signal_is_sent_and_says_that_it_did_not_begin(
+        self, by: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[str, uuid.UUID, str]] = []
 
-        def receiver(run_id: str, abort_id: uuid.UUID, **kwargs: Any) -> None:
-            seen.append((run_id, abort_id))
+        def receiver(run_id: str, abort_id: uuid.UUID, way: str, **kwargs: Any) -> None:
+            seen.append((run_id, abort_id, way))
+
+        def push_first(ids: list[str], **options: Any) -> None:
+            current().registry.abort(Request("run-1", str(outcome.abort_id)), "channel")
 
         outcome = abort_run("run-1")
+        if by != "the block's own look":
+            monkeypatch.setattr(requests, "find", push_first)
         run_aborted.connect(receiver)
         try:
             with pytest.raises(RunAborted), abortable_run("run-1"):
@@ -95,7 +103,7 @@ class TestRequestedBefore:
             wait_until(lambda: seen)
         finally:
             run_aborted.disconnect(receiver)
-        assert seen == [("run-1", outcome.abort_id)]
+        assert seen == [("run-1", outcome.abort_id, "start")]
 
     def test_an_abort_between_registering_and_reading_is_not_lost(
         self, monkeypatch: pytest.MonkeyPatch
