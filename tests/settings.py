@@ -27,6 +27,8 @@ INSTALLED_APPS = [
 ]
 if find_spec("django_tasks_db"):  # the pages are tested without any queue
     INSTALLED_APPS.append("django_tasks_db")
+if find_spec("django_celery_results"):
+    INSTALLED_APPS.append("django_celery_results")
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -74,7 +76,8 @@ elif os.environ.get("TESTS_DATABASE") == "mysql":
     _mariadb = MariadbServer().start()
     atexit.register(_mariadb.close)
     DATABASES = {"default": _mariadb.database}
-MIGRATION_MODULES = {"django_tasks_database": None}  # its tables are made in one step
+# Their tables are made in one step.
+MIGRATION_MODULES = {"django_tasks_database": None, "django_celery_results": None}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The process of the tests listens where a test says so.

@@ -4,7 +4,7 @@
 
     @dramatiq.actor
     def import_file(path):
-        abort_signal().raise_if_aborted()
+        current_signal().raise_if_aborted()    # from run_abort
 
 The run ID is the message's ID. It also aborts the messages that follow in a pipeline. Dramatiq
 skips an aborted message: it is neither retried nor a dead letter. Its result contains the actor and
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 
 try:
@@ -28,31 +28,19 @@ try:
 except ImportError as error:
     raise ImportError("run_abort.contrib.dramatiq needs Dramatiq: pip install dramatiq") from error
 
-from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._concurrency.hooks import call_logged
+from run_abort._core.controller import GRACE
 from run_abort._core.ids import clean_ids
 from run_abort._core.types import Escalation
-from run_abort.exceptions import RunAborted
+from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
-__all__ = ["Abortable", "abort_signal"]
+__all__ = ["Abortable", "TaskAborted"]
 
 logger = logging.getLogger("run_abort")
 
 # The message that the worker has begun to process, until its actor is called.
 _begun: Final[ContextVar[MessageProxy | None]] = ContextVar("run_abort_begun", default=None)
-_signal: Final[ContextVar[AbortSignal | None]] = ContextVar("run_abort_signal", default=None)
-
-
-def abort_signal() -> AbortSignal:
-    """The signal of the message that this thread or task processes.
-
-    :raises RuntimeError: if there is none: the actor was called as a function, is not abortable, or
-        this is a thread that the actor has started itself.
-    """
-    signal = _signal.get()
-    if signal is None:
-        raise RuntimeError("this thread processes no abortable message, so it has no signal")
-    return signal
 
 
 class Abortable(Middleware):
@@ -90,6 +78,12 @@ class Abortable(Middleware):
         """Further IDs that abort the message; by default those of its option ``run_groups``."""
         return message.options.get("run_groups", ())
 
+    def on_abort_before_start(self, message: MessageProxy, error: TaskAborted) -> None:
+        """Called if a message was aborted before its actor began. Meant to be overridden.
+
+        Called in the worker, in the thread of the message. Exceptions are logged.
+        """
+
     @property
     def actor_options(self) -> set[str]:
         """Names of the options that actors can set."""
@@ -106,10 +100,14 @@ class Abortable(Middleware):
             if message is None:
                 return fn(*args, **kwargs)
             _begun.set(None)  # the actor may call other actors as functions
+            began: list[bool] = []
             try:
                 block = self._block(broker, message)
-                return fn(*args, **kwargs) if block is None else work(block, *args, **kwargs)
+                return fn(*args, **kwargs) if block is None else work(block, began, *args, **kwargs)
             except RunAborted as aborted:
+                if block is not None and not began:
+                    error = TaskAborted(*aborted.args)
+                    call_logged(partial(self.on_abort_before_start, message, error))
                 _store(broker, message, aborted)
                 raise SkipMessage(str(aborted)) from aborted
 
@@ -122,7 +120,6 @@ class Abortable(Middleware):
     def after_process_message(self, broker: Broker, message: MessageProxy, **outcome: Any) -> None:
         """Forget the message, in the thread that processed or skipped it."""
         _begun.set(None)
-        _signal.set(None)
 
     after_skip_message = after_process_message
 
@@ -152,20 +149,25 @@ _TO_SYNC: Final = async_to_sync(_nothing).__code__
 
 
 def _within_block(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that enters its first argument, a block, and calls ``fn`` with the rest."""
+    """Return a function that enters its first argument, a block, and calls ``fn`` with the rest.
+
+    Once the block was entered, the function appends to its second argument, a list.
+    """
     if getattr(fn, "__code__", None) is _TO_SYNC:
         coroutine_function: Callable[..., Any] = fn.__wrapped__  # type: ignore[attr-defined]
 
-        async def work_async(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
-            async with block as signal:
-                _signal.set(signal)
+        async def work_async(
+            block: abortable_run, began: list[bool], /, *args: Any, **kwargs: Any
+        ) -> Any:
+            async with block:
+                began.append(True)
                 return await coroutine_function(*args, **kwargs)
 
         return async_to_sync(work_async)
 
-    def work(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
-        with block as signal:
-            _signal.set(signal)
+    def work(block: abortable_run, began: list[bool], /, *args: Any, **kwargs: Any) -> Any:
+        with block:
+            began.append(True)
             return fn(*args, **kwargs)
 
     return work

@@ -7,38 +7,33 @@
 
     @huey.task()
     def import_file(path):
-        current_signal().raise_if_aborted()
+        current_signal().raise_if_aborted()  # from run_abort
 
 The run ID is the task's ID. In Huey's terms an aborted task is canceled. It is not retried, and its
 result contains the actor and the reason.
+
+Huey's ``revoke`` is not used: it takes no task out of its queue, and which tasks wait is known only
+if the whole queue is unpickled. The consumer ends a task that waits at the task's start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
-from functools import wraps
-from itertools import chain
+from functools import partial, wraps
 from typing import Any
 
 try:
-    from huey.api import Huey, PeriodicTask, Task, TaskWrapper
+    from huey.api import Huey, Task, TaskWrapper
     from huey.exceptions import CancelExecution
-    from huey.signals import SIGNAL_REVOKED
-    from huey.utils import Error
 except ImportError as error:
     raise ImportError("run_abort.contrib.huey needs Huey: pip install huey") from error
 
-from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.types import Request
-from run_abort._runtime.runtime import current
-from run_abort._store.requests import find
+from run_abort._concurrency.hooks import call_logged
+from run_abort._core.controller import GRACE
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
-__all__ = ["AbortableHuey", "TaskCanceled", "current_signal"]
-
-_current: ContextVar[AbortSignal | None] = ContextVar("run_abort.huey", default=None)
+__all__ = ["AbortableHuey", "TaskCanceled"]
 
 
 class TaskCanceled(TaskAborted, CancelExecution):
@@ -54,11 +49,6 @@ class AbortableHuey(Huey):
     ``grace`` and ``insist`` of ``abortable_run``.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.signal(SIGNAL_REVOKED)(self._note_revoked)
-        current().queues.revoke_with(self._revoke_aborted, name="huey", key=("huey", id(self)))
-
     def get_run_id(self, task: Task) -> str:
         """The run ID of an execution; by default the task's ID. Meant to be overridden.
 
@@ -69,6 +59,12 @@ class AbortableHuey(Huey):
     def get_run_groups(self, task: Task) -> Iterable[str]:
         """Further IDs that abort the execution; by default none. Meant to be overridden."""
         return ()
+
+    def on_abort_before_start(self, task: Task, error: TaskCanceled) -> None:
+        """Called if a task was aborted before it began. Meant to be overridden.
+
+        Called in the consumer, in the thread of the task. Exceptions are logged.
+        """
 
     def get_task_wrapper_class(self) -> type[TaskWrapper]:
         """Called by Huey."""
@@ -85,25 +81,6 @@ class AbortableHuey(Huey):
             result["run_abort"] = exception.facts()
         return result
 
-    def _revoke_aborted(self, request: Request) -> None:
-        # Revoke only a task that waits: Huey keeps other revocations until such a task comes.
-        waiting = chain(self.storage.enqueued_items(), self.storage.scheduled_items())
-        if any(self.serializer.deserialize(each).id == request.run_id for each in waiting):
-            self.revoke_by_id(request.run_id, revoke_once=True)
-
-    def _note_revoked(self, signal: str, task: Task) -> None:
-        """In the worker: store the abort of a task that was revoked because of it."""
-        if not self.results or isinstance(task, PeriodicTask):
-            return
-        request = find([self.get_run_id(task), *self.get_run_groups(task)])
-        if request is None:
-            return
-        aborted = TaskAborted(request.run_id, request.reason, request.actor)
-        error = Error(self.build_error_result(task, aborted))
-        while task is not None:
-            self.put_result(task.id, error)
-            task = task.on_complete  # the next of its pipeline, which now never begins
-
 
 class _TaskWrapper(TaskWrapper):
     def create_task(self, *args: Any, **settings: Any) -> type[Task]:
@@ -116,7 +93,7 @@ class _TaskWrapper(TaskWrapper):
 def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callable[[Task], Any]:
     @wraps(execute)
     def execute_within_block(task: Task) -> Any:
-        before = _current.set(None)
+        began = False
         try:
             with abortable_run(
                 huey.get_run_id(task),
@@ -124,23 +101,13 @@ def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callab
                 label=f"{task.__module__}.{task.name}",
                 grace=task.abort_grace,
                 insist=task.abort_insist,
-            ) as signal:
-                _current.set(signal)
+            ):
+                began = True
                 return execute(task)
         except RunAborted as aborted:
-            raise TaskCanceled(*aborted.args) from aborted
-        finally:
-            _current.reset(before)
+            error = TaskCanceled(*aborted.args)
+            if not began:
+                call_logged(partial(huey.on_abort_before_start, task, error))
+            raise error from aborted
 
     return execute_within_block
-
-
-def current_signal() -> AbortSignal:
-    """The signal of the task that this thread executes.
-
-    :raises RuntimeError: if it executes no task of an :class:`AbortableHuey`.
-    """
-    signal = _current.get()
-    if signal is None:
-        raise RuntimeError("this thread executes no task of an AbortableHuey")
-    return signal

@@ -2,40 +2,46 @@
 
     # rq worker --job-class run_abort.contrib.rq.AbortableJob
     def import_file(path):
-        current_signal().raise_if_aborted()
+        current_signal().raise_if_aborted()    # from run_abort
 
 The run ID is the job's ID. The ID of the job's group also aborts it. The status of an aborted job
 is ``"stopped"`` if it ran and ``"canceled"`` if it had not begun. It is not retried, and
 ``job.meta["run_abort"]`` contains the actor and the reason.
+
+The process that aborts unpickles nothing: whoever can write to RQ's Redis could run code there.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 try:
     from redis.exceptions import RedisError
-    from rq import Queue, get_current_job
-    from rq.exceptions import InvalidJobOperation, NoSuchJobError
+    from rq import Queue, Worker
+    from rq.exceptions import InvalidJobOperation
     from rq.job import Job, JobStatus
     from rq.registry import CanceledJobRegistry, FailedJobRegistry
 except ImportError as error:
     raise ImportError("run_abort.contrib.rq needs RQ: pip install rq") from error
 
-from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._concurrency.hooks import call_logged
+from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
+from run_abort._store.requests import find
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
-__all__ = ["AbortableJob", "abort_options", "cancel_aborted", "current_signal"]
+__all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "cancel_aborted"]
 
 logger = logging.getLogger("run_abort")
 
 META: Final = "run_abort"  # the key in job.meta
+FINISHING: Final = "run_abort_finishing"  # the field of a job that has called signal.finish()
 EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
 
 # States of a job that has begun, or never begins.
@@ -53,8 +59,8 @@ class AbortableJob(Job):
 
     abort_grace: ClassVar[float] = GRACE
     abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
-    abort_signal: AbortSignal | None = None
     _ended_as: JobStatus | None = None
+    _aborted_since: float | None = None  # in the worker; on the monotonic clock
 
     def get_run_id(self) -> str:
         """The run ID of an execution; by default the job's ID. Meant to be overridden."""
@@ -64,12 +70,21 @@ class AbortableJob(Job):
         """Further IDs that abort the execution; by default that of its ``rq.group.Group``."""
         return [self.group_id] if self.group_id else []
 
+    def on_abort_before_start(self, error: TaskAborted) -> None:
+        """Called if the job was aborted before it began. Meant to be overridden.
+
+        Called in the process and thread of the job, or of :func:`cancel_aborted`: there only
+        ``self.id`` is known, and the class is that of the queue. Exceptions are logged.
+        """
+
     def perform(self) -> Any:
         """Like RQ's, which calls it in the process and thread of the job.
 
         :raises TaskAborted: if the job was aborted, before or during its execution.
         """
         function = self.func  # import it first: its module may set up Django
+        began = False
+        forget_finishing = current().registry.finishing.add(self._note_finishing)
         try:
             with abortable_run(
                 self.get_run_id(),
@@ -77,18 +92,43 @@ class AbortableJob(Job):
                 label=self.func_name or "",
                 grace=getattr(function, "abort_grace", self.abort_grace),
                 insist=getattr(function, "abort_insist", self.abort_insist),
-            ) as self.abort_signal:
+            ):
+                began = True
                 if self.meta.pop(META, None) is not None:  # aborted earlier, then requeued
                     self.save_meta()  # type: ignore[no-untyped-call]
                 return super().perform()
         except RunAborted as aborted:
-            self._ended_as = JobStatus.STOPPED if self.abort_signal else JobStatus.CANCELED
+            self._ended_as = JobStatus.STOPPED if began else JobStatus.CANCELED
+            error = TaskAborted(*aborted.args)
+            if not began:
+                call_logged(partial(self.on_abort_before_start, error))
             # RQ ends the process after the job and waits for no thread.
             current().settle(EXIT_TIMEOUT)
-            error = TaskAborted(*aborted.args)
-            self.meta[META] = error.facts()
-            self.save_meta()  # type: ignore[no-untyped-call]
+            self._note_abort(error)
             raise error from aborted
+        finally:
+            forget_finishing()
+
+    def _note_abort(self, error: TaskAborted) -> None:
+        self.meta[META] = error.facts()
+        self.save_meta()  # type: ignore[no-untyped-call]
+
+    def _note_finishing(self, controller: AbortController) -> None:
+        if controller.signal.run_id == self.get_run_id():
+            self.connection.hset(self.key, FINISHING, "1")
+
+    def _is_overdue(self, seconds: float) -> bool:
+        """In the worker: whether the job goes on ``seconds`` seconds after its abort was seen."""
+        request = find([self.get_run_id(), *self.get_run_groups()])
+        if request is None or self.connection.hexists(self.key, FINISHING):
+            return False
+        now = time.monotonic()
+        self._aborted_since = self._aborted_since or now
+        if now - self._aborted_since < seconds:
+            return False
+        self.get_meta()  # the job may have changed it
+        self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
+        return True
 
     # RQ's worker uses the methods below. It treats every job that raises as failed.
 
@@ -127,6 +167,27 @@ class AbortableJob(Job):
             super().send_webhooks(status, **options)
 
 
+class AbortableWorker(Worker):
+    """A worker that kills the process of an aborted job that goes on, such as in C code.
+
+    It looks at the requests at each ``job_monitoring_interval``, 30 s by default. The job ends as
+    ``"stopped"``.
+
+    :cvar abort_kill_after: seconds from the first look that finds the abort to the kill, at least.
+        The grace, and whatever the job does to clean up, have to fit in. A job that has called
+        ``signal.finish()`` is not killed.
+    """
+
+    abort_kill_after: ClassVar[float] = 30.0
+
+    def maintain_heartbeats(self, job: Job, execution: Any) -> None:
+        """Like RQ's, which calls it in the main thread of the worker while a job runs."""
+        super().maintain_heartbeats(job, execution)
+        if isinstance(job, AbortableJob) and job._is_overdue(self.abort_kill_after):
+            logger.warning("Killing the process of the aborted job %r: it goes on", job.id)
+            self.request_stop_execution(execution.id)
+
+
 def abort_options(
     *, grace: float = GRACE, insist: Escalation | Iterable[Escalation] = ()
 ) -> Callable[[F], F]:
@@ -147,19 +208,6 @@ def abort_options(
     return with_options
 
 
-def current_signal() -> AbortSignal:
-    """The signal of the job that this thread executes.
-
-    :raises RuntimeError: if it executes none, or if the job is not an :class:`AbortableJob`.
-    """
-    signal = getattr(get_current_job(), "abort_signal", None)
-    if not isinstance(signal, AbortSignal):
-        raise RuntimeError(
-            "this thread executes no AbortableJob; check --job-class of the RQ worker"
-        )
-    return signal
-
-
 def cancel_aborted(queue: Queue) -> None:
     """Cancel jobs in RQ that this process aborts before they have begun.
 
@@ -167,7 +215,7 @@ def cancel_aborted(queue: Queue) -> None:
     I/O. Without it, an aborted job is canceled only when a worker takes it, if the request was
     recorded.
 
-    :param queue: any queue on the Redis that stores the jobs.
+    :param queue: any queue on the Redis that stores the jobs, with the class of the jobs.
     """
     current().queues.revoke_with(
         partial(_cancel, queue), name="rq", key=("rq", id(queue.connection))
@@ -177,22 +225,39 @@ def cancel_aborted(queue: Queue) -> None:
 def _cancel(queue: Queue, request: Request) -> None:
     run_id = request.run_id
     try:
-        if Job.exists(run_id, queue.connection):
-            job = Job.fetch(run_id, connection=queue.connection, serializer=queue.serializer)
-            if job.id == run_id:  # RQ ignores the part of an ID after a colon
-                # redis-py repeats it if the job changes meanwhile, such as when it begins.
-                job.connection.transaction(partial(_cancel_if_not_begun, job, request), job.key)
-    except (RedisError, InvalidJobOperation, NoSuchJobError) as error:
+        job = queue.job_class(run_id, connection=queue.connection, serializer=queue.serializer)
+    except ValueError:
+        return  # RQ has no jobs with such an ID
+    error = TaskAborted(run_id, request.reason, request.actor)
+    cancel: Any = partial(_cancel_if_not_begun, job, error)
+    try:
+        # redis-py repeats it if the job changes meanwhile, such as when it begins.
+        canceled = queue.connection.transaction(cancel, job.key, value_from_callable=True)
+    except (RedisError, InvalidJobOperation) as reason:
         logger.warning(
-            "RQ did not cancel the job %r; its worker stops it at its start: %s", run_id, error
+            "RQ did not cancel the job %r; its worker stops it at its start: %s", run_id, reason
         )
+        return
+    if canceled:
+        current().dispatch.announce((), request, "start")
+        if isinstance(job, AbortableJob):
+            call_logged(partial(job.on_abort_before_start, error))
 
 
-def _cancel_if_not_begun(job: Job, request: Request, pipeline: Any) -> None:
-    status = job.get_status()
-    aborted = TaskAborted(request.run_id, request.reason, request.actor)
-    meta = job.get_meta() | {META: aborted.facts()}
+def _cancel_if_not_begun(job: Job, error: TaskAborted, pipeline: Any) -> bool:
+    """Cancel a job of which only the ID is known.
+
+    :return: whether it was waiting.
+    """
+    names = ("status", "origin", "meta", "rate_limit_key")
+    status, origin, meta, rate_limit = pipeline.hmget(job.key, names)
     pipeline.multi()
-    if status not in BEGUN:
-        pipeline.hset(job.key, "meta", job.serializer.dumps(meta))
-        job.cancel(pipeline=pipeline)
+    if status is None or status.decode() in BEGUN:
+        return False
+    if rate_limit:
+        raise InvalidJobOperation("it has a rate limit")
+    job.origin = origin.decode()
+    if meta in (None, job.serializer.dumps({})):  # else it is the project's
+        pipeline.hset(job.key, "meta", job.serializer.dumps({META: error.facts()}))
+    job.cancel(pipeline=pipeline)
+    return True

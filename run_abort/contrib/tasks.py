@@ -3,7 +3,7 @@
     @task(takes_context=True)
     @abortable_task
     def import_file(context, path):
-        context.abort_signal.raise_if_aborted()
+        current_signal().raise_if_aborted()    # from run_abort
 
 The run ID is the ID of the task's result. An aborted task ends as ``FAILED``, because Django has no
 other state for it. Its error is :class:`TaskAborted`, which contains the actor and the reason.
@@ -13,51 +13,31 @@ other state for it. Its error is :class:`TaskAborted`, which contains the actor 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import wraps
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import django
+from asgiref.sync import sync_to_async
 
-if TYPE_CHECKING:
-    from django.tasks.base import TaskContext, TaskResult
-elif django.VERSION >= (6, 0):
-    from django.tasks import TaskContext
-else:
-    try:
-        from django_tasks import TaskContext
-    except ImportError as error:
-        raise ImportError(
-            "run_abort.contrib.tasks needs Django 6.0, or django-tasks: pip install django-tasks"
-        ) from error
-
-from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._concurrency.hooks import call_logged
+from run_abort._core.controller import GRACE
 from run_abort._core.escalation import clean_grace, clean_insist
 from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
-__all__ = ["AbortableContext", "TaskAborted", "abortable_task"]
+if TYPE_CHECKING:
+    from django.tasks.base import TaskResult
 
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = ["TaskAborted", "abortable_task"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbortableContext(TaskContext):  # type: ignore[misc,type-arg]  # its base is frozen, too
-    """The context of an abortable task, with the signal of this execution."""
-
-    abort_signal: AbortSignal
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @overload
-def abortable_task(
-    function: Callable[Concatenate[AbortableContext, P], T],
-) -> Callable[Concatenate[Any, P], T]: ...
+def abortable_task(function: F) -> F: ...
 
 
 @overload
@@ -67,9 +47,8 @@ def abortable_task(
     groups: Callable[[TaskResult[..., Any]], Iterable[str]] = ...,
     grace: float = ...,
     insist: Escalation | Iterable[Escalation] = ...,
-) -> Callable[
-    [Callable[Concatenate[AbortableContext, P], T]], Callable[Concatenate[Any, P], T]
-]: ...
+    on_abort_before_start: Callable[[TaskResult[..., Any], TaskAborted], object] = ...,
+) -> Callable[[F], F]: ...
 
 
 def abortable_task(
@@ -79,10 +58,13 @@ def abortable_task(
     groups: Callable[[TaskResult[..., Any]], Iterable[str]] = lambda result: (),
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
+    on_abort_before_start: Callable[[TaskResult[..., Any], TaskAborted], object] = (
+        lambda result, error: None
+    ),
 ) -> Callable[..., Any]:
     """Make each execution of a task an abortable run. Place it below ``@task(takes_context=True)``.
 
-    The function, which may be a coroutine function, gets an :class:`AbortableContext`.
+    The function may be a coroutine function.
 
     :param run_id: returns the run ID of an execution; by default the result's ID. Called with the
         result in the worker, in the thread of the task, before the task begins.
@@ -90,6 +72,9 @@ def abortable_task(
     :param grace: ``grace`` of ``abortable_run``, in seconds.
     :param insist: ``insist`` of ``abortable_run``: ``"interrupt"`` for functions, ``"cancel"`` for
         coroutine functions.
+    :param on_abort_before_start: called with the result and the error if a task was aborted before
+        it began. Called in the worker, in the thread of the task; for a coroutine function in the
+        thread of ``sync_to_async``. Exceptions are logged.
     :raises TypeError: on decoration, if ``grace`` or ``insist`` has the wrong type, and
         ``ValueError`` if it is invalid; in the task, if it takes no context.
     :raises TaskAborted: in the task, if it was aborted, even before it began.
@@ -108,32 +93,53 @@ def abortable_task(
             insist=rungs,
         )
 
+    def tell(context: Any, error: TaskAborted) -> None:
+        call_logged(partial(on_abort_before_start, context.task_result, error))
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
-            with _reported_as_error(), block(context) as signal:
-                return function(_abortable(context, signal), *args, **kwargs)
-
-        @wraps(function)
-        async def execute_async(context: Any, *args: Any, **kwargs: Any) -> Any:
-            with _reported_as_error():
-                async with block(context) as signal:
-                    return await function(_abortable(context, signal), *args, **kwargs)
-
-        return execute_async if iscoroutinefunction(function) else execute
+        wrap = _within_async_block if iscoroutinefunction(function) else _within_block
+        return wrap(function, block, tell)
 
     return decorate if function is None else decorate(function)
 
 
-def _abortable(context: Any, signal: AbortSignal) -> AbortableContext:
-    values = {field.name: getattr(context, field.name) for field in fields(TaskContext)}
-    return AbortableContext(**values, abort_signal=signal)
+def _within_block(
+    function: Callable[..., Any],
+    block: Callable[[Any], abortable_run],
+    tell: Callable[[Any, TaskAborted], object],
+) -> Callable[..., Any]:
+    @wraps(function)
+    def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
+        began = False
+        try:
+            with block(context):
+                began = True
+                return function(context, *args, **kwargs)
+        except RunAborted as aborted:  # task backends may not handle a BaseException
+            error = TaskAborted(*aborted.args)
+            if not began:
+                tell(context, error)
+            raise error from aborted
+
+    return execute
 
 
-@contextmanager
-def _reported_as_error() -> Iterator[None]:
-    """Raise ``TaskAborted`` instead: task backends may not handle a BaseException."""
-    try:
-        yield
-    except RunAborted as aborted:
-        raise TaskAborted(*aborted.args) from aborted
+def _within_async_block(
+    function: Callable[..., Any],
+    block: Callable[[Any], abortable_run],
+    tell: Callable[[Any, TaskAborted], object],
+) -> Callable[..., Any]:
+    @wraps(function)
+    async def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
+        began = False
+        try:
+            async with block(context):
+                began = True
+                return await function(context, *args, **kwargs)
+        except RunAborted as aborted:
+            error = TaskAborted(*aborted.args)
+            if not began:
+                await sync_to_async(tell)(context, error)
+            raise error from aborted
+
+    return execute

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
+
 from django.db import models
+
+from run_abort import current_signal
 
 
 class Job(models.Model):
     name = models.CharField(max_length=100)
     is_over = models.BooleanField(default=False)
+    status = models.CharField(max_length=20, default="pending")
 
     class Meta:
         verbose_name = "job"
@@ -13,3 +18,17 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def note(self, status: str) -> None:
+        """Store the status."""
+        Job.objects.filter(pk=self.pk).update(status=status)
+
+    def work(self) -> None:
+        """What workers of a task queue do for a job, by its name."""
+        os.write(1, f"began {self.name}\n".encode())
+        signal = current_signal()
+        assert signal is not None
+        while self.name == "look":
+            signal.sleep(0.05)
+        if self.name == "fail":
+            raise ValueError("of its own")

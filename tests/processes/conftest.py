@@ -5,8 +5,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -50,8 +51,19 @@ def start(project: dict[str, Any]) -> Iterator[Start]:
 def program(name: str) -> str:
     """Where a program of the environment is; without it there is nothing to test."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found:
-        return found
+    if found is None:
+        _not_installed(name)
+    return found
+
+
+def package(name: str) -> str:
+    """The name of a package of the environment; without it there is nothing to test."""
+    if find_spec(name) is None:
+        _not_installed(name)
+    return name
+
+
+def _not_installed(name: str) -> NoReturn:
     message = f"{name} is not installed"
     if os.environ.get("CI"):
         pytest.fail(message)

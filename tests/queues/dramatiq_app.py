@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import django
 import dramatiq
@@ -16,12 +17,21 @@ from dramatiq.results.backends import RedisBackend
 django.setup()
 
 from run_abort import abortable_run  # noqa: E402
-from run_abort.contrib.dramatiq import Abortable, abort_signal  # noqa: E402
+from run_abort.contrib.dramatiq import Abortable, TaskAborted  # noqa: E402
+from run_abort.signals import run_aborted  # noqa: E402
 from tests.queues import work  # noqa: E402
 from tests.queues.work import begin, say  # noqa: E402
 
+run_aborted.connect(work.tell)
+
+
+class Tests(Abortable):
+    def on_abort_before_start(self, message: Any, error: TaskAborted) -> None:
+        say("never begins:", message.args[0], error)
+
+
 broker = RedisBroker(url=os.environ["BROKER"])
-broker.add_middleware(Abortable())
+broker.add_middleware(Tests())
 broker.add_middleware(AsyncIO())
 broker.add_middleware(Results(backend=RedisBackend(url=os.environ["RESULTS"]), store_results=True))
 broker.add_middleware(GroupCallbacks(Barriers(url=os.environ["RESULTS"])))
@@ -30,7 +40,7 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(min_backoff=100)
 def look(name: str) -> None:
-    work.look(abort_signal(), name)
+    work.look(name)
 
 
 @dramatiq.actor
@@ -41,7 +51,7 @@ def done(name: str) -> str:
 
 @dramatiq.actor(min_backoff=100)
 def swallow(name: str) -> None:
-    work.swallow(abort_signal(), name)
+    work.swallow(name)
 
 
 @dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="interrupt")
@@ -56,7 +66,7 @@ def block(name: str) -> None:
 
 @dramatiq.actor
 def clean_up(name: str) -> None:
-    work.clean_up(abort_signal(), name)
+    work.clean_up(name)
 
 
 @dramatiq.actor(max_retries=1, min_backoff=100)
@@ -75,14 +85,13 @@ def exceed(name: str) -> None:
     """Go on until Dramatiq's own time limit."""
     begin(name)
     while True:
-        abort_signal().sleep(0.05)
+        work.own_signal().sleep(0.05)
 
 
 @dramatiq.actor(min_backoff=100)
 async def look_async(name: str) -> None:
     """Await, and never look."""
     begin(name)
-    abort_signal()
     try:
         await asyncio.sleep(60)
     finally:

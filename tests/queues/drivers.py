@@ -26,13 +26,11 @@ from rq import Queue, Retry
 from rq.job import Job
 
 from example.redis_server import RedisServer
-from run_abort._runtime.runtime import current
-from run_abort.contrib import celery as celery_module
 from run_abort.contrib.celery import ABORTED, AbortableTask, TaskAborted
 from run_abort.contrib.huey import AbortableHuey
 from tests.processes.conftest import Start, all_subscribed, program
 from tests.queues import tasks_app
-from tests.queues.work import began, wait_until_told
+from tests.queues.work import began
 from tests.support import TIMEOUT, Child, wait_until
 
 
@@ -100,31 +98,36 @@ class Driver(ABC):
         """What it returned, once it has succeeded."""
 
 
+DJANGO_DB = "django-db"  # Celery's name for the backend of django-celery-results
+
+
 class CeleryDriver(Driver):
     kinds = ("prefork", "threads", "solo")
     label = "tests.queues.celery_app."
     draining = "Warm shutdown"
 
-    def __init__(self, place: Place, kind: str = "") -> None:
+    def __init__(self, place: Place, kind: str = "", *, backend: str = "") -> None:
         super().__init__(place, kind)
-        self.client = Celery("client", broker=place.broker.url, backend=place.results.url)
+        self.backend = backend or place.results.url
+        self.client = Celery("client", broker=place.broker.url, backend=self.backend)
         self.stack.callback(self._close)
-        # The module does so but once, when it is imported.
-        current().queues.revoke_with(celery_module._revoke, name="celery", key="celery")
-        names = ("look", "done", "swallow", "compute", "block", "clean_up", "fail", "collect")
+        names = (
+            *("look", "done", "swallow", "compute", "block", "clean_up", "clean_up_until", "fail"),
+            "collect",
+        )
         self.tasks = {
             name: self.client.task(base=AbortableTask, name=self.label + name)(elsewhere)
             for name in names
         }
 
     def _close(self) -> None:
-        wait_until_told()
         backend = self.client.backend
         # Results that are collected later take leave of the backend, and would connect once more.
         backend.remove_pending_result = lambda result: result
         pools.reset()  # they are known by the server's address, which another test may have again
-        backend.result_consumer.stop()
-        backend.client.connection_pool.disconnect()
+        if self.backend != DJANGO_DB:
+            backend.result_consumer.stop()
+            backend.client.connection_pool.disconnect()
         self.client.close()
 
     def start(self, kind: str = "", *, concurrency: int = 2) -> Child:
@@ -132,7 +135,7 @@ class CeleryDriver(Driver):
         child = self.place.start(
             *("-W", "ignore", "-m", "celery", "-A", "tests.queues.celery_app"),
             *("worker", "-P", kind, "-c", str(concurrency), "-l", "info", "--without-gossip"),
-            environment={"BROKER": self.place.broker.url, "RESULTS": self.place.results.url},
+            environment={"BROKER": self.place.broker.url, "RESULTS": self.backend},
         )
         # In a prefork pool each child listens, and the parent.
         all_subscribed(child, concurrency + 1 if kind == "prefork" else 1)
@@ -308,10 +311,13 @@ class RqDriver(Driver):
         connection = self.stack.enter_context(Redis.from_url(place.broker.url))
         self.queue = Queue(connection=connection)
 
-    def start(self, kind: str = "", *, concurrency: int = 1) -> Child:
+    def start(
+        self, kind: str = "", *, concurrency: int = 1, options: tuple[str, ...] = ()
+    ) -> Child:
         child = self.place.start(
             *("-W", "ignore", program("rq"), "worker", "--url", self.place.broker.url),
             *("--worker-class", kind or self.kind, "--job-class", self.label + "TestsJob"),
+            *options,
         )
         child.wait_for("Listening on default")
         return child

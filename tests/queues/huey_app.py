@@ -8,15 +8,20 @@ from typing import Any
 import django
 from huey import RedisHuey
 
-from run_abort.contrib.huey import AbortableHuey, current_signal
+from run_abort.contrib.huey import AbortableHuey, TaskCanceled
+from run_abort.signals import run_aborted
 from tests.queues import work
 from tests.queues.work import begin, say
 
 django.setup()
 
 
+run_aborted.connect(work.tell)
+
+
 class Tasks(AbortableHuey, RedisHuey):  # type: ignore[misc]
-    pass
+    def on_abort_before_start(self, task: Any, error: TaskCanceled) -> None:
+        say("never begins:", task.args[0], error)
 
 
 huey = Tasks("tests", url=os.environ.get("BROKER"))
@@ -24,7 +29,7 @@ huey = Tasks("tests", url=os.environ.get("BROKER"))
 
 @huey.task(retries=3)
 def look(name: str) -> None:
-    work.look(current_signal(), name)
+    work.look(name)
 
 
 @huey.task()
@@ -35,7 +40,7 @@ def done(name: str) -> str:
 
 @huey.task(retries=3)
 def swallow(name: str) -> None:
-    work.swallow(current_signal(), name)
+    work.swallow(name)
 
 
 @huey.task(abort_grace=0.2, abort_insist="interrupt")
@@ -50,7 +55,7 @@ def block(name: str) -> None:
 
 @huey.task()
 def clean_up(name: str) -> None:
-    work.clean_up(current_signal(), name)
+    work.clean_up(name)
 
 
 @huey.task(retries=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import Any
 
 import django
-from django.dispatch import receiver
 
-from run_abort.contrib.rq import AbortableJob, abort_options, current_signal
+from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, abort_options
 from run_abort.signals import run_aborted
 from tests.queues import work
 from tests.queues.work import begin, say
@@ -19,15 +19,23 @@ django.setup()
 class TestsJob(AbortableJob):
     __test__ = False  # nothing for pytest
 
+    def on_abort_before_start(self, error: TaskAborted) -> None:
+        say("never begins:", self.args[0], error)
+
+
+class TestsWorker(AbortableWorker):
+    __test__ = False
+    abort_kill_after = 1.0
+
 
 def look(name: str) -> None:
-    work.look(current_signal(), name)
+    work.look(name)
 
 
 async def look_async(name: str) -> None:
     """Wait for the signal, in an event loop."""
     begin(name)
-    await current_signal().wait_async()
+    await work.own_signal().wait_async()
 
 
 def done(name: str) -> str:
@@ -36,7 +44,7 @@ def done(name: str) -> str:
 
 
 def swallow(name: str) -> None:
-    work.swallow(current_signal(), name)
+    work.swallow(name)
 
 
 @abort_options(grace=0.2, insist="interrupt")
@@ -50,7 +58,21 @@ def block(name: str) -> None:
 
 
 def clean_up(name: str) -> None:
-    work.clean_up(current_signal(), name)
+    work.clean_up(name)
+
+
+def stick(name: str) -> None:
+    """Be in C code that keeps the interpreter's lock: no thread of the process runs."""
+    begin(name)
+    sum(repeat(0))
+
+
+def finish(name: str) -> str:
+    """Go on after the abort, for longer than the worker waits."""
+    work.own_signal().finish()
+    begin(name)
+    time.sleep(4)
+    return "finished"
 
 
 def fail(name: str) -> None:
@@ -65,8 +87,9 @@ def on_failure(job: Any, connection: Any, *exc_info: Any) -> None:
     say("on_failure")
 
 
-@receiver(run_aborted)
-def tell(run_id: str, **facts: Any) -> None:
-    """Be slow."""
+def tell_slowly(**facts: Any) -> None:
     time.sleep(0.3)
-    say("told of", run_id)
+    work.tell(**facts)
+
+
+run_aborted.connect(tell_slowly)

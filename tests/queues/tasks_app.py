@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import django
 from django.utils.module_loading import import_string
 
 from run_abort import aabort_run, abort_run
-from run_abort.contrib.tasks import abortable_task
+from run_abort.contrib.tasks import TaskAborted, abortable_task
+from run_abort.signals import run_aborted
 from tests.queues import work
 from tests.queues.work import begin, say
 
@@ -20,10 +23,18 @@ PACKAGE = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
 task: Any = import_string(f"{PACKAGE}.task")
 
 
+if Path(sys.argv[0]).name == "manage.py":  # a worker, and not the process of the tests
+    run_aborted.connect(work.tell)
+
+
+def say_that_it_never_begins(result: Any, error: TaskAborted) -> None:
+    say("never begins:", result.args[0], error)
+
+
 @task(takes_context=True)
-@abortable_task
+@abortable_task(on_abort_before_start=say_that_it_never_begins)
 def look(context: Any, name: str) -> None:
-    work.look(context.abort_signal, name)
+    work.look(name)
 
 
 @task(takes_context=True)
@@ -36,7 +47,7 @@ def done(context: Any, name: str) -> str:
 @task(takes_context=True)
 @abortable_task
 def swallow(context: Any, name: str) -> None:
-    work.swallow(context.abort_signal, name)
+    work.swallow(name)
 
 
 @task(takes_context=True)
@@ -54,7 +65,7 @@ def block(context: Any, name: str) -> None:
 @task(takes_context=True)
 @abortable_task
 def clean_up(context: Any, name: str) -> None:
-    work.clean_up(context.abort_signal, name)
+    work.clean_up(name)
 
 
 @task(takes_context=True)
@@ -91,8 +102,8 @@ async def resist(context: Any, name: str) -> None:
 def named(context: Any, name: str, groups: list[str]) -> str:
     begin(name)
     while name == "one":
-        context.abort_signal.sleep(0.05)
-    return f"{context.abort_signal.run_id} {context.attempt}"
+        work.own_signal().sleep(0.05)
+    return f"{work.own_signal().run_id} {context.attempt}"
 
 
 @task
@@ -107,7 +118,7 @@ def threads() -> list[str]:
 @abortable_task
 def abort_itself(context: Any) -> None:
     abort_run(context.task_result.id, reason="because", actor="ann")
-    context.abort_signal.raise_if_aborted()
+    work.own_signal().raise_if_aborted()
 
 
 @task(takes_context=True)

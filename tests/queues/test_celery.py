@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort
+from run_abort import AbortSignal, abort_run, abortable_run, clear_run_abort, current_signal
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
-from tests.queues.drivers import CeleryDriver, Place
-from tests.queues.work import abort, began, end
+from tests.processes.conftest import package
+from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place
+from tests.queues.work import abort, began, end, own_signal
 from tests.support import TIMEOUT, wait_until
 
 
@@ -27,22 +30,6 @@ def celery(place: Place) -> Iterator[CeleryDriver]:
 
 
 class TestBeforeStart:
-    def test_what_waits_in_the_worker_is_revoked_and_says_who_and_why(
-        self, celery: CeleryDriver
-    ) -> None:
-        worker = celery.start(concurrency=1)
-        first = celery.tasks["look"].delay("one")
-        worker.wait_for("began one")
-        second = celery.tasks["look"].delay("two")
-        worker.wait_for("look[" + second.id)
-        abort(second.id)
-        worker.wait_for("revoked:")
-        abort(first.id)
-        celery.assert_aborted(first)
-        celery.assert_aborted(second)
-        wait_until(lambda: began(worker) == ["one"])
-        end(worker)
-
     def test_one_that_was_cleared_begins(self, celery: CeleryDriver) -> None:
         result = celery.tasks["done"].delay("one")
         abort_run("not this one")
@@ -52,7 +39,41 @@ class TestBeforeStart:
         end(worker)
 
 
+class TestSignals:
+    """Those of Celery, as ``docs/queues.md`` has them."""
+
+    def test_of_a_task_that_is_aborted_whenever(self, celery: CeleryDriver) -> None:
+        never = celery.send("look", "never")
+        abort(never.id)
+        worker = celery.start()
+        celery.assert_aborted(never)
+        result = celery.send("look", "one")
+        worker.wait_for("began one")
+        abort(result.id)
+        celery.assert_aborted(result)
+        end(worker)
+        name = celery.label + "look"
+        sent = [f"signal task_prerun {name} ", f"signal task_postrun {name} IGNORED"] * 2
+        assert [line for line in worker.output if line.startswith("signal")] == sent
+
+
 class TestUnwell:
+    def test_while_the_backend_is_away_it_has_not_failed(
+        self, place: Place, own_redis: RedisServer
+    ) -> None:
+        with RedisServer() as results, CeleryDriver(place, backend=results.url) as celery:
+            worker = celery.start()
+            result = celery.send("look", "one")
+            worker.wait_for("began one")
+            results.kill()
+            abort(result.id)
+            worker.wait_for(f"The end of the aborted task {result.id!r} could not be stored")
+            results.start()
+            assert celery.result(celery.send("done", "two")) == "two"
+            assert celery.tasks["look"].AsyncResult(result.id).state == "PENDING"
+            end(worker)
+            assert not [line for line in worker.output if line.startswith("signal task_failure")]
+
     def test_when_the_broker_restarts(self, celery: CeleryDriver, own_redis: RedisServer) -> None:
         worker = celery.start()
         result = celery.tasks["look"].delay("one")
@@ -131,6 +152,67 @@ class TestCanvas:
         end(worker)
 
 
+class TestStates:
+    """No abort changes the state of a task but the task's own end, whatever keeps the results."""
+
+    @pytest.fixture(params=["redis", DJANGO_DB])
+    def celery(self, place: Place, request: pytest.FixtureRequest) -> Iterator[CeleryDriver]:
+        backend = ""
+        if request.param == DJANGO_DB:
+            package("django_celery_results")
+            backend = DJANGO_DB
+        with CeleryDriver(place, backend=backend) as driver:
+            yield driver
+
+    def wait_until_controlled(self, celery: CeleryDriver) -> None:
+        """Wait until the worker has executed what it was asked for through Celery's control."""
+        assert celery.client.control.broadcast("ping", reply=True, limit=1, timeout=TIMEOUT)
+
+    def test_one_that_is_over_keeps_its_own(self, celery: CeleryDriver) -> None:
+        worker = celery.start()
+        done, failed = celery.send("done", "one"), celery.send("fail", "two")
+        assert celery.result(done) == "one"
+        celery.assert_failed(failed)
+        for each in (done, failed):
+            abort(each.id)
+        self.wait_until_controlled(celery)
+        again = [celery.tasks["done"].AsyncResult(each.id).state for each in (done, failed)]
+        assert again == ["SUCCESS", "FAILURE"]
+        end(worker)
+
+    @pytest.mark.parametrize("task", ["block", "clean_up_until"])
+    def test_one_that_still_runs_is_not_ready(
+        self, celery: CeleryDriver, task: str, tmp_path: Path
+    ) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        worker = celery.start()
+        result = celery.send(task, str(pipe))
+        worker.wait_for(f"began {pipe}")
+        abort(result.id)
+        self.wait_until_controlled(celery)
+        if task == "clean_up_until":
+            worker.wait_for("cleaning up")
+        assert (result.state, result.ready()) == ("PENDING", False)
+        with pipe.open("w"):
+            pass  # it goes on
+        celery.assert_aborted(result)
+        end(worker)
+
+    def test_one_that_waits_is_not_ready_before_its_turn(self, celery: CeleryDriver) -> None:
+        worker = celery.start(concurrency=1)
+        first, second = celery.send("look", "one"), celery.send("look", "two")
+        worker.wait_for("began one")
+        abort(second.id)
+        self.wait_until_controlled(celery)
+        assert second.state == "PENDING"
+        abort(first.id)
+        for each in (first, second):
+            celery.assert_aborted(each)
+        assert began(worker) == ["one"]
+        end(worker)
+
+
 class TestResult:
     def test_waiting_ends_at_its_time(self, celery: CeleryDriver) -> None:
         result = celery.tasks["look"].delay("one")
@@ -150,45 +232,53 @@ class TestResult:
 
 
 class TestInProcess:
-    def test_called_as_a_function_it_is_one(self, celery: CeleryDriver) -> None:
+    def test_called_as_a_function_it_has_a_signal_that_never_aborts(
+        self, celery: CeleryDriver
+    ) -> None:
+        @celery.client.task(base=AbortableTask)
+        def own() -> AbortSignal:
+            return own_signal()
+
+        assert not own().aborted
+        assert current_signal() is None
+
+    def test_called_as_a_function_within_a_run_it_belongs_to_that(
+        self, celery: CeleryDriver
+    ) -> None:
+        @celery.client.task(base=AbortableTask)
+        def own() -> AbortSignal:
+            return own_signal()
+
+        with abortable_run("one") as signal:
+            assert own() is signal
+
+    def test_one_that_calls_itself_keeps_its_signal(self, celery: CeleryDriver) -> None:
         @celery.client.task(base=AbortableTask, bind=True)
-        def double(self: Any, number: int) -> int:
-            with pytest.raises(RuntimeError, match="has no signal"):
-                self.abort_signal  # noqa: B018
-            return 2 * number
+        def work(self: Any, depth: int) -> None:
+            signals.append(own_signal())
+            if depth:
+                self(depth - 1)
+            signals.append(own_signal())
 
-        assert double(4) == 8
+        signals: list[AbortSignal] = []
+        work.apply((2,)).get()
+        assert len(signals) == 6
+        assert len(set(signals)) == 1
 
-    def test_each_app_with_a_broker_is_asked_and_its_tasks_stay_unbound(
-        self, celery: CeleryDriver, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        own_redis.kill()
-        other = Celery("other", broker=own_redis.url, set_as_current=False)
-        nowhere = Celery("nowhere")
-        abort("one")
-        assert not any(app.finalized for app in (celery.client, other, nowhere))
-        for app in (other, nowhere):
-            app.close()
-        assert caplog.text.count("did not revoke") == 2
+    def test_one_that_calls_itself_swallows_no_abort(self, celery: CeleryDriver) -> None:
+        @celery.client.task(base=AbortableTask, bind=True)
+        def work(self: Any, depth: int) -> None:
+            if not depth:
+                abort_run(self.request.id)
+                own_signal().raise_if_aborted()
+            try:
+                self(depth - 1)
+            except Exception:
+                swallowed.append(depth)
 
-    def test_a_broker_that_is_away_costs_a_warning(
-        self, celery: CeleryDriver, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        own_redis.kill()
-        for run in ("one", "two", "three"):
-            assert abort(run).recorded
-        (warning,) = [each for each in caplog.records if "did not revoke" in each.message]
-        assert "the task 'one'; its worker stops it at its start" in warning.message
-        assert "No further attempt for 30 s" in warning.message
-        assert warning.levelname == "WARNING"
-
-    def test_an_app_without_workers_is_not_asked(
-        self, celery: CeleryDriver, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        own_redis.kill()
-        celery.client.conf.task_always_eager = True
-        abort("one")
-        assert "asked to revoke" not in caplog.text
+        swallowed: list[int] = []
+        assert isinstance(work.apply((1,)).result, TaskAborted)
+        assert swallowed == []
 
     def test_what_can_no_longer_begin_is_marked_before_the_task_itself(
         self, celery: CeleryDriver, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +304,7 @@ class TestInProcess:
         @celery.client.task(base=AbortableTask, bind=True)
         def work(self: Any) -> None:
             abort_run(self.request.id, reason="because")
-            self.abort_signal.raise_if_aborted()
+            own_signal().raise_if_aborted()
 
         result = work.apply()
         assert result.state == "FAILURE"
@@ -228,8 +318,8 @@ class TestInProcess:
             def get_run_id(self, request: Any) -> str:
                 return f"import-{request.args[0]}"
 
-        @celery.client.task(base=Named, bind=True)
-        def work(self: Any, number: int) -> str:
-            return str(self.abort_signal.run_id)
+        @celery.client.task(base=Named)
+        def work(number: int) -> str:
+            return own_signal().run_id
 
         assert work.apply((7,)).get() == "import-7"

@@ -18,10 +18,10 @@ from dramatiq.results import ResultFailure, ResultMissing, Results
 from dramatiq.results.backends import StubBackend
 
 from example.redis_server import RedisServer
-from run_abort import clear_run_abort
-from run_abort.contrib.dramatiq import Abortable, abort_signal
+from run_abort import clear_run_abort, current_signal
+from run_abort.contrib.dramatiq import Abortable
 from tests.queues.drivers import DramatiqDriver, Place
-from tests.queues.work import abort, began, end
+from tests.queues.work import abort, began, end, own_signal
 from tests.support import wait_until
 
 
@@ -176,8 +176,8 @@ class TestComposition:
 
 def abort_here() -> None:
     """Abort the message that is processed here, and notice it."""
-    abort(abort_signal().run_id)
-    abort_signal().raise_if_aborted()
+    abort(own_signal().run_id)
+    own_signal().raise_if_aborted()
 
 
 class TestInProcess:
@@ -203,8 +203,7 @@ class TestInProcess:
     def test_called_as_a_function_it_is_one(self, broker: StubBroker) -> None:
         @dramatiq.actor(broker=broker)
         def double(number: int) -> int:
-            with pytest.raises(RuntimeError, match="it has no signal"):
-                abort_signal()
+            assert current_signal() is None
             return 2 * number
 
         assert double(4) == 8
@@ -215,9 +214,9 @@ class TestInProcess:
         @dramatiq.actor(broker=broker)
         def helper() -> list[Any]:
             return [
-                abort_signal().run_id,
+                own_signal().run_id,
                 abort("another").local,
-                abort(abort_signal().run_id).local,
+                abort(own_signal().run_id).local,
             ]
 
         @dramatiq.actor(broker=broker)
@@ -232,7 +231,7 @@ class TestInProcess:
     def test_it_may_be_added_when_the_actors_are_there(self, project: dict[str, Any]) -> None:
         @dramatiq.actor(broker=(broker := StubBroker([])))
         def work() -> None:
-            said.append(abort_signal().run_id)
+            said.append(own_signal().run_id)
 
         said: list[str] = []
         broker.add_middleware(Abortable())
@@ -308,12 +307,11 @@ class TestInProcess:
     def test_a_message_may_have_options_of_its_own(self, broker: StubBroker) -> None:
         @dramatiq.actor(broker=broker, abort_grace=3)
         def work() -> None:
-            said.append(abort_signal().grace)
+            said.append(own_signal().grace)
 
         @dramatiq.actor(broker=broker)
         def go_on() -> None:
-            with pytest.raises(RuntimeError, match="it has no signal"):
-                abort_signal()
+            assert current_signal() is None
             said.append("went on")
 
         said: list[Any] = []
@@ -340,7 +338,7 @@ class TestInProcess:
 
         @dramatiq.actor(broker=(broker := StubBroker([Named()])))
         def work(number: int) -> None:
-            said.append(abort_signal().run_id)
+            said.append(own_signal().run_id)
 
         said: list[str] = []
         work.send(7)
@@ -360,7 +358,7 @@ class TestInProcess:
         @dramatiq.actor(broker=broker)
         @in_a_loop_of_its_own
         async def work() -> None:
-            said.append(abort_signal().run_id)
+            said.append(own_signal().run_id)
 
         said: list[str] = []
         message = work.send()

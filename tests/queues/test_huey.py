@@ -17,9 +17,10 @@ from huey.api import Result
 
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
-from run_abort.contrib.huey import AbortableHuey, TaskCanceled, current_signal
+from run_abort.contrib.huey import AbortableHuey, TaskCanceled
+from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
-from tests.queues.work import abort, began, end, wait_until_it_hears
+from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
 from tests.support import ROOT, TIMEOUT, wait_until
 
 
@@ -57,55 +58,26 @@ class TestBeforeStart:
         pipeline = driver.tasks["look"].s("one").then(driver.tasks["done"])
         results = list(driver.huey.enqueue(pipeline))
         assert abort(pipeline.id).recorded
-        assert driver.huey.is_revoked(pipeline)
         worker = driver.start()
         for result in results:
             driver.assert_aborted(result)
-        wait_until(lambda: "signal revoked look" in worker.output)
-        assert began(worker) == []
-        assert not driver.huey.is_revoked(pipeline)
-        end(worker, signal.SIGINT)
-
-    def test_with_the_revocation_lost(self, driver: HueyDriver) -> None:
-        result = driver.tasks["look"]("one")
-        abort(result.id)
-        result.restore()
-        worker = driver.start()
-        driver.assert_aborted(result)
         wait_until(lambda: "signal canceled look" in worker.output)
         assert began(worker) == []
         end(worker, signal.SIGINT)
 
-    def test_what_is_scheduled_is_revoked(self, driver: HueyDriver) -> None:
+    def test_one_that_is_scheduled(self, driver: HueyDriver) -> None:
         task = driver.tasks["look"].s("one", delay=0.5)
         driver.huey.add_schedule(task)
         abort(task.id)
-        assert driver.huey.is_revoked(task)
         worker = driver.start()
         driver.assert_aborted(Result(driver.huey, task))
         assert began(worker) == []
         end(worker, signal.SIGINT)
 
-    def test_what_somebody_else_revoked_is_not_said_to_be_aborted(self, driver: HueyDriver) -> None:
-        result = driver.tasks["look"]("one")
-        result.revoke()
-        worker = driver.start()
-        worker.wait_for("signal revoked look")
-        assert driver.tasks["done"]("two").get(blocking=True, timeout=TIMEOUT) == "two"
-        assert not result.is_ready()
-        end(worker, signal.SIGINT)
-
-    def test_only_what_waits_is_revoked(self, driver: HueyDriver) -> None:
-        driver.tasks["done"]("one")
-        abort("another run")
-        assert not driver.huey.is_revoked("another run")
-        worker = driver.start()
-        result = driver.tasks["look"]("two")
-        worker.wait_for("began two")
-        abort(result.id)
-        driver.assert_aborted(result)
-        assert not result.is_revoked()
-        end(worker, signal.SIGINT)
+    def test_the_process_that_aborts_unpickles_nothing(self, driver: HueyDriver) -> None:
+        driver.huey.storage.enqueue(pickle.dumps(Planted()))
+        abort("one")
+        assert work.UNPICKLED == []
 
     def test_a_cleared_id_begins(self, driver: HueyDriver) -> None:
         def send() -> Any:
@@ -116,16 +88,6 @@ class TestBeforeStart:
         driver.assert_aborted(send())
         clear_run_abort("one")
         assert send().get(blocking=True, timeout=TIMEOUT) == "one"
-        end(worker, signal.SIGINT)
-
-    def test_a_revocation_stops_no_later_task_of_that_id(self, driver: HueyDriver) -> None:
-        first = driver.huey.enqueue(driver.tasks["done"].s("one", id="one"))
-        abort("one")
-        worker = driver.start()
-        driver.assert_aborted(first)
-        clear_run_abort("one")
-        again = driver.huey.enqueue(driver.tasks["done"].s("one", id="one"))
-        assert again.get(blocking=True, timeout=TIMEOUT) == "one"
         end(worker, signal.SIGINT)
 
 
@@ -175,7 +137,7 @@ class TestDjango:
 
                 from huey.contrib.djhuey import db_task
 
-                from run_abort.contrib.huey import current_signal
+                from run_abort import current_signal
 
 
                 @db_task(retries=3)
@@ -211,20 +173,14 @@ class TestInProcess:
     def inline(self, project: dict[str, Any]) -> AbortableHuey:
         return Memory("inline", immediate=True)
 
-    def test_outside_of_a_task_there_is_no_signal(self) -> None:
-        with pytest.raises(RuntimeError, match="no task"):
-            current_signal()
-
     def test_immediately_it_is_a_run(self, inline: AbortableHuey, driver: HueyDriver) -> None:
         @inline.task(retries=3, context=True)
         def work(task: Any) -> None:
-            assert current_signal().run_id == task.id
+            assert own_signal().run_id == task.id
             abort(task.id)
-            current_signal().raise_if_aborted()
+            own_signal().raise_if_aborted()
 
         driver.assert_aborted(work())
-        with pytest.raises(RuntimeError, match="no task"):
-            current_signal()
 
     def test_called_locally_it_is_a_function(self, inline: AbortableHuey) -> None:
         @inline.task()
@@ -245,7 +201,7 @@ class TestInProcess:
 
         @named.task()
         def work(number: int) -> str:
-            return current_signal().run_id
+            return own_signal().run_id
 
         assert work(7).get() == "import-7"
 

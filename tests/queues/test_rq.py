@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,11 +15,14 @@ from rq.job import Dependency, Job, JobStatus
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
-from run_abort.contrib.rq import AbortableJob, cancel_aborted, current_signal
+from run_abort._runtime.runtime import current
+from run_abort.contrib.rq import AbortableJob, TaskAborted, cancel_aborted
 from run_abort.models import AbortDelivery
+from run_abort.signals import run_aborted
+from tests.queues import work
 from tests.queues.drivers import Place, RqDriver
-from tests.queues.work import abort, began, end, wait_until_it_hears
-from tests.support import wait_until
+from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
+from tests.support import TIMEOUT, Child, wait_until
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ class TestWhileRunning:
         assert driver.result(driver.send("done", "two")) == "two"
         wait_until(lambda: began(worker) == ["one", "two"])
         assert AbortDelivery.objects.get(request=outcome.abort_id).stopped_at
-        wait_until(lambda: f"told of {job.id}" in worker.output)
+        wait_until(lambda: f"told of {job.id} channel" in worker.output)
         end(worker)
 
     def test_its_callback_for_what_failed_is_called(self, driver: RqDriver) -> None:
@@ -157,18 +161,53 @@ class TestBeforeStart:
     def test_what_the_job_keeps_in_its_meta_stays(self, driver: RqDriver, canceling: None) -> None:
         job = driver.send("look", "one", meta={"customer": 7})
         abort(job.id)
-        assert job.get_meta()["customer"] == 7
+        assert job.get_status() == "canceled"
+        assert job.get_meta() == {"customer": 7}
+
+    def test_the_process_that_aborts_unpickles_nothing(
+        self, driver: RqDriver, canceling: None
+    ) -> None:
+        job = driver.send("look", "one")
+        planted = pickle.dumps(Planted())
+        driver.queue.connection.hset(job.key, mapping={"data": planted, "meta": planted})
+        abort(job.id)
+        assert job.get_status() == "canceled"
+        assert work.UNPICKLED == []
+
+    def test_the_product_is_told_of_what_is_canceled(self, driver: RqDriver, settings: Any) -> None:
+        def on_run_aborted(way: str, controllers: int, run_id: str, **facts: Any) -> None:
+            told.append((run_id, way, controllers))
+
+        class Product(AbortableJob):
+            def on_abort_before_start(self, error: TaskAborted) -> None:
+                told.append((self.id, str(error)))
+
+        told: list[Any] = []
+        driver.queue.job_class = Product
+        cancel_aborted(driver.queue)
+        run_aborted.connect(on_run_aborted)
+        try:
+            job = driver.send("look", "one")
+            abort(job.id)
+            abort(job.id)  # which is over by now
+            assert current().dispatch.wait_for_handlers(TIMEOUT)
+        finally:
+            run_aborted.disconnect(on_run_aborted)
+        assert sorted(told, key=len) == [
+            (job.id, f"run {job.id!r} was aborted by ann: because"),
+            (job.id, "start", 0),
+        ]
 
     def test_what_begins_meanwhile_is_not_canceled(self, driver: RqDriver, canceling: None) -> None:
         job = driver.send("look", "one")
-        get_meta = Job.get_meta
+        cancel = Job.cancel
 
-        def begin_first(self: Job) -> Any:
+        def begin_first(self: Job, **options: Any) -> Any:
             if job.get_status() == "queued":
                 job.set_status(JobStatus.STARTED)
-            return get_meta(self)
+            return cancel(self, **options)
 
-        with mock.patch.object(Job, "get_meta", begin_first):
+        with mock.patch.object(Job, "cancel", begin_first):
             abort(job.id)
         assert job.get_status() == "started"
         assert "run_abort" not in job.get_meta()
@@ -208,6 +247,36 @@ class TestBeforeStart:
         assert "run_abort" not in job.get_meta()
         abort(job.id)
         driver.assert_aborted(job)
+        end(worker)
+
+
+class TestLastRung:
+    """A worker that kills."""
+
+    def start(self, driver: RqDriver) -> Child:
+        return driver.start(
+            driver.label + "TestsWorker", options=("--job-monitoring-interval", "1")
+        )
+
+    def test_one_that_is_in_c_code_and_keeps_the_interpreter(self, driver: RqDriver) -> None:
+        worker = self.start(driver)
+        job = driver.send(
+            "stick", "one", meta={"customer": 7}, on_stopped=Callback(driver.label + "on_stopped")
+        )
+        worker.wait_for("began one")
+        abort(job.id)
+        driver.assert_aborted(job)
+        assert job.get_meta()["customer"] == 7
+        wait_until(lambda: "on_stopped because" in worker.output)
+        assert driver.result(driver.send("done", "two")) == "two"
+        end(worker)
+
+    def test_one_that_has_passed_the_point_of_no_return_is_spared(self, driver: RqDriver) -> None:
+        worker = self.start(driver)
+        job = driver.send("finish", "one")
+        worker.wait_for("began one")
+        abort(job.id)
+        assert driver.result(job) == "finished"
         end(worker)
 
 
@@ -255,16 +324,6 @@ class TestInProcess:
     def inline(self, driver: RqDriver) -> Queue:
         return Queue(connection=driver.queue.connection, is_async=False, job_class=AbortableJob)
 
-    def test_outside_of_a_job_there_is_no_signal(self) -> None:
-        with pytest.raises(RuntimeError, match="executes no AbortableJob"):
-            current_signal()
-
-    def test_nor_in_a_job_of_another_class(self, driver: RqDriver) -> None:
-        inline = Queue(connection=driver.queue.connection, is_async=False)
-        job = inline.enqueue(current_signal)
-        assert job.get_status() == "failed"
-        assert "check --job-class" in str(job.latest_result().exc_string)
-
     def test_inline_it_is_a_run(self, inline: Queue) -> None:
         job = inline.enqueue(abort_own_run, job_id="one")
         assert job.get_status() == "stopped"
@@ -280,10 +339,10 @@ class TestInProcess:
 
 
 def abort_own_run() -> None:
-    signal = current_signal()
+    signal = own_signal()
     abort_run(signal.run_id, reason="because")
     signal.raise_if_aborted()
 
 
 def own_run_id(number: int) -> str:
-    return current_signal().run_id
+    return own_signal().run_id

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import pickle
-import runpy
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-import django
 import pytest
 from django.utils.module_loading import import_string
 
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
-from run_abort.contrib import tasks as module
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
@@ -196,11 +192,3 @@ class TestDecorator:
     def test_the_error_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskAborted("one", "because", "ann")))
         assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")
-
-    def test_without_any_tasks_it_says_what_to_install(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(django, "VERSION", (5, 2, 0, "final", 0))
-        monkeypatch.setitem(sys.modules, "django_tasks", None)
-        with pytest.raises(ImportError, match="pip install django-tasks"):
-            runpy.run_path(str(module.__file__))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal as signals
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
-from run_abort import AbortOutcome, AbortSignal, abort_run
+from run_abort import AbortOutcome, AbortSignal, abort_run, current_signal
 from run_abort._runtime.runtime import current
 from tests.support import Child, wait_until
 
@@ -23,19 +24,31 @@ def begin(name: str) -> None:
     say("began", name, os.getpid())
 
 
-def look(signal: AbortSignal, name: str) -> NoReturn:
+def tell(run_id: str, way: str, **facts: Any) -> None:
+    """A receiver of ``run_aborted``."""
+    say("told of", run_id, way)
+
+
+def own_signal() -> AbortSignal:
+    """The signal of the task that calls this."""
+    signal = current_signal()
+    assert signal is not None
+    return signal
+
+
+def look(name: str) -> NoReturn:
     """Look at the signal, now and then."""
     begin(name)
     while True:
-        signal.sleep(0.05)
+        own_signal().sleep(0.05)
 
 
-def swallow(signal: AbortSignal, name: str) -> NoReturn:
+def swallow(name: str) -> NoReturn:
     """Swallow every Exception."""
     begin(name)
     while True:
         try:
-            signal.sleep(0.05)
+            own_signal().sleep(0.05)
         except Exception:
             say("swallowed", name)
 
@@ -56,19 +69,43 @@ def block(path: str) -> None:
     say("went on")
 
 
-def clean_up(signal: AbortSignal, name: str) -> None:
+def clean_up(name: str) -> None:
     """Take a second to clean up."""
     begin(name)
     try:
-        signal.sleep(60)
+        own_signal().sleep(60)
     finally:
         time.sleep(CLEANUP_TIME)
         say("cleaned up", name)
 
 
+def clean_up_until(path: str) -> None:
+    """Clean up until a test opens the pipe."""
+    begin(path)
+    try:
+        own_signal().sleep(60)
+    finally:
+        say("cleaning up")
+        Path(path).read_text()
+
+
 def fail(name: str) -> NoReturn:
     begin(name)
     raise ValueError("of its own")
+
+
+UNPICKLED: list[str] = []
+
+
+def run_planted(code: str) -> None:
+    UNPICKLED.append(code)
+
+
+class Planted:
+    """What somebody puts into a queue to have code run where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return run_planted, ("code",)
 
 
 def abort(run_id: str, **options: Any) -> AbortOutcome:
