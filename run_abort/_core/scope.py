@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -45,6 +46,21 @@ _INTERRUPT_ONLY: Final = (
 )
 
 
+class _Here(threading.local):
+    """What each thread has of its own.
+
+    :ivar unguarded: its open blocks that were not entered by a ``with`` statement. An interrupt
+        that arrives in an ``ExitStack`` can make it lose a block. So an aborted block that may be
+        interrupted leaves, at its end, those that were entered within it and are still open.
+    """
+
+    def __init__(self) -> None:
+        self.unguarded: list[Scope] = []
+
+
+_here: Final = _Here()
+
+
 class Process(Protocol):
     """What a block needs of its process."""
 
@@ -70,6 +86,7 @@ class Scope:
     """
 
     __slots__ = (
+        "_around",
         "_cancellation",
         "_controller",
         "_grace",
@@ -79,6 +96,7 @@ class Scope:
         "_label",
         "_plan",
         "_process",
+        "_unguarded",
         "held",
         "insists",
     )
@@ -273,7 +291,11 @@ class Scope:
             raise RuntimeError(_INTERRUPT_ONLY)
         try:
             with Shield():  # against interrupts of a block around this one
+                self._unguarded = _here.unguarded
+                self._around = tuple(self._unguarded)  # those that were open before this block
                 self._is_kept = True
+                if self.held is None:
+                    self._unguarded.append(self)
                 if self.insists:
                     over = self.held.over if self.held is not None else ()
                     self._interruption = Interruption(self._exception, over)
@@ -314,6 +336,9 @@ class Scope:
         while not shield.is_up:
             ended_by = _put_up(shield) or ended_by
         signal = self._close()
+        if signal is not None and self._interruption is not None:
+            for block in set(self._unguarded).difference(self._around):
+                block._close()
         shield.take_down()
         if signal is not None and (ended_by is None or _gives_way(ended_by, signal)):
             raise signal.exception() from ended_by
@@ -322,6 +347,8 @@ class Scope:
 
     def _close(self) -> AbortSignal | None:
         self._is_kept = False
+        if self in self._unguarded:
+            self._unguarded.remove(self)
         if self._interruption is not None:
             self._interruption.close()
         if self.held is not None:

@@ -402,6 +402,56 @@ class TestMadeBefore:
         assert hit > self.TRIALS / 2  # else nothing was tried
 
 
+class TestStack:
+    """Blocks of an ``ExitStack``, which may lose them, inside a block that is interrupted."""
+
+    class Stack(ExitStack):
+        """The interrupt arrives when the block was entered and is not on the stack yet."""
+
+        def _push_cm_exit(self, *args: Any) -> None:
+            interrupt_outermost()
+            super()._push_cm_exit(*args)  # type: ignore[misc]
+
+    class Late(Block):
+        """The interrupt arrives when it is no longer on the stack and was not left yet."""
+
+        __slots__ = ()
+
+        def __exit__(self, *exc_info: object) -> None:
+            interrupt_outermost()
+            super().__exit__(*exc_info)
+
+    @pytest.mark.parametrize("insist", [(), "interrupt"])
+    @pytest.mark.parametrize(("stack", "block"), [(Stack, Block), (ExitStack, Late)])
+    def test_forced_one_that_it_loses_is_left_with_the_block_around_it(
+        self, core: Core, stack: type[ExitStack], block: type[Block], insist: Any
+    ) -> None:
+        def work() -> None:
+            with core.block("outer", grace=60, insist="interrupt"):
+                core.abort("outer")
+                with stack() as entered:
+                    entered.enter_context(block(core, "inner", insist=insist))
+                raise AssertionError("not reached")
+
+        error = Worker(work).join()
+        assert isinstance(error, RunAborted)
+        assert error.run_id == "outer"
+        assert core.registry.ids() == []
+        assert not interrupts.open_interruptions
+
+    def test_one_of_a_stack_around_the_block_is_left_with_its_stack(self, core: Core) -> None:
+        with ExitStack() as stack:
+            with pytest.raises(ValueError, match="within"):
+                with core.block("outer", insist="interrupt"):
+                    stack.enter_context(core.block("inner"))
+                    raise ValueError("within")
+            assert core.registry.ids() == ["inner"]
+
+
+def interrupt_outermost() -> None:
+    assert next(iter(interrupts.open_interruptions)).send()
+
+
 class TestTask:
     def test_one_that_swallows_its_cancellation_is_cancelled_again(self, core: Core) -> None:
         swallowed = []
