@@ -319,7 +319,7 @@ async def _next(chunks: AsyncGenerator[Chunk, None], signal: AbortSignal) -> Chu
     """
     signal.raise_if_aborted()
     cancellation = Cancellation()
-    forget = signal._when_aborted(cancellation.send)
+    forget = signal._when_aborted(cancellation.begin)
     try:
         # If making and sending chunks never suspends, the loop runs nothing else and does not
         # notice that the client has disconnected.

@@ -11,10 +11,8 @@ locked.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
@@ -22,12 +20,13 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
+from .effects import Waiter, call_all, call_in_loop, once, resolve
 from .interrupts import Shield
 from .programs import Programs
 from .statements import Cancels
 from .types import Aborted, Escalated, Escalation, Request
 
-__all__ = ["GRACE", "AbortController", "AbortSignal"]
+__all__ = ["GRACE", "AbortController", "AbortSignal", "abort_all"]
 
 GRACE: Final = 10.0  # seconds
 
@@ -138,13 +137,10 @@ class AbortSignal(Programs):
         if self.aborted:
             return True
 
-        # A bare lock, not threading.Event: an Event has a lock inside. If the waiting thread held
-        # it when a signal handler calls abort(), that thread would wait for itself.
-        waiter = threading.Lock()
-        waiter.acquire()
-        forget = self._when_aborted(waiter.release)
+        waiter = Waiter()
+        forget = self._when_aborted(waiter.wake)
         try:
-            waiter.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+            waiter.wait(timeout)
         finally:
             forget()
         return self.aborted
@@ -168,7 +164,7 @@ class AbortSignal(Programs):
 
         loop = asyncio.get_running_loop()
         aborted: asyncio.Future[None] = loop.create_future()
-        forget = self._when_aborted(partial(_call_in_loop, loop, _resolve, aborted))
+        forget = self._when_aborted(partial(call_in_loop, loop, resolve, aborted))
         try:
             await aborted
         finally:
@@ -188,8 +184,17 @@ class AbortSignal(Programs):
         if not callable(fn):
             raise TypeError(f"a callback must be callable, not {type(fn).__name__}")
 
-        on_abort = partial(spawn, fn, name=f"run_abort-callback-{self.run_id}")
-        return self._add_effect(on_abort, if_aborted=partial(call_logged, fn))
+        call, claim = once(fn)
+        forget = self._add_effect(partial(spawn, call, name=f"run_abort-callback-{self.run_id}"))
+        if self.aborted:
+            forget()
+            call_logged(call)
+
+        def remove() -> bool:
+            forget()
+            return claim()
+
+        return remove
 
     def shield(self) -> Shield:
         """A block in which the calling thread is not interrupted::
@@ -228,22 +233,22 @@ class AbortSignal(Programs):
         if aborted is not None and aborted.emit is not None:
             aborted.emit(Escalated(self, escalation, time.time()))
 
-    def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], bool]:
-        """Call ``wake``, which must neither block nor raise, in the thread that aborts."""
-        return self._add_effect(wake, if_aborted=wake)
+    def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Call ``wake`` in the thread that aborts; at once if the run was aborted.
 
-    def _add_effect(
-        self, effect: Callable[[], object], *, if_aborted: Callable[[], object]
-    ) -> Callable[[], bool]:
+        :param wake: may be called several times, also by two threads at once. Neither blocks nor
+            raises.
+        :return: a function that forgets it. An abort that has begun may still call it.
+        """
+        forget = self._add_effect(wake)
+        if self.aborted:
+            wake()
+        return forget
+
+    def _add_effect(self, effect: Callable[[], object]) -> Callable[[], object]:
         key = object()
         self._effects[key] = effect
-        # An abort in between may have called the effect: the pop decides which thread calls it.
-        if self.aborted and self._forget(key):
-            if_aborted()
-        return partial(self._forget, key)
-
-    def _forget(self, key: object) -> bool:
-        return self._effects.pop(key, None) is not None
+        return partial(self._effects.pop, key, None)
 
 
 class AbortController:
@@ -292,29 +297,31 @@ class AbortController:
         :return: True if this call aborted it, False if it was aborted or had ended before.
         """
         request = Request(self.signal.run_id, reason=reason, actor=actor)
-        flipped = self.flip(Aborted(request, "local", time.time(), (self,)))
-        if flipped:
-            self.take_effect()
-        return flipped
+        aborted = Aborted(request, "local", time.time(), (self,))
+        try:
+            return abort_all(aborted) > 0
+        except BaseException:  # of a signal handler
+            abort_all(aborted)
+            raise
 
     def flip(self, aborted: Aborted) -> bool:
         """The first half of an abort: set the flag. The caller then calls :meth:`take_effect`.
 
         In two halves, so that an abort of many controllers sets every flag before it starts a
-        callback.
+        callback. May be called again with the same abort.
+
+        :return: whether it is this abort that counts.
         """
-        if self.signal._verdict.setdefault("verdict", aborted) is not aborted:
-            return False
-        _flip(self.signal, aborted)
-        return True
+        verdict = self.signal._verdict.setdefault("verdict", aborted)
+        if isinstance(verdict, Aborted):
+            # Also that of another thread, which an exception may have stopped before the flag.
+            _flip(self.signal, verdict)
+        return verdict is aborted
 
     def take_effect(self) -> None:
         """The second half of an abort: wake the waiters, start the callbacks."""
-        effects = self.signal._effects
-        for key in list(effects):
-            effect = effects.pop(key, None)
-            if effect is not None:
-                effect()
+        if self.signal.aborted and self.signal._effects:
+            call_all(self.signal._effects)
 
     def close(self) -> bool:
         """End the work: from now on nothing aborts this controller.
@@ -332,21 +339,24 @@ class AbortController:
         return True
 
 
+def abort_all(aborted: Aborted) -> int:
+    """Abort ``aborted.controllers``: every flag first, then the waiters and the callbacks.
+
+    May be done again with the same abort, after an exception of a signal handler.
+
+    :return: how many the abort has aborted.
+    """
+    number = 0
+    for controller in aborted.controllers:
+        number += controller.flip(aborted)
+    for controller in aborted.controllers:
+        controller.take_effect()
+    return number
+
+
 def _flip(signal: AbortSignal, aborted: Aborted) -> None:
     # The flag last, so that code that sees it finds the other attributes set.
     signal.aborted_by = aborted
     signal.reason = aborted.request.reason
     signal.actor = aborted.request.actor
     signal.aborted = True
-
-
-def _call_in_loop(
-    loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object
-) -> None:
-    with suppress(RuntimeError):  # the loop is closed, so nothing waits in it
-        loop.call_soon_threadsafe(fn, *args)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -74,10 +74,20 @@ class EscalationPlan:
         Returns quickly, and raises nothing.
     :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds.
     :ivar ident: of the thread of the block.
+    :ivar is_added: whether the escalator knows it.
     :ivar is_over: whether the block was left.
     """
 
-    __slots__ = ("_attempt", "_delay", "_on_stuck", "_stuck", "grace", "ident", "is_over")
+    __slots__ = (
+        "_attempt",
+        "_delay",
+        "_on_stuck",
+        "_stuck",
+        "grace",
+        "ident",
+        "is_added",
+        "is_over",
+    )
 
     def __init__(
         self,
@@ -92,6 +102,7 @@ class EscalationPlan:
         self._delay = max(grace, RETRY_DELAY)
         self._stuck = 0.0
         self.ident = threading.get_ident()
+        self.is_added = False
         self.is_over = False
 
     def step(self) -> float:
@@ -122,8 +133,14 @@ class Escalator:
         self.service = Service("run_abort-escalator", self._run)
 
     def add(self, plan: EscalationPlan) -> None:
-        """Schedule the first attempt for an aborted block, after its grace. Never blocks."""
-        self._schedule(plan, plan.grace)
+        """Schedule the first attempt for an aborted block, after its grace. Never blocks.
+
+        Adding it again changes nothing.
+        """
+        with self._lock:
+            if not plan.is_added:
+                self._schedule(plan, plan.grace)
+                plan.is_added = True
 
     def drop(self, plan: EscalationPlan) -> None:
         """Make no further attempt, because the block was left."""
@@ -203,6 +220,15 @@ class Cancellation:
         self._before = task.cancelling()
         self._sent = 0
         self.is_open = True
+
+    def begin(self) -> None:
+        """:meth:`send`, unless that was done before."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        if not self._sent:
+            self._cancel()
 
     def send(self) -> bool:
         """Cancel the task from its event loop. Any thread may call this; it does not wait.

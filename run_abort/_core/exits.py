@@ -1,16 +1,24 @@
-"""An ``__exit__`` that an interrupt cannot prevent: the third part of ``interrupts``."""
+"""How a block ends: by which exception, and also if an interrupt prevents its ``__exit__``.
+
+The latter is the third part of ``interrupts``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import ref
+
+from run_abort.exceptions import RunAborted
 
 from .interrupts import is_interruptible, open_interruptions
 
-__all__ = ["Held", "KeptBlock", "kept_exit"]
+if TYPE_CHECKING:
+    from .controller import AbortSignal
+
+__all__ = ["Held", "KeptBlock", "gives_way", "kept_exit"]
 
 
 class KeptBlock(Protocol):
@@ -99,3 +107,15 @@ class kept_exit:  # noqa: N801  a decorator
         exit.guard = _Guard(block)
         block.held = Held(exit, exit.guard)
         return exit
+
+
+def gives_way(exc: BaseException, signal: AbortSignal) -> bool:
+    """Whether this block's RunAborted replaces an exception that leaves the aborted block.
+
+    KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError are not replaced.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split((Exception, RunAborted))[1] is None
+    if isinstance(exc, RunAborted):
+        return exc.run_id != signal.run_id
+    return isinstance(exc, Exception)

@@ -118,9 +118,13 @@ class Interruption:
         self._exception = exception
         self._over = over
         self._raised: type[RunAborted] | None = None
+        self.is_open = False
+
+    def open(self) -> None:
+        """Allow interrupts. Not in ``__init__``: what an exception prevents there is lost."""
+        self.is_open = True
         self._target.open[self] = None
         open_interruptions[self] = None
-        self.is_open = True
 
     def send(self) -> bool:
         """Interrupt the block. Called from another thread.
@@ -167,12 +171,11 @@ class Interruption:
 
     def close(self) -> None:
         """Never interrupt the block from now on. Called behind a shield, unless it is orphaned."""
-        if self.is_open:
-            self.is_open = False
-            self._target.open.pop(self, None)
-            open_interruptions.pop(self, None)
-            if self._target.owed is self:
-                self._target.owed = None
+        self.is_open = False
+        self._target.open.pop(self, None)
+        open_interruptions.pop(self, None)
+        if self._target.owed is self:
+            self._target.owed = None
 
 
 @contextmanager
@@ -270,7 +273,7 @@ class Shield:
     def __enter__(self) -> None:
         try:
             self.put_up()
-        except RunAborted:
+        except BaseException:  # an interrupt, or the exception of a signal handler
             if self.is_up:
                 self.take_down()
             raise
@@ -290,7 +293,10 @@ class Shield:
 
 
 def _take_back(target: _Target) -> None:
-    _asynchronously()(target.thread.ident, None)
+    # Not in vain: up to CPython 3.12 it makes each later call of this thread slower, and in
+    # CPython 3.11 a thread that is traced, by a debugger or for coverage, hangs then.
+    if target.sent is not None:
+        _asynchronously()(target.thread.ident, None)
     # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None

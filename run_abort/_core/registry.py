@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from run_abort._concurrency.hooks import Hook
 
-from .controller import AbortController, AbortSignal
+from .controller import AbortController, AbortSignal, abort_all
 from .current import open_blocks
 from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
@@ -36,7 +36,8 @@ class Registry:
     Any number of controllers may answer to one ID, and one controller to several IDs.
 
     :ivar events: called with each :data:`Event`, in the thread in which it happened, after the
-        flags are set and the waiters are woken. Its functions neither block nor raise.
+        flags are set and the waiters are woken. Its functions neither block nor raise. An event
+        comes twice if a signal handler raises meanwhile.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
     :ivar finishing: called with the controller of a block whose ``signal.finish()`` came before
@@ -143,19 +144,16 @@ class Registry:
         # This thread may work on the run itself. An interrupt here would leave locks locked.
         with Shield():
             aborted = Aborted(request, way, time.time(), tuple(controllers), self.events)
-            return self._abort(aborted)
-
-    def _abort(self, aborted: Aborted) -> int:
-        flipped = []
-        for controller in aborted.controllers:
-            if controller.flip(aborted):
-                flipped.append(controller)  # noqa: PERF401  a comprehension costs another call
-        try:
-            for controller in flipped:
-                controller.take_effect()
-        finally:
-            self.events(aborted)
-        return len(flipped)
+            try:
+                number = abort_all(aborted)
+                self.events(aborted)
+            except BaseException:  # of a signal handler
+                try:
+                    abort_all(aborted)
+                finally:
+                    self.events(aborted)
+                raise
+            return number
 
     def _finish(self, signal: AbortSignal) -> None:
         with self._lock:

@@ -24,7 +24,7 @@ from run_abort.exceptions import RunAborted
 from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
-from .exits import Held, kept_exit
+from .exits import Held, gives_way, kept_exit
 from .ids import clean_ids
 from .interrupts import (
     Interruption,
@@ -90,6 +90,7 @@ class Scope:
         "_cancellation",
         "_controller",
         "_grace",
+        "_has_told",
         "_ids",
         "_interruption",
         "_is_kept",
@@ -118,6 +119,7 @@ class Scope:
         self._cancellation: Cancellation | None = None
         self._plan: EscalationPlan | None = None
         self._interruption: Interruption | None = None
+        self._has_told = False
         # Whether the block is open and has to be left even if an interrupt prevents __exit__.
         self._is_kept = False
         self.held: Held | None = None
@@ -145,16 +147,18 @@ class Scope:
         may_be_interrupted = self.insists or (open_interruptions and is_interruptible())
         if may_be_interrupted and not self._is_kept:
             return self._enter_kept()
-        controller = self._begin()
-        signal = controller.signal
+        if self._controller is not None:
+            raise self._was_entered()
         try:
+            controller = self._begin()
             self._look(controller)
+            signal = controller.signal
             if signal.aborted:
                 raise signal.exception()
-        except BaseException:
+            current.enter(controller)
+        except BaseException:  # also of a signal handler, which may raise at any place
             self._end()
             raise
-        current.enter(controller)
         return signal
 
     @kept_exit
@@ -167,8 +171,12 @@ class Scope:
         if self._is_kept:
             self._leave_kept(exc)
             return
-        signal = self._end()
-        if signal is not None and (exc is None or _gives_way(exc, signal)):
+        try:
+            signal = self._end()
+        except BaseException:
+            self._end()
+            raise
+        if signal is not None and (exc is None or gives_way(exc, signal)):
             raise signal.exception() from exc
 
     # async with
@@ -176,20 +184,24 @@ class Scope:
     async def __aenter__(self) -> AbortSignal:
         if self.insists and "cancel" not in self.insists:
             raise RuntimeError("async with abortable_run() takes insist='cancel' only")
+        if self._controller is not None:
+            raise self._was_entered()
         cancellation = Cancellation()
-        controller = self._begin()
         try:
+            controller = self._begin()
+            signal = controller.signal
             await self._alook(controller)
-            controller.signal.raise_if_aborted()
+            signal.raise_if_aborted()
+            self._cancellation = cancellation
+            if self.insists:
+                self._escalate_by("cancel", cancellation.send)
+            signal._when_aborted(cancellation.begin)
+            current.enter(controller)
         except BaseException:
+            cancellation.withdraw()
             self._end()
             raise
-        self._cancellation = cancellation
-        if self.insists:
-            self._escalate_by("cancel", cancellation.send)
-        controller.signal._when_aborted(cancellation.send)
-        current.enter(controller)
-        return controller.signal
+        return signal
 
     async def __aexit__(
         self,
@@ -197,15 +209,19 @@ class Scope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        signal = self._end()
+        try:
+            signal = self._end()
+        except BaseException:
+            self._end()
+            raise
         if signal is None or self._cancellation is None:
             return
         was_ours = self._cancellation.withdraw()
         if isinstance(exc, asyncio.CancelledError):
-            gives_way = was_ours
+            is_over = was_ours
         else:
-            gives_way = exc is None or _gives_way(exc, signal)
-        if gives_way:
+            is_over = exc is None or gives_way(exc, signal)
+        if is_over:
             raise signal.exception() from exc
 
     # The registry.
@@ -216,8 +232,10 @@ class Scope:
         :return: the signal, which is aborted already if an abort was requested before, and a
             function that ends the hold. It returns True if the hold ended before any abort.
         """
-        controller = self._begin()
+        if self._controller is not None:
+            raise self._was_entered()
         try:
+            controller = self._begin()
             self._look(controller)
         except BaseException:
             self._end()
@@ -225,9 +243,10 @@ class Scope:
         controller.began = not controller.signal.aborted
         return controller.signal, lambda: self._end() is None
 
+    def _was_entered(self) -> RuntimeError:
+        return RuntimeError(f"{self!r} was entered before; make a new one for each block")
+
     def _begin(self) -> AbortController:
-        if self._controller is not None:
-            raise RuntimeError(f"{self!r} was entered before; make a new one for each block")
         # The block registers, then reads the requests. An abort writes its request, then publishes
         # it. So in any order, either the block reads the request or the push finds the block.
         self._process = self._find_process()
@@ -238,7 +257,7 @@ class Scope:
         return controller
 
     def _end(self) -> AbortSignal | None:
-        """Leave the registry.
+        """Leave the registry. May be called again, after an exception of a signal handler.
 
         :return: the signal if the block was aborted; else None.
         """
@@ -253,9 +272,10 @@ class Scope:
             return None
         if self._plan is not None:
             process.escalator.drop(self._plan)
-        if controller.left_at is None:
-            controller.left_at = time.time()
+        if not self._has_told:
+            controller.left_at = controller.left_at or time.time()
             process.registry.events(Left(controller, controller.left_at))
+            self._has_told = True
         return controller.signal
 
     # Escalation.
@@ -299,6 +319,7 @@ class Scope:
                 if self.insists:
                     over = self.held.over if self.held is not None else ()
                     self._interruption = Interruption(self._exception, over)
+                    self._interruption.open()
                 with Shield():  # against interrupts of this block
                     signal = self.__enter__()
                     if self._interruption is not None:
@@ -333,14 +354,20 @@ class Scope:
         """Leave the block. An interrupt that arrives during this replaces ``exc``."""
         shield = Shield()
         ended_by = exc
-        while not shield.is_up:
-            ended_by = _put_up(shield) or ended_by
-        signal = self._close()
-        if signal is not None and self._interruption is not None:
-            for block in set(self._unguarded).difference(self._around):
-                block._close()
-        shield.take_down()
-        if signal is not None and (ended_by is None or _gives_way(ended_by, signal)):
+        try:
+            while not shield.is_up:
+                ended_by = _put_up(shield) or ended_by
+            signal = self._close()
+            if signal is not None and self._interruption is not None:
+                for block in set(self._unguarded).difference(self._around):
+                    block._close()
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            if shield.is_up:
+                shield.take_down()
+        if signal is not None and (ended_by is None or gives_way(ended_by, signal)):
             raise signal.exception() from ended_by
         if ended_by is not None and ended_by is not exc:
             raise ended_by
@@ -363,15 +390,3 @@ def _put_up(shield: Shield) -> RunAborted | None:
     except RunAborted as interrupt:
         return interrupt
     return None
-
-
-def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
-    """Whether this block's RunAborted replaces an exception that leaves the aborted block.
-
-    KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError are not replaced.
-    """
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.split((Exception, RunAborted))[1] is None
-    if isinstance(exc, RunAborted):
-        return exc.run_id != signal.run_id
-    return isinstance(exc, Exception)

@@ -1,0 +1,79 @@
+"""What an abort calls: the waiters to wake, the callbacks to start.
+
+A signal handler may raise between any two steps, and then the abort is carried out once more. So an
+effect may be called twice, also by two threads at once, and one that was called stays known until
+its call has returned. What must happen once is claimed where it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+__all__ = ["Waiter", "call_all", "call_in_loop", "once", "resolve"]
+
+
+def call_all(effects: dict[object, Callable[[], object]]) -> None:
+    """Call the effects, which neither block nor raise, and forget them."""
+    for key, effect in list(effects.items()):
+        effect()
+        effects.pop(key, None)
+
+
+def once(fn: Callable[[], object]) -> tuple[Callable[[], None], Callable[[], bool]]:
+    """Make a function that calls ``fn`` once.
+
+    :return: that function, and one that claims the only call: it returns whether it was the first.
+    """
+    claims = [None]
+
+    def claim() -> bool:
+        try:
+            claims.pop()
+        except IndexError:
+            return False
+        return True
+
+    return partial(_call_if, fn, claim), claim
+
+
+def _call_if(fn: Callable[[], object], claim: Callable[[], bool]) -> None:
+    if claim():
+        fn()
+
+
+class Waiter:
+    """Blocks one thread until another one wakes it.
+
+    A bare lock, not ``threading.Event``: an Event has a lock inside. If the waiting thread held it
+    when a signal handler calls :meth:`wake`, that thread would wait for itself.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> None:
+        """:param timeout: seconds to wait at most; ``None`` waits without limit."""
+        self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # it was woken before
+            self._lock.release()
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object) -> None:
+    """Call ``fn`` in an event loop, unless that is closed: then nothing waits in it."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(fn, *args)
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Give the future its result, unless it has one."""
+    if not future.done():
+        future.set_result(None)
