@@ -25,7 +25,7 @@ from ._runtime.inquiry import Findings, Inquiry
 from ._runtime.runtime import current
 from ._store import database, requests
 from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT
-from .signals import run_abort_requested
+from .signals import run_abort_requested, send_to_all
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -235,7 +235,7 @@ def _abort(
         outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
-            run_abort_requested.send_robust(database.model(), **_facts(request, outcome))
+            send_to_all(run_abort_requested, database.model(), **_facts(request, outcome))
         except Exception:
             logger.exception(_RECEIVER_FAILED)
     return outcomes if inquiry is None else _answered(inquiry, outcomes)

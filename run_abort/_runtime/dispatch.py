@@ -27,7 +27,7 @@ from run_abort._core.controller import AbortController
 from run_abort._core.registry import Registry
 from run_abort._core.types import Request, Way
 from run_abort._store import database
-from run_abort.signals import run_abort_received, run_aborted
+from run_abort.signals import run_abort_received, run_aborted, send_to_all
 
 __all__ = ["Dispatch"]
 
@@ -253,7 +253,8 @@ class Dispatch:
         self._calling.request = (request.run_id, request.id)
         close_old_connections()
         try:
-            run_abort_received.send_robust(
+            send_to_all(
+                run_abort_received,
                 database.model(),
                 run_id=request.run_id,
                 origin=request.origin,
@@ -302,7 +303,7 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
             "controllers": number,
             "way": way,
         }
-        run_aborted.send_robust(database.model(), **facts)
+        send_to_all(run_aborted, database.model(), **facts)
 
 
 def _as_uuid(request_id: str) -> uuid.UUID | None:

@@ -173,7 +173,27 @@ class TestAbortRun:
                 assert asyncio.run(aabort_run("run-1")).asked
             finally:
                 run_abort_requested.disconnect(receiver)
-        assert "A receiver of run_abort_requested failed" in caplog.text
+        assert "fails" in caplog.text
+
+    def test_a_receiver_that_raises_run_aborted_keeps_no_other_one_from_hearing(
+        self, with_all: None
+    ) -> None:
+        heard: list[str] = []
+
+        def fails(**kwargs: Any) -> None:
+            raise RunAborted("run-2")
+
+        def behind(*, run_id: str, **kwargs: Any) -> None:
+            heard.append(run_id)
+
+        for receiver in (fails, behind):
+            run_abort_requested.connect(receiver)
+        try:
+            assert abort_run("run-1").asked
+        finally:
+            for receiver in (fails, behind):
+                run_abort_requested.disconnect(receiver)
+        assert heard == ["run-1"]
 
     def test_aborting_again_is_a_new_request_without_effect(self, with_all: None) -> None:
         with pytest.raises(RunAborted, match="first"), abortable_run("run-1"):

@@ -5,11 +5,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
-from run_abort import AbortController
+from run_abort import AbortController, RunAborted
 from run_abort._core.types import Request
 from run_abort._runtime import dispatch as dispatch_module
 from run_abort._runtime.dispatch import Dispatch
@@ -176,6 +177,27 @@ class TestReceive:
         assert run.signal.aborted
         assert handled == ["run-1"]
         assert type(error).__name__ in caplog.text or "oops" in caplog.text
+
+    def test_one_that_raises_run_aborted_keeps_no_other_receiver_from_hearing(
+        self, dispatch: Dispatch
+    ) -> None:
+        heard: list[str] = []
+
+        def fails(**kwargs: Any) -> None:
+            raise RunAborted("run-1")
+
+        async def fails_async(**kwargs: Any) -> None:
+            raise RunAborted("run-1")
+
+        def behind(*, run_id: str, **kwargs: Any) -> None:
+            heard.append(run_id)
+
+        for signal in (run_abort_received, run_aborted):
+            with connected(signal, partial(fails)), connected(signal, fails_async):
+                with connected(signal, behind), held("run-1"):
+                    dispatch.receive(heard_of("run-1"))
+                    assert dispatch.wait_for_handlers(20)
+        assert heard == ["run-1", "run-1"]
 
     def test_receivers_that_took_long_cost_one_warning(
         self,
