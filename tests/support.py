@@ -24,7 +24,7 @@ from typing import Any, Self
 from django.conf import settings
 from django.db import connection
 
-from run_abort._core import process_tree
+from run_abort._core import procfs
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> 
 
 def is_there(pid: int) -> bool:
     """Whether there is a process of that number that lives."""
-    entry = process_tree.entry_of(pid)
+    entry = procfs.entry_of(pid)
     return entry is not None and not entry.is_dead
 
 
@@ -157,11 +157,7 @@ class Child:
 
     def session(self) -> list[int]:
         """The processes of its session that live, itself included."""
-        return [
-            each.pid
-            for each in process_tree.processes()
-            if not each.is_dead and self._has(each.pid)
-        ]
+        return [each.pid for each in procfs.processes() if not each.is_dead and self._has(each.pid)]
 
     def _has(self, pid: int) -> bool:
         try:

@@ -11,29 +11,33 @@ import logging
 import os
 import select
 import signal as signals
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
+from .procfs import (
+    PROC,
+    TICKS,
+    Entry,
+    children_file,
+    effective_uid,
+    entry_of,
+    is_current,
+    processes,
+)
 from .types import Escalation
 
 __all__ = [
-    "Entry",
     "Family",
     "Tell",
-    "boot_time",
     "can_hold",
     "children_of_thread",
-    "effective_uid",
     "end",
-    "entry_of",
     "family_of",
     "family_of_stranger",
     "kill",
-    "processes",
 ]
 
 logger = logging.getLogger("run_abort")
@@ -42,72 +46,7 @@ KILL_TIMEOUT: Final = 5.0  # seconds to wait for the exit of killed processes
 LOOK: Final = 0.02  # seconds before looking for new members; doubled up to LOOK_SELDOM
 LOOK_SELDOM: Final = 0.25
 
-PROC: Final = Path("/proc")
-TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-
 Tell = Callable[[Escalation], object]
-
-
-class Entry(NamedTuple):
-    """A process in ``/proc``. Process IDs are reused; ``pid`` and ``began`` together are unique.
-
-    :ivar parent: process ID of its parent.
-    :ivar group: ID of its process group.
-    :ivar began: when it began, in seconds since boot, to a hundredth.
-    :ivar is_dead: whether it is a zombie: it has ended, and its parent has not reaped it yet.
-    """
-
-    pid: int
-    parent: int
-    group: int
-    began: float
-    is_dead: bool
-
-
-def entry_of(pid: int) -> Entry | None:
-    """The process with this ID; None if there is none.
-
-    :raises OSError: if there are too many open files.
-    """
-    text = _read(pid, "stat")
-    if text is None:
-        return None
-    # The name is in parentheses and may contain any character.
-    fields = text[text.rindex(")") + 2 :].split()
-    return Entry(pid, int(fields[1]), int(fields[2]), int(fields[19]) / TICKS, fields[0] in "ZXx")
-
-
-def processes() -> Iterator[Entry]:
-    """All processes that are visible to this one."""
-    for path in PROC.iterdir():
-        if path.name.isdecimal():
-            entry = entry_of(int(path.name))
-            if entry is not None:
-                yield entry
-
-
-def effective_uid(pid: int) -> int | None:
-    """Effective UID of a process; None if it has exited.
-
-    :raises OSError: if there are too many open files.
-    """
-    lines = (_read(pid, "status") or "").splitlines()
-    return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
-
-
-def _read(pid: int, name: str) -> str | None:
-    # Any other error does not mean that there is no such process.
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        return (PROC / str(pid) / name).read_text(errors="replace")
-    return None
-
-
-def boot_time() -> float:
-    """When this host was booted, in seconds since the epoch, by its present clock."""
-    for line in (PROC / "stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
-    raise OSError("/proc/stat has no line 'btime'")
 
 
 class Family(Protocol):
@@ -160,7 +99,7 @@ def children_of_thread() -> Family:
 
     :raises RuntimeError: if this system does not list the processes that a thread has started.
     """
-    if can_hold() and _children_file().exists():
+    if can_hold() and children_file().exists():
         return _Children()
     raise RuntimeError("to find the programs that a thread starts takes Linux with /proc")
 
@@ -245,7 +184,7 @@ class _Children(_Tree):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self._file = _children_file()
+        self._file = children_file()
         self._before = set(map(_key, self._listed(entry_of)))
         # Excludes older processes that this one adopts later, because its ID is 1, for example.
         self._since = time.clock_gettime(time.CLOCK_BOOTTIME) - 2 / TICKS
@@ -254,7 +193,9 @@ class _Children(_Tree):
         return (
             entry
             for entry in self._listed(by_pid.get)
-            if entry.began >= self._since and _key(entry) not in self._before
+            if entry.began >= self._since
+            and _key(entry) not in self._before
+            and entry.pid != _resource_tracker()
         )
 
     def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
@@ -268,9 +209,13 @@ class _Children(_Tree):
                 yield entry
 
 
-def _children_file() -> Path:
-    """Lists the children that the calling thread has started and that were not reaped yet."""
-    return PROC / "self" / "task" / str(threading.get_native_id()) / "children"
+def _resource_tracker() -> int | None:
+    """A helper of ``multiprocessing``, which serves until the end of this process.
+
+    It ignores SIGTERM, so that ending it would take the whole grace.
+    """
+    module: Any = sys.modules.get("multiprocessing.resource_tracker")
+    return getattr(getattr(module, "_resource_tracker", None), "_pid", None)
 
 
 class _Group:
@@ -325,7 +270,7 @@ def _signal(entry: Entry, number: int) -> bool:
     with suppress(OSError):
         fd = os.pidfd_open(entry.pid)
         try:
-            if not _is_current(entry):
+            if not is_current(entry):
                 return False
             # The ID is not passed on while the descriptor is open.
             signals.pidfd_send_signal(fd, number)
@@ -334,15 +279,10 @@ def _signal(entry: Entry, number: int) -> bool:
             os.close(fd)
     # Not enough file descriptors for that, or pidfds are forbidden here.
     with suppress(OSError):
-        if _is_current(entry):
+        if is_current(entry):
             os.kill(entry.pid, number)
             return True
     return False
-
-
-def _is_current(entry: Entry) -> bool:
-    now = entry_of(entry.pid)
-    return now is not None and now.began == entry.began
 
 
 def _sleep_until_exit(entries: Sequence[Entry], seconds: float) -> None:

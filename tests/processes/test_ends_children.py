@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +186,19 @@ class TestAbort:
             controller.abort()
             process.join(20)
         assert process.exitcode == -signals.SIGTERM
+
+    def test_the_resource_tracker_of_multiprocessing_is_left_alone(
+        self, controller: AbortController, told: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It ignores SIGTERM: the abort would take the whole grace."""
+        tracker: Any = resource_tracker.ResourceTracker()
+        monkeypatch.setattr(resource_tracker, "_resource_tracker", tracker)
+        with pytest.raises(RunAborted), controller.signal.ends_children():
+            tracker.ensure_running()
+            controller.abort()
+        assert is_there(tracker._pid)
+        assert told == []
+        tracker._stop()
 
 
 class TestBlock:

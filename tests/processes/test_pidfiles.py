@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from run_abort._core import process_tree
+from run_abort._core import procfs
 from run_abort.management.pidfiles import files
 from run_abort.management.pidfiles.files import PidFile, check_directory, judge, pid_files
 
@@ -92,7 +92,7 @@ class TestJudge:
         write(tmp_path, "run-1.main.pid", process.pid)
         judgement = judge(only(tmp_path))
         assert judgement.verdict == "believed"
-        assert judgement.process == process_tree.entry_of(process.pid)
+        assert judgement.process == procfs.entry_of(process.pid)
 
     @pytest.mark.parametrize(
         ("age", "verdict"),
@@ -124,7 +124,7 @@ class TestJudge:
         self, tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write(tmp_path, "run-1.main.pid", process.pid)
-        monkeypatch.setattr(process_tree, "effective_uid", lambda pid: os.geteuid() + 1)
+        monkeypatch.setattr(procfs, "effective_uid", lambda pid: os.geteuid() + 1)
         judgement = judge(only(tmp_path))
         assert (judgement.verdict, judgement.process) == ("not believed", None)
         assert "another user" in judgement.why

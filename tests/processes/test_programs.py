@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from run_abort import abort_run
-from run_abort._core import process_tree
+from run_abort._core import procfs
 from run_abort._runtime import inquiry
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
@@ -83,7 +83,7 @@ class TestAbort:
         other = program("run-2.main")
         wait_until_held(process.pid, "run-1")
         wait_until_held(other.pid, "run-2")
-        family = [each.pid for each in process_tree.processes() if each.group == process.pid]
+        family = [each.pid for each in procfs.processes() if each.group == process.pid]
         assert len(family) == 2
         foreign.publish("run-1")
         line = json.loads(child.wait_for('"ended"'))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from run_abort import AbortController, RunAborted, abortable_run
-from run_abort._core import process_tree
+from run_abort._core import process_tree, procfs
 from run_abort._core.controller import AbortSignal
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
@@ -46,7 +46,7 @@ time.sleep(600)
 # free; says how many live then, and how many once there are descriptors again.
 NEAR_THE_LIMIT = """
 import logging, os, resource, subprocess, sys, tempfile, threading, time
-from run_abort._core import process_tree
+from run_abort._core import process_tree, procfs
 from run_abort._core.controller import AbortController
 from run_abort.exceptions import RunAborted
 
@@ -70,7 +70,7 @@ def work():
 
 def lives(pid):
     try:
-        entry = process_tree.entry_of(pid)
+        entry = procfs.entry_of(pid)
     except OSError:  # no descriptor to look with, so none for the abort either
         return True
     return entry is not None and not entry.is_dead
@@ -453,7 +453,7 @@ class TestAttach:
             monkeypatch.setattr(os, "pidfd_open", too_many_files)
         told: list[str] = []
         with subprocess.Popen(["sleep", "60"], process_group=0) as process:
-            entry = process_tree.entry_of(process.pid)
+            entry = procfs.entry_of(process.pid)
             assert entry is not None
             before = entry._replace(began=entry.began - 1)
             assert not process_tree._signal(before, signals.SIGKILL)
@@ -537,7 +537,7 @@ class TestRunAsync:
 
 class TestProcfs:
     def test_tells_of_this_process(self) -> None:
-        entry = process_tree.entry_of(os.getpid())
+        entry = procfs.entry_of(os.getpid())
         assert entry is not None
         assert (entry.pid, entry.parent, entry.group) == (
             os.getpid(),
@@ -545,22 +545,22 @@ class TestProcfs:
             os.getpgrp(),
         )
         assert not entry.is_dead
-        assert entry in set(process_tree.processes())
-        assert 0 < time.time() - (process_tree.boot_time() + entry.began) < 24 * 3600
+        assert entry in set(procfs.processes())
+        assert 0 < time.time() - (procfs.boot_time() + entry.began) < 24 * 3600
 
     def test_a_name_with_parentheses(self, tmp_path: Path) -> None:
         program = tmp_path / "a) R 1 (b"
         program.symlink_to("/bin/sleep")
         with subprocess.Popen([str(program), "600"]) as process:
-            wait_until(lambda: process_tree.entry_of(process.pid) is not None)
-            entry = process_tree.entry_of(process.pid)
+            wait_until(lambda: procfs.entry_of(process.pid) is not None)
+            entry = procfs.entry_of(process.pid)
             assert entry is not None
             assert entry.parent == os.getpid()
             process.kill()
-            wait_until(lambda: process_tree.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
+            wait_until(lambda: procfs.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
 
     def test_of_nobody_nothing(self) -> None:
-        assert process_tree.entry_of(2**22 + 1) is None
+        assert procfs.entry_of(2**22 + 1) is None
         assert process_tree.family_of(2**22 + 1) is None
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
-from run_abort._core import process_tree
-from run_abort._core.process_tree import Entry
+from run_abort._core import procfs
+from run_abort._core.procfs import Entry
 
 __all__ = ["Judgement", "PidFile", "check_directory", "judge", "pid_files", "remove"]
 
@@ -101,12 +101,12 @@ def judge(file: PidFile) -> Judgement:
         return Judgement("not believed", "it belongs to another user")
     if file.pid is None or file.pid < 2:
         return Judgement("not believed", "it contains no process ID")
-    process = process_tree.entry_of(file.pid)
+    process = procfs.entry_of(file.pid)
     if process is None or process.is_dead:
         return Judgement("stale", "its process is gone")
-    if process_tree.effective_uid(file.pid) != os.geteuid():
+    if procfs.effective_uid(file.pid) != os.geteuid():
         return Judgement("not believed", "its process belongs to another user")
-    age = file.written_at - (process_tree.boot_time() + process.began)
+    age = file.written_at - (procfs.boot_time() + process.began)
     if age < -BEFORE:
         verdict: Verdict = "stale" if age < -STALE else "not believed"
         return Judgement(verdict, "it is older than its process")

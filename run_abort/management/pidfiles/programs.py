@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from run_abort._concurrency.workers import spawn
-from run_abort._core import process_tree
-from run_abort._core.process_tree import Entry, Family, end, family_of_stranger, kill
+from run_abort._core import procfs
+from run_abort._core.process_tree import Family, end, family_of_stranger, kill
+from run_abort._core.procfs import Entry
 from run_abort.runs import hold
 
 from . import files
@@ -47,7 +48,7 @@ class _Program:
         self._remove = self.signal.add_callback(partial(spawn, self._end, name="run_abort-program"))
 
     def is_there(self) -> bool:
-        entry = process_tree.entry_of(self._process.pid)
+        entry = procfs.entry_of(self._process.pid)
         return entry is not None and entry.began == self._process.began and not entry.is_dead
 
     def let_go(self) -> bool:
@@ -149,7 +150,7 @@ class Programs:
     def _hold(self, key: Key, file: PidFile, process: Entry) -> None:
         family = family_of_stranger(process, owner=os.geteuid())
         if family is None:
-            if process_tree.entry_of(process.pid) is not None:
+            if procfs.entry_of(process.pid) is not None:
                 self._distrust(key, "its process cannot be held: too many open files?")
             return
         try:

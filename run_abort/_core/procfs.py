@@ -1,0 +1,101 @@
+"""Reads ``/proc``: which processes there are on this host."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = [
+    "PROC",
+    "TICKS",
+    "Entry",
+    "boot_time",
+    "children_file",
+    "effective_uid",
+    "entry_of",
+    "is_current",
+    "processes",
+]
+
+PROC: Final = Path("/proc")
+TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Entry(NamedTuple):
+    """A process in ``/proc``. Process IDs are reused; ``pid`` and ``began`` together are unique.
+
+    :ivar parent: process ID of its parent.
+    :ivar group: ID of its process group.
+    :ivar began: when it began, in seconds since boot, to a hundredth.
+    :ivar is_dead: whether it is a zombie: it has ended, and its parent has not reaped it yet.
+    """
+
+    pid: int
+    parent: int
+    group: int
+    began: float
+    is_dead: bool
+
+
+def entry_of(pid: int) -> Entry | None:
+    """The process with this ID; None if there is none.
+
+    :raises OSError: if there are too many open files.
+    """
+    text = _read(pid, "stat")
+    if text is None:
+        return None
+    # The name is in parentheses and may contain any character.
+    fields = text[text.rindex(")") + 2 :].split()
+    return Entry(pid, int(fields[1]), int(fields[2]), int(fields[19]) / TICKS, fields[0] in "ZXx")
+
+
+def processes() -> Iterator[Entry]:
+    """All processes that are visible to this one."""
+    for path in PROC.iterdir():
+        if path.name.isdecimal():
+            entry = entry_of(int(path.name))
+            if entry is not None:
+                yield entry
+
+
+def effective_uid(pid: int) -> int | None:
+    """Effective UID of a process; None if it has exited.
+
+    :raises OSError: if there are too many open files.
+    """
+    lines = (_read(pid, "status") or "").splitlines()
+    return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+
+
+def _read(pid: int, name: str) -> str | None:
+    # Any other error does not mean that there is no such process.
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        return (PROC / str(pid) / name).read_text(errors="replace")
+    return None
+
+
+def boot_time() -> float:
+    """When this host was booted, in seconds since the epoch, by its present clock."""
+    for line in (PROC / "stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    raise OSError("/proc/stat has no line 'btime'")
+
+
+def is_current(entry: Entry) -> bool:
+    """Whether the process has not been reaped, so that no other process has its ID.
+
+    :raises OSError: if there are too many open files.
+    """
+    now = entry_of(entry.pid)
+    return now is not None and now.began == entry.began
+
+
+def children_file() -> Path:
+    """Lists the children that the calling thread has started and that were not reaped yet."""
+    return PROC / "self" / "task" / str(threading.get_native_id()) / "children"
