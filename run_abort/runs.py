@@ -10,6 +10,7 @@ from ._core.scope import Scope
 from ._core.types import Request
 from ._runtime.runtime import Runtime, current
 from ._store import database, requests
+from ._transport.listener import REST
 
 __all__ = ["abortable_run", "hold"]
 
@@ -57,25 +58,31 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     _process: Runtime
 
     def _look(self, controller: AbortController) -> None:
-        process = self._process
-        process.listener.ensure_started()
-        if database.enabled():
-            process.reconciler.ensure_started()
+        if self._start_threads():
             abort = partial(self._abort, controller)
             request = requests.find(self._ids, on_late=abort)
             if request is not None:
                 abort(request)
 
     async def _alook(self, controller: AbortController) -> None:
-        process = self._process
-        process.listener.ensure_started()
-        if database.enabled():
-            process.reconciler.ensure_started()
+        if self._start_threads():
             abort = partial(self._abort, controller)
             find = partial(requests.find, self._ids, on_late=abort)
             request = await database.call_from_loop(find)
             if request is not None:
                 abort(request)
+
+    def _start_threads(self) -> bool:
+        """Return whether requests are stored in the database."""
+        process = self._process
+        if not database.enabled():
+            process.listener.ensure_started()
+            return False
+        # A short job in a process of its own ends before the listener connects. A push before that
+        # is not lost: the listener has the requests read when it is subscribed.
+        process.listener.ensure_started(rest=REST)
+        process.reconciler.ensure_started()
+        return True
 
     def _abort(self, controller: AbortController, request: Request) -> None:
         self._process.registry.abort_controllers([controller], request, "start")

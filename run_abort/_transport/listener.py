@@ -108,16 +108,18 @@ class Listener:
         self._last_error = ""
         self._throttle = Throttle()
 
-    def ensure_started(self) -> bool:
+    def ensure_started(self, *, rest: float = 0.0) -> bool:
         """Start the thread, or make it connect without delay. Cheap if that was done before.
 
+        :param rest: seconds until a thread that is started now connects. If given, a thread that
+            rests already is not woken.
         :return: whether a transport is configured and this process may listen.
         :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
         """
         if not self._settled:
             self._configured = conf.settings().LISTEN is not False and self._has_transport()
             # If no thread can be started, the next call tries again.
-            self._settled = not self._configured or self.start()
+            self._settled = not self._configured or self.start(rest=rest)
         return self._configured
 
     def _has_transport(self) -> bool:

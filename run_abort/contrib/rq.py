@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
+import django.db.models.sql.compiler  # noqa: F401  else each job's own process imports it
+
 try:
     from redis.exceptions import RedisError
     from rq import Queue, Worker

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from django.db.backends.signals import connection_created
 
-from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
+from run_abort import RunAborted, abortable_run, runs, subscribe_to_run_aborts
+from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
+from run_abort._store import requests
 from run_abort._transport.backoff import MIN_DELAY
 from run_abort._transport.redis.connections import Subscription
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
-from tests.support import Foreign, wait_until
+from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 
 def state() -> str:
@@ -69,6 +71,32 @@ class TestLife:
         assert current().listener.ensure_started()
         wait_until(is_listening)
         assert foreign.publish("run-1") == 0
+
+
+@pytest.mark.django_db(transaction=True)
+class TestShortJob:
+    """One in a process of its own, which is over before it would have subscribed."""
+
+    @pytest.fixture(autouse=True)
+    def _slowly(self, configure: Configure, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        configure(REDIS_URL=proxy.url, REQUESTS=True)
+        monkeypatch.setattr(runs, "REST", TIMEOUT)
+
+    def test_it_connects_to_no_redis(self, proxy: Proxy) -> None:
+        control = Runtime()
+        with abortable_run("a"):
+            assert control.listener.ensure_started()
+            wait_until(control.listener.is_listening)
+            assert state() == "starting"
+            assert proxy.accepted == 1
+        assert control.close()
+
+    def test_an_abort_before_the_subscription_takes_effect_with_it(self, runtime: Runtime) -> None:
+        with pytest.raises(RunAborted), abortable_run("a") as signal:
+            assert requests.record([Request("a", str(uuid.uuid4()))])
+            assert not signal.aborted
+            runtime.listener.service.wake()
+            assert signal.wait(TIMEOUT)
 
 
 class TestClosedAtOnce:
