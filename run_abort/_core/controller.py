@@ -214,7 +214,8 @@ class AbortSignal(Programs):
                 Report.objects.raw(...)
 
         The connection can be used afterwards. An open transaction has to be rolled back, which
-        ``transaction.atomic`` does. Further statements of the block are not begun.
+        ``transaction.atomic`` does. If no statement runs, the next one raises ``RunAborted``.
+        Those that follow run, so that the block can clean up. Entering the block connects.
 
         :param connection: Django's, such as ``django.db.connection``, to PostgreSQL, MySQL,
             MariaDB or SQLite. Only the calling thread may use it.

@@ -20,6 +20,7 @@ from typing import Final
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.service import Life, Service
 
+from . import interrupts
 from .types import Escalation
 
 __all__ = ["Cancellation", "EscalationPlan", "Escalator", "clean_grace", "clean_insist"]
@@ -69,7 +70,8 @@ def clean_insist(insist: object) -> tuple[Escalation, ...]:
 class EscalationPlan:
     """The attempts to end one aborted block, until it is left. Made in the thread of the block.
 
-    :param grace: seconds from the abort to the first attempt, and from there to the second.
+    :param grace: seconds from the abort to the first attempt. From there to the second it is as
+        long, and at least ``interrupts.CLEANUP_TIME``.
     :param attempt: makes an attempt, in the escalator's thread. Returns False if none was possible.
         Returns quickly, and raises nothing.
     :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds.
@@ -99,7 +101,7 @@ class EscalationPlan:
         self.grace = grace
         self._attempt = attempt
         self._on_stuck = on_stuck
-        self._delay = max(grace, RETRY_DELAY)
+        self._delay = interrupts.cleanup_time(grace)
         self._stuck = 0.0
         self.ident = threading.get_ident()
         self.is_added = False

@@ -12,7 +12,7 @@ between the check and the arrival. Catching the exception in ``__exit__``: it ma
 first statement of ``__exit__`` is executed, so ``__exit__`` does nothing, and the block would stay
 open and be interrupted again. A ``try`` around the body cannot be added to the caller's code.
 
-The solution has three parts:
+The solution has four parts:
 
 1. **A lock for each thread, and shields.** An interrupt is sent only while the lock of the target
    thread is held, the block is open, and no shield is up in that thread. A thread that leaves its
@@ -20,42 +20,50 @@ The solution has three parts:
    Behind the shield the block is closed, so no further interrupt is sent.
 
 2. **One interrupt at a time.** CPython keeps one pending exception for each thread; a second one
-   would replace the first. So the next one is sent only ``PAUSE`` seconds after the last one has
-   arrived. The exception class notes its own arrival: CPython instantiates it when it is raised.
+   would replace the first. And the code that one has hit cleans up. So the next one is sent only
+   when the last one has arrived, and a while has passed since. The exception class notes its own
+   arrival: CPython instantiates it when it is raised.
 
 3. **A guard that ends with the** ``with`` **statement.** The statement calls ``__exit__`` through
    an object (``exits._Exit``) to which nothing else has a reference. When the statement ends,
    CPython deletes this object. If ``__exit__`` was not executed, the object's guard leaves the
    block then. Nothing is sent to a block whose object is gone.
+
+4. **Not amid a database statement.** ``cpython`` sends nothing to a thread that runs one.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
 from run_abort.exceptions import RunAborted
 
+from .cpython import Statement, asynchronously, raise_outside_of_statements
+
 __all__ = [
     "Interruption",
     "Shield",
     "after_fork_in_child",
+    "cleanup_time",
     "is_interruptible",
     "open_interruptions",
     "take_for_arrived",
 ]
 
-PAUSE: Final = 0.01  # seconds
+CLEANUP_TIME: Final = 5.0  # seconds
 
 _here = threading.local()
 # The interruptions of all threads. While it is empty, no thread has to check its own.
 open_interruptions: dict[Interruption, None] = {}
+
+
+def cleanup_time(grace: float) -> float:
+    """Seconds that the code of a block may take to clean up before it is interrupted again."""
+    return max(grace, CLEANUP_TIME)
 
 
 class _Target:
@@ -65,10 +73,10 @@ class _Target:
     :ivar shields: how many shields are up.
     :ivar sent: the interruption that was sent and has not arrived.
     :ivar owed: the interruption to raise when the last shield is taken down.
-    :ivar arrived_at: when the last interrupt arrived, in seconds of ``time.monotonic()``.
+    :ivar obeying_until: nothing is sent before, in seconds of ``time.monotonic()``.
     """
 
-    __slots__ = ("arrived_at", "lock", "open", "owed", "sent", "shields", "thread")
+    __slots__ = ("lock", "obeying_until", "open", "owed", "sent", "shields", "thread")
 
     def __init__(self) -> None:
         # Guards shields, owed, and the sending. The thread itself sets sent to None without it.
@@ -79,13 +87,16 @@ class _Target:
         self.shields = 0
         self.sent: Interruption | None = None
         self.owed: Interruption | None = None
-        self.arrived_at = -PAUSE
+        self.obeying_until = 0.0
 
     def is_ready(self) -> bool:
         """Whether an interrupt may be sent. Called within the lock."""
         is_busy = self.sent is not None or self.owed is not None
-        is_calm = time.monotonic() - self.arrived_at >= PAUSE
-        return not is_busy and is_calm and self.thread.is_alive()
+        return not is_busy and not self.is_obeying() and self.thread.is_alive()
+
+    def is_obeying(self) -> bool:
+        """Whether an interrupt arrived so recently that its cleanup may still run."""
+        return time.monotonic() < self.obeying_until
 
 
 def _target() -> _Target | None:
@@ -105,18 +116,35 @@ class Interruption:
 
     :param exception: makes the ``RunAborted`` to raise; called in that thread.
     :param over: not empty once the ``with`` statement has ended.
+    :param grace: of the block, in seconds.
+    :ivar delayed_by: the statement that the last attempt found in the thread.
     :raises RuntimeError: if this Python has no asynchronous exceptions.
     """
 
-    __slots__ = ("_exception", "_over", "_raised", "_target", "is_open")
+    __slots__ = (
+        "_cleanup_time",
+        "_exception",
+        "_over",
+        "_raised",
+        "_target",
+        "delayed_by",
+        "is_open",
+    )
 
-    def __init__(self, exception: Callable[[], RunAborted], over: Sequence[object] = ()) -> None:
-        _asynchronously()
+    def __init__(
+        self,
+        exception: Callable[[], RunAborted],
+        over: Sequence[object] = (),
+        grace: float = 0.0,
+    ) -> None:
+        asynchronously()
         if not hasattr(_here, "target"):
             _here.target = _Target()
         self._target: _Target = _here.target
         self._exception = exception
         self._over = over
+        self._cleanup_time = cleanup_time(grace)
+        self.delayed_by: Statement | None = None
         self._raised: type[RunAborted] | None = None
         self.is_open = False
 
@@ -129,20 +157,65 @@ class Interruption:
     def send(self) -> bool:
         """Interrupt the block. Called from another thread.
 
-        :return: False if the block was left, or if an earlier interrupt has not arrived yet.
+        :return: False if that is not possible now: the block was left, an earlier interrupt has
+            not arrived or is being obeyed, or a database statement runs in the thread.
         """
         target = self._target
-        with target.lock:
-            if not self.is_open or self.is_orphaned() or not target.is_ready():
+        # Not waiting for the lock: it is held while a statement is being cancelled.
+        if not target.lock.acquire(blocking=False):
+            return False
+        try:
+            if not self.is_due():
                 return False
             if target.shields:
                 target.owed = self
                 return True
-            with _no_thread_begins() as is_safe:
-                if is_safe:
-                    target.sent = self  # set before sending: the interrupt may arrive at once
-                    _asynchronously()(target.thread.ident, id(self.raised()))
-                return is_safe
+            target.sent = self  # set before sending: the interrupt may arrive at once
+            was_sent = False
+            try:
+                was_sent = raise_outside_of_statements(self.ident, self.raised())
+            finally:
+                if not was_sent:
+                    target.sent = None
+            return was_sent
+        finally:
+            target.lock.release()
+
+    @property
+    def ident(self) -> int:
+        """The thread of the block."""
+        ident = self._target.thread.ident
+        assert ident is not None  # noqa: S101  it was made in that thread
+        return ident
+
+    def is_due(self) -> bool:
+        """Whether the block is open, and no earlier interrupt is on its way or being obeyed."""
+        return self.is_open and not self.is_orphaned() and self._target.is_ready()
+
+    def is_obeyed(self) -> bool:
+        """Whether an interrupt of this thread arrived so recently that its cleanup may run."""
+        return self._target.is_obeying()
+
+    def raise_if_due(self) -> None:
+        """Interrupt the block, of this thread, here."""
+        with self._target.lock:
+            if not self.is_due():
+                return
+            if self._target.shields:
+                self._target.owed = self
+                return
+        raise self.raised()
+
+    def instead(self, action: Callable[[], object]) -> None:
+        """Call ``action``, which counts as an interrupt that has arrived.
+
+        Not called if the block was left, or if a shield is up. Leaving the block, and putting up a
+        shield, wait for the end of the action. Called from another thread.
+        """
+        with self._target.lock:
+            if self.is_due() and not self._target.shields:
+                action()
+                self._obey()
 
     def is_orphaned(self) -> bool:
         """Whether the ``with`` statement has ended and the block is open all the same."""
@@ -166,37 +239,22 @@ class Interruption:
         """Note that the interrupt has arrived, in the thread of the block; return the exception."""
         if self._target.sent is self:
             self._target.sent = None
-        self._target.arrived_at = time.monotonic()
+        self._obey()
         return self._exception()
+
+    def _obey(self) -> None:
+        self._target.obeying_until = time.monotonic() + self._cleanup_time
 
     def close(self) -> None:
         """Never interrupt the block from now on. Called behind a shield, unless it is orphaned."""
         self.is_open = False
+        self.delayed_by = None
         self._target.open.pop(self, None)
         open_interruptions.pop(self, None)
         if self._target.owed is self:
             self._target.owed = None
-
-
-@contextmanager
-def _no_thread_begins() -> Iterator[bool]:
-    """Keep threads from starting, if possible. Yields whether no thread is starting.
-
-    In CPython 3.11 a new thread has, for a moment, the ID of the thread that starts it. CPython
-    could then raise the exception in the new thread. ``threading`` keeps a dict of the threads
-    that are starting, and guards it with a lock. Threads started by other means are not in it.
-    """
-    if sys.version_info >= (3, 12):
-        yield True
-    else:
-        lock: Any = threading._active_limbo_lock  # type: ignore[attr-defined]
-        if not lock.acquire(blocking=False):
-            yield False
-            return
-        try:
-            yield not threading._limbo  # type: ignore[attr-defined]
-        finally:
-            lock.release()
+        if not self._target.open:
+            self._target.obeying_until = 0.0
 
 
 def _arriving(interruption: Interruption) -> type[RunAborted]:
@@ -296,26 +354,10 @@ def _take_back(target: _Target) -> None:
     # Not in vain: up to CPython 3.12 it makes each later call of this thread slower, and in
     # CPython 3.11 a thread that is traced, by a debugger or for coverage, hangs then.
     if target.sent is not None:
-        _asynchronously()(target.thread.ident, None)
+        asynchronously()(target.thread.ident, None)
     # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None
-
-
-@cache
-def _asynchronously() -> Callable[[int | None, int | None], int]:
-    """``PyThreadState_SetAsyncExc``. It takes the thread and the address of the class.
-
-    None instead of an address takes back an exception that has not arrived.
-    """
-    try:
-        import ctypes
-
-        # A private prototype: any library may change the argument types of ctypes.pythonapi.
-        prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
-        return prototype(("PyThreadState_SetAsyncExc", ctypes.pythonapi))
-    except (ImportError, AttributeError) as error:
-        raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
 
 
 def after_fork_in_child() -> None:

@@ -34,6 +34,7 @@ from .interrupts import (
     take_for_arrived,
 )
 from .registry import Registry
+from .statements import stop_instead
 from .types import Escalation, Left
 
 __all__ = ["Process", "Scope"]
@@ -295,11 +296,12 @@ class Scope:
             return was_sent
 
         def warn() -> None:
-            logger.warning(
-                "The thread that works on the aborted run %r cannot be interrupted now: it runs C "
-                "code or waits in a blocking call",
-                signal.run_id,
-            )
+            if self._interruption is not None and not self._interruption.is_obeyed():
+                logger.warning(
+                    "The thread that works on the aborted run %r cannot be interrupted now: it "
+                    "runs C code or a database statement, or waits in a blocking call",
+                    signal.run_id,
+                )
 
         self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
         signal._when_aborted(partial(self._process.escalator.add, self._plan))
@@ -318,25 +320,26 @@ class Scope:
                     self._unguarded.append(self)
                 if self.insists:
                     over = self.held.over if self.held is not None else ()
-                    self._interruption = Interruption(self._exception, over)
+                    self._interruption = Interruption(self._exception, over, self._grace)
                     self._interruption.open()
                 with Shield():  # against interrupts of this block
                     signal = self.__enter__()
                     if self._interruption is not None:
-                        self._escalate_by("interrupt", self._interrupt, warns=True)
+                        send = partial(self._interrupt, signal)
+                        self._escalate_by("interrupt", send, warns=True)
             return signal
         except BaseException:
             self.abandon()
             raise
 
-    def _interrupt(self) -> bool:
+    def _interrupt(self, signal: AbortSignal) -> bool:
         interruption = self._interruption
         if interruption is None:
             return False
         if interruption.is_orphaned():
             self._close()
             return False
-        return interruption.send()
+        return interruption.send() or stop_instead(interruption, signal)
 
     def abandon(self) -> None:
         """Leave the block if an interrupt prevented ``__exit__``. Raises nothing."""

@@ -7,19 +7,23 @@ the driver, MySQL and MariaDB by ``KILL QUERY`` on a second connection, SQLite b
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
+from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
+from .cpython import is_connecting_or_in_transition, running_statement
 from .exits import Held, kept_exit
-from .interrupts import Shield
+from .interrupts import Interruption, Shield
+from .types import Escalation
 
-__all__ = ["Cancels"]
+__all__ = ["Cancels", "stop_instead"]
 
 logger = logging.getLogger("run_abort")
 
@@ -38,6 +42,7 @@ class Signal(Protocol):
     @property
     def run_id(self) -> str: ...
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
+    def escalated(self, escalation: Escalation) -> None: ...
     def exception(self) -> RunAborted: ...
     def raise_if_aborted(self) -> None: ...
 
@@ -53,12 +58,15 @@ class Cancels(AbstractContextManager[None]):
         # The connection of the calling thread: django.db.connection is a proxy for one per thread.
         self._connection = connection = connection.close_if_unusable_or_obsolete.__self__
         self._prepare = _preparation(connection)
-        # Cancels the running statement; None before the first statement of this block.
+        # Cancels the running statement; None outside of the block.
         self._cancel: Callable[[], object] | None = None
-        # Guards the flags below: nothing is cancelled while a savepoint ends, or after the block.
+        # The exception that is being handled as the block begins.
+        self._handled: BaseException | None = None
+        # Guards the flags below: nothing is cancelled while a savepoint ends, or when it is over.
         self._lock = threading.Condition()
         self._is_cancelling = False
         self._is_held = False
+        # Whether the block was left, or the abort has had its effect: what follows cleans up.
         self._is_over = True
         self._remove: Callable[[], bool] | None = None
         self.held: Held | None = None
@@ -66,6 +74,10 @@ class Cancels(AbstractContextManager[None]):
     def __enter__(self) -> None:
         with Shield():
             self._signal.raise_if_aborted()
+            self._handled = sys.exception()
+            # Not every use of the connection comes by _execute.
+            self._connection.ensure_connection()
+            self._cancel = self._prepare(self._connection)
             self._is_over = False
             self._connection.execute_wrappers.append(self._execute)
             self._remove = self._signal.add_callback(self._cancel_until_over)
@@ -118,19 +130,44 @@ class Cancels(AbstractContextManager[None]):
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
     ) -> Any:
         """Django's execute wrapper: called around each statement of the block."""
+        if self._is_over:
+            return execute(sql, params, many, context)
         if str(sql).startswith(CONTROL):
             self._hold(True)
             try:
                 return execute(sql, params, many, context)
             finally:
                 self._hold(False)
-        self._cancel = self._prepare(self._connection)
-        self._signal.raise_if_aborted()
+        if self._is_cleanup() and self._signal.aborted:
+            self._stop()
+        else:
+            self._refuse_if_aborted()
+        self._cancel = self._prepare(self._connection)  # which may be another one since
         try:
             return execute(sql, params, many, context)
         except Exception:
-            if self._signal.aborted:  # the statements that follow clean up, such as a rollback
+            if self._signal.aborted:
                 self._stop()
+                _drop_if_unusable(self._connection)
+            raise
+
+    def _is_cleanup(self) -> bool:
+        """Whether a database error or ``RunAborted``, raised in the block, is being handled.
+
+        The error may be that of a cancelled ``copy()`` or ``callproc()``, or of the bare driver:
+        Django calls no execute wrapper for these.
+        """
+        error = sys.exception()
+        if error is None or error is self._handled:
+            return False
+        kinds = (RunAborted, self._connection.Database.Error)
+        return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
+
+    def _refuse_if_aborted(self) -> None:
+        try:
+            self._signal.raise_if_aborted()
+        except RunAborted:
+            self._stop()
             raise
 
     def _hold(self, is_held: bool) -> None:
@@ -174,6 +211,64 @@ class Cancels(AbstractContextManager[None]):
             return self._is_cancelling
 
 
+def stop_instead(interruption: Interruption, signal: Signal) -> bool:
+    """Stop a block that could not be interrupted because a database statement runs in its thread.
+
+    Its next statement on this connection is refused: by the time that a short one is to be
+    cancelled, it is over. A statement that already ran at the last attempt is cancelled.
+
+    :return: whether it is being cancelled, on a thread of its own.
+    """
+    before, interruption.delayed_by = interruption.delayed_by, None
+    running = running_statement(interruption.ident) if interruption.is_due() else None
+    if running is None:
+        return False
+    is_long = before is not None and before.frame is running.frame is not None
+    cancel = _cancel_from_outside(running.connection) if is_long else None
+    if cancel is not None:
+        spawn(partial(interruption.instead, cancel), name="run_abort-cancel")
+        return True
+    interruption.delayed_by = running
+    refusal = _Refusal(interruption, signal)
+    wrappers = getattr(running.connection, "execute_wrappers", None)
+    if wrappers is not None and refusal not in wrappers:
+        wrappers.append(refusal)
+    return False
+
+
+class _Refusal(NamedTuple):
+    """An execute wrapper that interrupts the block where its next statement would begin."""
+
+    interruption: Interruption
+    signal: Signal
+
+    def __call__(
+        self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
+    ) -> Any:
+        is_ours = self.interruption.ident == threading.get_ident()
+        if is_ours and not is_connecting_or_in_transition():
+            context["connection"].execute_wrappers.remove(self)
+            try:
+                self.interruption.raise_if_due()
+            except RunAborted:
+                self.signal.escalated("interrupt")
+                raise
+        return execute(sql, params, many, context)
+
+
+def _cancel_from_outside(connection: Any) -> Callable[[], object] | None:
+    """What cancels the statement of another thread on ``connection``, Django's or psycopg's.
+
+    None where only that thread can prepare it, as with mysqlclient.
+    """
+    vendor = getattr(connection, "vendor", "psycopg")
+    if vendor == "psycopg":
+        return _psycopg(connection)
+    if vendor not in ("postgresql", "sqlite") or connection.connection is None:
+        return None
+    return _preparation(connection)(connection)
+
+
 Prepare = Callable[[Any], Callable[[], object]]
 
 
@@ -191,7 +286,10 @@ def _preparation(connection: Any) -> Prepare:
 
 
 def _postgresql(connection: Any) -> Callable[[], object]:
-    driver = connection.connection
+    return _psycopg(connection.connection)
+
+
+def _psycopg(driver: Any) -> Callable[[], object]:
     if hasattr(driver, "cancel_safe"):  # psycopg from 3.2 on
         return partial(driver.cancel_safe, timeout=CANCEL_TIMEOUT)
     cancel: Callable[[], object] = driver.cancel

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from run_abort._core import escalation
+from run_abort._core import escalation, interrupts
 from run_abort._core.escalation import Cancellation, EscalationPlan, Escalator
 from tests.core.scopes import wait_until
 
@@ -21,8 +21,9 @@ def escalator() -> Iterator[Escalator]:
 
 class TestEscalator:
     def test_attempts_in_time_and_ends_when_there_is_nothing_to_do(
-        self, escalator: Escalator
+        self, escalator: Escalator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(interrupts, "CLEANUP_TIME", 0.01)
         attempts: list[float] = []
         began = time.monotonic()
 
@@ -127,6 +128,10 @@ class TestPlan:
     def test_each_delay_is_twice_the_last_up_to_a_minute(self) -> None:
         plan = EscalationPlan(10, lambda: True)
         assert [plan.step() for _ in range(5)] == [10, 20, 40, 60, 60]
+
+    def test_a_cleanup_may_take_five_seconds_whatever_the_grace(self) -> None:
+        plan = EscalationPlan(0, lambda: True)
+        assert [plan.step() for _ in range(5)] == [5, 10, 20, 40, 60]
 
     def test_a_grace_of_more_than_a_minute_stays_the_delay(self) -> None:
         plan = EscalationPlan(100, lambda: True)

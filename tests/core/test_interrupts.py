@@ -30,6 +30,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def quick_cleanups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "CLEANUP_TIME", 0.01)
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(core: Core) -> Iterator[None]:
     yield
@@ -89,6 +94,7 @@ class TestThread:
         time.sleep(0.2)
         assert core.happened() == ["Aborted", "Left"]
 
+    @pytest.mark.usefixtures("quick_cleanups")
     def test_one_that_swallows_it_is_interrupted_again(self, core: Core) -> None:
         swallowed = []
 
@@ -108,6 +114,34 @@ class TestThread:
         assert isinstance(worker.join(), RunAborted)
         assert len(swallowed) == 3
         assert core.escalations() == ["interrupt"] * 3
+
+    def test_its_cleanup_is_not_interrupted(
+        self, core: Core, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor by the interrupt of a block around it that is due as well."""
+        monkeypatch.setattr(interrupts, "CLEANUP_TIME", 0.5)
+        took = []
+
+        def work() -> None:
+            with core.block("outer", grace=0.2, insist="interrupt"):
+                with core.block("run-1", grace=0, insist="interrupt"):
+                    try:
+                        core.abort("outer")
+                        core.abort()
+                        while True:
+                            pass
+                    finally:
+                        began = time.monotonic()
+                        try:
+                            while time.monotonic() < began + 20:
+                                pass
+                        finally:
+                            took.append(time.monotonic() - began)
+
+        error = Worker(work).join()
+        assert isinstance(error, RunAborted)
+        assert 0.5 <= took[0] < 20
+        assert core.escalations()[0] == "interrupt"
 
     def test_swallowing_it_to_the_end_does_not_make_it_unaborted(self, core: Core) -> None:
         def work() -> None:
@@ -453,6 +487,7 @@ def interrupt_outermost() -> None:
 
 
 class TestTask:
+    @pytest.mark.usefixtures("quick_cleanups")
     def test_one_that_swallows_its_cancellation_is_cancelled_again(self, core: Core) -> None:
         swallowed = []
 
@@ -542,6 +577,7 @@ class TestArguments:
             core.block("run-1", **arguments)
 
 
+@pytest.mark.usefixtures("quick_cleanups")
 def test_one_that_is_on_its_way_for_long_is_warned_of(
     core: Core, caplog: pytest.LogCaptureFixture
 ) -> None:

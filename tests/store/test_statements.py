@@ -16,6 +16,7 @@ from run_abort._core.statements import Cancels
 from run_abort._runtime.runtime import current
 from run_abort.models import ListenerCursor
 from tests.conftest import Configure
+from tests.jobs.models import Job
 from tests.support import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -192,6 +193,67 @@ def test_the_connection_is_that_of_the_thread(controller: AbortController) -> No
     execute("SELECT 1")
     thread.join(20)
     assert isinstance(ended_by[0], RunAborted)
+
+
+def by_the_bare_driver() -> None:
+    connection.ensure_connection()
+    connection.connection.cursor().execute(SLOW[connection.vendor])
+
+
+def by_copy() -> None:
+    with connection.cursor() as cursor, cursor.copy("COPY (SELECT pg_sleep(60)) TO STDOUT") as copy:
+        copy.read()
+
+
+def by_callproc() -> None:
+    with connection.cursor() as cursor:
+        cursor.callproc("pg_sleep", [60])
+
+
+OTHER_WAYS = [by_the_bare_driver]
+if connection.vendor == "postgresql":
+    OTHER_WAYS += [by_copy, by_callproc]
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_whatever_runs_first_is_cancelled(
+    controller: AbortController, abort_soon: Callable[[], None], way: Callable[[], None]
+) -> None:
+    connection.close()
+    abort_soon()
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            way()
+            raise AssertionError("it went on")
+    check_usable()
+
+
+@pytest.mark.parametrize("way", [slow, *OTHER_WAYS])
+def test_the_cleanup_after_a_cancelled_statement_runs(
+    controller: AbortController, abort_soon: Callable[[], None], way: Callable[[], None]
+) -> None:
+    abort_soon()
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            try:
+                way()
+            except Exception:
+                Job.objects.create(name="failed")
+            finally:
+                Job.objects.create(name="over")
+    assert {job.name for job in Job.objects.all()} == {"failed", "over"}
+
+
+def test_the_cleanup_after_a_refused_statement_runs(controller: AbortController) -> None:
+    with pytest.raises(RunAborted):
+        with controller.signal.cancels(connection):
+            controller.abort()
+            try:
+                Job.objects.create(name="refused")
+            finally:
+                with transaction.atomic():
+                    Job.objects.create(name="over")
+    assert [job.name for job in Job.objects.all()] == ["over"]
 
 
 def test_other_databases_are_refused(

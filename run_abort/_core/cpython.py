@@ -1,0 +1,145 @@
+"""What interrupts use of CPython: asynchronous exceptions, and the stacks of other threads.
+
+An exception that arrives amid a database statement leaves the connection in an unusable state: the
+driver has sent a query, and nobody reads its result. So before an exception is sent, the stack of
+the thread is searched for functions of a database driver, or of Django's database backends. This
+costs nothing while there is nothing to send, and covers each use of each of these drivers.
+
+The thread must not go on between the search and the sending. Other threads run between two
+bytecodes, but not within one call of a function written in C. So both are one such call, made of
+lazy iterators. The exception then arrives at the place that was searched, or where the next
+function begins, which has done nothing yet.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import accumulate, chain, repeat
+from operator import attrgetter, call
+from types import FrameType
+from typing import Any, Final, NamedTuple
+
+__all__ = [
+    "Statement",
+    "asynchronously",
+    "is_connecting_or_in_transition",
+    "raise_outside_of_statements",
+    "running_statement",
+]
+
+# Matches the name of a module that neither is a database driver nor belongs to Django's backends.
+_is_other: Final = re.compile(
+    r"(?!(django\.db\.(backends|transaction)"
+    r"|psycopg|psycopg2|psycopg_pool|MySQLdb|pymysql|mysql|oracledb|mssql)(\.|$))"
+).match
+_is_transition: Final = re.compile(r"django\.db\.(transaction|backends\..+\.base)$").match
+
+
+@cache
+def asynchronously() -> Callable[[int | None, int | None], int]:
+    """``PyThreadState_SetAsyncExc``. It takes the thread and the address of the class.
+
+    None instead of an address takes back an exception that has not arrived.
+
+    :raises RuntimeError: if this Python has no asynchronous exceptions.
+    """
+    try:
+        import ctypes
+
+        # A private prototype: any library may change the argument types of ctypes.pythonapi.
+        prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+        return prototype(("PyThreadState_SetAsyncExc", ctypes.pythonapi))
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
+
+
+def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> bool:
+    """Raise ``exception`` in the thread ``ident``, unless a database statement runs there.
+
+    :param exception: must be kept alive until it arrives.
+    :return: whether it was sent.
+    """
+    look: list[Callable[[], Any]] = [sys._current_frames]
+    top: Iterator[Any] = map(dict.get, map(call, look), repeat(ident))  # all() looks
+    frames = iter(partial(next, accumulate(chain(top, repeat("f_back")), getattr)), None)
+    modules = map(dict.get, map(attrgetter("f_globals"), frames), repeat("__name__"))
+    is_outside = partial(all, map(_is_other, map(str, modules)))
+    send = partial(asynchronously(), ident, id(exception))
+    with _undisturbed() as is_safe:
+        steps: list[Callable[[], Any]] = [is_outside, send]
+        return is_safe and all(map(call, steps))
+
+
+class Statement(NamedTuple):
+    """A database statement that runs in a thread.
+
+    :ivar connection: Django's, or that of psycopg where Django's is not used.
+    :ivar frame: of the function that runs the statement, the same for as long as it runs. None if
+        it must not be cancelled: Django opens a connection, or begins or ends a transaction.
+    """
+
+    connection: Any
+    frame: FrameType | None
+
+
+def running_statement(ident: int) -> Statement | None:
+    """The statement that runs in the thread ``ident``; None if there is none."""
+    connection, found = None, None
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        owner = None if _is_other(module) else frame.f_locals.get("self")
+        fields = getattr(owner, "__dict__", {})
+        if _is_transition(module):
+            found = None
+            connection = owner if "execute_wrappers" in fields else connection
+        elif module == "django.db.backends.utils" and "db" in fields:
+            connection, found = fields["db"], frame
+        elif module == "psycopg.connection" and connection is None and owner is not None:
+            connection, found = owner, frame
+        frame = frame.f_back
+    return None if connection is None else Statement(connection, found)
+
+
+def is_connecting_or_in_transition() -> bool:
+    """Whether Django opens a connection, or begins or ends a transaction, in this thread."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if _is_transition(str(frame.f_globals.get("__name__"))):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _undisturbed() -> Iterator[bool]:
+    """Keep threads from starting and garbage from being collected, if CPython is 3.11.
+
+    There a new thread has, for a moment, the ID of the thread that starts it. CPython could then
+    raise the exception in the new thread. ``threading`` keeps a dict of the threads that are
+    starting, and guards it with a lock. Threads started by other means are not in it. And there
+    finalisers are called amid functions written in C.
+
+    :return: whether no thread is starting.
+    """
+    if sys.version_info >= (3, 12):
+        yield True
+        return
+    lock: Any = threading._active_limbo_lock  # type: ignore[attr-defined]
+    if not lock.acquire(blocking=False):
+        yield False
+        return
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield not threading._limbo  # type: ignore[attr-defined]
+    finally:
+        if collects:
+            gc.enable()
+        lock.release()

@@ -1,0 +1,141 @@
+"""Interrupts of jobs that use the database: on SQLite, and in CI on PostgreSQL and MariaDB."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+from django.db import connection, connections, transaction
+
+from run_abort import RunAborted, abortable_run
+from run_abort._core import interrupts
+from run_abort._core.types import Request
+from run_abort._runtime.runtime import current
+from tests.conftest import Configure
+from tests.jobs.models import Job
+from tests.store.test_statements import slow
+from tests.support import wait_until
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("no_garbage"),
+    # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(configure: Configure) -> Iterator[None]:
+    configure(REDIS_URL=None, LISTEN=False)
+    yield
+    assert not interrupts.open_interruptions
+
+
+def in_autocommit() -> None:
+    while True:
+        Job.objects.create(name="job")
+        Job.objects.filter(name="job").delete()
+
+
+def in_a_tight_loop() -> None:
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT 1")
+
+
+def in_one_long_statement() -> None:
+    slow()
+
+
+def in_transactions() -> None:
+    while True:
+        with transaction.atomic():
+            Job.objects.create(name="job")
+            with transaction.atomic():
+                Job.objects.filter(name="job").delete()
+
+
+def over_new_connections() -> None:
+    while True:
+        connection.close()
+        Job.objects.count()
+
+
+def with_the_bare_driver() -> None:
+    connection.ensure_connection()
+    cursor = connection.connection.cursor()
+    while True:
+        cursor.execute("SELECT 1")
+        cursor.fetchall()
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+
+
+class Worker:
+    """Runs jobs one after the other, in one thread, on one connection."""
+
+    def __init__(self, job: Callable[[], None], rounds: int) -> None:
+        self.errors: list[str] = []
+        self._job = job
+        self._rounds = rounds
+
+    def run(self) -> None:
+        try:
+            for number in range(self._rounds):
+                with suppress(RunAborted):
+                    self._work(number)
+                self._check(number)
+        except BaseException as error:
+            self.errors.append(repr(error))
+        finally:
+            connections.close_all()
+
+    def _work(self, number: int) -> None:
+        with abortable_run(f"run-{number}", grace=0, insist="interrupt"):
+            try:
+                self._job()
+            except BaseException:  # the interrupt, or the error of the cancelled statement
+                Job.objects.create(name=f"cleanup-{number}")
+                raise
+
+    def _check(self, number: int) -> None:
+        is_clean = connection.get_autocommit() and not connection.in_atomic_block
+        if not is_clean or not Job.objects.filter(name=f"cleanup-{number}").exists():
+            self.errors.append(f"round {number}: {connection.__dict__}")
+
+
+JOBS = [
+    (in_autocommit, 200),
+    (in_a_tight_loop, 20),
+    (in_transactions, 50),
+    (over_new_connections, 20),
+    (with_the_bare_driver, 20),
+]
+if connection.vendor != "mysql":  # only the thread itself can prepare the cancelling there
+    JOBS.append((in_one_long_statement, 20))
+
+
+@pytest.mark.parametrize(("job", "rounds"), JOBS)
+def test_the_cleanup_writes_its_row_and_the_connection_is_usable(
+    job: Callable[[], None], rounds: int
+) -> None:
+    worker = Worker(job, rounds)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    chosen = random.Random(7)
+    registry = current().registry
+    for number in range(rounds):
+        run_id = f"run-{number}"
+        wait_until(lambda run_id=run_id: run_id in registry.ids() or not thread.is_alive())
+        time.sleep(chosen.uniform(0, 0.01))  # any moment of the job
+        registry.abort(Request(run_id))
+    thread.join(60)
+    assert not thread.is_alive()
+    assert worker.errors == []
