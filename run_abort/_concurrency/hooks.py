@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, ParamSpec
 
-__all__ = ["Hook", "call_logged", "name_of"]
+__all__ = ["Hook", "SerialHook", "call_logged", "name_of"]
 
 logger = logging.getLogger("run_abort")
 
@@ -62,3 +64,35 @@ class Hook(Generic[P]):
 
     def __bool__(self) -> bool:
         return bool(self.functions)
+
+
+class _Calls(threading.local):
+    """The calls of a :class:`SerialHook` that one thread has still to make."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.is_calling = False
+
+
+class SerialHook(Hook[P]):
+    """A hook whose calls do not nest: one within another of the same thread comes after it.
+
+    A signal handler may call it at any moment, and so may a finaliser. Its functions need not
+    expect that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = _Calls()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        calls = self._calls
+        calls.waiting.append(partial(super().__call__, *args, **kwargs))
+        if calls.is_calling:
+            return
+        calls.is_calling = True
+        try:
+            while calls.waiting:
+                calls.waiting.popleft()()
+        finally:
+            calls.is_calling = False

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from .latch import Latch
+
 __all__ = ["JOIN_TIMEOUT", "Life", "Service"]
 
 logger = logging.getLogger("run_abort")
@@ -28,7 +30,7 @@ class Life:
         self.stopping = False
         self.rest = rest
         self.on_stop: Callable[[], object] | None = None
-        self._wake = threading.Event()
+        self._wake = Latch()
         self.thread: threading.Thread | None = None
 
     def pause(self, seconds: float | None) -> None:

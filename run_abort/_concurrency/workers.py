@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from .hooks import Hook, call_logged, name_of
+from .latch import Latch
 
 __all__ = [
     "SerialWorker",
@@ -188,7 +189,7 @@ class SerialWorker(Generic[T]):
         self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
         self._running = False
-        self._idle = threading.Event()
+        self._idle = Latch()
         self._idle.set()
 
     def put(self, item: T) -> bool:
@@ -222,9 +223,12 @@ class SerialWorker(Generic[T]):
         while True:
             with self._lock:
                 if not self._waiting:
-                    self._running = False
                     self._idle.set()
-                    return
+                    # A signal handler or a finaliser may have put an item meanwhile.
+                    if not self._waiting:
+                        self._running = False
+                        return
+                    self._idle.clear()
                 item = self._waiting.popleft()
             call_logged(partial(self.handle, item))
 

@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
 from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.latch import Waiter
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
-from .effects import Waiter, call_all, call_in_loop, once, resolve
+from .effects import call_all, call_in_loop, once, resolve
 from .interrupts import Shield
 from .programs import Programs
 from .statements import Cancels

@@ -8,17 +8,16 @@ its call has returned. What must happen once is claimed where it happens.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["Waiter", "call_all", "call_in_loop", "once", "resolve"]
+__all__ = ["call_all", "call_in_loop", "once", "resolve"]
 
 
 def call_all(effects: dict[object, Callable[[], object]]) -> None:
     """Call the effects, which neither block nor raise, and forget them."""
-    for key, effect in list(effects.items()):
+    for key, effect in effects.copy().items():
         effect()
         effects.pop(key, None)
 
@@ -43,28 +42,6 @@ def once(fn: Callable[[], object]) -> tuple[Callable[[], None], Callable[[], boo
 def _call_if(fn: Callable[[], object], claim: Callable[[], bool]) -> None:
     if claim():
         fn()
-
-
-class Waiter:
-    """Blocks one thread until another one wakes it.
-
-    A bare lock, not ``threading.Event``: an Event has a lock inside. If the waiting thread held it
-    when a signal handler calls :meth:`wake`, that thread would wait for itself.
-    """
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wait(self, timeout: float | None) -> None:
-        """:param timeout: seconds to wait at most; ``None`` waits without limit."""
-        self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
-
-    def wake(self) -> None:
-        with suppress(RuntimeError):  # it was woken before
-            self._lock.release()
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object) -> None:

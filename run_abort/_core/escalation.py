@@ -173,7 +173,8 @@ class Escalator:
                 return
 
     def _step(self, plan: EscalationPlan) -> None:
-        self._schedule(plan, plan.step())
+        if not plan.is_over:
+            self._schedule(plan, plan.step())
 
     def _take_due(self) -> tuple[EscalationPlan | None, float | None]:
         """The plan that is due, or the seconds until the next one; both None if no plan is left."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.hooks import Hook, SerialHook
 
 from .controller import AbortController, AbortSignal, abort_all
 from .current import open_blocks
@@ -37,7 +37,7 @@ class Registry:
 
     :ivar events: called with each :data:`Event`, in the thread in which it happened, after the
         flags are set and the waiters are woken. Its functions neither block nor raise. An event
-        comes twice if a signal handler raises meanwhile.
+        comes twice if a signal handler raises meanwhile. Events of one thread do not nest.
     :ivar on_register: called with each controller before it answers to any ID, in the thread that
         registers it.
     :ivar finishing: called with the controller of a block whose ``signal.finish()`` came before
@@ -46,7 +46,7 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self.events: Hook[[Event]] = Hook()
+        self.events: SerialHook[[Event]] = SerialHook()
         self.on_register: Hook[[AbortController]] = Hook()
         self.finishing: Hook[[AbortController]] = Hook()
         self._on_finish = self._finish  # bound once, not for each block
@@ -64,7 +64,7 @@ class Registry:
 
     def _renew_lock(self) -> None:
         # Guards _holders and _ended. Reentrant, because a signal handler may abort while its own
-        # thread holds the lock. An abort only reads the map.
+        # thread holds the lock, and a finaliser may leave a block.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -81,8 +81,8 @@ class Registry:
         with self._lock:
             found = {
                 controller: Holding(controller.label, since)
-                for holders in self._holders.values()
-                for controller, since in holders.items()
+                for holders in self._holders.copy().values()
+                for controller, since in holders.copy().items()
             }
         return sorted(found.items(), key=lambda held: held[1].since)
 
@@ -110,7 +110,12 @@ class Registry:
         since = time.time()
         with self._lock:
             for run_id in ids:
-                self._holders.setdefault(run_id, {})[controller] = since
+                # Without a call in between, no signal handler and no finaliser comes in between,
+                # which could leave the last block of this ID.
+                if run_id in self._holders:
+                    self._holders[run_id][controller] = since
+                else:
+                    self._holders[run_id] = {controller: since}
 
     def leave(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Remove ``controller`` from ``ids``. Does nothing for IDs that it does not answer to."""

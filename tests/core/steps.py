@@ -30,15 +30,22 @@ class Steps:
     :param number: from 1 on.
     :param meddle: may raise.
     :param whole: qualified names of functions whose beginning is no step.
+    :param also: further files whose functions have steps.
     :ivar place: where that was; empty if there were fewer steps.
     """
 
     def __init__(
-        self, number: int, meddle: Callable[[], object], *, whole: tuple[str, ...] = ()
+        self,
+        number: int,
+        meddle: Callable[[], object],
+        *,
+        whole: tuple[str, ...] = (),
+        also: tuple[str, ...] = (),
     ) -> None:
         self._left = number
         self._meddle = meddle
         self._whole = whole
+        self._also = also
         self.place = ""
 
     def begin(self) -> None:
@@ -59,7 +66,7 @@ class Steps:
 
     def _call(self, frame: FrameType, event: str, value: object) -> Callable[..., Any] | None:
         code = frame.f_code
-        if not code.co_filename.startswith(PACKAGE):
+        if not code.co_filename.startswith((PACKAGE, *self._also)):
             return None
         if self._left > 0 and code.co_qualname not in self._whole:
             self._step(frame)
@@ -99,6 +106,7 @@ def at_each_step(
     attempt: Callable[[Steps], object],
     *,
     whole: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> int:
     """Call ``attempt`` with steps of growing number, until it has no such step.
 
@@ -106,7 +114,7 @@ def at_each_step(
     """
     number = 0
     while True:
-        steps = Steps(number + 1, meddle, whole=whole)
+        steps = Steps(number + 1, meddle, whole=whole, also=also)
         attempt(steps)
         if not steps.place:
             return number
