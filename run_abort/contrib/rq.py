@@ -14,6 +14,7 @@ The process that aborts unpickles nothing: whoever can write to RQ's Redis could
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -43,7 +44,7 @@ __all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "c
 logger = logging.getLogger("run_abort")
 
 META: Final = "run_abort"  # the key in job.meta
-FINISHING: Final = "run_abort_finishing"  # the field of a job that has called signal.finish()
+FINISHING: Final = "run_abort_finishing"  # field of a job: the process that called signal.finish()
 EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
 
 # States of a job that has begun, or never begins.
@@ -117,12 +118,15 @@ class AbortableJob(Job):
 
     def _note_finishing(self, controller: AbortController) -> None:
         if controller.signal.run_id == self.get_run_id():
-            self.connection.hset(self.key, FINISHING, "1")
+            self.connection.hset(self.key, FINISHING, os.getpid())
 
-    def _is_overdue(self, seconds: float) -> bool:
-        """In the worker: whether the job goes on ``seconds`` seconds after its abort was seen."""
+    def _is_overdue(self, seconds: float, pid: int) -> bool:
+        """In the worker: whether the job goes on ``seconds`` seconds after its abort was seen.
+
+        :param pid: of the job's process.
+        """
         request = find([self.get_run_id(), *self.get_run_groups()])
-        if request is None or self.connection.hexists(self.key, FINISHING):
+        if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
             return False
         now = time.monotonic()
         self._aborted_since = self._aborted_since or now
@@ -185,7 +189,7 @@ class AbortableWorker(Worker):
     def maintain_heartbeats(self, job: Job, execution: Any) -> None:
         """Like RQ's, which calls it in the main thread of the worker while a job runs."""
         super().maintain_heartbeats(job, execution)
-        if isinstance(job, AbortableJob) and job._is_overdue(self.abort_kill_after):
+        if isinstance(job, AbortableJob) and job._is_overdue(self.abort_kill_after, self.horse_pid):
             logger.warning("Killing the process of the aborted job %r: it goes on", job.id)
             self.request_stop_execution(execution.id)
 

@@ -1,4 +1,4 @@
-"""An app of a project that has RQ cancel what its processes abort."""
+"""The app of a project that has RQ cancel what its processes abort, without django-rq and with."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ class CancelingConfig(AppConfig):
         from run_abort.contrib.rq import cancel_aborted
 
         cancel_aborted(Queue(connection=Redis.from_url(os.environ["BROKER"])))
+
+
+class DjangoRqConfig(AppConfig):
+    name = "tests.queues"
+
+    def ready(self) -> None:
+        import django_rq
+
+        from run_abort.contrib.rq import cancel_aborted
+
+        cancel_aborted(django_rq.get_queue())

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from django.conf import settings
 from rq import Callback, Queue
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
@@ -19,10 +20,11 @@ from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, TaskAborted, cancel_aborted
 from run_abort.models import AbortDelivery
 from run_abort.signals import run_aborted
+from tests.processes.conftest import package
 from tests.queues import work
 from tests.queues.drivers import Place, RqDriver
 from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
-from tests.support import TIMEOUT, Child, wait_until
+from tests.support import TIMEOUT, Child, Proxy, wait_until
 
 
 @pytest.fixture
@@ -295,6 +297,19 @@ class TestUnwell:
         driver.assert_aborted(again)
         end(worker)
 
+    def test_a_command_ends_although_the_server_of_rq_is_frozen(
+        self, driver: RqDriver, own_redis: RedisServer
+    ) -> None:
+        apps = [*settings.INSTALLED_APPS, "tests.queues.apps.CancelingConfig"]
+        with Proxy(own_redis.port) as proxy:
+            proxy.freeze()
+            child = driver.place.start(
+                *("-W", "ignore", "manage.py", "abort_run", "one"),
+                settings=driver.place.project | {"INSTALLED_APPS": apps},
+                environment={"BROKER": proxy.url},
+            )
+            assert child.wait() == 0, str(child)
+
     def test_while_the_server_of_rq_is_away(
         self,
         driver: RqDriver,
@@ -317,6 +332,35 @@ class TestUnwell:
         abort(again.id)
         driver.assert_aborted(again)
         end(worker)
+
+
+class TestDjangoRq:
+    """Its command sets up Django; the module of the jobs does not."""
+
+    @pytest.fixture
+    def project(self, project: dict[str, Any], own_redis: RedisServer) -> dict[str, Any]:
+        package("django_rq")
+        apps = [*settings.INSTALLED_APPS, "django_rq", "tests.queues.apps.DjangoRqConfig"]
+        return project | {
+            "INSTALLED_APPS": apps,
+            "RQ_QUEUES": {"default": {"URL": own_redis.url}},
+            "RQ": {"JOB_CLASS": "run_abort.contrib.rq.AbortableJob"},
+        }
+
+    def test_its_worker(self, driver: RqDriver) -> None:
+        worker = driver.place.start("-W", "ignore", "manage.py", "rqworker")
+        job = driver.queue.enqueue(work.look, "one")
+        worker.wait_for("began one")
+        abort(job.id)
+        driver.assert_aborted(job)
+        end(worker)
+
+    def test_a_command_that_aborts(self, driver: RqDriver) -> None:
+        job = driver.queue.enqueue(work.look, "one")
+        command = ("manage.py", "abort_run", "--reason=because", "--actor=ann")
+        child = driver.place.start("-W", "ignore", *command, job.id)
+        assert child.wait() == 0, str(child)
+        driver.assert_aborted(job, has_begun=False)
 
 
 class TestInProcess:
