@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from subprocess import CompletedProcess
 
 __all__ = ["RunAborted", "TaskAborted"]
@@ -23,17 +24,32 @@ class RunAborted(BaseException):
     :ivar run_id: run ID of the aborted block; empty for a bare ``AbortController()``.
     :ivar reason: reason given with the request; may be empty.
     :ivar actor: who requested the abort, as text; may be empty.
+    :ivar requested_at: when, aware, by the clock of the requesting host; None if unknown.
+    :ivar request_id: of the request, as text; empty if it has none.
+    :ivar standing_id: if the abort was requested before the block began, the ID to pass to
+        ``clear_run_abort``, so that the run can start: that of the run or of a group. Else empty.
     :ivar process: exit code and output so far of the process that ``AbortSignal.run()`` started;
         None if the exception was not raised there.
     """
 
     process: CompletedProcess[Any] | None = None
 
-    def __init__(self, run_id: str = "", reason: str = "", actor: str = "") -> None:
-        super().__init__(run_id, reason, actor)
+    def __init__(
+        self,
+        run_id: str = "",
+        reason: str = "",
+        actor: str = "",
+        requested_at: datetime | None = None,
+        request_id: str = "",
+        standing_id: str = "",
+    ) -> None:
+        super().__init__(run_id, reason, actor, requested_at, request_id, standing_id)
         self.run_id = run_id
         self.reason = reason
         self.actor = actor
+        self.requested_at = requested_at
+        self.request_id = request_id
+        self.standing_id = standing_id
 
     def __str__(self) -> str:
         text = f"run {self.run_id!r} was aborted"
@@ -41,6 +57,13 @@ class RunAborted(BaseException):
             text += f" by {self.actor}"
         if self.reason:
             text += f": {self.reason}"
+        if self.standing_id:
+            at = self.requested_at
+            when = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S %Z}".rstrip()
+            text += (
+                f" (requested{when}, before it started; "
+                f"clear_run_abort({self.standing_id!r}) lets it start again)"
+            )
         return text
 
 

@@ -41,6 +41,9 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
         raises ``RunAborted`` in its thread, but not within ``signal.shield()``; ``"cancel"``, for
         ``async with``, cancels the task again.
+    :param catch: whether leaving the block swallows its own ``RunAborted``, with what the body
+        raised after the abort; ``signal.aborted`` then tells. Entering raises it all the same,
+        because a context manager cannot skip its body.
     :raises TypeError: at once, if an argument is of the wrong type.
     :raises ValueError: at once, if an ID is empty or longer than 255 characters, if ``grace`` is
         negative or longer than a day, or if ``insist`` is unknown.

@@ -97,7 +97,18 @@ class AbortSignal(Programs):
 
     def exception(self) -> RunAborted:
         """The exception for this abort; meaningful once ``aborted`` is True."""
-        return RunAborted(self.run_id, self.reason, self.actor)
+        aborted = self.aborted_by
+        if aborted is None:
+            return RunAborted(self.run_id)
+        request = aborted.request
+        return RunAborted(
+            self.run_id,
+            request.reason,
+            request.actor,
+            request.requested_at,
+            request.id,
+            request.run_id if aborted.way == "start" else "",
+        )
 
     def raise_if_aborted(self) -> None:
         """Raise ``RunAborted`` if the run was aborted; else return at once.

@@ -18,7 +18,10 @@ from .interrupts import is_interruptible, open_interruptions
 if TYPE_CHECKING:
     from .controller import AbortSignal
 
-__all__ = ["Held", "KeptBlock", "gives_way", "kept_exit"]
+__all__ = ["Exit", "Held", "KeptBlock", "end_aborted", "kept_exit"]
+
+# None rather than bool alone: type checkers then take it that the body's return is the function's.
+Exit = Callable[..., "bool | None"]
 
 
 class KeptBlock(Protocol):
@@ -49,7 +52,7 @@ class _Guard:
             block.abandon()
 
 
-class _Exit(partial[None]):
+class _Exit(partial["bool | None"]):
     """The callable that a ``with`` statement calls at its end.
 
     The traceback of an interrupt has references to the function and the block, but not to this
@@ -93,11 +96,11 @@ class kept_exit:  # noqa: N801  a decorator
     decides then whether the block needs a guard. A block with a guard gets ``held``.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Exit) -> None:
         self._function = function
         self.__doc__ = function.__doc__
 
-    def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Callable[..., None]:
+    def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Exit:
         if block is None:
             return self._function  # contextlib.ExitStack takes __exit__ from the class
         # The cheap checks first: they are all that an ordinary block pays for.
@@ -109,7 +112,24 @@ class kept_exit:  # noqa: N801  a decorator
         return exit
 
 
-def gives_way(exc: BaseException, signal: AbortSignal) -> bool:
+def end_aborted(
+    signal: AbortSignal, exc: BaseException | None, *, catch: bool, is_ours: bool = False
+) -> bool:
+    """End an aborted block.
+
+    :param exc: with which its body ended.
+    :param catch: whether the block swallows its own ``RunAborted``.
+    :param is_ours: whether ``exc`` is the block's own cancellation.
+    :return: whether the ``with`` statement swallows ``exc``.
+    :raises RunAborted: that of this block, if it replaces ``exc`` and is not swallowed.
+    """
+    gives_way = exc is None or is_ours or _gives_way(exc, signal)
+    if gives_way and not catch:
+        raise signal.exception() from exc
+    return catch and (gives_way or isinstance(exc, RunAborted))
+
+
+def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
     """Whether this block's RunAborted replaces an exception that leaves the aborted block.
 
     KeyboardInterrupt, SystemExit, GeneratorExit and a foreign CancelledError are not replaced.

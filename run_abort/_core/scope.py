@@ -24,7 +24,7 @@ from run_abort.exceptions import RunAborted
 from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
-from .exits import Held, gives_way, kept_exit
+from .exits import Held, end_aborted, kept_exit
 from .ids import clean_ids
 from .interrupts import (
     Interruption,
@@ -84,11 +84,13 @@ class Scope:
     :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
         raises ``RunAborted`` in its thread; ``"cancel"``, for ``async with``, cancels the task
         again.
+    :param catch: whether leaving the block swallows its own ``RunAborted``.
     """
 
     __slots__ = (
         "_around",
         "_cancellation",
+        "_catch",
         "_controller",
         "_grace",
         "_has_told",
@@ -111,11 +113,13 @@ class Scope:
         label: str = "",
         grace: float = GRACE,
         insist: Escalation | Iterable[Escalation] = (),
+        catch: bool = False,
     ) -> None:
         self._ids = clean_ids(run_id, groups)
         self._label = label
         self._grace = grace if grace is GRACE else clean_grace(grace)
         self.insists = clean_insist(insist) if insist else ()
+        self._catch = catch
         self._controller: AbortController | None = None
         self._cancellation: Cancellation | None = None
         self._plan: EscalationPlan | None = None
@@ -168,17 +172,15 @@ class Scope:
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         if self._is_kept:
-            self._leave_kept(exc)
-            return
+            return self._leave_kept(exc)
         try:
             signal = self._end()
         except BaseException:
             self._end()
             raise
-        if signal is not None and (exc is None or gives_way(exc, signal)):
-            raise signal.exception() from exc
+        return signal is not None and end_aborted(signal, exc, catch=self._catch)
 
     # async with
 
@@ -209,21 +211,16 @@ class Scope:
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         try:
             signal = self._end()
         except BaseException:
             self._end()
             raise
         if signal is None or self._cancellation is None:
-            return
-        was_ours = self._cancellation.withdraw()
-        if isinstance(exc, asyncio.CancelledError):
-            is_over = was_ours
-        else:
-            is_over = exc is None or gives_way(exc, signal)
-        if is_over:
-            raise signal.exception() from exc
+            return False
+        is_ours = self._cancellation.withdraw() and isinstance(exc, asyncio.CancelledError)
+        return end_aborted(signal, exc, catch=self._catch, is_ours=is_ours)
 
     # The registry.
 
@@ -353,7 +350,7 @@ class Scope:
             return RunAborted(self._ids[0])
         return self._controller.signal.exception()
 
-    def _leave_kept(self, exc: BaseException | None) -> None:
+    def _leave_kept(self, exc: BaseException | None) -> bool:
         """Leave the block. An interrupt that arrives during this replaces ``exc``."""
         shield = Shield()
         ended_by = exc
@@ -370,10 +367,11 @@ class Scope:
         finally:
             if shield.is_up:
                 shield.take_down()
-        if signal is not None and (ended_by is None or gives_way(ended_by, signal)):
-            raise signal.exception() from ended_by
+        if signal is not None and end_aborted(signal, ended_by, catch=self._catch):
+            return True
         if ended_by is not None and ended_by is not exc:
             raise ended_by
+        return False
 
     def _close(self) -> AbortSignal | None:
         self._is_kept = False

@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import FrameType
 
 import pytest
 
 from run_abort._core.controller import AbortController, AbortSignal
-from run_abort._core.types import Aborted, Escalated, Event, Request
+from run_abort._core.types import Aborted, Escalated, Event, Request, Way
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import wait_until
 
@@ -196,6 +197,22 @@ class TestRaising:
 
     def test_run_aborted_says_what_it_knows(self) -> None:
         assert str(RunAborted("run-1")) == "run 'run-1' was aborted"
+        assert str(RunAborted("run-1", standing_id="tenant-5")).endswith(
+            "(requested, before it started; clear_run_abort('tenant-5') lets it start again)"
+        )
+
+    @pytest.mark.parametrize("way", ["channel", "start"])
+    def test_run_aborted_knows_the_request(self, way: Way) -> None:
+        at = datetime(2026, 5, 17, 9, 30, tzinfo=UTC)
+        request = Request("group", "a1", "because", "ann", requested_at=at)
+        controller = AbortController("run-1")
+        controller.flip(Aborted(request, way, time.time(), (controller,)))
+        error = pickle.loads(pickle.dumps(controller.signal.exception()))
+        assert (error.run_id, error.requested_at, error.request_id) == ("run-1", at, "a1")
+        # Only a request from before the block is cleared.
+        assert error.standing_id == ("group" if way == "start" else "")
+        text = "requested at 2026-05-17 09:30:00 UTC, before it started; clear_run_abort('group')"
+        assert (text in str(error)) is (way == "start")
 
 
 class TestWaiting:

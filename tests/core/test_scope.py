@@ -145,6 +145,50 @@ class TestFinish:
             assert not core.registry.has_ended("run-1")
 
 
+@pytest.mark.parametrize("options", [{}, {"insist": "interrupt", "grace": 60}])
+class TestCatch:
+    def test_it_swallows_its_own_abort(self, core: Core, options: dict[str, Any]) -> None:
+        with core.block("run-1", catch=True, **options) as signal:
+            core.abort("run-1")
+        assert signal.aborted
+        with core.block("run-1", catch=True, **options) as signal:
+            core.abort("run-1")
+            signal.raise_if_aborted()
+        with core.block("run-1", catch=True, **options):
+            core.abort("run-1")
+            raise ValueError("a consequence")
+
+    def test_it_swallows_nothing_else(self, core: Core, options: dict[str, Any]) -> None:
+        for error in (ValueError("oops"), RunAborted("another"), KeyboardInterrupt()):
+            with pytest.raises(type(error)) as raised, core.block("run-1", catch=True, **options):
+                raise error
+            assert raised.value is error
+        with pytest.raises(KeyboardInterrupt), core.block("run-1", catch=True, **options):
+            core.abort("run-1")
+            raise KeyboardInterrupt
+
+    def test_one_that_was_aborted_before_raises(self, core: Core, options: dict[str, Any]) -> None:
+        core.look = lambda controller: controller.abort("before")
+        with pytest.raises(RunAborted, match="before"), core.block(catch=True, **options):
+            raise AssertionError("entered")
+
+    def test_in_a_task(self, core: Core, options: dict[str, Any]) -> None:
+        async def main() -> None:
+            async with core.block("run-1", catch=True) as signal:
+                abort_soon(core, "run-1")
+                await asyncio.sleep(20)
+            assert signal.aborted
+            task = asyncio.current_task()
+            assert task is not None
+            assert not task.cancelling()
+            with pytest.raises(asyncio.CancelledError):
+                async with core.block("run-1", catch=True):
+                    task.cancel()
+                    await asyncio.sleep(20)
+
+        asyncio.run(main())
+
+
 class TestExceptions:
     def test_one_before_an_abort_stays_itself(self, core: Core) -> None:
         with pytest.raises(ValueError, match="oops"), core.block("run-1"):

@@ -74,6 +74,8 @@ class TestRequestedBefore:
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
             raise AssertionError("it runs")
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
+        assert raised.value.request_id
+        assert "clear_run_abort('run-1') lets it start again" in str(raised.value)
         assert current().registry.ids() == []
 
     def test_nor_does_a_run_whose_group_was(self) -> None:
