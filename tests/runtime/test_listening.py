@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import sys
@@ -19,7 +20,8 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import requests
 from run_abort._transport.backoff import MIN_DELAY
-from run_abort._transport.redis.connections import Subscription
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, encode
+from run_abort._transport.redis.resp import MessageReader
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
@@ -110,14 +112,17 @@ class TestClosedAtOnce:
         confirmation = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(name), name)
 
         def serve() -> None:
-            with suppress(OSError):
+            with suppress(OSError):  # closed by the end of the test
                 while True:
                     link, _ = self.server.accept()
                     accepted.append(time.monotonic())
-                    with link:
-                        while b"SUBSCRIBE" not in (data := link.recv(4096)):
-                            link.sendall(b"+OK\r\n" * data.count(b"CLIENT"))
-                        link.sendall(confirmation)
+                    with link, suppress(OSError):
+                        confirm(link)
+
+        def confirm(link: socket.socket) -> None:
+            while (data := link.recv(4096)) and b"SUBSCRIBE" not in data:
+                link.sendall(b"+OK\r\n" * data.count(b"CLIENT"))
+            link.sendall(confirmation)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -164,11 +169,10 @@ class TestClosedAtOnce:
 
 
 def test_between_the_bytes_and_the_wake_up_nothing_waits_and_nothing_starts(
-    listening: None, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, runtime: Runtime
 ) -> None:
     calls: list[str] = []
     frames: list[str] = []
-    read = Subscription._read
 
     def note(frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
@@ -176,21 +180,19 @@ def test_between_the_bytes_and_the_wake_up_nothing_waits_and_nothing_starts(
         elif event == "c_call":
             calls.append(arg.__qualname__)
 
-    def noting(link: Subscription) -> bytes:
-        sys.setprofile(None)
-        data = read(link)
-        calls.clear()
-        frames.clear()
-        sys.setprofile(note)
-        return data
-
-    monkeypatch.setattr(Subscription, "_read", noting)
-    foreign.publish("run-0")  # the reading that is under way is not noted yet
-    wait_until(lambda: current().listener.status().messages == 1)
+    message = encode(Request("run-1", str(uuid.uuid4()), "because", "ann", "inst_x"))
+    reply = b"*3\r\n$7\r\nmessage\r\n$4\r\nname\r\n$%d\r\n%b\r\n" % (len(message), message)
+    reader = MessageReader(4, limit=MAX_MESSAGE_BYTES)
     with pytest.raises(RunAborted), abortable_run("run-1") as signal:
         signal._when_aborted(lambda: sys.setprofile(None))
-        foreign.publish("run-1", id=str(uuid.uuid4()), reason="because", actor="ann")
-        assert signal.wait(20)
+        gc.disable()  # finalisers of what other tests left are not part of it
+        sys.setprofile(note)
+        try:
+            reader.feed(reply)
+            runtime.listener._receive(reader.next() or b"", "inst_y")
+        finally:
+            sys.setprofile(None)
+            gc.enable()
         signal.raise_if_aborted()
     assert "Dispatch.receive" in frames
     assert len(frames) <= 30
