@@ -15,6 +15,7 @@ from django.utils.module_loading import import_string
 from run_abort import aabort_run, abort_run
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.signals import run_aborted
+from tests.jobs.models import Job
 from tests.queues import work
 from tests.queues.work import begin, say
 
@@ -126,6 +127,22 @@ def abort_itself(context: Any) -> None:
 async def abort_itself_async(context: Any) -> None:
     await aabort_run(context.task_result.id, reason="because", actor="ann")
     await asyncio.sleep(3600)
+
+
+def note_in_a_row(result: Any, error: TaskAborted) -> None:
+    Job.objects.create(name=f"{result.id} {error.reason}")
+
+
+@task(takes_context=True)
+@abortable_task(run_id=lambda result: "never", on_abort_before_start=note_in_a_row)
+def never(context: Any) -> None:
+    raise AssertionError("it begins")
+
+
+@task(takes_context=True)
+@abortable_task(run_id=lambda result: "never", on_abort_before_start=note_in_a_row)
+async def never_async(context: Any) -> None:
+    raise AssertionError("it begins")
 
 
 @task

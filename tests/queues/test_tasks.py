@@ -16,6 +16,7 @@ from run_abort import clear_run_abort
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.models import AbortDelivery
 from tests.conftest import Configure
+from tests.jobs.models import Job
 from tests.processes.conftest import subscribed
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
@@ -162,6 +163,15 @@ class TestInProcess:
         (error,) = result.errors
         assert error.exception_class is TaskAborted
         assert f"run '{result.id}' was aborted by ann: because" in error.traceback
+
+    @pytest.mark.parametrize("name", ["never", "never_async"])
+    def test_the_hook_of_one_that_never_begins_may_use_the_database(
+        self, task: Callable[[Any], Any], name: str
+    ) -> None:
+        abort("never")
+        result = task(getattr(tasks, name)).enqueue()
+        assert result.errors[0].exception_class is TaskAborted
+        assert Job.objects.get().name == f"{result.id} because"
 
     def test_it_returns_and_fails_as_without_us(self, task: Callable[[Any], Any]) -> None:
         assert task(tasks.done).enqueue("one").return_value == "one"
