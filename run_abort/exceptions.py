@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -80,6 +80,11 @@ class TaskAborted(Exception):  # noqa: N818  a state, not a mistake
         self.run_id = run_id
         self.reason = reason
         self.actor = actor
+
+    @classmethod
+    def of(cls, aborted: RunAborted) -> Self:
+        """The report of an abort that a task has raised."""
+        return cls(aborted.run_id, aborted.reason, aborted.actor)
 
     def __str__(self) -> str:
         return str(RunAborted(self.run_id, self.reason, self.actor))

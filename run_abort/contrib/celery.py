@@ -132,7 +132,7 @@ class AbortableTask(Task):
                 began = request.is_run = True
                 return self.run(*args, **kwargs)
         except RunAborted as aborted:
-            error = TaskAborted(*aborted.args)
+            error = TaskAborted.of(aborted)
             if not began:
                 call_logged(partial(self.on_abort_before_start, error))
             if request.is_eager:

@@ -106,7 +106,7 @@ class Abortable(Middleware):
                 return fn(*args, **kwargs) if block is None else work(block, began, *args, **kwargs)
             except RunAborted as aborted:
                 if block is not None and not began:
-                    error = TaskAborted(*aborted.args)
+                    error = TaskAborted.of(aborted)
                     call_logged(partial(self.on_abort_before_start, message, error))
                 _store(broker, message, aborted)
                 raise SkipMessage(str(aborted)) from aborted

@@ -105,7 +105,7 @@ def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callab
                 began = True
                 return execute(task)
         except RunAborted as aborted:
-            error = TaskCanceled(*aborted.args)
+            error = TaskCanceled.of(aborted)
             if not began:
                 call_logged(partial(huey.on_abort_before_start, task, error))
             raise error from aborted

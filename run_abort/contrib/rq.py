@@ -102,7 +102,7 @@ class AbortableJob(Job):
                 return super().perform()
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if began else JobStatus.CANCELED
-            error = TaskAborted(*aborted.args)
+            error = TaskAborted.of(aborted)
             if not began:
                 call_logged(partial(self.on_abort_before_start, error))
             # RQ ends the process after the job and waits for no thread.

@@ -116,7 +116,7 @@ def _within_block(
                 began = True
                 return function(context, *args, **kwargs)
         except RunAborted as aborted:  # task backends may not handle a BaseException
-            error = TaskAborted(*aborted.args)
+            error = TaskAborted.of(aborted)
             if not began:
                 tell(context, error)
             raise error from aborted
@@ -137,7 +137,7 @@ def _within_async_block(
                 began = True
                 return await function(context, *args, **kwargs)
         except RunAborted as aborted:
-            error = TaskAborted(*aborted.args)
+            error = TaskAborted.of(aborted)
             if not began:
                 await sync_to_async(tell)(context, error)
             raise error from aborted
