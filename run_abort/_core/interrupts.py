@@ -43,6 +43,7 @@ from typing import Any, Final
 from run_abort.exceptions import RunAborted
 
 from .cpython import Statement, asynchronously, raise_outside_of_statements
+from .transactions import end_transactions, open_transactions
 
 __all__ = [
     "Interruption",
@@ -127,6 +128,7 @@ class Interruption:
         "_over",
         "_raised",
         "_target",
+        "_transactions",
         "delayed_by",
         "is_open",
     )
@@ -146,6 +148,7 @@ class Interruption:
         self._cleanup_time = cleanup_time(grace)
         self.delayed_by: Statement | None = None
         self._raised: type[RunAborted] | None = None
+        self._transactions = open_transactions()
         self.is_open = False
 
     def open(self) -> None:
@@ -244,6 +247,10 @@ class Interruption:
 
     def _obey(self) -> None:
         self._target.obeying_until = time.monotonic() + self._cleanup_time
+
+    def end_transactions(self) -> None:
+        """Roll back what the block has left open. Called in its thread, behind a shield."""
+        end_transactions(self._transactions)
 
     def close(self) -> None:
         """Never interrupt the block from now on. Called behind a shield, unless it is orphaned."""

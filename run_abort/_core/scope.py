@@ -361,6 +361,7 @@ class Scope:
             if signal is not None and self._interruption is not None:
                 for block in set(self._unguarded).difference(self._around):
                     block._close()
+                self._interruption.end_transactions()
         except BaseException:
             self._close()
             raise

@@ -42,6 +42,20 @@ def nothing_is_left(core: Core) -> Iterator[None]:
     assert interrupts._target() is None
 
 
+DRIVER = """
+def execute():
+    global depth
+    depth += 1
+    for _ in map(str, range(10)):
+        receive()
+    depth -= 1
+
+def receive():
+    for _ in range(3):
+        pass
+"""
+
+
 class Worker:
     """A thread that works on ``run-1``; what it raised is kept."""
 
@@ -133,7 +147,7 @@ class TestThread:
                     finally:
                         began = time.monotonic()
                         try:
-                            while time.monotonic() < began + 20:
+                            for _ in iter(lambda: time.monotonic() < began + 20, False):
                                 pass
                         finally:
                             took.append(time.monotonic() - began)
@@ -325,6 +339,36 @@ class TestShield:
             pass
         with Shield():
             pass
+
+
+class TestStatements:
+    def test_none_arrives_within_one(self, core: Core) -> None:
+        """Interrupted at any moment of a loop that nearly always is in a database driver."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        states: list[dict[str, Any]] = []
+
+        def work() -> None:
+            with core.block("run-1", grace=3600, insist="interrupt"):
+                while True:
+                    driver["execute"]()
+                    for _ in range(200):
+                        pass
+
+        try:
+            for _ in range(50):
+                driver = {"__name__": "psycopg.tests", "depth": 0}
+                exec(DRIVER, driver)
+                worker = Worker(work)
+                core.abort_when_held()
+                (interruption,) = interrupts.open_interruptions
+                while not interruption.send():
+                    pass
+                assert isinstance(worker.join(), RunAborted)
+                states.append(driver)
+        finally:
+            sys.setswitchinterval(interval)
+        assert {each["depth"] for each in states} == {0}
 
 
 class TestNested:

@@ -139,3 +139,17 @@ def test_the_cleanup_writes_its_row_and_the_connection_is_usable(
     thread.join(60)
     assert not thread.is_alive()
     assert worker.errors == []
+
+
+def test_a_transaction_whose_end_python_skips_is_rolled_back() -> None:
+    """Forced: as if an interrupt had arrived before the first statement of ``__exit__``."""
+    with transaction.atomic():
+        Job.objects.create(name="around")
+        with pytest.raises(RunAborted):
+            with abortable_run("run-1", insist="interrupt"):
+                for name in ("outer", "inner"):
+                    transaction.atomic().__enter__()
+                    Job.objects.create(name=name)
+                current().registry.abort(Request("run-1"))
+    assert connection.get_autocommit()
+    assert [job.name for job in Job.objects.all()] == ["around"]
