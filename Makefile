@@ -8,7 +8,7 @@
 # make soak    both suites ten times each while four busy loops run beside them; RUNS=10
 # make e2e     the pages of the demo in a browser; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
-#              SECONDS=600 SEED=7 DATABASE=postgresql
+#              SECONDS=600 SEED=7 DATABASE=postgresql REDIS=cluster
 # make bench   the benchmarks
 # make lint    style and types
 # make messages
@@ -33,6 +33,7 @@ RUNS ?= 10
 SECONDS ?= 60
 SEED ?=
 DATABASE ?= sqlite
+REDIS ?= single
 
 .DEFAULT_GOAL := demo
 .PHONY: demo serve test test-all test-slow soak e2e chaos bench lint messages
@@ -61,7 +62,7 @@ e2e: $(VENV)/.installed-e2e
 	@$(RUN) -m pytest -q tests/e2e
 
 chaos: $(VENV)/.installed-test
-	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) \
+	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) --redis $(REDIS) \
 		$(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-test

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort.models import AbortRequest, RunHold
 
 from .fleet import Fleet, Service
 from .runs.jobs import GRACE
@@ -25,7 +25,7 @@ class Evidence(NamedTuple):
     """What was found after the click.
 
     :ivar clicked_at: just before the request of the click was sent.
-    :ivar deliveries: what the worker processes did, by the name of the worker.
+    :ivar holds: the blocks that it aborted, by the name of the worker.
     :ivar line: what the listener printed when it received the abort; empty if it did not; None if
         there is no listener.
     :ivar pids: of the processes, by the name of their service, and by their ID on the wire.
@@ -35,7 +35,7 @@ class Evidence(NamedTuple):
     clicked_at: datetime
     request: AbortRequest
     parts: Sequence[Part]
-    deliveries: dict[str, AbortDelivery]
+    holds: dict[str, list[RunHold]]
     line: dict[str, Any] | None
     pids: dict[str, int]
     programs: dict[int, list[int]]
@@ -52,25 +52,28 @@ class Evidence(NamedTuple):
         if request is None:
             raise LookupError(f"The database has no request to abort {run}")
         names = {worker.pid: worker.name for worker in fleet.named("worker")}
-        deliveries = {names.get(each.pid, "?"): each for each in request.deliveries.all()}
+        holds: dict[str, list[RunHold]] = {}
+        for hold in request.holds.select_related("process"):
+            pid = hold.process.pid if hold.process else 0
+            holds.setdefault(names.get(pid, "?"), []).append(hold)
         pids = {service.name: service.pid for service in fleet.services}
         pids |= {process.origin: process.pid for process in fleet.listening()}
         listeners = fleet.named("listener")
         line = heard(listeners[0], run) if listeners else None
-        return cls(clicked_at, request, list(run.parts.all()), deliveries, line, pids, programs)
+        return cls(clicked_at, request, list(run.parts.all()), holds, line, pids, programs)
 
     def table(self) -> Iterator[tuple[str, ...]]:
         """The rows: process, part, kind, done, received and stopped after the click."""
         web = f"web {self.pids.get(self.request.origin, '')}".rstrip()
         yield web, *[NOTHING] * 3, f"requested {self._after(self.request.requested_at)}", NOTHING
         for part in sorted(self.parts, key=lambda part: (part.worker, part.number)):
-            delivery = self.deliveries.get(part.worker)
+            received = [each.received_at for each in self.holds.get(part.worker, ())]
             yield (
                 f"{part.worker} {self.pids.get(part.worker, '?')}",
                 str(part.number),
                 part.kind,
                 f"{part.done} of {part.total}",
-                self._after(delivery.received_at if delivery else None),
+                self._after(received[0] if received else None),
                 self._after(part.stopped_at),
             )
             for pid in self.programs.get(part.number, ()):
@@ -84,17 +87,19 @@ class Evidence(NamedTuple):
 
     def verdicts(self, workers: int) -> Iterator[tuple[str, bool]]:
         """What has to hold, and whether it does."""
-        parts, request, deliveries = self.parts, self.request, self.deliveries
+        parts = self.parts
+        is_published = self.request.published_at is not None
+        holds = [hold for each in self.holds.values() for hold in each]
         if self.line is None:
-            yield "the request is in the database, and there is no Redis", not request.published
+            yield "the request is in the database, and there is no Redis", not is_published
         else:
-            yield "the request is in the database, and Redis took it", request.published
+            yield "the request is in the database, and Redis took it", is_published
         yield (
             f"{workers} worker processes received it, for all {len(parts)} parts",
-            len(deliveries) == workers
-            and deliveries.keys() == {part.worker for part in parts}
-            and sum(each.controllers for each in deliveries.values()) == len(parts)
-            and all(each.received_at >= self.clicked_at for each in deliveries.values()),
+            len(self.holds) == workers
+            and self.holds.keys() == {part.worker for part in parts}
+            and len(holds) == len(parts)
+            and all(each.received_at and each.received_at >= self.clicked_at for each in holds),
         )
         yield (
             "every part stopped before its end",
@@ -106,17 +111,17 @@ class Evidence(NamedTuple):
             ),
         )
         yield (
-            "the timeline of the abort says that each of these processes stopped",
-            all(each.stopped_at is not None for each in deliveries.values()),
+            "the timeline of the abort says that each of these blocks was left",
+            all(each.left_at is not None for each in holds),
         )
         yield from self._verdicts_on_kinds()
         if self.line is None:
             return
         yield (
             "the listener received the same abort, from the web process that was asked",
-            self.line.get("abortId") == str(request.pk)
-            and self.line.get("origin") == request.origin
-            and request.origin in self.pids,
+            self.line.get("abortId") == str(self.request.pk)
+            and self.line.get("origin") == self.request.origin
+            and self.request.origin in self.pids,
         )
 
     def _verdicts_on_kinds(self) -> Iterator[tuple[str, bool]]:
@@ -159,7 +164,7 @@ def heard(listener: Service, run: Run) -> dict[str, Any]:
 
 def has_stopped(run: Run) -> bool:
     """Whether the rows say that every part, and every process that worked on one, has stopped."""
-    running = AbortDelivery.objects.filter(request__run_id=run.run_id, stopped_at=None)
+    running = RunHold.objects.filter(request__run_id=run.run_id, left_at=None)
     return all(part.state in Part.OVER for part in run.parts.all()) and not running.exists()
 
 

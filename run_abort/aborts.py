@@ -7,24 +7,27 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from django.conf import settings
 from django.db import transaction
 
-from ._core.answers import ProcessAnswer
+from . import conf
+from ._concurrency.workers import submit
+from ._core.controller import AbortController
 from ._core.ids import clean_id
 from ._core.interrupts import Shield
-from ._core.types import Request
-from ._runtime.inquiry import Findings, Inquiry
+from ._core.types import Hold, Request
+from ._runtime.outcome import Lookout, can_look, is_stopped
 from ._runtime.runtime import current
-from ._store import database, requests
-from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH, MAX_WAIT
+from ._store import database
+from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH
 from .signals import run_abort_requested, send_to_all
 
 if TYPE_CHECKING:
@@ -42,6 +45,10 @@ __all__ = [
 logger = logging.getLogger("run_abort")
 
 MAX_AWAITED: Final = 1_000  # runs
+MAX_WAIT: Final = 3600.0  # seconds
+REST: Final = 0.001  # seconds between the push and the row
+
+T = TypeVar("T")
 
 # send_robust itself fails on a receiver without a name, such as a partial, that raises.
 _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
@@ -49,53 +56,31 @@ _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
 
 @dataclass(frozen=True, slots=True)
 class AbortOutcome:
-    """The result of ``abort_run``: where the request was sent, not what it did there.
+    """The result of ``abort_run``: where the request was sent, and with ``wait`` what it did.
 
     :ivar run_id: the requested ID.
-    :ivar abort_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
-    :ivar local: number of controllers aborted in this process.
+    :ivar request_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
+    :ivar local: number of blocks aborted in this process.
     :ivar recorded: whether the request is in the database, which aborts blocks entered later.
-    :ivar published: whether Redis accepted the push.
-    :ivar listeners: number of subscribers that Redis counted. A hint, not an acknowledgement: it
-        includes this process, hanging processes and foreign programs. A cluster counts one node.
-
-    The rest is known only with ``wait``:
-
-    :ivar processes: the answers of the processes, including those that do not hold the run.
-    :ivar unanswered: number of listeners that did not answer: foreign programs and hanging
-        processes.
-    :ivar stopped: whether every process that held the run has left all of its blocks. True only if
-        at least one process held the run, all of them have reported it, and all listeners answered.
+    :ivar published: whether the server accepted the push.
+    :ivar holds: with ``wait``: the blocks that the request aborted or has to abort, in all
+        processes, as their rows said at the end of the wait.
+    :ivar stopped: with ``wait``: whether there was such a block, and all of them were left. A block
+        whose row could not be written is not counted.
     """
 
     run_id: str
-    abort_id: uuid.UUID
+    request_id: uuid.UUID
     local: int
     recorded: bool
     published: bool
-    listeners: int
-    processes: tuple[ProcessAnswer, ...] = ()
-    unanswered: int = 0
+    holds: tuple[Hold, ...] = ()
     stopped: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether the request aborted a block here, or was recorded or published."""
         return bool(self.local or self.recorded or self.published)
-
-    @property
-    def holders(self) -> tuple[ProcessAnswer, ...]:
-        """The answers in ``processes`` of those that held the run."""
-        return self._findings.holders
-
-    @property
-    def finished(self) -> bool:
-        """Whether no process held the run, and in at least one it had ended before."""
-        return self._findings.finished
-
-    @property
-    def _findings(self) -> Findings:
-        return Findings(self.processes, self.unanswered, self.stopped)
 
 
 def abort_run(
@@ -107,26 +92,24 @@ def abort_run(
 ) -> AbortOutcome:
     """Request an abort of a run in all processes.
 
-    First the blocks in this process are aborted, then the request is recorded in the database,
-    then it is published to the other processes. If the run has ended, or its ID is unknown, the
-    request is only recorded. The record aborts every block that is entered for this ID within
-    ``REQUEST_TTL``.
+    First the blocks in this process are aborted, then the request is published to the other
+    processes, then it is recorded in the database, then it is published again, for processes that
+    have subscribed meanwhile. If the run has ended, or its ID is unknown, the request is only
+    recorded. The record aborts every block that is entered for this ID within ``REQUEST_TTL``.
 
-    Inside a transaction it acts at once, too, and publishes again after the commit. A rollback
-    removes the record, but does not undo the push: blocks that were open have been aborted, and
-    later ones are not. If the abort has to depend on the commit, use :func:`abort_run_on_commit`.
+    Inside a transaction it acts at once, too: the record is committed by a connection of its own,
+    and a rollback changes nothing about the abort. On SQLite, which has one writer, the record is
+    part of the transaction, and is written again after a rollback. If the abort has to depend on
+    the commit, use :func:`abort_run_on_commit`.
 
-    Blocks for at most about a second for the database and ``PUBLISH_TIMEOUT`` for Redis. In
-    asyncio code use :func:`aabort_run`.
+    Blocks for at most ``DATABASE_TIMEOUT`` and twice ``PUBLISH_TIMEOUT``. In asyncio code use
+    :func:`aabort_run`.
 
     :param run_id: of the run, or of a group of runs.
     :param reason: the reason; cut after 1000 characters.
     :param actor: the requester: a user of the project, or any text.
-    :param wait: seconds to wait at most for the answers of the processes, up to 3600. Returns as
-        soon as every listener has answered and every process that held the run has left it.
-        Without Redis, the answers come through the database, from the processes that hold the run,
-        and this waits for at least two ``POLL_INTERVAL``, so that each process has read the
-        request. A process that reaches neither Redis nor the database is not counted.
+    :param wait: seconds to wait at most until every block that works on the run was left, up to
+        3600. Returns at once if there is none. Inside a transaction on SQLite it does not wait.
     :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``, or ``wait`` no number.
     :raises ValueError: if the ID is empty or longer than 255 characters, or ``wait`` is out of
         bounds.
@@ -146,8 +129,6 @@ def abort_runs(
     """:func:`abort_run` for many runs at once: one query, one pipeline.
 
     All of their blocks in this process are aborted first. Either all records are written or none.
-    Blocks for at most about two more seconds for every 5,000 runs.
-
     :param wait: as in :func:`abort_run`, for all of them together; for 1,000 runs at most.
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.
@@ -184,44 +165,45 @@ async def aabort_run(
 
     The blocks in this process are aborted before the first ``await``. If the calling task is
     cancelled during the call, perhaps by the abort itself, the request is recorded and published
-    all the same.
+    all the same. Receivers of ``run_abort_requested`` are called on a thread of their own.
     """
     batch = _Batch.of([run_id], reason, actor, wait)
     local = batch.here()
-
-    async def rest() -> AbortOutcome:
-        inquiry = await asyncio.to_thread(batch.inquire) if batch.wait else None
-        ask = inquiry is not None and inquiry.is_open
-        (outcome,) = await database.call_from_loop(partial(batch.elsewhere, local, ask=ask))
-        sent = _facts(batch.requests[0], outcome)
-        try:
-            await run_abort_requested.asend_robust(database.model(), **sent)
-        except Exception:
-            logger.exception(_RECEIVER_FAILED)
-        if inquiry is not None:
-            (outcome,) = await asyncio.to_thread(_answered, inquiry, [outcome])
+    # On a thread, not in a task: an abort of this task's own run may end the event loop. The
+    # interpreter waits for it at exit.
+    sending = submit(partial(_send, batch, local), name="run_abort-abort", daemon=False)
+    lookout, (outcome,) = await _shielded(sending)
+    if lookout is None:
         return outcome
+    waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
+    try:
+        (outcome,) = await _shielded(waiting)
+    finally:
+        lookout.give_up()
+    return outcome
 
-    task = asyncio.ensure_future(rest())
-    _unfinished.add(task)
-    task.add_done_callback(_unfinished.discard)
-    return await asyncio.shield(task)
+
+async def _shielded(future: Future[T]) -> T:
+    """The result; if this task is cancelled, the thread that works on it goes on."""
+    wrapped = asyncio.wrap_future(future)
+    await asyncio.wait({wrapped})
+    return wrapped.result()
 
 
-def clear_run_abort(run_id: str | int | uuid.UUID) -> int:
+def clear_run_abort(
+    run_id: str | int | uuid.UUID, *, by: str | AbstractBaseUser | AnonymousUser = ""
+) -> int:
     """Let the ID run again: earlier requests abort no block that is entered from now on.
 
     Does not change open blocks. The rows stay as history.
 
+    :param by: who did that: a user of the project, or any text.
     :return: number of cleared requests; 0 also if the database failed, which is logged as a
         warning.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
-    return requests.clear(clean_id(run_id)) or 0
-
-
-# The loop has only a weak reference to a task.
-_unfinished: Final[set[asyncio.Task[AbortOutcome]]] = set()
+    _, name = _who(by)
+    return current().requests.clear(clean_id(run_id), _plain(name, MAX_ACTOR_LENGTH)) or 0
 
 
 def _abort(
@@ -229,37 +211,44 @@ def _abort(
 ) -> list[AbortOutcome]:
     batch = _Batch.of(run_ids, reason, actor, wait)
     with Shield():  # an interrupt here could leave shared state inconsistent
-        local = batch.here()
-        # Subscribed before the push, so that the first answers are not lost.
-        inquiry = batch.inquire() if batch.wait else None
-        outcomes = batch.elsewhere(local, ask=inquiry is not None and inquiry.is_open)
+        lookout, outcomes = _send(batch, batch.here())
+    return outcomes if lookout is None else _awaited(lookout, batch.wait, outcomes)
+
+
+def _send(batch: _Batch, local: list[int]) -> tuple[Lookout | None, list[AbortOutcome]]:
+    """Make the requests known, and the view of what becomes of them, if the caller waits."""
+    # Subscribed before the push, so that no notification is missed.
+    lookout = Lookout(current(), batch.requests) if batch.wait and can_look() else None
+    outcomes = batch.elsewhere(local)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
             send_to_all(run_abort_requested, database.model(), **_facts(request, outcome))
         except Exception:
             logger.exception(_RECEIVER_FAILED)
-    return outcomes if inquiry is None else _answered(inquiry, outcomes)
+    return lookout, outcomes
 
 
-def _answered(inquiry: Inquiry, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
-    """The outcomes, completed with the answers of the processes."""
-    with closing(inquiry):
-        found = inquiry.collect([o.listeners if o.published else None for o in outcomes])
+def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
+    """The outcomes, completed with the holds."""
+    with closing(lookout):
+        lookout.wait(wait)
+        found = lookout.found()
+    # Without the row, a block that is entered late works on unseen.
+    is_kept = conf.settings().REQUESTS
     return [
         replace(
             outcome,
-            processes=findings.processes,
-            unanswered=findings.unanswered,
-            stopped=findings.stopped,
+            holds=holds,
+            stopped=is_stopped(holds) and (outcome.recorded or not is_kept),
         )
-        for outcome, findings in zip(outcomes, found, strict=True)
+        for outcome, holds in zip(outcomes, found, strict=True)
     ]
 
 
 class _Batch(NamedTuple):
     """The requests of one call.
 
-    :ivar wait: seconds to wait for answers; 0 for no waiting.
+    :ivar wait: seconds to wait for the blocks; 0 for no waiting.
     :ivar at: when they were made, in UTC.
     """
 
@@ -288,58 +277,57 @@ class _Batch(NamedTuple):
         registry = current().registry
         return [registry.abort(request) for request in self.requests]
 
-    def inquire(self) -> Inquiry:
-        about = [(request.id, request.run_id) for request in self.requests]
-        return Inquiry(about, wait=self.wait)
+    def elsewhere(self, local: list[int]) -> list[AbortOutcome]:
+        """Make the requests known to the other processes.
 
-    def elsewhere(self, local: list[int], *, ask: bool = False) -> list[AbortOutcome]:
-        # The rows first, then the push: a block that is entered in between reads the row. This
-        # process ignores its own pushes; instead it aborts its blocks a second time.
+        :param local: blocks that each has aborted here.
+        """
         runtime = current()
-        began = time.monotonic()
-        recorded = requests.record(self.requests)
-        left = database.TIMEOUT - (time.monotonic() - began)
-        local = [first + second for first, second in zip(local, self.here(), strict=True)]
-        published = runtime.push.publish(self.requests, wait=self.wait if ask else 0.0)
+        published = runtime.push.publish(self.requests)
         published_at = datetime.now(UTC)
-        if recorded:
-            requests.mark_published(self._listeners(published), timeout=left)
-            runtime.reconciler.push_later(self._untaken(published))
-            # Other processes can read the rows only after the commit.
-            database.on_commit(partial(self._push_again, published))
+        if any(published):
+            # The threads that were just aborted need the interpreter and the processor first.
+            time.sleep(REST)
+        held = runtime.requests.record(self.requests, runtime.registry.holders)
+        recorded = held is not None
+        if held is not None:
+            # Blocks of this process that were entered before the commit; later ones read the row.
+            late = [self._abort(request, held) for request in self.requests]
+            local = [first + second for first, second in zip(local, late, strict=True)]
+            # For processes that have subscribed since. The others know it by its ID.
+            again = runtime.push.publish(self.requests, quiet=True)
+            published = [b if a is None else a for a, b in zip(published, again, strict=True)]
+            self._mark(published)
         runtime.queues.notify(self.requests)
         runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
         runtime.facts.published(self.requests, published, at=published_at)
         return [
             AbortOutcome(
                 run_id=request.run_id,
-                abort_id=uuid.UUID(request.id),
+                request_id=uuid.UUID(request.id),
                 local=here,
                 recorded=recorded,
                 published=listeners is not None,
-                listeners=listeners or 0,
             )
             for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
 
-    def _listeners(self, published: Sequence[int | None]) -> dict[uuid.UUID, int]:
-        """Number of subscribers that Redis counted, by the IDs of the requests it accepted."""
-        pairs = zip(self.requests, published, strict=True)
-        return {uuid.UUID(request.id): count for request, count in pairs if count is not None}
+    def _abort(self, request: Request, held: Mapping[str, Sequence[AbortController]]) -> int:
+        controllers = held.get(request.run_id)
+        return (
+            current().registry.abort_controllers(controllers, request, "local")
+            if controllers
+            else 0
+        )
 
-    def _untaken(self, published: Sequence[int | None]) -> list[Request]:
-        """The requests that Redis did not accept."""
-        pairs = zip(self.requests, published, strict=True)
-        return [request for request, count in pairs if count is None]
-
-    def _push_again(self, before: Sequence[int | None]) -> None:
+    def _mark(self, published: Sequence[int | None]) -> None:
         runtime = current()
-        self.here()
-        published = runtime.push.publish(self.requests)
-        runtime.reconciler.push_later(self._untaken(published))
-        pairs = zip(before, published, strict=True)
-        new = [count if first is None else None for first, count in pairs]
-        runtime.facts.published(self.requests, new, at=datetime.now(UTC))
+        pairs = zip(self.requests, published, strict=True)
+        accepted = [uuid.UUID(request.id) for request, count in pairs if count is not None]
+        if accepted:
+            runtime.requests.mark_published(accepted)
+        if len(accepted) < len(self.requests):
+            runtime.reconciler.push_later()
 
 
 def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:
@@ -347,7 +335,7 @@ def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:
         "run_id": request.run_id,
         "reason": request.reason,
         "actor": request.actor,
-        "abort_id": outcome.abort_id,
+        "abort_id": outcome.request_id,
         "outcome": outcome,
     }
 
@@ -364,7 +352,8 @@ def _seconds(wait: object) -> float:
 
 def _plain(text: str, limit: int) -> str:
     """``text`` without the characters that some database cannot store."""
-    return text.replace("\0", "")[:limit]
+    # A lone surrogate, such as in a file name that is not UTF-8, cannot be encoded.
+    return text.replace("\0", "").encode(errors="replace").decode()[:limit]
 
 
 def _who(actor: Any) -> tuple[Any, str]:

@@ -28,6 +28,7 @@ class RunAbortConfig(AppConfig):
     """Registers the checks, and starts the listener in long-lived processes."""
 
     name = "run_abort"
+    default_auto_field = "django.db.models.BigAutoField"
     verbose_name = _("Run aborts")
 
     def ready(self) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, aclosing, closing, nullcontext, suppress
-from functools import partial, wraps
+from functools import wraps
 from inspect import isasyncgenfunction, isawaitable, iscoroutine
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 from uuid import UUID
@@ -36,7 +36,6 @@ from ._concurrency.workers import in_event_loop
 from ._core.controller import GRACE, AbortSignal
 from ._core.escalation import Cancellation
 from ._core.types import Escalation
-from ._store.database import call_from_loop
 from .aborts import aabort_run, abort_run
 from .exceptions import RunAborted
 from .runs import abortable_run
@@ -280,7 +279,7 @@ async def _async_chunks(
 ) -> AsyncGenerator[Chunk, None]:
     try:
         # Not "async with block": an abort would cancel what the server's task does between chunks.
-        signal = await _entered(block)
+        signal = await block.enter_in_loop()
         with ExitStack() as stack:
             stack.push(block)
             async with aclosing(make(signal)) as chunks:
@@ -294,21 +293,6 @@ async def _async_chunks(
                     raise
     except RunAborted as aborted:
         yield end(aborted)
-
-
-async def _entered(block: abortable_run) -> AbortSignal:
-    entering = asyncio.ensure_future(call_from_loop(block.__enter__))
-    try:
-        return await asyncio.shield(entering)
-    except asyncio.CancelledError:
-        entering.add_done_callback(partial(_leave, block))
-        raise
-
-
-def _leave(block: abortable_run, entering: asyncio.Future[AbortSignal]) -> None:
-    if not entering.cancelled() and entering.exception() is None:
-        with suppress(RunAborted):
-            block.__exit__(None, None, None)
 
 
 async def _next(chunks: AsyncGenerator[Chunk, None], signal: AbortSignal) -> Chunk:

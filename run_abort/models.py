@@ -1,11 +1,10 @@
-"""The models of abort requests, of their deliveries and of listener cursors."""
+"""The models: requests to abort runs, the holds of processes that work on runs, and cursors."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from collections.abc import Iterable
-from datetime import datetime
 
 from django.conf import settings
 from django.db import models
@@ -16,13 +15,21 @@ from django.utils.translation import gettext_lazy as _
 class AbortRequest(models.Model):
     """A request to abort a run. While it stands, it also stops processes that start the run later.
 
-    The primary key is the abort ID. A row says what was requested, not what happened then.
+    A row says what was requested. The holds say what happened then.
     """
 
-    id = models.UUIDField(_("abort ID"), primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(_("request ID"), primary_key=True, default=uuid.uuid4, editable=False)
     run_id = models.CharField(_("run ID"), max_length=255)
     reason = models.TextField(_("reason"), blank=True)
+    cause = models.CharField(
+        _("cause"),
+        max_length=32,
+        blank=True,
+        help_text=_("What made the request, if it was not a person."),
+    )
     actor = models.CharField(_("actor"), max_length=255, blank=True)
+    # No constraint: it would make each request wait for an update of the user, and would fail for
+    # a user who was deleted.
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
@@ -30,17 +37,17 @@ class AbortRequest(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="+",
+        db_constraint=False,
     )
     origin = models.CharField(_("requested by process"), max_length=64)
     host = models.CharField(_("host"), max_length=255, blank=True)
     requested_at = models.DateTimeField(_("requested at"), default=timezone.now)
-    published = models.BooleanField(
-        _("published"), default=False, help_text=_("Whether Redis accepted the message.")
-    )
-    listeners = models.PositiveIntegerField(
-        _("listeners"),
-        default=0,
-        help_text=_("Number of subscribers that Redis reported. A hint, not an acknowledgement."),
+    due_at = models.DateTimeField(_("due at"), null=True, blank=True)
+    published_at = models.DateTimeField(
+        _("published at"),
+        null=True,
+        blank=True,
+        help_text=_("When the server accepted the push."),
     )
     cleared_at = models.DateTimeField(
         _("cleared at"),
@@ -48,6 +55,7 @@ class AbortRequest(models.Model):
         blank=True,
         help_text=_("Since then, the request no longer stops new starts of the run."),
     )
+    cleared_by = models.CharField(_("cleared by"), max_length=255, blank=True)
 
     class Meta:
         verbose_name = _("abort request")
@@ -64,68 +72,119 @@ class AbortRequest(models.Model):
         return self.run_id
 
 
-class AbortDelivery(models.Model):
-    """What a process that held the run did about an abort.
+class RunProcess(models.Model):
+    """A process that holds runs, or has held some."""
 
-    There is one row for each abort and process. Processes that did not hold the run have none.
+    origin = models.CharField(_("process"), primary_key=True, max_length=64)
+    host = models.CharField(_("host"), max_length=255, blank=True)
+    pid = models.PositiveBigIntegerField(_("process ID"), default=0)
+    kind = models.CharField(_("kind"), max_length=255, blank=True)
+    started_at = models.DateTimeField(_("started at"), default=timezone.now)
+    # Without an index, so that PostgreSQL can refresh it without writing to one.
+    seen_until = models.DateTimeField(
+        _("seen until"),
+        default=timezone.now,
+        help_text=_("Until then the process counts as alive while it holds runs."),
+    )
+
+    class Meta:
+        verbose_name = _("process")
+        verbose_name_plural = _("processes")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
+class RunHold(models.Model):
+    """One open block of a process that works on a run.
+
+    A hold that ends without an abort is deleted. One that was aborted stays.
     """
+
+    class State(models.TextChoices):
+        """What is known of the block."""
+
+        RUNNING = "running", _("running")
+        FINISHING = "finishing", _("finishing")
+        ABORTING = "aborting", _("aborting")
+        STOPPED = "stopped", _("stopped")
 
     class Way(models.TextChoices):
         """How the process received the request."""
 
         LOCAL = "local", _("own request")
-        CHANNEL = "channel", _("through Redis")
+        CHANNEL = "channel", _("by push")
         RECONCILE = "reconcile", _("from the database")
         START = "start", _("when it started")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    # No constraint: the request may be committed later than this row, or be rolled back.
+    run_id = models.CharField(_("run ID"), max_length=255)
+    label = models.CharField(_("label"), max_length=255, blank=True)
+    process = models.ForeignKey(
+        RunProcess,
+        verbose_name=_("process"),
+        null=True,
+        on_delete=models.DO_NOTHING,
+        related_name="holds",
+        db_constraint=False,
+    )
+    entered_at = models.DateTimeField(_("entered at"), default=timezone.now)
     request = models.ForeignKey(
         AbortRequest,
         verbose_name=_("abort request"),
-        on_delete=models.CASCADE,
-        related_name="deliveries",
-        db_constraint=False,
-    )
-    origin = models.CharField(_("process"), max_length=64)
-    host = models.CharField(_("host"), max_length=255, blank=True)
-    pid = models.PositiveBigIntegerField(_("process ID"), default=0)
-    way = models.CharField(_("received via"), max_length=10, choices=Way.choices)
-    controllers = models.PositiveIntegerField(
-        _("blocks"), default=0, help_text=_("Number of blocks of the run that it aborted.")
-    )
-    received_at = models.DateTimeField(_("received at"), default=timezone.now)
-    stopped_at = models.DateTimeField(
-        _("stopped at"),
         null=True,
         blank=True,
-        help_text=_("When it left the last of those blocks."),
+        on_delete=models.DO_NOTHING,
+        related_name="holds",
+        db_constraint=False,
     )
+    way = models.CharField(_("received via"), max_length=10, choices=Way.choices, blank=True)
+    received_at = models.DateTimeField(_("received at"), null=True, blank=True)
+    left_at = models.DateTimeField(_("left at"), null=True, blank=True)
     # JSON; read it by steps(). A JSONField makes the system checks query the database.
-    insisted = models.TextField(_("forced by"), blank=True, default="", editable=False)
+    escalations = models.TextField(_("escalations"), blank=True, default="", editable=False)
+    state = models.CharField(
+        _("state"), max_length=10, choices=State.choices, default=State.RUNNING
+    )
 
     class Meta:
-        verbose_name = _("abort delivery")
-        verbose_name_plural = _("abort deliveries")
-        ordering = ("received_at",)
-        default_permissions = ("view",)
+        verbose_name = _("hold")
+        verbose_name_plural = _("holds")
+        ordering = ("entered_at",)
+        indexes = (models.Index(fields=["run_id"], name="run_abort_hold_run_idx"),)
+        default_permissions = ()
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.pid}"
+        return self.run_id
 
-    def steps(self) -> list[tuple[str, datetime]]:
-        """The escalations, such as ``"interrupt"``, and the time of each, in that order."""
-        stored: list[tuple[str, float]] = json.loads(self.insisted or "[]")
-        zone = timezone.get_default_timezone()
-        steps = [(step, datetime.fromtimestamp(at, zone)) for step, at in stored]
-        if settings.USE_TZ:
-            return steps
-        return [(step, timezone.make_naive(at, zone)) for step, at in steps]
+    def steps(self) -> list[tuple[str, float]]:
+        """The escalations, such as ``"interrupt"``, each with its seconds after the abort."""
+        steps: list[tuple[str, float]] = json.loads(self.escalations or "[]")
+        return steps
 
-    def set_steps(self, steps: Iterable[tuple[str, datetime]]) -> None:
-        """Store the escalations, each with its time, without saving the row."""
-        data = [[step, at.timestamp()] for step, at in steps]
-        self.insisted = json.dumps(data) if data else ""
+    def set_steps(self, steps: Iterable[tuple[str, float]]) -> None:
+        """Store the escalations, without saving the row."""
+        data = [[step, round(seconds, 3)] for step, seconds in steps]
+        self.escalations = json.dumps(data) if data else ""
+
+
+class RunHoldGroup(models.Model):
+    """A group that a held run answers to."""
+
+    hold = models.ForeignKey(
+        RunHold, on_delete=models.DO_NOTHING, related_name="groups", db_constraint=False
+    )
+    run_id = models.CharField(_("group"), max_length=255)
+
+    class Meta:
+        verbose_name = _("group of a hold")
+        verbose_name_plural = _("groups of holds")
+        indexes = (models.Index(fields=["run_id"], name="run_abort_hold_group_idx"),)
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.run_id
 
 
 class ListenerCursor(models.Model):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from concurrent.futures import Future
 
+from . import conf
+from ._concurrency.workers import spawn
 from ._core.controller import GRACE, AbortController, AbortSignal
 from ._core.scope import Scope
 from ._core.types import Request
 from ._runtime.runtime import Runtime, current
-from ._store import database, requests
 from ._transport.listener import REST
 
 __all__ = ["abortable_run", "hold"]
@@ -30,8 +31,9 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     With ``async with``, an abort also cancels the body's task, as ``asyncio.timeout`` does. The
     cancellation leaves the block as ``RunAborted``. Other cancellations stay ``CancelledError``.
 
-    Entering starts the listener if needed, and reads whether an abort was requested before, with
-    one database query.
+    Entering starts the listener if needed, writes a row that says that this process works on the
+    run, and reads whether an abort was requested before. It waits for the database for at most
+    ``DATABASE_TIMEOUT``; if that is away, the block starts all the same.
 
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :param groups: further IDs that the run answers to: its parent run, its tenant.
@@ -61,34 +63,49 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     _process: Runtime
 
     def _look(self, controller: AbortController) -> None:
-        if self._start_threads():
-            abort = partial(self._abort, controller)
-            request = requests.find(self._ids, on_late=abort)
-            if request is not None:
-                abort(request)
+        found = self._enter(controller)
+        if found is not None:
+            request = self._process.recorder.wait(found, otherwise=None)
+            self._found(controller, found, request)
 
     async def _alook(self, controller: AbortController) -> None:
-        if self._start_threads():
-            abort = partial(self._abort, controller)
-            find = partial(requests.find, self._ids, on_late=abort)
-            request = await database.call_from_loop(find)
-            if request is not None:
-                abort(request)
+        found = self._enter(controller)
+        if found is not None:
+            request = await self._process.recorder.await_(found, otherwise=None)
+            self._found(controller, found, request)
 
-    def _start_threads(self) -> bool:
-        """Return whether requests are stored in the database."""
+    def _enter(self, controller: AbortController) -> Future[Request | None] | None:
         process = self._process
-        if not database.enabled():
-            process.listener.ensure_started()
-            return False
         # A short job in a process of its own ends before the listener connects. A push before that
-        # is not lost: the listener has the requests read when it is subscribed.
-        process.listener.ensure_started(rest=REST)
-        process.reconciler.ensure_started()
-        return True
+        # is not lost if there are rows: they are read when the listener is subscribed.
+        process.listener.ensure_started(rest=REST if conf.settings().REQUESTS else 0.0)
+        found = process.holder.enter(controller, self._ids, self._label)
+        if found is not None:
+            process.reconciler.ensure_started()
+        return found
+
+    def _found(
+        self,
+        controller: AbortController,
+        found: Future[Request | None],
+        request: Request | None,
+    ) -> None:
+        if request is not None:
+            self._abort(controller, request)
+        elif not found.done():  # the database may answer later
+            found.add_done_callback(lambda late: self._found_late(controller, late))
+
+    def _found_late(self, controller: AbortController, found: Future[Request | None]) -> None:
+        request = None if found.exception() else found.result()
+        if request is not None:
+            # On a thread of its own, because the abort calls the callbacks of the signal.
+            spawn(lambda: self._abort(controller, request), name="run_abort-late")
 
     def _abort(self, controller: AbortController, request: Request) -> None:
         self._process.registry.abort_controllers([controller], request, "start")
+
+    def _ended(self, controller: AbortController) -> None:
+        self._process.holder.leave(controller)
 
 
 def hold(

@@ -50,6 +50,7 @@ def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Co
             "REDIS_URL": shared_redis.url,
             "CHANNEL": channel_name,
             "REQUESTS": False,
+            "HOLDS": run_abort.get("REQUESTS", False),
             **run_abort,
         }
 
@@ -73,7 +74,7 @@ def listening(configure: Configure, runtime: Runtime) -> None:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The database of a busy machine is not taken for one that is away."""
-    monkeypatch.setattr(database, "TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(database, "timeout", lambda: TIMEOUT)
 
 
 @pytest.fixture
@@ -89,12 +90,15 @@ def no_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def runtime() -> Iterator[Runtime]:
-    """A runtime of the test's own; at its end no thread of ours runs and no run is held."""
+def runtime(_django_db_marker: None) -> Iterator[Runtime]:
+    """A runtime of the test's own; at its end no thread of ours runs and no run is held.
+
+    It ends before the database is forbidden again.
+    """
     runtime = install(Runtime())
     yield runtime
     assert runtime.close()
-    assert runtime.registry.ids() == []
+    assert not runtime.registry.holders()
     wait_until(lambda: not threads_of_ours())
 
 

@@ -6,7 +6,7 @@ import shutil
 from functools import partial
 from typing import Any, Self
 
-import MySQLdb
+import MySQLdb  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from tests.private_server import PrivateServer
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import psycopg
 
+from run_abort._core import procfs
 from tests.private_server import PrivateServer
 
 
@@ -50,6 +53,21 @@ class PostgresServer(PrivateServer):
             str(self._binaries / "initdb"),
             *(f"--pgdata={data}", "--username=tests", "--auth=trust", "--encoding=UTF8"),
         )
+        return self.start_again()
+
+    def crash(self) -> None:
+        """Kill all of its processes, as when the machine loses its power."""
+        assert self._process is not None
+        children = [each.pid for each in procfs.processes() if each.parent == self._process.pid]
+        self._process.send_signal(signal.SIGSTOP)  # it must not say goodbye to its clients
+        for pid in [*children, self._process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def start_again(self) -> Self:
+        """Start it, with what it has stored."""
+        data = str(self.directory / "data")
         place = ["-D", data, "-k", str(self.directory), "-c", "listen_addresses="]
         return self._serve(
             *(str(self._binaries / "postgres"), *place, "-c", "fsync=off"),

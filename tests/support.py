@@ -230,6 +230,9 @@ class Proxy:
                 continue
             with self._lock:
                 self._links.append((near, far))
+            if self._listener.fileno() < 0:  # closed meanwhile
+                self.cut()
+                return
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
 

@@ -48,13 +48,13 @@ async def hold_async(request: HttpRequest, run_id: str) -> JsonResponse:
 
 def abort(request: HttpRequest, run_id: str) -> JsonResponse:
     outcome = abort_run(run_id, reason=f"by {os.getpid()}")
-    return JsonResponse({"pid": os.getpid(), "listeners": outcome.listeners})
+    return JsonResponse({"pid": os.getpid(), "published": outcome.published})
 
 
 def inside(request: HttpRequest) -> JsonResponse:
     """What this process holds, and which threads of ours it has."""
     names = sorted(t.name for t in threading.enumerate() if t.name.startswith("run_abort"))
-    return JsonResponse({"held": current().registry.ids(), "threads": names})
+    return JsonResponse({"held": list(current().registry.holders()), "threads": names})
 
 
 def say(text: str) -> None:

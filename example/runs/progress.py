@@ -9,9 +9,9 @@ from typing import NamedTuple, TypedDict
 from django.utils.formats import number_format
 from django.utils.timezone import localtime, now
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy
 
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort.models import AbortRequest, RunHold
 
 from .models import Part, Run
 
@@ -130,26 +130,26 @@ def _timeline(run: Run) -> list[Event]:
     if request is None:
         return []
     facts = [_Fact(request.requested_at, request.actor, _("requested it"), "requested")]
-    for delivery in request.deliveries.all():
-        facts += _facts_of(delivery)
+    for hold in request.holds.select_related("process"):
+        facts += _facts_of(hold)
     return [
         {"after": _after(request, at), "who": who, "what": what, "state": state}
         for at, who, what, state in sorted(facts, key=lambda fact: fact.at)
     ]
 
 
-def _facts_of(delivery: AbortDelivery) -> Iterator[_Fact]:
-    who = _("process %(pid)s on %(host)s") % {"pid": delivery.pid, "host": delivery.host}
-    received = ngettext(
-        "received it %(way)s, for %(count)s part",
-        "received it %(way)s, for %(count)s parts",
-        delivery.controllers,
-    ) % {"way": delivery.get_way_display(), "count": delivery.controllers}
-    yield _Fact(delivery.received_at, who, received, "received")
-    for step, at in delivery.steps():
+def _facts_of(hold: RunHold) -> Iterator[_Fact]:
+    if hold.process is None or hold.received_at is None:
+        return
+    names = {"pid": hold.process.pid, "host": hold.process.host, "label": hold.label}
+    who = _("%(label)s, process %(pid)s on %(host)s") % names
+    received = _("received it %(way)s") % {"way": hold.get_way_display()}
+    yield _Fact(hold.received_at, who, received, "received")
+    for step, seconds in hold.steps():
+        at = hold.received_at + timedelta(seconds=seconds)
         yield _Fact(at, who, str(STEPS.get(step, step)), "forced")
-    if delivery.stopped_at is not None:
-        yield _Fact(delivery.stopped_at, who, _("stopped"), "stopped")
+    if hold.left_at is not None:
+        yield _Fact(hold.left_at, who, _("stopped"), "stopped")
 
 
 def _after(request: AbortRequest, time: datetime) -> str:

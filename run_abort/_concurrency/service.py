@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .latch import Latch
+from .workers import is_ending
 
 __all__ = ["JOIN_TIMEOUT", "Life", "Service"]
 
@@ -80,10 +81,12 @@ class Service:
         """Whether ``life`` is that of the service's thread, and was not stopped or replaced."""
         return life is self._life
 
-    def ensure_started(self) -> None:
-        """Start the thread if there is none. Cheap if there is one."""
-        if self._life is None:
-            self.start()
+    def ensure_started(self) -> bool:
+        """Start the thread if there is none. Cheap if there is one.
+
+        :return: as :meth:`start`.
+        """
+        return self._life is not None or self.start()
 
     def start(self, *, rest: float = 0.0) -> bool:
         """Start the thread. If it runs already, wake it, unless ``rest`` is given.
@@ -108,7 +111,8 @@ class Service:
                 life.thread.start()
             except RuntimeError as error:  # thread limit, or interpreter exit
                 self._life = self._latest = None
-                logger.warning("Cannot start the thread %s: %s", self._name, error)
+                level = logging.DEBUG if is_ending() else logging.WARNING
+                logger.log(level, "Cannot start the thread %s: %s", self._name, error)
                 return False
             return True
 
@@ -130,6 +134,16 @@ class Service:
             life, self._life = self._life, None
             self._resume = False
         return self._end(life, timeout)
+
+    def abandon(self) -> None:
+        """Leave the thread to itself, because it is stuck. The next :meth:`start` starts another.
+
+        A fork does not wait for it.
+        """
+        with self._lock:
+            if self._life is not None:
+                self._life.stopping = True
+            self._life = self._latest = None
 
     def retire(self, life: Life, is_needed: Callable[[], bool]) -> bool:
         """End the thread because no work is left. Called by the thread itself.

@@ -30,6 +30,7 @@ __all__ = [
     "before_fork",
     "call_bounded",
     "in_event_loop",
+    "is_ending",
     "spawn",
     "submit",
     "thread_ends",
@@ -85,11 +86,14 @@ def _body(fn: Callable[[], object]) -> None:
     thread_ends()
 
 
-def submit(fn: Callable[[], T], *, name: str) -> Future[T]:
-    """Call ``fn`` on a thread of its own; the future gets its result."""
+def submit(fn: Callable[[], T], *, name: str, daemon: bool = True) -> Future[T]:
+    """Call ``fn`` on a thread of its own; the future gets its result.
+
+    :param daemon: whether the interpreter may exit while ``fn`` runs.
+    """
     future: Future[T] = Future()
     thread = threading.Thread(
-        target=_fulfil, args=(future, fn), kwargs={"at_end": thread_ends}, name=name, daemon=True
+        target=_fulfil, args=(future, fn), kwargs={"at_end": thread_ends}, name=name, daemon=daemon
     )
     try:
         thread.start()
@@ -117,10 +121,14 @@ def _fulfil(
 
 
 def _warn_of_no_thread(fn: Callable[..., object]) -> None:
-    # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended: no warning at exit.
-    is_ending = sys.is_finalizing() or not threading.main_thread().is_alive()
-    level = logging.DEBUG if is_ending else logging.WARNING
+    level = logging.DEBUG if is_ending() else logging.WARNING
     logger.log(level, "No thread can be started: %s runs in its caller's", name_of(fn))
+
+
+def is_ending() -> bool:
+    """Whether the interpreter exits, when no thread can be started any more."""
+    # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
+    return sys.is_finalizing() or not threading.main_thread().is_alive()
 
 
 def _remember(thread: threading.Thread) -> None:

@@ -13,12 +13,12 @@ from weakref import ref
 
 from run_abort.exceptions import RunAborted
 
-from .interrupts import is_interruptible, open_interruptions
+from .interrupts import Shield, is_interruptible, open_interruptions
 
 if TYPE_CHECKING:
     from .controller import AbortSignal
 
-__all__ = ["Exit", "Held", "KeptBlock", "end_aborted", "kept_exit"]
+__all__ = ["Exit", "Held", "KeptBlock", "end_aborted", "kept_exit", "put_up"]
 
 # None rather than bool alone: type checkers then take it that the body's return is the function's.
 Exit = Callable[..., "bool | None"]
@@ -139,3 +139,12 @@ def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
     if isinstance(exc, RunAborted):
         return exc.run_id != signal.run_id
     return isinstance(exc, Exception)
+
+
+def put_up(shield: Shield) -> RunAborted | None:
+    """Put the shield up; return the interrupt that arrived first, if one did."""
+    try:
+        shield.put_up()
+    except RunAborted as interrupt:
+        return interrupt
+    return None

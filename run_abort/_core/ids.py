@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable
+from typing import Final
 
 __all__ = ["MAX_ID_LENGTH", "clean_id", "clean_ids", "new_origin"]
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_ID_LENGTH = 255  # characters; every database that Django supports can index as many
 
 
@@ -16,7 +19,7 @@ def clean_id(run_id: object) -> str:
     :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
     :raises TypeError: if it is anything else.
     :raises ValueError: if it is empty, longer than 255 characters, or contains a null character,
-        which PostgreSQL cannot store.
+        which PostgreSQL cannot store, or a lone surrogate, which no database can.
     """
     if type(run_id) is not str:
         if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
@@ -27,6 +30,8 @@ def clean_id(run_id: object) -> str:
         raise ValueError("a run ID must not be empty")
     if "\0" in run_id:
         raise ValueError("a run ID must not contain a null character")
+    if not run_id.isascii() and _SURROGATE.search(run_id):
+        raise ValueError("a run ID must not contain a lone surrogate")
     if len(run_id) > MAX_ID_LENGTH:
         raise ValueError(f"a run ID must not be longer than {MAX_ID_LENGTH} characters")
     return run_id

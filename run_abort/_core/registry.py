@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from run_abort._concurrency.hooks import Hook, SerialHook
 
@@ -15,8 +15,6 @@ from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
 
 __all__ = ["Holding", "Registry"]
-
-REMEMBERED: Final = 4096  # IDs in each of the two generations of ended ones
 
 
 class Holding(NamedTuple):
@@ -53,28 +51,23 @@ class Registry:
         self.controller_class: Callable[..., AbortController] = AbortController
         # ID → controller → when it was registered. No ID without a controller.
         self._holders: dict[str, dict[AbortController, float]] = {}
-        self.forget_ended()
         self._renew_lock()
 
-    def forget_ended(self) -> None:
-        """Forget the IDs of blocks that have ended."""
-        # In two generations: finding the oldest entry of one large dict is slow after deletions.
-        self._ended: dict[str, None] = {}
-        self._ended_before: dict[str, None] = {}
-
     def _renew_lock(self) -> None:
-        # Guards _holders and _ended. Reentrant, because a signal handler may abort while its own
-        # thread holds the lock, and a finaliser may leave a block.
+        # Guards _holders. Reentrant, because a signal handler may abort while its own thread
+        # holds the lock, and a finaliser may leave a block.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """The number of IDs with an open block."""
         return len(self._holders)
 
-    def ids(self) -> list[str]:
-        """The IDs with an open block, of runs and of groups."""
+    def holders(self) -> dict[str, tuple[AbortController, ...]]:
+        """The controllers of the open blocks, by the IDs of runs and groups they answer to."""
         with self._lock:
-            return list(self._holders)
+            # Copied, because a finaliser may leave a block meanwhile.
+            some = self._holders.copy().items()
+            return {run_id: tuple(holders.copy()) for run_id, holders in some}
 
     def holdings(self) -> list[tuple[AbortController, Holding]]:
         """The open blocks, each once, in the order in which they were entered."""
@@ -91,15 +84,6 @@ class Registry:
         with self._lock:
             since = self._holders.get(controller.signal.run_id, {}).get(controller)
         return None if since is None else Holding(controller.label, since)
-
-    def has_ended(self, run_id: str) -> bool:
-        """Whether a block with this ID has ended here. Old IDs are forgotten."""
-        with self._lock:
-            return (
-                run_id in self._ended
-                or run_id in self._ended_before
-                or any(c.closed and not c.finishing for c in self._holders.get(run_id, ()))
-            )
 
     def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
         """Make ``controller`` answer to ``ids``."""
@@ -126,9 +110,6 @@ class Registry:
                     holders.pop(controller, None)
                     if not holders:
                         self._holders.pop(run_id, None)
-                        self._ended[run_id] = None
-                        if len(self._ended) > REMEMBERED:
-                            self._ended_before, self._ended = self._ended, {}
 
     def abort(self, request: Request, way: Way = "local") -> int:
         """Abort every controller that answers to ``request.run_id``, in the calling thread.
@@ -173,7 +154,6 @@ class Registry:
         A child that is forked inside a block works on that run, too, so an abort has to reach it.
         """
         self._renew_lock()
-        self.forget_ended()
         around = set(open_blocks())
         kept = (
             (run_id, {c: since for c, since in holders.items() if c in around})

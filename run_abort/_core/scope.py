@@ -24,7 +24,7 @@ from run_abort.exceptions import RunAborted
 from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
-from .exits import Held, end_aborted, kept_exit
+from .exits import Held, end_aborted, kept_exit, put_up
 from .ids import clean_ids
 from .interrupts import (
     Interruption,
@@ -44,6 +44,10 @@ logger = logging.getLogger("run_abort")
 _INTERRUPT_ONLY: Final = (
     "with abortable_run() takes insist='interrupt' only, and not in an event loop: there, use "
     "async with and insist='cancel'"
+)
+_STUCK: Final = (
+    "The thread that works on the aborted run %r cannot be interrupted now: it runs C code or "
+    "a database statement, or waits in a blocking call"
 )
 
 
@@ -145,7 +149,8 @@ class Scope:
     async def _alook(self, controller: AbortController) -> None:
         """:meth:`_look` for asyncio code; does not block the loop."""
 
-    # with
+    def _ended(self, controller: AbortController) -> None:
+        """Called when the block was left before any abort."""
 
     def __enter__(self) -> AbortSignal:
         # kept_exit has just made the same decision for __exit__.
@@ -182,29 +187,40 @@ class Scope:
             raise
         return signal is not None and end_aborted(signal, exc, catch=self._catch)
 
-    # async with
-
     async def __aenter__(self) -> AbortSignal:
         if self.insists and "cancel" not in self.insists:
             raise RuntimeError("async with abortable_run() takes insist='cancel' only")
-        if self._controller is not None:
-            raise self._was_entered()
         cancellation = Cancellation()
+        signal = await self.enter_in_loop()
         try:
-            controller = self._begin()
-            signal = controller.signal
-            await self._alook(controller)
-            signal.raise_if_aborted()
             self._cancellation = cancellation
             if self.insists:
                 self._escalate_by("cancel", cancellation.send)
             signal._when_aborted(cancellation.begin)
-            current.enter(controller)
         except BaseException:
             cancellation.withdraw()
             self._end()
             raise
         return signal
+
+    async def enter_in_loop(self) -> AbortSignal:
+        """Enter the block from asyncio code whose task an abort must not cancel.
+
+        It is left by ``__exit__``.
+
+        :raises RunAborted: if the run was aborted before.
+        """
+        if self._controller is not None:
+            raise self._was_entered()
+        try:
+            controller = self._begin()
+            await self._alook(controller)
+            controller.signal.raise_if_aborted()
+            current.enter(controller)
+        except BaseException:
+            self._end()
+            raise
+        return controller.signal
 
     async def __aexit__(
         self,
@@ -221,8 +237,6 @@ class Scope:
             return False
         is_ours = self._cancellation.withdraw() and isinstance(exc, asyncio.CancelledError)
         return end_aborted(signal, exc, catch=self._catch, is_ours=is_ours)
-
-    # The registry.
 
     def hold(self) -> tuple[AbortSignal, Callable[[], bool]]:
         """Hold the run without a ``with`` statement: for work that another program does.
@@ -267,6 +281,7 @@ class Scope:
         process.registry.leave(controller, self._ids)
         current.leave(controller)
         if was_first:
+            self._ended(controller)
             return None
         if self._plan is not None:
             process.escalator.drop(self._plan)
@@ -275,8 +290,6 @@ class Scope:
             process.registry.events(Left(controller, controller.left_at))
             self._has_told = True
         return controller.signal
-
-    # Escalation.
 
     def _escalate_by(
         self, escalation: Escalation, send: Callable[[], bool], *, warns: bool = False
@@ -294,11 +307,7 @@ class Scope:
 
         def warn() -> None:
             if self._interruption is not None and not self._interruption.is_obeyed():
-                logger.warning(
-                    "The thread that works on the aborted run %r cannot be interrupted now: it "
-                    "runs C code or a database statement, or waits in a blocking call",
-                    signal.run_id,
-                )
+                logger.warning(_STUCK, signal.run_id)
 
         self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
         signal._when_aborted(partial(self._process.escalator.add, self._plan))
@@ -356,7 +365,7 @@ class Scope:
         ended_by = exc
         try:
             while not shield.is_up:
-                ended_by = _put_up(shield) or ended_by
+                ended_by = put_up(shield) or ended_by
             signal = self._close()
             if signal is not None and self._interruption is not None:
                 for block in set(self._unguarded).difference(self._around):
@@ -383,12 +392,3 @@ class Scope:
         if self.held is not None:
             self.held.spend()
         return self._end()
-
-
-def _put_up(shield: Shield) -> RunAborted | None:
-    """Put the shield up; return the interrupt that arrived first, if one did."""
-    try:
-        shield.put_up()
-    except RunAborted as interrupt:
-        return interrupt
-    return None

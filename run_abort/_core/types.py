@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
-    "Delivery",
     "Escalated",
     "Escalation",
     "Event",
+    "Hold",
+    "HoldState",
     "Left",
     "Request",
-    "Tried",
     "Way",
 ]
 
@@ -109,39 +109,48 @@ class Left:
 Event = Aborted | Escalated | Left
 
 
-class Tried(NamedTuple):
-    """An escalation that was made.
-
-    :ivar at: when, in UTC.
-    """
-
-    escalation: Escalation
-    at: datetime
+HoldState = Literal["running", "aborting", "finishing", "stopped", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """The effect of one request in this process.
+class Hold:
+    """A block of a process that works on a run, as its row says.
 
-    :ivar request_id: of the request; ``"unnamed:"`` and the run ID if it has none.
-    :ivar run_id: of the run; if a group was aborted, of one of its runs.
-    :ivar way: how this process first received the request.
-    :ivar received_at: when it aborted the first block, in UTC.
-    :ivar aborting_since: when it aborted the first of the blocks that were open at the same time.
-    :ivar controllers: the number of blocks that it aborted.
-    :ivar labels: of these blocks, each once; the first 20.
-    :ivar stopped_at: when the last of them was left; None before.
-    :ivar tried: the escalations, in order; the first 20.
-    :ivar key: primary key of its row.
+    :ivar id: of the block.
+    :ivar run_id: of the run.
+    :ivar label: what the block does, for people.
+    :ivar origin: the ID of its process on the wire.
+    :ivar host: of the process.
+    :ivar pid: of the process, on its host.
+    :ivar kind: of the process, such as ``"gunicorn"`` or ``"manage.py work"``.
+    :ivar entered_at: aware; as all times here, by the database's clock.
+    :ivar state: ``"running"`` if nothing is known of an abort; ``"aborting"``: asked to stop, and
+        not left yet; ``"finishing"``: it cannot be aborted any more, and goes on to its end;
+        ``"stopped"``: left; ``"lost"``: its process has not been heard of since ``since``. It may
+        still work.
+    :ivar since: when that state began; of a hold that is lost, when its process was last heard of.
+    :ivar request_id: of the request that aborted it, as text; empty before, or if that had no ID.
+    :ivar way: how its process received the request; empty before.
+    :ivar received_at: when its process received the request; None before.
+    :ivar left_at: when the block was left; None before, and if it ended without an abort.
+    :ivar escalations: what was done when asking was not enough, each with its seconds after the
+        abort.
+    :ivar groups: further IDs that the block answers to.
     """
 
-    request_id: str
+    id: uuid.UUID
     run_id: str
-    way: Way
-    received_at: datetime
-    aborting_since: datetime
-    controllers: int = 0
-    labels: tuple[str, ...] = ()
-    stopped_at: datetime | None = None
-    tried: tuple[Tried, ...] = ()
-    key: uuid.UUID = field(default_factory=uuid.uuid4)
+    label: str
+    origin: str
+    host: str
+    pid: int
+    kind: str
+    entered_at: datetime
+    state: HoldState
+    since: datetime
+    request_id: str = ""
+    way: Way | Literal[""] = ""
+    received_at: datetime | None = None
+    left_at: datetime | None = None
+    escalations: tuple[tuple[str, float], ...] = ()
+    groups: tuple[str, ...] = ()

@@ -12,15 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from django.db import connections
-
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
-from run_abort._store import database, requests, times
+from run_abort._store import times
+from run_abort._store.clock import aware, present
+from run_abort._store.requests import Requests
 
 from .dispatch import Dispatch
 
@@ -52,8 +52,11 @@ class CatchUp:
     :param origin: returns the ID of this process on the wire.
     """
 
-    def __init__(self, dispatch: Dispatch, *, origin: Callable[[], str]) -> None:
+    def __init__(
+        self, dispatch: Dispatch, requests: Requests, *, origin: Callable[[], str]
+    ) -> None:
         self._dispatch = dispatch
+        self._requests = requests
         self._origin = origin
         self.reset()
 
@@ -114,19 +117,12 @@ class CatchUp:
             self._gaps.append(request.requested_at + MARGIN - TICK)
 
     def _read(self, gaps: Sequence[Gap | datetime]) -> list[Request] | None:
-        try:
-            since = database.read_here(partial(self._since, gaps))
-            if since is None:
-                return None
-            return requests.requested_since(since, but_by=self._origin(), limit=AT_ONCE)
-        finally:
-            connections.close_all()
+        since = partial(self._since, gaps)
+        return self._requests.since(since, but_by=self._origin(), limit=AT_ONCE)
 
     def _since(self, gaps: Sequence[Gap | datetime], alias: str) -> datetime:
         """Where to begin to read, by the database's clock."""
-        now = times.now(alias)
-        if now is None:  # whatever comes is new
-            return datetime.fromtimestamp(0, UTC)
+        now = aware(present(alias))
         if self._began is None:
             self._began = now - timedelta(seconds=time.monotonic() - self._started)
         since = min(self._begin(gap, now, alias) for gap in gaps) - MARGIN

@@ -1,44 +1,52 @@
-"""The event stream: collects what happens to aborted blocks in this process, and reports it.
+"""The event stream: what happens to aborted blocks in this process.
 
 The registry emits ``Aborted``, ``Escalated`` and ``Left`` in the thread in which they happen, after
-the flags are set and the waiters are woken. This module combines them to one ``Delivery`` for each
-request. It reports changes as facts (log lines and hooks), rows, answers, and the signal
-``run_aborted``. Each of these has a thread of its own, so none delays an abort.
+the flags are set and the waiters are woken. The holder writes each to the row of its block. This
+module makes facts of them, for log lines and hooks: one for each request, not for each block.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from run_abort._concurrency.hooks import Hook
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.registry import Registry
-from run_abort._core.types import Aborted, Delivery, Escalated, Event, Left, Request, Tried, Way
+from run_abort._core.types import Aborted, Escalated, Event, Left, Request, Way
 
 from .facts import FactName, Facts
 
-__all__ = ["UNNAMED", "Events"]
+__all__ = ["Events"]
 
-REMEMBERED: Final = 1000  # requests whose blocks are all left
-MAX_LABELS: Final = 20  # of one request; an answer takes no more
-MAX_TRIED: Final = 20  # of one request; later escalations are not kept
 UNNAMED: Final = "unnamed:"  # followed by the run ID: the key of a request without an ID
+MAX_STEPS: Final = 20  # escalations of one request; later ones are no facts
+
+
+class _Effect:
+    """What one request has done in this process so far.
+
+    :ivar since: when it aborted the first of the blocks, in seconds since the epoch.
+    :ivar open: the blocks that it aborted and that are open.
+    """
+
+    __slots__ = ("open", "run_id", "since", "steps")
+
+    def __init__(self, run_id: str, since: float) -> None:
+        self.run_id = run_id
+        self.since = since
+        self.open: set[AbortSignal] = set()
+        self.steps = 0
 
 
 class Events:
-    """Combines the events of this process to deliveries.
+    """Makes facts of the events.
 
     A block may be left before the thread that aborted it has emitted ``Aborted``. Then the block's
     ``Left`` and ``Escalated`` are held back until ``Aborted`` is emitted, because only then it is
     known which blocks the request aborted.
 
-    :ivar changed: called with each changed :class:`Delivery`. Called within the lock, so that
-        changes keep their order. Its functions only queue, and never wait.
     :ivar flipped: called with the controllers that one request aborted, the request, and the way:
         "start" if none of their blocks has begun.
     """
@@ -46,8 +54,7 @@ class Events:
     def __init__(self, registry: Registry, facts: Facts) -> None:
         self._registry = registry
         self._facts = facts
-        self.changed: Hook[[Delivery]] = Hook()
-        self.flipped: Hook[[Sequence[AbortController], Request, Way]] = Hook()
+        self.flipped: Hook[[list[AbortController], Request, Way]] = Hook()
         self._reset()
         registry.events.add(self.emit)
 
@@ -55,10 +62,8 @@ class Events:
         # Guards the attributes below. Reentrant, because a signal handler may abort while its own
         # thread holds the lock.
         self._lock = threading.RLock()
-        # Key of the request → its delivery, the least recently stopped first.
-        self._deliveries: OrderedDict[str, Delivery] = OrderedDict()
-        # Key of the request → its blocks that are open; no key without one.
-        self._pending: dict[str, set[AbortSignal]] = {}
+        # Key of the request → what it has done, while blocks are open.
+        self._effects: dict[str, _Effect] = {}
         # Event that was not emitted yet → the events held back for it. Not by the request's key,
         # because one request may have several events, each with other blocks.
         self._held_back: dict[Aborted, list[Left | Escalated]] = {}
@@ -76,13 +81,6 @@ class Events:
                 self._aborted(event)
             elif not self._hold_back(event):
                 self._went_on(event)
-
-    def delivery_of(self, request_id: str) -> Delivery | None:
-        """The delivery of a request; None if it aborted nothing here, or was forgotten.
-
-        Takes no lock, so that the functions of ``changed`` may call it.
-        """
-        return self._deliveries.get(request_id)
 
     def finish(self) -> None:
         """At the interpreter's exit: report the events held back.
@@ -118,12 +116,11 @@ class Events:
         key = _key(event.request)
         number = self._count(key, event)
         if number:
-            at = _time(event.at)
-            self._tell(key, "aborted", at, way=event.way, controllers=number)
+            self._tell(key, "aborted", event.at, way=event.way, controllers=number)
         for each in self._held_back.pop(event, ()):
             self._went_on(each)
         left = [each.left_at for each in event.controllers if each.left_at is not None]
-        self._stop_if_over(key, _time(max(left, default=event.at)))
+        self._stop_if_over(key, max(left, default=event.at))
 
     def _count(self, key: str, event: Aborted) -> int:
         """Count the blocks that this request aborted and that were not counted before."""
@@ -134,76 +131,44 @@ class Events:
         ]
         if not new:
             return 0
-        at = _time(event.at)
-        known = self._deliveries.get(key)
-        if known is None:
-            known = Delivery(key, new[0].signal.run_id, event.way, at, at)
-        self._deliveries[key] = replace(
-            known,
-            aborting_since=known.aborting_since if known.stopped_at is None else at,
-            controllers=known.controllers + len(new),
-            labels=tuple(dict.fromkeys([*known.labels, *self._labels(new)]))[:MAX_LABELS],
-            stopped_at=None,
-        )
-        pending = self._pending.setdefault(key, set())
+        effect = self._effects.setdefault(key, _Effect(new[0].signal.run_id, event.at))
         for each in new:
             # If this block is new here, its Left event is held back or not emitted yet.
             if each.left_at is None or each.signal.request_keys is None:
-                pending.add(each.signal)
+                effect.open.add(each.signal)
             each.signal.request_keys = (*(each.signal.request_keys or ()), key)
         return len(new)
 
     def _went_on(self, event: Left | Escalated) -> None:
-        at = _time(event.at)
-        if isinstance(event, Left):
-            signal = event.controller.signal
-            for key in signal.request_keys or ():
-                if key in self._pending:
-                    self._pending[key].discard(signal)
-                    self._stop_if_over(key, at)
-            return
-        for key in event.signal.request_keys or ():
-            delivery = self._deliveries.get(key)
-            if delivery is not None and len(delivery.tried) < MAX_TRIED:
-                tried = (*delivery.tried, Tried(event.escalation, at))
-                self._deliveries[key] = replace(delivery, tried=tried)
-                self._tell(key, "insisted", at, rung=event.escalation)
+        signal = event.controller.signal if isinstance(event, Left) else event.signal
+        for key in signal.request_keys or ():
+            effect = self._effects.get(key)
+            if effect is None:
+                continue
+            if isinstance(event, Left):
+                effect.open.discard(signal)
+                self._stop_if_over(key, event.at)
+            elif effect.steps < MAX_STEPS:
+                effect.steps += 1
+                self._tell(key, "insisted", event.at, rung=event.escalation)
 
-    def _stop_if_over(self, key: str, at: datetime) -> None:
+    def _stop_if_over(self, key: str, at: float) -> None:
         """Report once that all blocks of the request were left."""
-        if key not in self._pending or self._pending[key]:
-            return
-        del self._pending[key]
-        delivery = replace(self._deliveries[key], stopped_at=at)
-        self._deliveries[key] = delivery
-        self._deliveries.move_to_end(key)
-        # The clock may have been set back.
-        seconds = max((at - delivery.aborting_since).total_seconds(), 0.0)
-        self._tell(key, "stopped", at, seconds=seconds)
-        self._forget_oldest()
+        effect = self._effects.get(key)
+        if effect is not None and not effect.open:
+            # The clock may have been set back.
+            self._tell(key, "stopped", at, seconds=max(at - effect.since, 0.0))
+            del self._effects[key]
 
-    def _tell(self, key: str, name: FactName, at: datetime, **more: Any) -> None:
-        delivery = self._deliveries[key]
-        request_id = "" if key.startswith(UNNAMED) else key
+    def _tell(self, key: str, name: FactName, at: float, **more: Any) -> None:
         self._facts.record_soon(
-            name=name, run_id=delivery.run_id, abort_id=request_id, at=at, **more
+            name=name,
+            run_id=self._effects[key].run_id,
+            abort_id="" if key.startswith(UNNAMED) else key,
+            at=datetime.fromtimestamp(at, UTC),
+            **more,
         )
-        self.changed(delivery)
-
-    def _labels(self, controllers: Iterable[AbortController]) -> Iterator[str]:
-        return (each.label for each in controllers if each.label)
-
-    def _forget_oldest(self) -> None:
-        excess = len(self._deliveries) - len(self._pending) - REMEMBERED
-        if excess > 0:
-            over = (key for key in self._deliveries if key not in self._pending)
-            for key in [next(over) for _ in range(excess)]:
-                del self._deliveries[key]
 
 
 def _key(request: Request) -> str:
     return request.id or f"{UNNAMED}{request.run_id}"
-
-
-def _time(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)

@@ -1,14 +1,15 @@
 """The reconciler: re-reads the requests in the database and applies them to this process.
 
-While this process holds runs, it reads their requests: at once when the listener has subscribed or
-lost its connection, every ``RECONCILE_INTERVAL`` while it listens, every ``POLL_INTERVAL`` while it
-does not. Without Redis, requests arrive in this way only. After a gap, receivers and handlers get
-the requests that the listener missed. Requests that are recorded but could not be published are
-published again until Redis accepts them.
+While this process holds runs, it refreshes their rows and reads their requests: at once when the
+listener has subscribed or lost its connection, every ``RECONCILE_INTERVAL`` while it listens, every
+``POLL_INTERVAL`` while it does not. Without Redis, requests arrive in this way only. After a gap,
+receivers and handlers get the requests that the listener missed. Requests of this process that are
+recorded but could not be published are published again until Redis accepts them.
 
 The thread is started by the first ``abortable_run``, by a gap, or by a failed push. It ends itself
 when no work is left; ``stop`` and the interpreter's exit stop it. It is stopped before a fork, and
-started again after the fork, in the parent and in the child, if work is left there.
+started again after the fork, in the parent and in the child, if work is left there. It reads and
+writes through the recorder.
 """
 
 from __future__ import annotations
@@ -16,19 +17,15 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
-from functools import partial
-from typing import Final, TypeVar
-
-from django.db import connections
+from typing import Final
 
 from run_abort import conf
 from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._core.registry import Registry
-from run_abort._core.types import Request
-from run_abort._store import database, requests
+from run_abort._store.holder import Holder
+from run_abort._store.requests import Requests
 from run_abort._transport.push import Push
 
 from .catch_up import CatchUp
@@ -40,9 +37,6 @@ logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
-MAX_UNPUSHED: Final = 10_000
-
-T = TypeVar("T")
 
 
 class Reconciler:
@@ -57,22 +51,27 @@ class Reconciler:
         registry: Registry,
         dispatch: Dispatch,
         push: Push,
+        requests: Requests,
+        holder: Holder,
         *,
         origin: Callable[[], str],
         is_listening: Callable[[], bool],
     ) -> None:
         self._registry = registry
-        self._dispatch = dispatch
         self._push = push
+        self._requests = requests
+        self._holder = holder
+        self._origin = origin
         self._is_listening = is_listening
-        self._catch_up = CatchUp(dispatch, origin=origin)
+        self._dispatch = dispatch
+        self._catch_up = CatchUp(dispatch, requests, origin=origin)
         self.service = Service("run_abort-reconciler", self._run)
         self._reset()
 
     def _reset(self) -> None:
         self._catch_up.reset()
-        # The requests to publish again, each with its deadline in seconds of time.monotonic().
-        self._unpushed: deque[tuple[Request, float]] = deque(maxlen=MAX_UNPUSHED)
+        # Until when requests may have to be published again; 0 if there are none.
+        self._push_until = 0.0
         self._failed = False
 
     def ensure_started(self) -> None:
@@ -98,19 +97,15 @@ class Reconciler:
 
         :param age: seconds since the listener was started.
         """
-        if database.enabled() and (len(self._registry) or self._dispatch.has_audience()):
+        if conf.settings().REQUESTS and (len(self._registry) or self._dispatch.has_audience()):
             self._catch_up.note(age)
             self.ensure_started()
             self.hurry()
 
-    def push_later(self, some: Sequence[Request]) -> None:
-        """Publish these again until Redis accepts them, for ``PUSH_FOR`` seconds at most.
-
-        :param some: requests that are recorded.
-        """
-        if some and self._push.is_configured():
-            until = time.monotonic() + PUSH_FOR
-            self._unpushed.extend((request, until) for request in some)
+    def push_later(self) -> None:
+        """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""
+        if self._push.is_configured():
+            self._push_until = time.monotonic() + PUSH_FOR
             self.ensure_started()
             self.hurry()
 
@@ -145,39 +140,52 @@ class Reconciler:
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
 
     def reconcile(self, life: Life) -> bool:
-        """Read and apply the requests once.
+        """Refresh the rows, then read and apply the requests once.
 
         :return: whether the thread has to end, because it is stopped or no work is left.
         """
         if life.stopping:
             return True
-        self._failed = not self._abort_held()
-        self._failed |= not self._catch_up.run(life)
-        self._failed |= not self._push_again()
+        self._failed = not self._holder.refresh()
+        if conf.settings().REQUESTS:
+            self._failed |= not self._abort_held()
+            self._failed |= not self._catch_up.run(life)
+            self._failed |= not self._push_again()
         return not self._is_needed() and self.service.retire(life, self._is_needed)
 
     def _abort_held(self) -> bool:
-        ids = self._registry.ids()
-        found = _read(partial(requests.standing_for, ids)) if ids else []
+        # A block that is entered after this reads for itself. By the time of the answer a request
+        # may have been cleared, and such a block may be a new start of the run.
+        held = self._registry.holders()
+        found = self._requests.standing_for(list(held)) if held else []
         for request in found or ():
-            self._registry.abort(request, "reconcile")
+            self._registry.abort_controllers(held[request.run_id], request, "reconcile")
         return found is not None
 
     def _push_again(self) -> bool:
-        batch = [self._unpushed.popleft() for _ in range(min(len(self._unpushed), PUSH_AT_ONCE))]
-        if not batch:
+        until = self._push_until
+        if not until:
             return True
-        published = self._push.publish([request for request, _ in batch], quiet=True)
-        pairs = list(zip(batch, published, strict=True))
-        counts = {uuid.UUID(request.id): n for (request, _), n in pairs if n is not None}
-        requests.mark_published(counts, timeout=database.TIMEOUT)
-        now = time.monotonic()
-        self._unpushed.extend(each for each, n in pairs if n is None and each[1] > now)
-        return not self._unpushed
+        some = self._requests.unpublished(self._origin(), within=PUSH_FOR, limit=PUSH_AT_ONCE)
+        if some is None:
+            return False
+        published = self._push.publish(some, quiet=True)
+        accepted = [r for r, count in zip(some, published, strict=True) if count is not None]
+        self._requests.mark_published([uuid.UUID(request.id) for request in accepted])
+        is_done = len(accepted) == len(some) < PUSH_AT_ONCE
+        if self._push_until == until and (is_done or time.monotonic() > until):
+            self._push_until = 0.0
+        return is_done
 
     def _is_needed(self) -> bool:
-        return database.enabled() and bool(
-            len(self._registry) or self._catch_up.is_needed() or self._unpushed
+        options = conf.settings()
+        if not options.REQUESTS:
+            return options.HOLDS and bool(len(self._registry))
+        return bool(
+            len(self._registry)
+            or self._catch_up.is_needed()
+            or self._push_until
+            or self._holder.waits
         )
 
     # After a fork.
@@ -194,14 +202,4 @@ class Reconciler:
         self._reset()
         if self._is_needed():
             self.ensure_started()
-
-
-def _read(select: Callable[[], T]) -> T:
-    """The result of ``select``, over a connection of this thread, which is closed afterwards.
-
-    Closed at once, because the interpreter may exit when the runs found here have stopped.
-    """
-    try:
-        return select()
-    finally:
-        connections.close_all()
+            self.hurry()

@@ -7,26 +7,32 @@ forks, for the interpreter's exit, and for changed settings.
 from __future__ import annotations
 
 import atexit
+import sys
+import threading
 from typing import Final
 
 from django.core.signals import request_started, setting_changed
 
 from run_abort._concurrency import forks, workers
+from run_abort._concurrency.workers import SerialWorker
 from run_abort._core import interrupts
 from run_abort._core.escalation import Escalator
 from run_abort._core.ids import new_origin
 from run_abort._core.registry import Registry
-from run_abort._store.timeline import Timeline
-from run_abort._transport.codec import Question, decode, decode_question
+from run_abort._store.database import Postponed
+from run_abort._store.holder import Holder
+from run_abort._store.recorder import Recorder
+from run_abort._store.requests import Requests
+from run_abort._transport.codec import decode
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
 
 from .dispatch import Dispatch
 from .events import Events
 from .facts import Facts
+from .kind import kind_of_process
 from .queues import Queues
 from .reconciler import Reconciler
-from .responder import Responder
 
 __all__ = ["Runtime", "current", "install"]
 
@@ -46,24 +52,32 @@ class Runtime:
         self.events = Events(self.registry, self.facts)
         self.dispatch = Dispatch(self.registry)
         self.push = Push(self.origin)
+        self.recorder = Recorder()
+        self.postponed = Postponed()
+        self.requests = Requests(self.recorder, self.postponed)
+        self.holder = Holder(
+            self.recorder, self.postponed, origin=self.origin, kind=kind_of_process
+        )
         self.listener = Listener(self.push, origin=self.origin, handle=self._hear)
         self.reconciler = Reconciler(
             self.registry,
             self.dispatch,
             self.push,
+            self.requests,
+            self.holder,
             origin=self.origin,
             is_listening=self.listener.is_listening,
         )
-        self.timeline = Timeline(self.origin, self.events.delivery_of)
-        self.responder = Responder(
-            self.registry, self.push, self.events.delivery_of, self.listener.status
+        self._notifier: SerialWorker[set[str]] = SerialWorker(
+            lambda ids: self.push.notify(sorted(ids)), name="run_abort-notifications", ours=True
         )
         self._join()
 
     def _join(self) -> None:
         self.events.flipped.add(self.dispatch.announce)
-        self.events.changed.add(self.timeline.note)
-        self.events.changed.add(self.responder.tell)
+        self.registry.events.add(self.holder.note)
+        self.registry.finishing.add(self.holder.finishing)
+        self.holder.written.add(self._notifier.put)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)
@@ -78,24 +92,11 @@ class Runtime:
 
         :return: False if it is malformed.
         """
-        message = decode(data)
-        if message is None:
-            question = decode_question(data)
-            if question is not None:
-                self.responder.answer(question)
-            return question is not None
-        request, wait = message
-        if not wait or not request.id:
-            if request.origin != origin:
-                self.dispatch.receive(request)
-            return True
-        question = Question("abort", request.id, wait, request.id, request.run_id)
-        # Before the abort, because the process may exit as soon as its run is aborted.
-        self.responder.expect(question)
+        request = decode(data)
+        if request is None:
+            return False
         if request.origin != origin:
             self.dispatch.receive(request)
-        # This process also answers its own questions, because it counts as a listener.
-        self.responder.answer(question)
         return True
 
     # Start and stop.
@@ -112,6 +113,7 @@ class Runtime:
         self.dispatch.disconnect()
         ended = [self.listener.stop(), self.reconciler.stop(), self.escalator.service.stop()]
         self.settle(EXIT_TIMEOUT)
+        ended.append(self.recorder.stop())
         self.push.close()
         return all(ended)
 
@@ -122,6 +124,7 @@ class Runtime:
             self.push.forget()
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.stop()
+            self.recorder.stop()
 
     def at_exit(self) -> None:
         """At the interpreter's exit: stop the threads, unless a run is still held.
@@ -132,23 +135,22 @@ class Runtime:
         if not len(self.registry):
             self.reconciler.stop()
             self.listener.stop()
-        self.events.finish()
-        self.timeline.finish()
         self.settle(EXIT_TIMEOUT)
 
     def settle(self, timeout: float) -> None:
         """Wait for the workers: call this before a process ends without Python's exit.
 
-        Waits for the queues, handlers and receivers, the timeline, the answers and the facts, one
-        after the other.
+        Waits for the queues, handlers and receivers, the recorder, the notifications and the facts,
+        one after the other.
 
         :param timeout: seconds to wait for each, at most.
         """
         self.events.finish()
         self.queues.wait_notified(timeout)
         self.dispatch.wait_for_handlers(timeout)
-        self.timeline.wait_written(timeout)
-        self.responder.wait_answered(timeout)
+        self.postponed.check()
+        self.recorder.flush(timeout)
+        self._notifier.wait_idle(timeout)
         self.facts.wait_recorded(timeout)
 
     # Around a fork.
@@ -157,12 +159,14 @@ class Runtime:
         """Stop the app's threads and close its idle connections: the child inherits none."""
         self.listener.before_fork()
         self.reconciler.service.before_fork()
+        self.recorder.before_fork()
         self.escalator.service.before_fork()
         workers.before_fork()
         self.push.close()
 
     def after_fork_in_parent(self) -> None:
         """Start the stopped threads again."""
+        self.recorder.after_fork_in_parent()
         self.escalator.after_fork_in_parent()
         self.reconciler.after_fork_in_parent()
         self.listener.after_fork_in_parent()
@@ -174,8 +178,9 @@ class Runtime:
         interrupts.after_fork_in_child()
         self.registry.after_fork_in_child()
         self.events.after_fork_in_child()
-        self.timeline.after_fork_in_child()
-        self.responder.after_fork_in_child()
+        self.recorder.after_fork_in_child()
+        self.postponed.clear()
+        self.holder.after_fork_in_child([each for each, _ in self.registry.holdings()])
         self.dispatch.after_fork_in_child()
         self.push.after_fork_in_child()
         self.escalator.after_fork_in_child()
@@ -210,6 +215,13 @@ def install(runtime: Runtime) -> Runtime:
     return runtime
 
 
+def _at_exit_of_child() -> None:
+    """Settle in a child of ``multiprocessing``, which ends without calling ``atexit`` functions."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        current().settle(EXIT_TIMEOUT)
+
+
 def _settings_changed(*, setting: str, **kwargs: object) -> None:
     _current.runtime.settings_changed(setting)
 
@@ -221,6 +233,8 @@ def _catch_up(**kwargs: object) -> None:
 setting_changed.connect(_settings_changed, dispatch_uid="run_abort.runtime")
 request_started.connect(_catch_up, dispatch_uid="run_abort.runtime")
 atexit.register(lambda: current().at_exit())
+# The executors of concurrent.futures end in this way, too; nothing public is called there.
+threading._register_atexit(_at_exit_of_child)  # type: ignore[attr-defined]
 forks.at_fork(
     before=lambda: current().before_fork(),
     after_in_parent=lambda: current().after_fork_in_parent(),

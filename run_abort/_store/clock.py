@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.conf import settings
-from django.db.models import DateTimeField, Func
+from django.db.models import DateTimeField, Func, Max
+from django.db.models.functions import Coalesce
 from django.utils import timezone
+
+from . import database
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["Now", "aware", "stored"]
+__all__ = ["Now", "aware", "present", "stored"]
 
 
 class Now(Func):
@@ -44,6 +48,13 @@ class Now(Func):
         if not settings.USE_TZ or connection.timezone_name != "UTC":
             return self.as_sql(compiler, connection)
         return "UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND", [round(self._seconds * 1e6)]
+
+
+def present(alias: str) -> datetime:
+    """The present time of the database, as its columns store it."""
+    nothing = database.model().objects.using(alias).filter(pk=UUID(int=0))
+    now: datetime = nothing.aggregate(now=Coalesce(Max("requested_at"), Now()))["now"]
+    return now
 
 
 def stored(at: datetime) -> datetime:

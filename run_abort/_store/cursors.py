@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 
 from run_abort.models import ListenerCursor
 
-from . import database
-from .clock import Now, aware, stored
-from .times import before_repeated_hour, now, times
+from .clock import Now, aware, present, stored
+from .recorder import Recorder
+from .times import before_repeated_hour, times
 
 __all__ = ["MAX_NAME_LENGTH", "Cursor", "Key", "Position"]
 
@@ -53,10 +53,12 @@ class Cursor:
 
     If the database fails, a warning is logged, and the cursor does not move.
 
+    :param recorder: of this process.
     :param name: of the listener.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder = recorder
         self._name = name
         self._noted: SimpleQueue[Key] = SimpleQueue()
         # Request → when it was handled, in seconds of time.monotonic(); the oldest first.
@@ -80,7 +82,7 @@ class Cursor:
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
             return Position(aware(row.began_at), aware(row.heard_until), heard)
 
-        position = database.write(select, otherwise=None)
+        position = self._recorder.call(select, otherwise=None)
         if position is not None:
             self._until = position.heard_until
             self._heard |= dict.fromkeys(position.heard, time.monotonic())
@@ -114,7 +116,7 @@ class Cursor:
         :param moves: whether all requests before that one were handled; if not, the cursor stays.
         :return: whether the database was written.
         """
-        self._is_saved = database.write(partial(self._update, moves), otherwise=False)
+        self._is_saved = self._recorder.call(partial(self._update, moves), otherwise=False)
         return self._is_saved
 
     def _update(self, moves: bool, alias: str) -> bool:
@@ -134,8 +136,7 @@ class Cursor:
         return True
 
     def _touched_at(self, alias: str) -> datetime | None:
-        at = now(alias) if self._is_touched else None
-        return at and at - REST
+        return aware(present(alias)) - REST if self._is_touched else None
 
     def _forget_old(self, known: dict[str, datetime], until: datetime | None) -> None:
         since = None if until is None else before_repeated_hour(until - MEMORY)
@@ -160,4 +161,4 @@ class Cursor:
             ListenerCursor.objects.using(alias).filter(pk=self._name).delete()
             return True
 
-        return database.write(delete, otherwise=False)
+        return self._recorder.call(delete, otherwise=False)

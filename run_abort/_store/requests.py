@@ -1,205 +1,237 @@
-"""The rows of the requests: written and read in bounded time, never raising."""
+"""The rows of the requests. The functions of this module run in the recorder's thread."""
 
 from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from datetime import datetime, timedelta
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from django.db import IntegrityError, connections
-from django.utils import timezone
+from django.db import connections, transaction
 
 from run_abort import conf
 from run_abort._core.types import Request
 
 from . import database
+from .clock import Now, aware, stored
+from .connection import limited
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from run_abort.models import AbortRequest
 
-__all__ = [
-    "clear",
-    "find",
-    "mark_published",
-    "record",
-    "requested_since",
-    "standing_for",
-]
+    from .recorder import Recorder
+
+__all__ = ["Requests", "chunks", "standing_for"]
 
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
-BATCH: Final = 1_000  # rows of one query
-PAGE: Final = 100  # rows that are read at first
+BATCH: Final = 1_000  # rows of one statement
 
 T = TypeVar("T")
 
+_FIELDS: Final = ("requested_at", "run_id", "id", "reason", "actor", "origin")
 
-_FIELDS: Final = ("run_id", "id", "reason", "actor", "origin")  # of the model, as Request has them
 
+class Requests:
+    """Reads and writes the requests through the recorder: in bounded time, raising nothing."""
 
-def record(some: Sequence[Request]) -> bool:
-    """Write the requests as rows, all or none.
+    def __init__(self, recorder: Recorder, postponed: database.Postponed) -> None:
+        self._recorder = recorder
+        self._postponed = postponed
 
-    :param some: requests of this process, each with an ID.
-    :return: whether the rows were written. May be False if the answer came too late.
-    """
+    def record(self, some: Sequence[Request], look: Callable[[], T]) -> T | None:
+        """Commit the requests as rows, all or none, whatever transaction the caller is in.
 
-    def insert(alias: str) -> bool:
-        requests = database.model().objects.using(alias)
-        host = socket.gethostname()
-        rows = [
-            requests.model(
-                id=uuid.UUID(request.id),
-                run_id=request.run_id,
-                reason=request.reason,
-                actor=request.actor,
-                user_id=request.user_pk,
-                origin=request.origin,
-                host=host,
-            )
-            for request in some
-        ]
+        In a transaction on SQLite they are written there, and if it is rolled back, again after it.
+
+        :param some: requests of this process, each with an ID.
+        :param look: called right after the commit, in the recorder's thread.
+        :return: the result of ``look``; None if the rows were not written, or too late.
+        """
+
+        def write(alias: str) -> T:
+            _insert(alias, some)
+            return look()
+
+        return self._write(write, again=True)
+
+    def mark_published(self, ids: Sequence[uuid.UUID]) -> None:
+        """Note soon that the server accepted the pushes of these."""
+        here = database.transaction_here()
+        mark = partial(self._recorder.call_soon, partial(_mark_published, ids=ids))
+        if here is None:
+            mark()
+        else:
+            self._postponed.add(here, mark)
+
+    def clear(self, run_id: str, by: str = "") -> int | None:
+        """Let the ID run again. Its rows stay as history, but abort no block from now on.
+
+        :param by: who did that, as text.
+        :return: the number of changed rows; None if the database failed.
+        """
+        return self._write(partial(_clear, run_id=run_id, by=by))
+
+    def _write(self, write: Callable[[str], T], *, again: bool = False) -> T | None:
+        """The result of ``write``; None if it failed. On SQLite it joins a transaction.
+
+        :param again: whether to call it again after such a transaction.
+        """
         try:
-            if len(rows) == 1:  # without a transaction around it
-                rows[0].save(using=alias, force_insert=True)
-            else:
-                requests.bulk_create(rows, batch_size=BATCH)
-        except IntegrityError:
-            # The first attempt succeeded, but its answer was lost.
-            if not requests.filter(pk=rows[0].pk).exists():
-                raise
-        return True
+            if not conf.settings().REQUESTS:
+                return None
+            here = database.transaction_here()
+            if here is None:
+                return self._recorder.call(write, otherwise=None)
+            if again:
+                self._postponed.add(here, partial(self._recorder.call_soon, write))
+            with transaction.atomic(using=here.alias):
+                return write(here.alias)
+        except Exception as error:
+            self._recorder.outage.report(error)
+            return None
 
-    return database.write(insert, otherwise=False, timeout=_patience(len(some)))
+    def standing_for(self, ids: Sequence[str]) -> list[Request] | None:
+        """The standing requests for any of ``ids``, in order; None if the database failed."""
+        return self._recorder.call(partial(standing_for, ids=ids), otherwise=None)
+
+    def since(
+        self, since: Callable[[str], datetime], *, but_by: str, limit: int
+    ) -> list[Request] | None:
+        """The standing requests made after a time, in order.
+
+        :param since: called in the recorder's thread with the alias of the database; returns the
+            time, aware, by the database's clock.
+        :param but_by: the origin whose requests are left out.
+        :param limit: the largest number of requests.
+        :return: None if the database failed.
+        """
+        read = partial(_since, since=since, but_by=but_by, limit=limit)
+        return self._recorder.call(read, otherwise=None)
+
+    def unpublished(self, origin: str, *, within: float, limit: int) -> list[Request] | None:
+        """The standing requests of this process whose push was not accepted, in order.
+
+        :param within: seconds since they were made.
+        :return: None if the database failed.
+        """
+        read = partial(_unpublished, origin=origin, within=within, limit=limit)
+        return self._recorder.call(read, otherwise=None)
 
 
-def mark_published(listeners: Mapping[uuid.UUID, int], *, timeout: float) -> None:
-    """Note in the rows that Redis accepted the pushes, and its number of subscribers.
+def standing_for(alias: str, ids: Iterable[str]) -> list[Request]:
+    """The standing requests for any of ``ids``, in the order in which they were made."""
+    known = set(ids)
+    found: list[Request] = []
+    with limited(alias, writes=False):
+        for some in chunks(sorted(known), alias):
+            if not _has_any(alias, some):
+                continue
+            rows = _standing(alias, run_id__in=some).values_list(*_FIELDS)
+            # Compared again, because some databases ignore case.
+            found += [_request(row) for row in rows if row[1] in known]
+    return sorted(found, key=attrgetter("requested_at"))
 
-    :param listeners: number of subscribers by request ID.
-    :param timeout: seconds to wait. The update goes on after that.
+
+def _has_any(alias: str, ids: Sequence[str]) -> bool:
+    """Whether there is a request for any of these that was not cleared.
+
+    Each block begins with this question, and most have none. Django needs longer to make the
+    statement of :func:`_standing` than the database to answer it.
     """
-    if not listeners:
-        return
+    connection = connections[alias]
+    quote = connection.ops.quote_name
+    marks = ", ".join(["%s"] * len(ids))
+    table = quote(database.model()._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT 1 FROM {table} WHERE {quote('run_id')} IN ({marks})"  # noqa: S608
+            f" AND {quote('cleared_at')} IS NULL",
+            ids,
+        )
+        return cursor.fetchone() is not None
 
-    def update(alias: str) -> None:
-        requests = database.model().objects.using(alias)
-        # Usually one query, because the number seldom changes within a batch.
-        for count in set(listeners.values()):
-            ids = [abort_id for abort_id, known in listeners.items() if known == count]
-            for some in _chunks(ids, alias):
-                requests.filter(pk__in=some).update(published=True, listeners=count)
 
-    database.write(update, otherwise=None, timeout=max(timeout, _patience(len(listeners)) - 1))
+def _insert(alias: str, some: Sequence[Request]) -> None:
+    host = socket.gethostname()
+    model = database.model()
+    rows = [
+        model(
+            id=uuid.UUID(request.id),
+            run_id=request.run_id,
+            reason=request.reason,
+            actor=request.actor,
+            user_id=request.user_pk,
+            origin=request.origin,
+            host=host,
+            requested_at=Now(),
+        )
+        for request in some
+    ]
+    with limited(alias, writes=True):
+        # They may be there: written in a transaction of the caller, or by an attempt whose answer
+        # was lost.
+        model.objects.using(alias).bulk_create(rows, batch_size=BATCH, ignore_conflicts=True)
 
 
-def clear(run_id: str) -> int | None:
-    """Let the ID run again. Its rows stay as history, but abort no block from now on.
+def _mark_published(alias: str, ids: Sequence[uuid.UUID]) -> None:
+    with limited(alias, writes=True, is_durable=False):
+        for some in chunks(ids, alias):
+            rows = database.model().objects.using(alias).filter(pk__in=some)
+            rows.filter(published_at=None).update(published_at=Now())
 
-    :return: the number of changed rows; None if the database failed.
-    """
 
-    def update(alias: str) -> int | None:
-        rows = _standing(alias).filter(run_id=run_id).values_list("id", "run_id")
+def _clear(alias: str, run_id: str, by: str) -> int:
+    with limited(alias, writes=True):
+        rows = _standing(alias, run_id=run_id).values_list("id", "run_id")
         # Compared again, because some databases ignore case.
-        ids = [abort_id for abort_id, known in rows if known == run_id]
+        ids = [request_id for request_id, known in rows if known == run_id]
         requests = database.model().objects.using(alias)
         return sum(
-            requests.filter(pk__in=some, cleared_at=None).update(cleared_at=timezone.now())
-            for some in _chunks(ids, alias)
+            requests.filter(pk__in=some, cleared_at=None).update(cleared_at=Now(), cleared_by=by)
+            for some in chunks(ids, alias)
         )
 
-    return database.write(update, otherwise=None)
+
+def _since(alias: str, since: Callable[[str], datetime], but_by: str, limit: int) -> list[Request]:
+    with limited(alias, writes=False):
+        after = stored(since(alias))
+        rows = _standing(alias).filter(requested_at__gt=after).exclude(origin=but_by)
+        rows = rows.order_by("requested_at")
+        return [_request(row) for row in rows.values_list(*_FIELDS)[:limit]]
 
 
-def find(
-    ids: Sequence[str], *, on_late: Callable[[Request], object] | None = None
-) -> Request | None:
-    """The first standing request for any of ``ids``: one indexed query.
-
-    :param on_late: called with the request, on a helper thread, if the database answers after this
-        function has returned.
-    """
-
-    def select(alias: str) -> Request | None:
-        rows = _standing(alias).filter(run_id__in=ids).values_list(*_FIELDS)
-        # Compared again, because some databases ignore case.
-        first = list(rows[:PAGE])
-        rest = rows[PAGE:] if len(first) == PAGE else ()
-        return next((_request(*row) for row in chain(first, rest) if row[0] in ids), None)
-
-    def found_late(future: Future[Request | None]) -> None:
-        request = None if future.exception() else future.result()
-        if request is not None and on_late is not None:
-            on_late(request)
-
-    return database.read(select, otherwise=None, on_late=found_late)
+def _unpublished(alias: str, origin: str, within: float, limit: int) -> list[Request]:
+    rows = _standing(alias).filter(requested_at__gt=Now(-within), origin=origin, published_at=None)
+    rows = rows.order_by("requested_at")
+    with limited(alias, writes=False):
+        return [_request(row) for row in rows.values_list(*_FIELDS)[:limit]]
 
 
-def standing_for(ids: Sequence[str]) -> list[Request] | None:
-    """The standing requests for any of ``ids``, in the order in which they were made.
-
-    For the reconciler: runs in the calling thread, without a time limit.
-
-    :return: None if the database failed.
-    """
-    known = set(ids)
-
-    def select(alias: str) -> list[Request]:
-        found: list[tuple[Any, ...]] = []
-        for some in _chunks(ids, alias):
-            rows = _standing(alias).filter(run_id__in=some)
-            found += rows.values_list("requested_at", *_FIELDS)
-        in_order = sorted(found, key=itemgetter(0))
-        return [_request(*row, at=at) for at, *row in in_order if row[0] in known]
-
-    return database.read_here(select)
-
-
-def requested_since(since: datetime, *, but_by: str, limit: int) -> list[Request] | None:
-    """The standing requests made after ``since``, in order.
-
-    For the reconciler, as :func:`standing_for`.
-
-    :param but_by: the origin whose requests are left out.
-    :param limit: the largest number of requests.
-    :return: None if the database failed.
-    """
-
-    def select(alias: str) -> list[Request]:
-        rows = _standing(alias).filter(requested_at__gt=database.stored(since))
-        found = rows.exclude(origin=but_by).values_list("requested_at", *_FIELDS)[:limit]
-        return [_request(*row, at=at) for at, *row in found]
-
-    return database.read_here(select)
-
-
-def _request(*fields: Any, at: datetime | None = None) -> Request:
+def _request(row: tuple[Any, ...]) -> Request:
     """A request from ``_FIELDS`` of its row."""
-    run_id, request_id, reason, actor, origin = fields
-    requested_at = None if at is None else database.aware(at)
-    return Request(run_id, str(request_id), reason, actor, origin, requested_at=requested_at)
+    at, run_id, request_id, reason, actor, origin = row
+    return Request(run_id, str(request_id), reason, actor, origin, requested_at=aware(at))
 
 
-def _standing(alias: str) -> QuerySet[AbortRequest]:
-    since = timezone.now() - timedelta(seconds=conf.settings().REQUEST_TTL)
-    rows = database.model().objects.using(alias).filter(requested_at__gt=since, cleared_at=None)
-    return rows.order_by("requested_at")
+def _standing(alias: str, **more: Any) -> QuerySet[AbortRequest]:
+    """The requests that abort blocks which are entered now."""
+    since = Now(-conf.settings().REQUEST_TTL)
+    requests: QuerySet[AbortRequest] = database.model()._base_manager.using(alias)
+    # Without an order, and in one call: each block begins with this, and a further call costs more
+    # than the database.
+    return requests.order_by().filter(requested_at__gt=since, cleared_at=None, **more)
 
 
-def _patience(rows: int) -> float:
-    """Seconds to wait for this number of rows."""
-    return database.TIMEOUT * (1 + rows // 5000)
+def chunks(ids: Sequence[T], alias: str, *, each: int = 1) -> Iterator[Sequence[T]]:
+    """``ids`` in parts that fit into one query with some further parameters.
 
-
-def _chunks(ids: Sequence[T], alias: str) -> Iterator[Sequence[T]]:
-    """``ids`` in parts that fit into one query with two further parameters."""
-    size = (connections[alias].features.max_query_params or MAX_PARAMETERS) - 2
+    :param each: parameters that an ID needs.
+    """
+    size = ((connections[alias].features.max_query_params or MAX_PARAMETERS) - 9) // each
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

@@ -12,10 +12,11 @@ from uuid import UUID
 
 from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef, Q
-from django.utils import timezone
 
 from run_abort import conf
-from run_abort.models import AbortDelivery, AbortRequest, ListenerCursor
+from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
+
+from .clock import present
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -28,7 +29,7 @@ __all__ = [
     "count",
     "prune",
     "prune_cursors",
-    "prune_deliveries",
+    "prune_holds",
 ]
 
 BATCH: Final = 1000  # rows
@@ -55,8 +56,9 @@ def count(older_than: timedelta | float) -> Old:
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database cannot be read.
     """
-    now = timezone.now()
-    old = AbortRequest.objects.using(_alias()).filter(requested_at__lt=_cutoff(now, older_than))
+    alias = _alias()
+    now = present(alias)
+    old = AbortRequest.objects.using(alias).filter(requested_at__lt=_cutoff(now, older_than))
     standing = _standing(now)
     return Old(old.exclude(standing).count(), old.filter(standing).count())
 
@@ -86,8 +88,8 @@ def prune(
     """
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"a batch has 1 to {MAX_BATCH} rows, not {batch}")
-    now = timezone.now()
     alias = _alias()
+    now = present(alias)
     rows = AbortRequest.objects.using(alias)
     size = min(batch, connections[alias].features.max_query_params or batch)
     left = rows.filter(requested_at__lt=_cutoff(now, older_than)).exclude(_standing(now))
@@ -104,21 +106,35 @@ def prune(
     return deleted
 
 
-def prune_deliveries(older_than: timedelta | float) -> int:
-    """Delete the deliveries without a request: it was rolled back, or deleted before.
+def prune_holds(older_than: timedelta | float) -> int:
+    """Delete holds that belong to no request, and processes without holds.
 
-    :param older_than: the age since they were received, in days if it is a number.
-    :return: the number of deleted deliveries.
+    A hold of a block that was left is deleted if its request has no row. So is one of a block that
+    was not left, if its process has not been heard of for that long. A process that comes back
+    writes its holds again.
+
+    :param older_than: the age since the block was left, or since its process was last heard of, in
+        days if it is a number.
+    :return: the number of deleted holds.
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
     alias = _alias()
+    cutoff = _cutoff(present(alias), older_than)
+    holds = RunHold.objects.using(alias).order_by()
+    processes = RunProcess.objects.using(alias)
     requests = AbortRequest.objects.using(alias).filter(pk=OuterRef("request_id"))
-    deliveries = AbortDelivery.objects.using(alias)
-    old = deliveries.filter(received_at__lt=_cutoff(timezone.now(), older_than))
+    alive = Exists(processes.filter(pk=OuterRef("process_id"), seen_until__gte=cutoff))
+    ended = Q(left_at__lt=cutoff) | Q(~alive, left_at=None, entered_at__lt=cutoff)
+    old = holds.filter(ended).exclude(Exists(requests))
     deleted = 0
-    while keys := list(old.exclude(Exists(requests)).values_list("pk", flat=True)[:BATCH]):
-        deleted += deliveries.filter(pk__in=keys)._raw_delete(alias)
+    while keys := list(old.values_list("pk", flat=True)[:BATCH]):
+        with transaction.atomic(using=alias):
+            deleted += _delete_holds(alias, holds.filter(pk__in=keys))
+    gone = processes.filter(seen_until__lt=cutoff)
+    gone = gone.exclude(Exists(holds.filter(process_id=OuterRef("pk"))))
+    while origins := list(gone.values_list("pk", flat=True)[:BATCH]):
+        gone.filter(pk__in=origins)._raw_delete(alias)
     return deleted
 
 
@@ -133,20 +149,26 @@ def prune_cursors(older_than: timedelta | float) -> int:
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
-    now = timezone.now()
+    alias = _alias()
+    now = present(alias)
     cutoff = min(_cutoff(now, older_than), _standing_since(now))
-    deleted, _ = ListenerCursor.objects.using(_alias()).filter(heard_until__lt=cutoff).delete()
+    deleted, _ = ListenerCursor.objects.using(alias).filter(heard_until__lt=cutoff).delete()
     return deleted
 
 
 def _delete(alias: str, keys: Sequence[UUID]) -> int:
-    """Delete these requests with their deliveries, both or neither."""
+    """Delete these requests with their holds, both or neither."""
     # By key, because not every database supports DELETE with ORDER BY and LIMIT. With _raw_delete,
-    # because Django's delete() reads all the deliveries first.
+    # because Django's delete() reads all the holds first.
     with transaction.atomic(using=alias):
-        deliveries = AbortDelivery.objects.using(alias).filter(request_id__in=keys)
-        deliveries._raw_delete(alias)
+        _delete_holds(alias, RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
         return AbortRequest.objects.using(alias).filter(pk__in=keys)._raw_delete(alias)
+
+
+def _delete_holds(alias: str, holds: QuerySet[RunHold]) -> int:
+    groups = RunHoldGroup.objects.using(alias).filter(hold_id__in=holds.values("pk"))
+    groups._raw_delete(alias)
+    return holds._raw_delete(alias)
 
 
 def _oldest(rows: QuerySet[AbortRequest], size: int) -> list[tuple[UUID, datetime]]:

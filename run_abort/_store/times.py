@@ -11,17 +11,11 @@ from django.conf import settings
 from django.utils import timezone
 
 from . import database
-from .clock import Now, aware
+from .clock import aware
 
-__all__ = ["before_repeated_hour", "now", "times"]
+__all__ = ["before_repeated_hour", "times"]
 
 CHUNK: Final = 500  # IDs of one query
-
-
-def now(alias: str) -> datetime | None:
-    """The present time by the database's clock, aware; None if there is no request."""
-    found = database.model().objects.using(alias).values_list(Now(), flat=True)[:1]
-    return next(map(aware, found), None)
 
 
 def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:

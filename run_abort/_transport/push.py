@@ -13,7 +13,6 @@ from run_abort._core.types import Request
 
 from . import codec
 from .base import Subscription, Transport
-from .codec import Question
 from .redis import endpoint
 from .watch import Watch
 
@@ -63,13 +62,10 @@ class Push:
         """
         return endpoint.may_be_configured()
 
-    def publish(
-        self, requests: Sequence[Request], *, wait: float = 0.0, quiet: bool = False
-    ) -> list[int | None]:
+    def publish(self, requests: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
         """Publish the requests, in one go. Raises nothing.
 
         :param requests: requests without an origin get the one of this process.
-        :param wait: seconds that the caller waits for answers.
         :param quiet: whether a failure is expected and logged at DEBUG only.
         :return: for each request the number of subscribers that the server counted, which is a
             hint. None if no transport is configured, or if publishing failed, which is logged as a
@@ -82,16 +78,16 @@ class Push:
             transport = self.transport()
             if transport is not None:
                 channel = conf.settings().CHANNEL
-                messages = [(channel, self._encoded(request, wait)) for request in requests]
+                messages = [(channel, self._encoded(request)) for request in requests]
                 listeners[:] = transport.publish(messages)
         except Exception as error:
             self._log_failure(requests, error, logging.DEBUG if quiet else logging.WARNING)
         return listeners
 
-    def _encoded(self, request: Request, wait: float) -> bytes:
+    def _encoded(self, request: Request) -> bytes:
         if not request.origin:
             request = request._replace(origin=self._origin())
-        return codec.encode(request, wait=wait)
+        return codec.encode(request)
 
     def _log_failure(self, requests: Sequence[Request], error: Exception, level: int) -> None:
         run_id, count = requests[0].run_id, len(requests)
@@ -100,53 +96,6 @@ class Push:
         else:
             text = "The aborts of %d runs, %r among them, were not published: %s"
             logger.log(level, text, count, run_id, error)
-
-    def ask(self, question: Question) -> int | None:
-        """Publish a question. Raises nothing; a failure is logged at DEBUG only.
-
-        :return: the number of subscribers that the server counted; None if it was not published.
-        """
-        try:
-            transport = self.transport()
-            if transport is None:
-                return None
-            message = codec.encode_question(question)
-            return transport.publish([(conf.settings().CHANNEL, message)])[0]
-        except Exception as error:
-            logger.debug("The question %s was not published: %s", question, error)
-            return None
-
-    def answer(self, question_id: str, answers: Sequence[bytes]) -> bool:
-        """Publish answers to a question. Raises nothing.
-
-        A failure is logged at DEBUG only, because the process that asked counts unanswered
-        questions anyway.
-
-        :return: whether they were published.
-        """
-        try:
-            transport = self.transport()
-            if transport is None:
-                return False
-            channel = _channel_of(question_id)
-            transport.publish([(channel, answer) for answer in answers])
-        except Exception as error:
-            logger.debug("The question %s was not answered: %s", question_id, error)
-            return False
-        return True
-
-    def inbox(self, question_ids: Sequence[str], *, limit: int) -> Subscription | None:
-        """A subscription to the answers, not yet open; None if no transport is configured.
-
-        :param question_ids: UUIDs as text.
-        :param limit: the largest size of an answer in bytes.
-        :raises Exception: as :meth:`transport`; ``ValueError`` if an ID is not a UUID.
-        """
-        transport = self.transport()
-        if transport is None:
-            return None
-        channels = map(_channel_of, question_ids)
-        return transport.subscribe(*channels, heartbeat=conf.settings().HEARTBEAT, limit=limit)
 
     def notify(self, request_ids: Sequence[str]) -> None:
         """Tell the processes that watch these requests that their rows have changed.

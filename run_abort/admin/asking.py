@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import django
 from django.contrib import admin, messages
@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from run_abort._core.types import HoldState
 from run_abort.aborts import AbortOutcome
 from run_abort.views.abort import AbortForm
 
@@ -19,6 +20,8 @@ __all__ = ["ask", "context_of", "log_text", "tell"]
 
 Items = Callable[[int], str]  # returns the name for a given number of runs
 LeveledText = tuple[int, str]  # level and text of a message
+
+STOPPING: Final[Sequence[HoldState]] = ("running", "aborting", "finishing")
 
 
 def context_of(
@@ -71,7 +74,7 @@ def ask(
 def tell(outcomes: Sequence[AbortOutcome], items: Items, *, waited: bool) -> Iterator[LeveledText]:
     """Yield the messages about ``outcomes``, with their levels. They state only what is known.
 
-    :param waited: whether ``abort_run`` waited for answers of the processes.
+    :param waited: whether ``abort_run`` waited for the blocks.
     """
     published = [each for each in outcomes if each.published]
     if waited:
@@ -103,64 +106,47 @@ def log_text(reason: str) -> str:
 
 
 def _findings(outcomes: Sequence[AbortOutcome], items: Items) -> Iterator[LeveledText]:
-    """Messages about what the processes answered; each outcome counts in one of them."""
+    """Messages about what the holds say; each outcome counts in one of them."""
     if stopped := [each for each in outcomes if each.stopped]:
         text = ngettext(
             "%(count)d %(items)s stopped, on %(processes)s.",
             "%(count)d %(items)s stopped, on %(processes)s.",
             len(stopped),
         )
-        yield messages.SUCCESS, _filled(text, stopped, items)
-    if stopping := [each for each in outcomes if _is_stopping(each)]:
+        yield messages.SUCCESS, _filled(text, stopped, items, "stopped")
+    if stopping := [each for each in outcomes if _has(each, *STOPPING)]:
         text = ngettext(
             "%(count)d %(items)s was asked to abort and is still stopping, on %(processes)s.",
             "%(count)d %(items)s were asked to abort and are still stopping, on %(processes)s.",
             len(stopping),
         )
-        yield messages.WARNING, _filled(text, stopping, items)
-
-    rest = [each for each in outcomes if each not in stopped and each not in stopping]
-    if partly := [each for each in rest if each.holders]:
+        yield messages.WARNING, _filled(text, stopping, items, *STOPPING)
+    if lost := [each for each in outcomes if _has(each, "lost") and each not in stopping]:
         text = ngettext(
-            "%(count)d %(items)s stopped on %(processes)s, but not all listeners have answered.",
-            "%(count)d %(items)s stopped on %(processes)s, but not all listeners have answered.",
-            len(partly),
+            "%(count)d %(items)s was asked to abort, but may still work: %(processes)s, not heard "
+            "of for a while.",
+            "%(count)d %(items)s were asked to abort, but may still work: %(processes)s, not heard "
+            "of for a while.",
+            len(lost),
         )
-        yield messages.INFO, _filled(text, partly, items)
-    idle = [each for each in rest if each.published and not each.holders]
-    if finished := [each for each in idle if each.finished and not each.unanswered]:
-        text = ngettext(
-            "%(count)d %(items)s had already finished.",
-            "%(count)d %(items)s had already finished.",
-            len(finished),
-        )
-        yield messages.INFO, _filled(text, finished, items)
-    if unknown := [each for each in idle if each not in finished]:
+        yield messages.WARNING, _filled(text, lost, items, "lost")
+    known = [*stopped, *stopping, *lost]
+    if idle := [each for each in outcomes if each.published and each not in known]:
         text = ngettext(
             "%(count)d %(items)s was asked to abort; no process is known to work on it.",
             "%(count)d %(items)s were asked to abort; no process is known to work on them.",
-            len(unknown),
+            len(idle),
         )
-        yield messages.INFO, _filled(text, unknown, items)
-
-    # One question covers all outcomes, so each has the same silent listeners: do not add them up.
-    if count := max((each.unanswered for each in outcomes), default=0):
-        text = ngettext(
-            "%(count)d listener did not answer; its runs are unknown.",
-            "%(count)d listeners did not answer; their runs are unknown.",
-            count,
-        )
-        yield messages.WARNING, text % {"count": count}
+        yield messages.INFO, _filled(text, idle, items)
 
 
-def _is_stopping(outcome: AbortOutcome) -> bool:
-    return any(answer.state == "aborting" for answer in outcome.holders)
+def _has(outcome: AbortOutcome, *states: HoldState) -> bool:
+    return any(hold.state in states for hold in outcome.holds)
 
 
-def _filled(text: str, outcomes: Sequence[AbortOutcome], items: Items) -> str:
-    holders = [answer for outcome in outcomes for answer in outcome.holders]
-    aborting = [answer for answer in holders if answer.state == "aborting"]
-    processes = len({answer.origin for answer in aborting or holders})
+def _filled(text: str, outcomes: Sequence[AbortOutcome], items: Items, *states: HoldState) -> str:
+    holds = [hold for outcome in outcomes for hold in outcome.holds if hold.state in states]
+    processes = len({hold.origin for hold in holds})
     named = ngettext("%(count)d process", "%(count)d processes", processes)
     return text % {
         "count": len(outcomes),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -12,13 +11,16 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
-from run_abort._core.answers import HeldRun, ProcessStatus
+from run_abort import conf
 from run_abort._core.ids import clean_id
-from run_abort._runtime.inquiry import Census, ask_status
+from run_abort._core.types import Hold
+from run_abort._runtime.runtime import current
+from run_abort._store.overview import Overview, overview
 from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
@@ -28,16 +30,14 @@ from .wording import duration, visible
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
 
-ASK_FOR: Final = 1.0  # seconds
 MAX_BLOCKS: Final = 500
 MAX_PROCESSES: Final = 500
 
-LISTENER_STATES: Final = {
-    "starting": gettext_lazy("starting"),
-    "listening": gettext_lazy("listening"),
-    "reconnecting": gettext_lazy("reconnecting"),
-    "stopped": gettext_lazy("stopped"),
-    "off": gettext_lazy("off"),
+STATES: Final = {
+    "running": gettext_lazy("running"),
+    "aborting": gettext_lazy("still stopping"),
+    "finishing": gettext_lazy("finishing, can no longer be aborted"),
+    "lost": gettext_lazy("lost, may still work"),
 }
 
 
@@ -71,9 +71,13 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Show the active runs; with ``?fragment=1`` only the part of the page that changes."""
         if not self.has_view_permission(request):
             raise PermissionDenied
+        found = current().recorder.call(overview, otherwise=None)
         context = {
             **context_of(self, request, _("Running now")),
-            **_facts(ask_status(timeout=ASK_FOR)),
+            **_facts(found or Overview(timezone.now(), [], is_cut=False)),
+            "is_known": found is not None,
+            "are_kept": conf.settings().HOLDS,
+            "subscribers": current().push.subscribers(),
             "may_abort": self.has_abort_permission(request),
         }
         name = "live_tables" if "fragment" in request.GET else "live"
@@ -93,7 +97,7 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             reason = form.cleaned_data["reason"]
             outcome = abort_run(run_id, reason=reason, actor=request.user, wait=self.abort_wait)
             if outcome.asked:
-                row = AbortRequest(pk=outcome.abort_id, run_id=run_id)
+                row = AbortRequest(pk=outcome.request_id, run_id=run_id)
                 self.log_change(request, row, log_text(reason))
             for level, text in tell([outcome], _items, waited=bool(self.abort_wait)):
                 self.message_user(request, text, level)
@@ -114,27 +118,22 @@ def _items(count: int) -> str:
     return ngettext("run", "runs", count)
 
 
-def _facts(census: Census) -> dict[str, Any]:
+def _facts(found: Overview) -> dict[str, Any]:
     """Template context of the page."""
-    now = datetime.now(UTC)
-    runs = _runs(census.processes, now)
-    held = sum(process.held for process in census.processes)
-    processes = [_process(process, now) for process in census.processes[:MAX_PROCESSES]]
+    shown = found._replace(holds=found.holds[:MAX_BLOCKS])
+    processes = found.by_process()
     return {
-        "now": now,
-        "runs": runs,
-        "processes": processes,
-        "unnamed_blocks": max(held - sum(len(run["blocks"]) for run in runs), 0),
-        "unnamed_processes": len(census.processes) - len(processes),
-        "unanswered": census.unanswered,
-        "reachable": census.reachable,
-        "summary": _summary(census),
+        "now": found.now,
+        "runs": [_run(run_id, blocks, found.now) for run_id, blocks in shown.by_run()],
+        "processes": [_process(blocks) for blocks in processes[:MAX_PROCESSES]],
+        "unnamed_blocks": len(found.holds) - len(shown.holds),
+        "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
+        "is_cut": found.is_cut,
+        "summary": _summary(len(found.by_run()), len(processes)),
     }
 
 
-def _summary(census: Census) -> str:
-    found = len({run.run_id for process in census.processes for run in process.runs})
-    busy = sum(process.held > 0 for process in census.processes)
+def _summary(found: int, busy: int) -> str:
     if not found:
         return _("No known runs.")
     runs = ngettext("%(count)d run", "%(count)d runs", found) % {"count": found}
@@ -142,50 +141,40 @@ def _summary(census: Census) -> str:
     return text % {"runs": runs, "count": busy}
 
 
-def _runs(processes: Iterable[ProcessStatus], now: datetime) -> list[dict[str, Any]]:
-    """The longest-running runs, with at most ``MAX_BLOCKS`` blocks in total, the oldest first."""
-    held: dict[str, list[tuple[HeldRun, ProcessStatus]]] = {}
-    everything = [(block, process) for process in processes for block in process.runs]
-    everything.sort(key=lambda each: each[0].since)
-    for block, process in everything[:MAX_BLOCKS]:
-        held.setdefault(block.run_id, []).append((block, process))
-    return [
-        {
-            "name": visible(run_id),
-            "key": _key(run_id),
-            "blocks": [_block(block, process, now) for block, process in blocks],
-            "is_running": not all(block.aborted for block, _process in blocks),
-        }
-        for run_id, blocks in held.items()
-    ]
-
-
-def _block(block: HeldRun, process: ProcessStatus, now: datetime) -> dict[str, Any]:
+def _run(run_id: str, blocks: list[Hold], now: datetime) -> dict[str, Any]:
     return {
-        **_names(process),
+        "name": visible(run_id),
+        "key": _key(run_id),
+        "blocks": [_block(block, now) for block in blocks],
+        "is_running": any(
+            block.state == "running" or (block.state == "lost" and not block.request_id)
+            for block in blocks
+        ),
+    }
+
+
+def _block(block: Hold, now: datetime) -> dict[str, Any]:
+    return {
+        **_names(block),
         "label": visible(block.label),
-        "since": block.since,
-        "lasts": duration(now - block.since),
-        "aborted": block.aborted,
+        "groups": visible(", ".join(block.groups)),
+        "entered_at": block.entered_at,
+        "lasts": duration(now - block.entered_at),
+        "state": block.state,
+        "state_text": STATES.get(block.state, block.state),
+        "silent": duration(now - block.since) if block.state == "lost" else "",
     }
 
 
-def _process(process: ProcessStatus, now: datetime) -> dict[str, Any]:
-    return {
-        **_names(process),
-        "listener": LISTENER_STATES.get(process.listener, visible(process.listener)),
-        "since": process.since,
-        "lasts": duration(now - process.since),
-        "held": process.held,
-        "last_error": visible(process.last_error),
-    }
+def _process(blocks: list[Hold]) -> dict[str, Any]:
+    return {**_names(blocks[0]), "blocks": len(blocks)}
 
 
-def _names(process: ProcessStatus) -> dict[str, str]:
+def _names(block: Hold) -> dict[str, str]:
     return {
-        "host": visible(process.host),
-        "pid": str(process.pid),  # a number would get thousands separators
-        "kind": visible(process.kind),
+        "host": visible(block.host),
+        "pid": str(block.pid),  # a number would get thousands separators
+        "kind": visible(block.kind),
     }
 
 

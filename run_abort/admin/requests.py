@@ -5,7 +5,7 @@ Each query takes bounded time, however many requests there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from django.contrib import admin
@@ -17,7 +17,8 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort._store.clock import Now
+from run_abort.models import AbortRequest, RunHold
 
 from .live import LiveRunsAdmin
 from .story import story_of
@@ -27,6 +28,14 @@ __all__ = ["AbortRequestAdmin"]
 
 LATEST: Final = 500  # number of recent requests whose values are offered as choices
 CHOICES: Final = 20
+
+# Outcome → lookups on the annotations of the list.
+OUTCOMES: Final[Mapping[str, Mapping[str, int]]] = {
+    "stopping": {"stopping__gt": 0},
+    "lost": {"stopping": 0, "unstopped__gt": 0},
+    "stopped": {"unstopped": 0, "holders__gt": 0},
+    "nobody": {"holders": 0},
+}
 
 Requests = models.QuerySet[AbortRequest]
 
@@ -40,21 +49,14 @@ class OutcomeFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
         return [
             ("stopping", gettext_lazy("still not stopped")),
+            ("lost", gettext_lazy("lost")),
             ("stopped", gettext_lazy("stopped")),
             ("nobody", gettext_lazy("no process held it")),
         ]
 
-    def queryset(self, request: HttpRequest, queryset: Requests) -> Requests:
-        holders = AbortDelivery.objects.filter(request=models.OuterRef("pk"))
-        stopping = models.Exists(holders.filter(stopped_at=None))
-        match self.value():
-            case "stopping":
-                return queryset.filter(stopping)
-            case "stopped":
-                return queryset.filter(models.Exists(holders), ~stopping)
-            case "nobody":
-                return queryset.filter(~models.Exists(holders))
-        return queryset
+    def queryset(self, request: HttpRequest, queryset: Any) -> Requests:
+        rows: Requests = queryset.filter(**OUTCOMES.get(self.value() or "", {}))
+        return rows
 
 
 class _LatestFilter(admin.SimpleListFilter):
@@ -100,9 +102,15 @@ class AbortRequestAdmin(LiveRunsAdmin):
     """Lists the requests, with the timeline of each, and adds the page "Running now". Read-only."""
 
     list_display = ("requested_at", "run", "outcome", "who", "why", "published")
-    list_filter = (OutcomeFilter, "requested_at", ActorFilter, RunFilter, "published")
-    search_fields = ("run_id", "actor", "reason", "id", "host", "deliveries__host")
-    search_help_text = gettext_lazy("Run, actor, reason, abort ID, or host")
+    list_filter = (
+        OutcomeFilter,
+        "requested_at",
+        ActorFilter,
+        RunFilter,
+        ("published_at", admin.EmptyFieldListFilter),
+    )
+    search_fields = ("run_id", "actor", "reason", "id", "host", "holds__process__host")
+    search_help_text = gettext_lazy("Run, actor, reason, request ID, or host")
     sortable_by = ("requested_at", "run", "outcome", "who")
     # These two cost a further count of all rows, and one per choice of each filter.
     show_full_result_count = False
@@ -127,8 +135,9 @@ class AbortRequestAdmin(LiveRunsAdmin):
         requests: Requests = super().get_queryset(request)
         # Subqueries, so that the database counts only for the rows of the current page.
         return requests.annotate(
-            holders=_count(AbortDelivery.objects.all()),
-            stopping=_count(AbortDelivery.objects.filter(stopped_at=None)),
+            holders=_count(RunHold.objects.all()),
+            unstopped=_count(RunHold.objects.filter(left_at=None)),
+            stopping=_count(RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())),
         )
 
     @admin.display(description=gettext_lazy("run ID"), ordering="run_id")
@@ -147,10 +156,15 @@ class AbortRequestAdmin(LiveRunsAdmin):
     def why(self, obj: AbortRequest) -> str:
         return Truncator(visible(obj.reason)).chars(80)
 
+    @admin.display(description=gettext_lazy("published"), boolean=True, ordering="published_at")
+    def published(self, obj: AbortRequest) -> bool:
+        return obj.published_at is not None
+
     @admin.display(
         description=gettext_lazy("outcome"),
         ordering=models.Case(
-            models.When(stopping__gt=0, then=models.Value(3)),
+            models.When(stopping__gt=0, then=models.Value(4)),
+            models.When(unstopped__gt=0, then=models.Value(3)),
             models.When(holders__gt=0, then=models.Value(2)),
             models.When(cleared_at=None, then=models.Value(1)),
             default=models.Value(0),
@@ -160,6 +174,8 @@ class AbortRequestAdmin(LiveRunsAdmin):
         """The most important fact about what happened to the request."""
         if obj.stopping:
             name, text = "stopping", _("stopping on %(stopping)d of %(count)d")
+        elif obj.unstopped:
+            name, text = "lost", _("lost on %(lost)d of %(count)d")
         elif obj.holders:
             name = "stopped"
             text = ngettext(
@@ -169,7 +185,7 @@ class AbortRequestAdmin(LiveRunsAdmin):
             name, text = "cleared", _("cleared")
         else:
             name, text = "asked", _("requested")
-        text %= {"stopping": obj.stopping, "count": obj.holders}
+        text %= {"stopping": obj.stopping, "lost": obj.unstopped, "count": obj.holders}
         return format_html('<span class="run-abort-outcome {}">{}</span>', name, text)
 
     def changelist_view(
@@ -187,7 +203,9 @@ class AbortRequestAdmin(LiveRunsAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
 
-def _count(deliveries: models.QuerySet[AbortDelivery]) -> Coalesce:
-    of_request = deliveries.filter(request=models.OuterRef("pk")).order_by().values("request")
-    number = models.Subquery(of_request.annotate(number=models.Count("pk")).values("number"))
+def _count(holds: models.QuerySet[RunHold]) -> Coalesce:
+    """The number of processes that have these holds of a request."""
+    of_request = holds.filter(request=models.OuterRef("pk")).order_by().values("request")
+    count = models.Count("process", distinct=True)
+    number = models.Subquery(of_request.annotate(number=count).values("number"))
     return Coalesce(number, 0, output_field=models.IntegerField())

@@ -1,25 +1,30 @@
-"""The timeline of an abort request, built from its rows."""
+"""The timeline of an abort request, built from its row and from the holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from django.utils import formats, timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy
 
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort._core.types import Hold
+from run_abort._runtime.runtime import current
+from run_abort._store import holds
+from run_abort._store.clock import aware
+from run_abort.models import AbortRequest, RunHold
 
 from .wording import duration, visible
 
-__all__ = ["MAX_PROCESSES", "Fact", "story_of"]
+__all__ = ["MAX_HOLDS", "Fact", "story_of"]
 
-MAX_PROCESSES: Final = 500
+MAX_HOLDS: Final = 500
 
-RUNGS: Final = {
+STEPS: Final = {
     "cancel": gettext_lazy("the task was cancelled again"),
     "interrupt": gettext_lazy("the thread was interrupted"),
     "terminate": gettext_lazy("the processes it started were asked to terminate"),
@@ -29,37 +34,44 @@ RUNGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One entry of the timeline."""
+    """One entry of the timeline.
 
-    name: str  # the CSS class of the entry
-    at: datetime | None  # None if it was not recorded
+    :ivar name: the CSS class of the entry.
+    :ivar at: None if it has no time.
+    """
+
+    name: str
+    at: datetime | None
     title: str
     lines: tuple[str, ...]
 
     @property
     def moment(self) -> str:
         """Date and time in the current time zone, to the millisecond."""
-        if self.at is None:
-            return ""
-        here = timezone.localtime(self.at) if timezone.is_aware(self.at) else self.at
-        time = f"{formats.time_format(here, 'H:i:s')}.{here.microsecond // 1000:03d}"
-        return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}"
+        return "" if self.at is None else moment(self.at)
+
+
+def moment(at: datetime) -> str:
+    """Date and time in the current time zone, to the millisecond."""
+    here = timezone.localtime(aware(at))
+    time = f"{formats.time_format(here, 'H:i:s')}.{here.microsecond // 1000:03d}"
+    return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}"
 
 
 def story_of(request: AbortRequest) -> dict[str, Any]:
-    """Template context of the timeline: facts in the order of their times. Makes one query."""
-    deliveries = list(request.deliveries.order_by("received_at", "pk")[: MAX_PROCESSES + 1])
-    is_cut = len(deliveries) > MAX_PROCESSES
-    facts = [fact for each in deliveries[:MAX_PROCESSES] for fact in _delivered(request, each)]
-    if request.cleared_at is not None:
-        lines = (_("Since then, the request no longer stops new starts of the run."),)
-        facts.append(Fact("cleared", request.cleared_at, _("Cleared"), lines))
-    # Clocks of hosts may differ, so the request is put first whatever the other times are.
-    facts.sort(key=lambda fact: (fact.at is None, fact.at or request.requested_at))
+    """Template context of the timeline: facts in the order of their times."""
+    read = partial(holds.of_requests, asked=[holds.Asked(request.pk, request.run_id)])
+    answer = current().recorder.call(read, otherwise=None)
+    found = answer[0] if answer else []
+    facts = [fact for hold in found[:MAX_HOLDS] for fact in _effect(request, hold)]
+    facts += [_published(request), *_cleared(request)]
+    first = _requested(request)
+    facts.sort(key=lambda fact: (fact.at is None, fact.at or first.at))
     return {
-        "facts": [_requested(request), _published(request), *facts],
-        "is_held": bool(deliveries),
-        "is_cut": is_cut,
+        "facts": [first, *facts],
+        "is_known": answer is not None,
+        "is_held": bool(found),
+        "is_cut": len(found) > MAX_HOLDS,
     }
 
 
@@ -74,42 +86,59 @@ def _requested(request: AbortRequest) -> Fact:
     lines = [who, where]
     if request.reason:
         lines.append(_("Reason: %(reason)s") % {"reason": visible(request.reason)})
-    return Fact("requested", request.requested_at, _("Requested"), tuple(lines))
+    return Fact("requested", aware(request.requested_at), _("Requested"), tuple(lines))
 
 
 def _published(request: AbortRequest) -> Fact:
-    if not request.published:
-        lines = (_("Redis did not accept it. Processes read it from the database."),)
-        return Fact("unpublished", None, _("Not published"), lines)
-    text = ngettext(
-        "Redis reported %(count)d listener. This is a hint, not an acknowledgement.",
-        "Redis reported %(count)d listeners. This is a hint, not an acknowledgement.",
-        request.listeners,
-    )
-    return Fact("published", None, _("Published"), (text % {"count": request.listeners},))
+    if request.published_at is None:
+        line = _("No server has accepted the push. Processes read it from the database.")
+        return Fact("unpublished", None, _("Not published"), (line,))
+    line = _("The server accepted the push.")
+    return Fact("published", aware(request.published_at), _("Published"), (line,))
 
 
-def _delivered(request: AbortRequest, delivery: AbortDelivery) -> Iterator[Fact]:
-    address = {"host": visible(delivery.host), "pid": delivery.pid}
-    process = _("%(host)s, process %(pid)d") % address
-    names = {
-        "process": process,
-        "way": delivery.get_way_display(),
-        "duration": duration(delivery.received_at - request.requested_at),
-    }
-    heard = _("%(process)s: %(way)s, %(duration)s after the request.") % names
-    blocks = ngettext(
-        "It aborted %(count)d block.", "It aborted %(count)d blocks.", delivery.controllers
-    )
-    lines = (f"{heard} {blocks % {'count': delivery.controllers}}",)
-    yield Fact("received", delivery.received_at, _("Received"), lines)
-    for step, at in delivery.steps():
-        text = f"{process}: {RUNGS.get(step, visible(step))}"
-        yield Fact("insisted", at, _("Forced"), (text,))
-    if delivery.stopped_at is None:
-        text = _("%(process)s: it has not reported a stop. A killed process never reports one.")
-        yield Fact("stopping", None, _("Still stopping"), (text % names,))
-    else:
-        names["duration"] = duration(delivery.stopped_at - delivery.received_at)
-        text = _("%(process)s: %(duration)s after receiving the request.") % names
-        yield Fact("stopped", delivery.stopped_at, _("Stopped"), (text,))
+def _cleared(request: AbortRequest) -> Iterator[Fact]:
+    if request.cleared_at is not None:
+        lines = [_("Since then, the request no longer stops new starts of the run.")]
+        if request.cleared_by:
+            lines.append(_("By %(actor)s.") % {"actor": visible(request.cleared_by)})
+        yield Fact("cleared", aware(request.cleared_at), _("Cleared"), tuple(lines))
+
+
+def _effect(request: AbortRequest, hold: Hold) -> Iterator[Fact]:
+    names = {"host": visible(hold.host), "pid": hold.pid, "label": visible(hold.label)}
+    block = _("%(host)s, process %(pid)d") % names
+    if hold.label:
+        block = _("%(process)s, “%(label)s”") % {**names, "process": block}
+    names = {"process": block, "since": moment(hold.since)}
+    if hold.received_at is not None:
+        after = duration(hold.received_at - aware(request.requested_at))
+        way = RunHold.Way(hold.way).label if hold.way else ""
+        text = _("%(process)s: %(way)s, %(duration)s after the request.")
+        lines = (text % {**names, "way": way, "duration": after},)
+        yield Fact("received", hold.received_at, _("Received"), lines)
+        for step, seconds in hold.escalations:
+            span = timedelta(seconds=seconds)
+            text = _("%(process)s: %(step)s, %(duration)s after the abort.")
+            done = {"step": STEPS.get(step, visible(step)), "duration": duration(span)}
+            lines = (text % {**names, **done},)
+            yield Fact("insisted", hold.received_at + span, _("Forced"), lines)
+    yield _end(hold, names)
+
+
+def _end(hold: Hold, names: dict[str, Any]) -> Fact:
+    if hold.state == "stopped":
+        after = duration((hold.left_at or hold.since) - (hold.received_at or hold.since))
+        text = _("%(process)s: %(duration)s after receiving the request.")
+        lines = (text % {**names, "duration": after},)
+        return Fact("stopped", hold.left_at, _("Stopped"), lines)
+    if hold.state == "lost":
+        text = _("%(process)s has not been heard of since %(since)s; it may still work.")
+        return Fact("lost", None, _("Lost"), (text % names,))
+    if hold.state == "finishing":
+        text = _("%(process)s can no longer be aborted and works to its end.")
+        return Fact("stopping", None, _("Finishing"), (text % names,))
+    if hold.received_at is None:
+        text = _("%(process)s works on the run and has not received the request yet.")
+        return Fact("stopping", None, _("Not received yet"), (text % names,))
+    return Fact("stopping", None, _("Still stopping"), (f"{names['process']}",))

@@ -35,7 +35,6 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
-from run_abort._store.requests import find
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -125,7 +124,8 @@ class AbortableJob(Job):
 
         :param pid: of the job's process.
         """
-        request = find([self.get_run_id(), *self.get_run_groups()])
+        ids = [self.get_run_id(), *self.get_run_groups()]
+        request = next(iter(current().requests.standing_for(ids) or ()), None)
         if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
             return False
         now = time.monotonic()

@@ -83,7 +83,7 @@ def cut_off() -> dict[str, Any]:
     conf.settings()
     known: dict[str, Any] = getattr(settings, "RUN_ABORT", {})
     kept = {key: known[key] for key in known.keys() - {"REDIS_URL", "CACHE_ALIAS"}}
-    return kept | {"REQUESTS": False, "LISTEN": False}
+    return kept | {"REQUESTS": False, "HOLDS": False, "LISTEN": False}
 
 
 @contextmanager
@@ -96,8 +96,8 @@ def record_aborts() -> Iterator[Aborts]:
 
     Within the block the app uses neither Redis nor the database, because ``RUN_ABORT`` is
     overridden, and revokes nothing in task queues. It aborts open blocks of this process, but not
-    those that are entered later. At the end it forgets the runs that have ended, and waits for up
-    to a second for the threads that it has started, such as for callbacks.
+    those that are entered later. At the end it waits for up to a second for the threads that it has
+    started, such as for callbacks.
 
     :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
     """
@@ -123,7 +123,6 @@ def recording() -> Iterator[Aborts]:
     finally:
         run_abort_requested.disconnect(note)
         runtime.push.only_named, runtime.queues.cut_off = before
-        runtime.registry.forget_ended()
         _join_ours(others)
 
 

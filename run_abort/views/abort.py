@@ -41,8 +41,8 @@ class AbortView(GuardedView):
 
     The run ID comes from the URL. ``reason`` and ``next`` come from the form or a JSON body.
 
-    Clients that prefer JSON get ``{"ok": true, "runId": …, "abortId": …, "aborted": <number of
-    controllers in this process>, "recorded": …, "published": …, "listeners": …}`` with status 202.
+    Clients that prefer JSON get ``{"ok": true, "runId": …, "requestId": …, "aborted": <number of
+    controllers in this process>, "recorded": …, "published": …}`` with status 202.
     Errors are ``{"ok": false, "error": …}`` with 400, 401, 403, or 503 if the request reached
     neither this process, the database nor Redis.
 
@@ -83,11 +83,10 @@ class AbortView(GuardedView):
             {
                 "ok": True,
                 "runId": outcome.run_id,
-                "abortId": outcome.abort_id,
+                "requestId": outcome.request_id,
                 "aborted": outcome.local,
                 "recorded": outcome.recorded,
                 "published": outcome.published,
-                "listeners": outcome.listeners,
             },
             status=202,
         )

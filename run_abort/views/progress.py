@@ -3,72 +3,113 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext_lazy
 from django.views.decorators.cache import never_cache
 
-from run_abort._runtime.inquiry import Findings, ask_about, settling_time
+from run_abort import conf
+from run_abort._core.types import Hold, HoldState
 from run_abort._runtime.runtime import current
-from run_abort._store import database
+from run_abort._store import holds
+from run_abort._store.clock import Now
+from run_abort._store.connection import limited
+from run_abort.models import AbortRequest
 
 from .permissions import GuardedView
 
 __all__ = ["AbortProgressView"]
 
-ASK_FOR: Final = 0.5  # seconds
-# After this time the view no longer waits for silent listeners: other programs never answer.
-PATIENCE: Final = timedelta(seconds=30)
+# Seconds after the request until no change is expected of what is lost or not known.
+PATIENCE: Final = 30.0
 
-State = Literal["asked", "aborting", "stopped", "finished", "idle"]
+# A process is in the first of these states that one of its blocks is in.
+ORDER: Final[Sequence[HoldState]] = ("aborting", "finishing", "lost", "stopped")
+
+STOPPED: Final = ngettext_lazy(
+    "Stopped on %(count)s process.", "Stopped on %(count)s processes.", "count"
+)
+STOPPING: Final[Mapping[HoldState, Any]] = {
+    "aborting": ngettext_lazy(
+        "Aborting on %(count)s process.", "Aborting on %(count)s processes.", "count"
+    ),
+    "finishing": ngettext_lazy(
+        "%(count)s process finishes and can no longer be aborted.",
+        "%(count)s processes finish and can no longer be aborted.",
+        "count",
+    ),
+    "stopped": ngettext_lazy(
+        "%(count)s process has stopped so far.",
+        "%(count)s processes have stopped so far.",
+        "count",
+    ),
+    "lost": ngettext_lazy(
+        "%(count)s process has not been heard of for a while; it may still work.",
+        "%(count)s processes have not been heard of for a while; they may still work.",
+        "count",
+    ),
+}
+
+State = Literal["asked", "aborting", "stopped", "lost", "idle"]
+
+
+class _Found(NamedTuple):
+    """What the rows say.
+
+    :ivar age: seconds since the request, by the database's clock; None if it has no row.
+    """
+
+    age: float | None
+    holds: list[Hold]
 
 
 @method_decorator(never_cache, name="dispatch")
 class AbortProgressView(GuardedView):
-    """``GET ?abort=<abort ID>`` reports the progress of that abort. The response is always JSON.
+    """``GET ?abort=<request ID>`` reports the progress of that abort. The response is always JSON.
 
-    The body is ``{"ok": true, "runId": …, "abortId": …, "state": …, "over": …, "processes": <number
-    of processes that worked on the run>, "stopped": <number of these that have stopped>,
-    "unanswered": <number of silent listeners>, "text": <summary for people>}``. ``state`` is
+    The body is ``{"ok": true, "runId": …, "requestId": …, "state": …, "over": …, "processes":
+    <number of processes that work on the run, or worked on it>, "stopped": <number of these that
+    have stopped>, "lost": <number of these that have not been heard of for long>, "text": <summary
+    for people>}``. ``state`` is
 
-    * ``"asked"``: no process is known to work on the run, but not all listeners have answered;
-    * ``"aborting"``: a process works on the run, or did and not all listeners have answered;
+    * ``"asked"``: it is not known which processes work on the run, because no holds are kept;
+    * ``"aborting"``: a process works on the run;
+    * ``"lost"``: each process that works on the run has not been heard of for ``LEASE``. It may
+      still work;
     * ``"stopped"``: every process that worked on the run has left it;
-    * ``"finished"``: no process worked on it, and it had ended before;
-    * ``"idle"``: no process worked on it.
+    * ``"idle"``: no process works on it.
 
     ``over`` is True if no further change is expected. Errors are ``{"ok": false, "error": …}`` with
     400, 401, 403, 404 if this run has no such abort request, 405, or 503 if the database fails.
-    With ``REQUESTS`` False the view accepts any abort ID.
-
-    Each request asks every listener, and takes ``ASK_FOR`` seconds if one of them does not answer.
+    With ``REQUESTS`` or ``HOLDS`` False the state is ``"asked"`` for any request ID.
     """
 
     http_method_names = ("get", "head", "options")
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
-        """Ask the processes; this aborts nothing."""
+        """Read the holds; this aborts nothing."""
         run_id = self.get_run_id()
         try:
-            abort_id = uuid.UUID(request.GET.get("abort", ""))
+            request_id = uuid.UUID(request.GET.get("abort", ""))
         except ValueError:
             return self._refuse(400, _("“abort” must be the ID of an abort request."))
-        requested_at = None
-        if database.enabled():
-            requests = _requests(abort_id)
-            if requests is None:
+        found = _Found(None, [])
+        if conf.settings().REQUESTS or conf.settings().HOLDS:
+            read = partial(_read, asked=holds.Asked(request_id, run_id))
+            answer = current().recorder.call(read, otherwise=None)
+            if answer is None:
                 return self._refuse(503, _("The database does not answer."))
-            requested_at = requests.get(run_id)
-            if requested_at is None:
+            found = answer
+            if found.age is None and conf.settings().REQUESTS:
                 return self._refuse(404, _("This run has no such abort request."))
-        findings = ask_about(abort_id, run_id, timeout=ASK_FOR, requested_at=requested_at)
-        answer = {"ok": True, "runId": run_id, "abortId": str(abort_id)}
-        return JsonResponse(answer | _report(findings, requested_at))
+        ids = {"ok": True, "runId": run_id, "requestId": str(request_id)}
+        return JsonResponse(ids | _report(found))
 
     def http_method_not_allowed(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -82,73 +123,48 @@ class AbortProgressView(GuardedView):
         return True
 
 
-def _requests(abort_id: uuid.UUID) -> dict[str, datetime] | None:
-    """Run ID and time of the request, empty if there is no such row; None if the database fails."""
+def _read(alias: str, asked: holds.Asked) -> _Found:
+    with limited(alias, writes=False):
+        rows = AbortRequest.objects.using(alias).filter(pk=asked.request_id).annotate(now=Now())
+        row: Any = rows.first()
+        is_there = row is not None and row.run_id == asked.run_id
+        age = (row.now - row.requested_at).total_seconds() if is_there else None
+        return _Found(age, holds.of_requests(alias, [asked])[0])
 
-    def select(alias: str) -> dict[str, datetime] | None:
-        rows = database.model().objects.using(alias).filter(pk=abort_id)
-        return {row.run_id: database.aware(row.requested_at) for row in rows}
 
-    return database.read(select, otherwise=None)
-
-
-def _report(findings: Findings, requested_at: datetime | None) -> dict[str, Any]:
-    age = None if requested_at is None else datetime.now(UTC) - requested_at
-    # Have processes that Redis did not reach had the time to read the database?
-    if age is None:
-        is_settled = current().listener.is_listening()
-    else:
-        is_settled = age.total_seconds() > settling_time()
-    state = _state(findings, is_settled)
-    processes = len(findings.holders)
-    aborting = sum(each.state == "aborting" for each in findings.holders)
-    only_silent_left = age is not None and age > PATIENCE and not aborting
+def _report(found: _Found) -> dict[str, Any]:
+    blocks = sorted(found.holds, key=lambda hold: ORDER.index(hold.state), reverse=True)
+    states = Counter({hold.origin: hold.state for hold in blocks}.values())
+    state = _state(states)
+    is_old = found.age is None or found.age > PATIENCE
     return {
         "state": state,
-        "over": state in {"stopped", "finished", "idle"} or only_silent_left,
-        "processes": processes,
-        "stopped": processes - aborting,
-        "unanswered": findings.unanswered,
-        "text": " ".join(_sentences(state, aborting, processes - aborting, findings.unanswered)),
+        "over": state in {"stopped", "idle"} or (state != "aborting" and is_old),
+        "processes": states.total(),
+        "stopped": states["stopped"],
+        "lost": states["lost"],
+        "text": " ".join(_sentences(state, states)),
     }
 
 
-def _state(findings: Findings, is_settled: bool) -> State:
-    if findings.stopped:
-        return "stopped"
-    if findings.holders:
-        return "aborting"
-    if findings.unanswered or not is_settled:
+def _state(states: Counter[HoldState]) -> State:
+    if not conf.settings().HOLDS:
         return "asked"
-    return "finished" if findings.finished else "idle"
+    if states["aborting"] or states["finishing"]:
+        return "aborting"
+    if states["lost"]:
+        return "lost"
+    return "stopped" if states["stopped"] else "idle"
 
 
-def _sentences(state: State, aborting: int, stopped: int, unanswered: int) -> Iterator[str]:
+def _sentences(state: State, states: Counter[HoldState]) -> Iterator[str]:
     if state == "asked":
         yield _("Asked to abort.")
-    elif state == "finished":
-        yield _("The run had already finished.")
     elif state == "idle":
         yield _("No process is working on this run.")
     elif state == "stopped":
-        text = ngettext("Stopped on %(count)s process.", "Stopped on %(count)s processes.", stopped)
-        yield text % {"count": stopped}
-    if aborting:
-        text = ngettext(
-            "Aborting on %(count)s process.", "Aborting on %(count)s processes.", aborting
-        )
-        yield text % {"count": aborting}
-    if state == "aborting" and stopped:
-        text = ngettext(
-            "%(count)s process has stopped so far.",
-            "%(count)s processes have stopped so far.",
-            stopped,
-        )
-        yield text % {"count": stopped}
-    if unanswered:
-        text = ngettext(
-            "%(count)s listener has not answered.",
-            "%(count)s listeners have not answered.",
-            unanswered,
-        )
-        yield text % {"count": unanswered}
+        yield STOPPED % {"count": states["stopped"]}
+    else:
+        for each, text in STOPPING.items():
+            if states[each]:
+                yield text % {"count": states[each]}

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import io
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +11,11 @@ from django.utils import timezone
 
 from example.redis_server import free_port
 from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._store import database
-from run_abort.models import AbortRequest
+from run_abort.models import AbortRequest, RunHold, RunProcess
+from tests.blocks import held
 from tests.conftest import Configure
-from tests.support import Foreign, unmigrated
+from tests.rows import LEASE, hold_row, process_row
+from tests.support import unmigrated
 
 
 def call(*args: str, **options: Any) -> str:
@@ -33,8 +31,8 @@ class TestAbortRun:
         configure(REQUESTS=True)
         out = call("abort_run", "run-1", "run-2", "--reason", "because", "--actor", "ann")
         assert out.splitlines() == [
-            "run-1: asked to abort, recorded, published to 0 listener(s)",
-            "run-2: asked to abort, recorded, published to 0 listener(s)",
+            "run-1: asked to abort, recorded, published",
+            "run-2: asked to abort, recorded, published",
         ]
         rows = AbortRequest.objects.values_list("run_id", "reason", "actor")
         assert set(rows) == {("run-1", "because", "ann"), ("run-2", "because", "ann")}
@@ -52,39 +50,31 @@ class TestAbortRun:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         assert call("abort_run", "run-1") == "run-1: asked to abort, recorded, NOT published\n"
 
-    def test_it_waits_until_they_have_stopped(self, listening: None) -> None:
-        held, released = threading.Event(), threading.Event()
-
-        def work() -> None:
-            with suppress(RunAborted), abortable_run("waited-1") as signal:
-                held.set()
-                signal.wait()
-                released.wait(20)
-
-        with ThreadPoolExecutor() as pool:
-            pool.submit(work)
-            assert held.wait(20)
-            with pytest.raises(CommandError, match=r"^1 run\(s\) have not stopped within 2 s.$"):
-                call("abort_run", "waited-1", "--wait=2")
-            threading.Timer(0.2, released.set).start()
-            out = call("abort_run", "waited-1", "waited-2", "--wait=20")
-        assert out.splitlines() == [
-            "waited-1: asked to abort, NOT recorded, published to 1 listener(s)",
-            "    stopped in 1 process(es)",
-            "waited-2: asked to abort, NOT recorded, published to 1 listener(s)",
-            "    none of the processes that answered works on it",
+    def test_it_waits_until_they_have_stopped(
+        self, configure: Configure, transactional_db: None
+    ) -> None:
+        configure(REQUESTS=True, POLL_INTERVAL=0.05)
+        with held("run-1"):
+            out = call("abort_run", "run-1", "run-2", "--wait=20").splitlines()
+        assert out == [
+            "run-1: asked to abort, recorded, published",
+            "    stopped: 1 block(s)",
+            "run-2: asked to abort, recorded, published",
+            "    no process is known to work on it",
         ]
-        told = call("abort_run", "waited-1", "--wait=20").splitlines()[1:]
-        assert told == ["    had already finished"]
 
-    def test_who_does_not_answer_is_counted(self, configure: Configure, foreign: Foreign) -> None:
-        with foreign.client.pubsub() as pubsub:
-            pubsub.subscribe(foreign.channel)
-            assert pubsub.get_message(timeout=5) is not None
-            assert call("abort_run", "unknown-1", "--wait=0.2").splitlines()[1:] == [
-                "    none of the processes that answered works on it",
-                "    1 listener(s) did not answer",
-            ]
+    def test_what_has_not_stopped_is_told(
+        self, configure: Configure, transactional_db: None
+    ) -> None:
+        configure(REQUESTS=True, POLL_INTERVAL=0.05)
+        hold_row("run-1", process_row("web-1", 11), age=1)
+        hold_row("run-1", process_row("web-2", 12, silent=LEASE + 1))
+        out = io.StringIO()
+        with pytest.raises(CommandError, match=r"^1 run\(s\) have not stopped within 0.1 s.$"):
+            call_command("abort_run", "run-1", "--wait=0.1", stdout=out, no_color=True)
+        stopping, lost = sorted(out.getvalue().splitlines()[1:], reverse=True)
+        assert stopping == '    still stopping: process 11 on "web-1"'
+        assert lost.startswith('    lost: process 12 on "web-2", not heard of since 20')
 
     @pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "3601", "long"])
     def test_a_bad_wait_aborts_nothing(
@@ -125,7 +115,6 @@ class TestAbortRun:
 def recording(configure: Configure, transactional_db: None) -> None:
     """Requests are kept in the database."""
     configure(REQUESTS=True)
-    database._outage.lasts = False
 
 
 class TestClearRunAbort:
@@ -195,9 +184,12 @@ class TestPruneRunAborts:
     def test_prints_how_many_were_deleted_and_kept(self, recording: None) -> None:
         for days in (100, 9, 6, 1):
             self.request(f"run-{days}", days=days)
+        hold_row("lost", process_row(silent=3 * 86_400 + LEASE), age=3 * 86_400)
         out = call("prune_run_aborts", "--older-than", "2.5")
         assert out == "Older than 2.5 day(s): deleted 2, kept 1 that still stand\n"
         assert set(AbortRequest.objects.values_list("run_id", flat=True)) == {"run-6", "run-1"}
+        assert not RunHold.objects.exists()
+        assert not RunProcess.objects.exists()
         out = call("prune_run_aborts", "--older-than", "90")
         assert out == "Older than 90 day(s): deleted 0, kept 0 that still stand\n"
 

@@ -28,7 +28,7 @@ def core() -> Iterator[Core]:
     core = Core()
     yield core
     assert core.escalator.service.stop()
-    assert core.registry.ids() == []
+    assert list(core.registry.holders()) == []
 
 
 @pytest.fixture(autouse=True)

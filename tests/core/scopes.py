@@ -60,7 +60,7 @@ class Core:
         return self.registry.abort(Request(run_id, reason=reason, actor="ann"))
 
     def abort_when_held(self, run_id: str = "run-1", reason: str = "because") -> None:
-        wait_until(lambda: run_id in self.registry.ids())
+        wait_until(lambda: run_id in list(self.registry.holders()))
         self.abort(run_id, reason)
 
     def holders(self, run_id: str = "run-1") -> int:

@@ -135,7 +135,7 @@ class TestFork:
         with core.block("outer", groups=["group"]), core.block("inner"):
             registry._lock.acquire()  # as if another thread had held it at the fork
             registry.after_fork_in_child()
-            assert registry.ids() == ["outer", "group", "inner"]
+            assert list(registry.holders()) == ["outer", "group", "inner"]
 
     def test_a_child_does_not_keep_those_of_other_tasks_and_threads(self, core: Core) -> None:
         async def work(run_id: str, begun: asyncio.Barrier, *, forks: bool) -> None:
@@ -143,7 +143,7 @@ class TestFork:
                 await begun.wait()
                 if forks:
                     core.registry.after_fork_in_child()
-                    assert core.registry.ids() == [run_id, "group"]
+                    assert list(core.registry.holders()) == [run_id, "group"]
                     assert core.abort("group") == 1
                 await begun.wait()
                 assert signal.aborted is forks

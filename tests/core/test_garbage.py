@@ -48,7 +48,7 @@ def test_no_block_is_lost_from_the_registry(core: Core) -> None:
             assert signal.aborted
             with steps.taken():
                 block.__exit__(None, None, None)
-        assert core.registry.ids() == [], steps.place
+        assert list(core.registry.holders()) == [], steps.place
         assert current_signal() is None, steps.place
 
     assert at_each_step(garbage.collect, attempt) > 30
@@ -60,7 +60,7 @@ def test_the_registry_can_be_read(core: Core) -> None:
     def attempt(steps: Steps) -> None:
         garbage.begin()
         with core.block("run-2"), steps.taken():
-            core.registry.ids()
+            list(core.registry.holders())
             core.registry.holdings()
         garbage.collect()
 

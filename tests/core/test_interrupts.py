@@ -92,7 +92,7 @@ class TestThread:
         assert isinstance(error, RunAborted)
         assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
         assert str(error) == "run 'run-1' was aborted by ann: because"
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
         assert core.happened() == ["Aborted", "Escalated", "Left"]
         assert core.escalations() == ["interrupt"]
 
@@ -220,7 +220,7 @@ class TestThread:
             worker = Worker(work)
             core.abort_when_held()
             assert isinstance(worker.join(), RunAborted)
-            assert core.registry.ids() == []
+            assert list(core.registry.holders()) == []
             assert not interrupts.open_interruptions
 
     def test_the_thread_itself_may_abort_it(self, core: Core) -> None:
@@ -381,12 +381,12 @@ class TestNested:
                         pass
 
         worker = Worker(work)
-        wait_until(lambda: "outer" in core.registry.ids())
+        wait_until(lambda: "outer" in list(core.registry.holders()))
         core.abort_when_held("outer")
         error = worker.join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
 
     def test_one_for_the_outer_that_comes_while_the_inner_begins_leaves_nothing(
         self, core: Core, monkeypatch: pytest.MonkeyPatch
@@ -414,7 +414,7 @@ class TestNested:
         error = Worker(work).join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
 
     def test_the_inner_one_alone_is_interrupted(self, core: Core) -> None:
         outcome = []
@@ -443,7 +443,7 @@ class TestNested:
         worker = Worker(work)
         core.abort_when_held()
         assert isinstance(worker.join(), RunAborted)
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
 
 
 class TestMadeBefore:
@@ -472,7 +472,7 @@ class TestMadeBefore:
                 error = Worker(partial(self.work, core, blocks, ended)).join()
                 assert isinstance(error, RunAborted)
                 assert error.run_id == "outer"
-                assert core.registry.ids() == []
+                assert list(core.registry.holders()) == []
                 assert not interrupts.open_interruptions
                 hit += len(ended) < len(blocks)
         finally:
@@ -514,7 +514,7 @@ class TestStack:
         error = Worker(work).join()
         assert isinstance(error, RunAborted)
         assert error.run_id == "outer"
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
         assert not interrupts.open_interruptions
 
     def test_one_of_a_stack_around_the_block_is_left_with_its_stack(self, core: Core) -> None:
@@ -523,7 +523,7 @@ class TestStack:
                 with core.block("outer", insist="interrupt"):
                     stack.enter_context(core.block("inner"))
                     raise ValueError("within")
-            assert core.registry.ids() == ["inner"]
+            assert list(core.registry.holders()) == ["inner"]
 
 
 def interrupt_outermost() -> None:
@@ -546,7 +546,7 @@ class TestTask:
 
         async def main() -> int:
             task = asyncio.ensure_future(work())
-            while "run-1" not in core.registry.ids():
+            while "run-1" not in list(core.registry.holders()):
                 await asyncio.sleep(0)
             core.abort_when_held()
             with pytest.raises(RunAborted):
@@ -582,7 +582,7 @@ class TestArguments:
         for wrong in (asynchronous, synchronous):
             with pytest.raises(RuntimeError, match="takes insist="):
                 asyncio.run(wrong())
-        assert core.registry.ids() == []
+        assert list(core.registry.holders()) == []
 
     def test_a_block_of_a_thread_cannot_be_cancelled(self, core: Core) -> None:
         with pytest.raises(RuntimeError, match="takes insist='interrupt' only"):
@@ -652,7 +652,7 @@ def test_one_that_could_not_be_left_is_left_by_the_escalator_and_never_interrupt
     monkeypatch.setattr(exits._Guard, "__del__", lambda self: None)
     del held
     core.abort_when_held()
-    wait_until(lambda: core.registry.ids() == [])
+    wait_until(lambda: list(core.registry.holders()) == [])
     assert not interrupts.open_interruptions
     time.sleep(0.1)  # nothing arrives here
 

@@ -147,7 +147,9 @@ class TestRegistry:
     def test_says_when_a_controller_is_registered_before_it_answers(self) -> None:
         registry = Registry()
         seen: list[tuple[AbortController, list[str]]] = []
-        registry.on_register.add(lambda controller: seen.append((controller, registry.ids())))
+        registry.on_register.add(
+            lambda controller: seen.append((controller, list(registry.holders())))
+        )
         run = AbortController("run")
         registry.register(run, ["run"])
         assert seen == [(run, [])]
@@ -168,27 +170,6 @@ class TestRegistry:
         assert registry.holding_of(second) is None
         assert (first.label, second.label) == ("import", "export")
 
-    def test_remembers_what_has_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("run_abort._core.registry.REMEMBERED", 10)
-        registry = Registry()
-
-        def work(run_id: str) -> None:
-            run = AbortController(run_id)
-            registry.register(run, [run_id])
-            assert not registry.has_ended(run_id)
-            run.close()
-            assert registry.has_ended(run_id)
-            registry.leave(run, [run_id])
-            assert registry.has_ended(run_id)
-
-        for number in range(30):
-            work(f"run-{number}")
-        known = [registry.has_ended(f"run-{number}") for number in range(30)]
-        assert all(known[-10:])
-        assert 10 <= sum(known) <= 21
-        registry.forget_ended()
-        assert not any(registry.has_ended(f"run-{number}") for number in range(30))
-
     def test_a_waiter_may_register_leave_and_abort(self) -> None:
         registry = Registry()
         first, second, third = (AbortController(str(n)) for n in range(3))
@@ -204,7 +185,7 @@ class TestRegistry:
         assert abort(registry, "1") == 1
         assert second.signal.aborted
         assert not third.signal.aborted
-        assert registry.ids() == ["2", "1"]
+        assert list(registry.holders()) == ["2", "1"]
 
     def test_under_concurrent_use_nothing_is_lost_or_left_behind(self) -> None:
         registry = Registry()
@@ -229,7 +210,7 @@ class TestRegistry:
         for thread in threads:
             thread.join()
         assert missed == []
-        assert registry.ids() == []
+        assert list(registry.holders()) == []
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -278,7 +259,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert set(self.registry.ids()) == {run_id for _, ids in self.open for run_id in ids}
+        assert set(self.registry.holders()) == {run_id for _, ids in self.open for run_id in ids}
         for controller, _ in self.open:
             assert controller.signal.aborted is (controller in self.aborted)
             assert controller.signal.reason == self.aborted.get(controller, "")

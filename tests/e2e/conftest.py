@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
-import redis
 from playwright.sync_api import Browser, StorageState, expect, sync_playwright
 
 from example import browser as plain
@@ -20,10 +21,8 @@ from tests.e2e.tabs import PATIENCE, Site, Tabs, path_of
 from tests.support import Child
 
 START_TIMEOUT: Final = 60.0  # seconds, until all processes of the example are ready
-CHANNEL: Final = "sentri:run-abort"
 
 StartRun = Callable[..., str]
-Silent = redis.client.PubSub
 
 
 @pytest.fixture(scope="session")
@@ -84,11 +83,35 @@ def start_run(ada: plain.Browser) -> Iterator[StartRun]:
             ada.submit(ada.visit(address), address)
 
 
+class Silent:
+    """A process that works on a run and takes no notice of an abort, as its rows say."""
+
+    def __init__(self, path: str) -> None:
+        # None: in autocommit.
+        self._database = sqlite3.connect(path, timeout=PATIENCE / 1000, isolation_level=None)
+        self._database.execute(
+            "INSERT INTO run_abort_runprocess (origin, host, pid, kind, started_at, seen_until) "
+            "VALUES ('inst_silent', 'elsewhere', 1, 'silent', datetime(), datetime('now', '1 day'))"
+        )
+
+    def hold(self, run_id: str) -> None:
+        self._database.execute(
+            "INSERT INTO run_abort_runhold "
+            "(id, run_id, label, process_id, entered_at, way, escalations, state) "
+            "VALUES (?, ?, '', 'inst_silent', datetime(), '', '', 'running')",
+            [uuid.uuid4().hex, run_id],
+        )
+
+    def leave(self) -> None:
+        self._database.execute("DELETE FROM run_abort_runhold WHERE process_id = 'inst_silent'")
+
+    def close(self) -> None:
+        self.leave()
+        self._database.execute("DELETE FROM run_abort_runprocess WHERE origin = 'inst_silent'")
+        self._database.close()
+
+
 @pytest.fixture
 def silent(site: Site) -> Iterator[Silent]:
-    """A program that hears of every abort, and answers nothing."""
-    with closing(redis.Redis.from_url(site.redis)) as client:
-        with closing(client.pubsub()) as silent:
-            silent.subscribe(CHANNEL)
-            assert silent.get_message(timeout=PATIENCE / 1000)
-            yield silent
+    with closing(Silent(site.database)) as silent:
+        yield silent

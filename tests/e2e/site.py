@@ -1,7 +1,7 @@
 """``python -m tests.e2e.site``: the example, with users, until SIGTERM or until its parent ends.
 
 Prints one line of JSON once every process is ready: ``url``, ``passwords`` by user name, and
-``redis``, the URL of the server.
+``database``, the path of its file.
 A process of its own, because the tests have settings and an event loop of their own.
 """
 
@@ -40,13 +40,15 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="run_abort-e2e-") as directory,
         RedisServer() as redis,
     ):
-        env = project.set_up(Path(directory, "e2e.sqlite3"), redis.url)
+        database = Path(directory, "e2e.sqlite3")
+        env = project.set_up(database, redis.url)
         passwords = add_users()
         with Fleet(Path(directory), env) as fleet:
             port = free_port()
             fleet.start(port)
             url = f"http://127.0.0.1:{port}"
-            print(json.dumps({"url": url, "passwords": passwords, "redis": redis.url}), flush=True)
+            facts = {"url": url, "passwords": passwords, "database": str(database)}
+            print(json.dumps(facts), flush=True)
             with suppress(interruption.Interrupted):
                 interruption.wait_until(lambda: fleet.check() or os.getppid() != parent)
             if killed := fleet.stop():

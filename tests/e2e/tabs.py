@@ -38,12 +38,12 @@ class Site:
     """The example, running.
 
     :ivar passwords: of its users.
-    :ivar redis: the URL of its server.
+    :ivar database: the path of its file.
     """
 
     url: str
     passwords: dict[str, str]
-    redis: str
+    database: str
 
     def log_in(self, user: str) -> plain.Browser:
         """A browser of the example's demo, in which ``user`` has logged in."""

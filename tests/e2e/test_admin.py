@@ -101,6 +101,6 @@ def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: St
     expect(row).to_contain_text(re.compile(r"stopped on \d process"))
     row.get_by_role("link").click()
     story = page.get_by_role("region", name="Timeline")
-    for fact in ("Requested", "By ada.", "Published", "Received", "through Redis", "Stopped"):
+    for fact in ("Requested", "By ada.", "Published", "Received", "by push", "Stopped"):
         expect(story.get_by_text(fact).first).to_be_visible()
     check_looks(page, "admin-request", of="#content")

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.chaos.bounds import ALLOWANCE, nanoseconds
 from tests.faults.chaos.checker import CHECKS, violations
 from tests.faults.chaos.figures import decisive, totals
-from tests.faults.chaos.history import STALLED, STOPPED, History, reason_of
+from tests.faults.chaos.history import KILLED, STALLED, STOPPED, History, reason_of
 from tests.faults.chaos.journal import Fact
 from tests.faults.chaos.plan import Plan
 from tests.faults.chaos.proof import Options, prove
@@ -43,15 +43,18 @@ class Story:
         flag: bool = False,
         reason: str = "",
         inherited: bool = False,
+        again: bool = False,
     ) -> Self:
         """A block; ``took`` seconds to enter it."""
         named = {"process": process, "block": len(self.facts)}
-        facts = {"run": run, "groups": groups, "seconds": 9, "inherited": inherited}
+        facts = {"run": run, "groups": groups, "seconds": 9, "inherited": inherited, "again": again}
         self.tell("entering", start, **named, **facts)
         if how != "refused":
             self.tell("entered", start + took, **named)
         for at in flips:
             self.tell("aborted", at, **named)
+        if how in {"ended", "aborted"}:
+            self.tell("worked", end, **named)
         if how:
             ending = nanoseconds(end) if how == "ended" else None
             left = {"how": how, "reason": reason, "flag": flag, "ending": ending}
@@ -68,17 +71,22 @@ class Story:
         recorded: bool = True,
         published: bool = True,
         killed: bool = False,
+        stopped: bool = False,
     ) -> Self:
         """A request, recorded when it is asked for."""
         self.tell("requested", at - 0.001, process, request=number, run=run)
         if killed:
             return self
-        outcome = {"recorded": recorded, "published": published, "abort_id": f"id-{number}"}
+        outcome = {"recorded": recorded, "published": published, "id": f"id-{number}"}
+        outcome |= {"waited": stopped, "stopped": stopped}
         return self.tell("returned", at, process, request=number, **outcome)
 
     def heard(self, at: float, number: int = 1, run: str = "run", *, process: str) -> Self:
-        self.tell("heard", at, process, by="receiver", run=run, abort_id=f"id-{number}")
-        return self.tell("heard", at, process, by="handler", run=run, abort_id="")
+        self.tell("heard", at, process, by="receiver", run=run, id=f"id-{number}")
+        return self.tell("heard", at, process, by="handler", run=run, id="")
+
+    def cleared(self, at: float, run: str = "run") -> Self:
+        return self.tell("cleared", at, "pool.1", run=run)
 
     def lived(self, process: str, start: float, end: float, **left: Any) -> Self:
         facts = {"listening": True, "threads": [], "sockets": 1, "registry": [], **left}
@@ -164,6 +172,19 @@ def test_not_lost(name: str) -> None:
 
 ABORTED = {"how": "aborted", "flag": True, "reason": reason_of(1)}
 VIOLATIONS = [
+    ("false stopped", Story().asked(3, stopped=True).held(1, 3.1, **ABORTED, flips=(3.01,))),
+    ("false stopped", Story().asked(3, "many", stopped=True).held(1, 3.1, groups=("many",))),
+    (
+        "false stopped",
+        Story()
+        .asked(3, stopped=True)
+        .held(1, 0, "", process="mortal.6")
+        .broke(KILLED, 5, 5, "mortal.6"),
+    ),
+    (
+        "rerun aborted",
+        Story().asked(3).cleared(4).held(5, 5.1, **ABORTED, flips=(5.01,), again=True),
+    ),
     ("aborted twice", Story().asked(3).held(1, 3.1, **ABORTED, flips=(3.01, 3.02))),
     ("aborted twice", good().tell("announced", 3.2, "pool.1", run="run", controllers=1)),
     ("ended though aborted", Story().held(1, 3, flag=True)),
@@ -176,10 +197,10 @@ VIOLATIONS = [
     (
         "heard twice",
         good()
-        .tell("heard", 5, "pool.1", by="receiver", run="run", abort_id="id-1")
-        .tell("heard", 6, "pool.1", by="receiver", run="run", abort_id="id-1"),
+        .tell("heard", 5, "pool.1", by="receiver", run="run", id="id-1")
+        .tell("heard", 6, "pool.1", by="receiver", run="run", id="id-1"),
     ),
-    ("heard twice", good().tell("heard", 5, "handler.5", by="handler", run="run", abort_id="")),
+    ("heard twice", good().tell("heard", 5, "handler.5", by="handler", run="run", id="")),
     ("never heard", good().asked(9, "unheard", number=3)),
     ("never heard, not published", good().asked(9, "unheard", number=3, published=False)),
     ("leaked", good().lived("loop.2", 9, 10, threads=["run_abort-listener"])),
@@ -207,10 +228,19 @@ def test_what_need_not_be_heard() -> None:
     assert story.counts == {}
 
 
+def test_what_a_caller_may_be_told() -> None:
+    story = Story().asked(3, stopped=True)
+    story.held(1, 2.9, "aborted", flips=(2.8,), flag=True, reason=reason_of(2))
+    story.asked(2, number=2).cleared(4).held(5, 9, again=True)
+    # Its hold could not be written.
+    story.held(2.8, 3.5, took=0.1).broke("database locked", 2, 2.85)
+    assert story.counts == {}
+
+
 def test_a_stranger_may_abort_what_it_named() -> None:
     story = Story().tell("published", 3, "stranger.1", run="run")
     story.held(1, 3.1, "aborted", flag=True, flips=(3.01,))
-    story.tell("heard", 3.01, "handler.5", by="handler", run="run", abort_id="")
+    story.tell("heard", 3.01, "handler.5", by="handler", run="run", id="")
     assert story.counts == {}
 
 
@@ -226,7 +256,7 @@ def test_a_seed_makes_one_plan() -> None:
 
 @pytest.mark.timeout(180)
 def test_no_abort_is_lost() -> None:
-    options = Options(20, "short", os.environ.get("TESTS_DATABASE", "sqlite"))
+    options = Options(35, "short", os.environ.get("TESTS_DATABASE", "sqlite"))
     history = prove(options)
     assert violations(history) == []
     counts = totals(history)
@@ -236,4 +266,5 @@ def test_no_abort_is_lost() -> None:
     assert counts["decisive"] > 20
     assert counts["heard"] > 200
     kinds = {window.kind for window in history.windows} - {STALLED}
-    assert len(kinds) == (11 if options.database == "postgresql" else 10)
+    assert counts["stopped"] > 5
+    assert len(kinds) == (15 if options.database == "postgresql" else 12)

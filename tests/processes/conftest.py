@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,12 @@ from typing import Any, NoReturn
 import pytest
 
 from example.redis_server import RedisServer
-from tests.support import Child
+from run_abort import AbortOutcome
+from run_abort._core.types import Hold
+from run_abort._runtime.runtime import current
+from run_abort._store import holds
+from tests.conftest import Configure
+from tests.support import Child, shared_rows
 
 Start = Callable[..., Child]
 
@@ -32,7 +38,12 @@ LOGGING = {
 def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the processes under test."""
     return {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "REQUESTS": False},
+        "RUN_ABORT": {
+            "REDIS_URL": shared_redis.url,
+            "CHANNEL": channel_name,
+            "REQUESTS": False,
+            "HOLDS": False,
+        },
         "LOGGING": LOGGING,
     }
 
@@ -46,6 +57,29 @@ def start(project: dict[str, Any]) -> Iterator[Start]:
             return stack.enter_context(Child(*args, **{"settings": project, **more}))
 
         yield start
+
+
+@pytest.fixture
+def shared(project: dict[str, Any], configure: Configure, transactional_db: None) -> dict[str, Any]:
+    """The processes under test keep their rows where this one does; the settings of these."""
+    configure(REQUESTS=True, LISTEN=False)
+    project["DATABASES"] = shared_rows()
+    options: dict[str, Any] = project["RUN_ABORT"]
+    options |= {"REQUESTS": True, "HOLDS": True}
+    return options
+
+
+def open_holds(*run_ids: str) -> list[Hold]:
+    """The blocks of these runs that are open, in all processes; of all runs if none is named."""
+    look = partial(holds.open_holds, run_ids=run_ids)
+    return current().recorder.call(look, otherwise=list[Hold]())
+
+
+def holds_of(outcome: AbortOutcome) -> list[Hold]:
+    """What the rows say now of the blocks that a request aborted."""
+    asked = [holds.Asked(outcome.request_id, outcome.run_id)]
+    look = partial(holds.of_requests, asked=asked)
+    return current().recorder.call(look, otherwise=[list[Hold]()])[0]
 
 
 def program(name: str) -> str:

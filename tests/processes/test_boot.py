@@ -49,7 +49,7 @@ class Command(BaseCommand):
 
 def has_listened(process: Child) -> bool:
     """Whether a process that runs COMMAND started the listener."""
-    started = process.wait_for("started")
+    started = process.wait_for("started [")
     assert started in {"started []", "started ['run_abort-listener']"}
     return started != "started []"
 
@@ -112,12 +112,12 @@ class TestCommands:
     ) -> None:
         settings = project | {"DATABASES": database, "STATIC_ROOT": "static"}
         process = start(manage, *command, settings=settings)
-        assert process.wait_for("started") == "started []", str(process)
+        assert process.wait_for("started [") == "started []", str(process)
 
     @pytest.mark.parametrize("command", ["check", "abort_run"])
     def test_the_program_may_have_any_name(self, start: Start, command: str) -> None:
         process = start("-c", COMMAND, command)
-        assert process.wait_for("started") == "started []", str(process)
+        assert process.wait_for("started [") == "started []", str(process)
 
     @pytest.mark.parametrize(
         ("listen", "command", "expected"),
@@ -241,7 +241,7 @@ class TestBoot:
     def test_with_an_unmigrated_database_it_boots_serves_and_aborts(
         self, start: Start, project: dict[str, Any], database: dict[str, Any]
     ) -> None:
-        run_abort = project["RUN_ABORT"] | {"REQUESTS": True}
+        run_abort = project["RUN_ABORT"] | {"REQUESTS": True, "HOLDS": True}
         code = """
 import django
 from tests.workers import say

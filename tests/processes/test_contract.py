@@ -28,7 +28,12 @@ def heard(configure: Configure) -> list[str]:
 @pytest.fixture
 def processes(shared_redis: RedisServer, channel_name: str) -> Iterator[list[Child]]:
     settings = {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name, "REQUESTS": False}
+        "RUN_ABORT": {
+            "REDIS_URL": shared_redis.url,
+            "CHANNEL": channel_name,
+            "REQUESTS": False,
+            "HOLDS": False,
+        }
     }
     with Child("-c", SUBSCRIBE, settings=settings) as one:
         with Child("-c", SUBSCRIBE, settings=settings) as other:

@@ -35,7 +35,10 @@ class OverRedis:
 
     def __init__(self, foreign: Foreign, run_abort: dict[str, Any]) -> None:
         self._foreign = foreign
-        self.settings = {"RUN_ABORT": run_abort | {"REQUESTS": False}, "LOGGING": LOGGING}
+        self.settings = {
+            "RUN_ABORT": run_abort | {"REQUESTS": False, "HOLDS": False},
+            "LOGGING": LOGGING,
+        }
 
     def wait_until_heard(self, child: Child, count: int) -> None:
         all_subscribed(child, count)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from run_abort import abort_run
+from run_abort.models import RunHold
 from tests.conftest import Configure
+from tests.processes.conftest import Start, holds_of
 from tests.support import Child
 
 
-class TestProcesses:
-    def test_what_a_short_process_did_is_told_before_it_ends(
-        self, configure: Configure, settings: Any
-    ) -> None:
-        code = """
+def test_what_a_short_process_did_is_told_before_it_ends(
+    configure: Configure, settings: Any
+) -> None:
+    code = """
 import logging, sys, time
 import django
 django.setup()
@@ -23,12 +27,94 @@ from run_abort.facts import on_fact
 on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
 abort_run("run-1")
 """
-        options = settings.RUN_ABORT | {"LISTEN": False}
-        with Child("-c", code, settings={"RUN_ABORT": options}) as child:
-            assert child.wait() == 0
-        assert sorted(child.output) == [
-            "hook published",
-            "hook requested",
-            "published run-1",
-            "requested run-1",
-        ]
+    options = settings.RUN_ABORT | {"LISTEN": False}
+    with Child("-c", code, settings={"RUN_ABORT": options}) as child:
+        assert child.wait() == 0
+    assert sorted(child.output) == [
+        "hook published",
+        "hook requested",
+        "published run-1",
+        "requested run-1",
+    ]
+
+
+ENDS = """
+import os, sys, threading
+from tests.workers import *
+django.setup()
+from run_abort import RunAborted, abort_run, abortable_run
+from run_abort._runtime.runtime import current
+
+def work(abort=False):
+    with abortable_run("run-1") as signal:
+        say("holding")
+        if abort:
+            abort_run("run-1")
+        signal.wait()
+
+def in_thread():
+    try:
+        work()
+    except RunAborted:
+        sys.exit(3)
+
+how = sys.argv[1]
+if how == "SystemExit in a thread":
+    threading.Thread(target=in_thread).start()
+elif how == "uncaught":
+    work()
+elif how == "its own abort":
+    work(abort=True)
+else:
+    try:
+        work()
+    except RunAborted:
+        if how == "sys.exit":
+            sys.exit(3)
+        if how == "os._exit":
+            current().settle(10)
+            os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["normal", "uncaught", "sys.exit", "SystemExit in a thread", "its own abort", "os._exit"],
+)
+def test_that_a_block_was_left_is_written_before_the_process_ends(
+    start: Start, shared: dict[str, Any], how: str
+) -> None:
+    child = start("-c", ENDS, how)
+    child.wait_for("holding")
+    if how == "its own abort":
+        assert child.wait() == 1
+        (row,) = RunHold.objects.all()
+        assert (row.state, row.way) == ("stopped", "local")
+        return
+    outcome = abort_run("run-1")
+    child.wait()
+    assert [(each.pid, each.state) for each in holds_of(outcome)] == [
+        (child.process.pid, "stopped")
+    ]
+
+
+def test_that_a_block_ended_is_written_before_a_child_of_multiprocessing_ends(
+    start: Start, shared: dict[str, Any]
+) -> None:
+    code = """
+import multiprocessing
+from tests.workers import *
+django.setup()
+from run_abort import abortable_run
+
+def work():
+    with abortable_run("run-1"):
+        pass
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+say("exit code", child.exitcode)
+"""
+    start("-c", code).wait_for("exit code 0")
+    assert not RunHold.objects.exists()

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from run_abort import abort_run, clear_run_abort
-from run_abort.models import AbortDelivery
-from tests.conftest import Configure
-from tests.processes.conftest import Start
-from tests.support import Child, is_there, shared_rows, wait_until
+from tests.processes.conftest import Start, holds_of
+from tests.support import Child, is_there, wait_until
 
 # What a child run starts: a program, which starts another that does not listen to SIGTERM.
 PROGRAM = """
@@ -47,13 +45,8 @@ Work = Callable[..., Child]
 
 
 @pytest.fixture
-def work(
-    start: Start, project: dict[str, Any], transactional_db: None, configure: Configure
-) -> Work:
+def work(start: Start, shared: dict[str, Any]) -> Work:
     """Starts a process that works on a run, which may have a parent."""
-    configure(REQUESTS=True, LISTEN=False)
-    project["DATABASES"] = shared_rows()
-    project["RUN_ABORT"] |= {"REQUESTS": True}
 
     def work(run_id: str, parent: str = "", kind: str = "thread") -> Child:
         return start("-c", WORK, run_id, parent, kind)
@@ -81,8 +74,11 @@ def test_a_run_stops_with_its_children_and_their_programs(work: Work) -> None:
 
     assert outcome.stopped
     assert not is_there(pid)
-    assert {answer.pid for answer in outcome.holders} == {
-        each.process.pid for each in (parent, child, with_program)
+    told = {each.pid: (each.way, [step for step, _ in each.escalations]) for each in outcome.holds}
+    assert told == {
+        parent.process.pid: ("channel", []),
+        child.process.pid: ("channel", []),
+        with_program.process.pid: ("channel", ["terminate", "kill"]),
     }
     assert parent.wait_for("aborted") == "aborted import-1 wrong file"
     assert child.wait_for("aborted") == "aborted import-1-part-1 wrong file"
@@ -93,19 +89,10 @@ def test_a_run_stops_with_its_children_and_their_programs(work: Work) -> None:
     assert late.wait() == 0
     assert "working on" not in str(late)
 
-    def timeline() -> dict[int, tuple[str, tuple[str, ...]]]:
-        rows = AbortDelivery.objects.filter(request=outcome.abort_id, stopped_at__isnull=False)
-        return {row.pid: (row.way, tuple(rung for rung, _ in row.steps())) for row in rows}
-
-    wait_until(lambda: len(timeline()) == 4)
-    told = timeline()
-    # Whichever looks into the database first: the block that is entered, or the reconciler.
-    assert told.pop(late.process.pid) in [("start", ()), ("reconcile", ())]
-    assert told == {
-        parent.process.pid: ("channel", ()),
-        child.process.pid: ("channel", ()),
-        with_program.process.pid: ("channel", ("terminate", "kill")),
-    }
+    wait_until(lambda: len(holds_of(outcome)) == 4)
+    (hold,) = [each for each in holds_of(outcome) if each.pid == late.process.pid]
+    # Whichever reads the requests first: the block that is entered, or the reconciler.
+    assert (hold.state, hold.way) in [("stopped", "start"), ("stopped", "reconcile")]
     assert stranger.process.poll() is None
 
 

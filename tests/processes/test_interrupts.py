@@ -37,7 +37,7 @@ def nothing_is_left(configure: Configure) -> Iterator[None]:
 
 
 def abort(run_id: str = "run-1", reason: str = "because") -> None:
-    wait_until(lambda: run_id in current().registry.ids())
+    wait_until(lambda: run_id in list(current().registry.holders()))
     request = Request(run_id, "5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e", reason, "ann")
     current().registry.abort(request)
 
@@ -125,7 +125,7 @@ say("over", normally, aborted, leaked, wrong, sum(sent), held, open_ones)
 def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
     """Many short blocks, interrupted at any of their instructions, and after them."""
     blocks = int(os.environ.get("STORM_BLOCKS", "50_000"))
-    settings = {"RUN_ABORT": {"REQUESTS": False, "LISTEN": False}}
+    settings = {"RUN_ABORT": {"REQUESTS": False, "HOLDS": False, "LISTEN": False}}
     program = (sys.executable, "-W", "error")
     with Child("-c", STORM, str(blocks), settings=settings, program=program) as child:
         words = child.wait_for("over", timeout=280).split()

@@ -17,7 +17,12 @@ from tests.support import Child, Foreign, wait_until
 @pytest.fixture
 def project(own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     return {
-        "RUN_ABORT": {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "REQUESTS": False},
+        "RUN_ABORT": {
+            "REDIS_URL": own_redis.url,
+            "CHANNEL": channel_name,
+            "REQUESTS": False,
+            "HOLDS": False,
+        },
     }
 
 

@@ -15,11 +15,9 @@ import pytest
 
 from run_abort import abort_run
 from run_abort._core import procfs
-from run_abort._runtime import inquiry
-from run_abort.models import AbortDelivery
 from tests.conftest import Configure
-from tests.processes.conftest import Start
-from tests.support import Child, Foreign, is_there, shared_rows, wait_until
+from tests.processes.conftest import Start, holds_of, open_holds
+from tests.support import Child, Foreign, is_there, wait_until
 
 Program = Callable[..., subprocess.Popen[bytes]]
 
@@ -37,6 +35,11 @@ def directory(tmp_path: Path) -> Path:
 def project(project: dict[str, Any], directory: Path) -> dict[str, Any]:
     project["RUN_ABORT"] |= {"PROCESS_DIR": str(directory)}
     return project
+
+
+@pytest.fixture(autouse=True)
+def rows(shared: dict[str, Any]) -> None:
+    """By which a test sees what a listener holds."""
 
 
 @pytest.fixture
@@ -57,14 +60,9 @@ def program(directory: Path) -> Iterator[Program]:
         yield start
 
 
-def wait_until_held(pid: int, run_id: str) -> None:
-    """Its listener says that it works on the run."""
-
-    def is_held() -> bool:
-        census = inquiry.ask_status(timeout=5)
-        return any(run.run_id == run_id for each in census.processes for run in each.runs)
-
-    wait_until(is_held)
+def wait_until_held(run_id: str) -> None:
+    """Its listener has written that it works on the run."""
+    wait_until(lambda: open_holds(run_id))
 
 
 class TestAbort:
@@ -74,15 +72,13 @@ class TestAbort:
         program: Program,
         directory: Path,
         foreign: Foreign,
-        configure: Configure,
     ) -> None:
-        configure(LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         process = program("run-1.main", "sleep 600 & wait")
         other = program("run-2.main")
-        wait_until_held(process.pid, "run-1")
-        wait_until_held(other.pid, "run-2")
+        wait_until_held("run-1")
+        wait_until_held("run-2")
         family = [each.pid for each in procfs.processes() if each.group == process.pid]
         assert len(family) == 2
         foreign.publish("run-1")
@@ -96,13 +92,12 @@ class TestAbort:
         assert other.poll() is None
 
     def test_kills_what_does_not_obey(
-        self, start: Start, program: Program, foreign: Foreign, configure: Configure
+        self, start: Start, program: Program, foreign: Foreign
     ) -> None:
-        configure(LISTEN=False)
         child = start(*LISTEN, "--grace", "0.3")
         child.wait_for('"listening"')
         process = program("run-1.main", "trap '' TERM; while :; do sleep 1; done")
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         foreign.publish("run-1")
         child.wait_for('"ended"')
         assert process.wait(20) == -signal.SIGKILL
@@ -121,11 +116,6 @@ class TestAbort:
 
 
 class TestDatabase:
-    @pytest.fixture(autouse=True)
-    def rows(self, project: dict[str, Any], transactional_db: None) -> None:
-        project["DATABASES"] = shared_rows()
-        project["RUN_ABORT"] |= {"REQUESTS": True}
-
     def test_without_any_redis_it_is_ended_all_the_same(
         self, start: Start, project: dict[str, Any], program: Program, configure: Configure
     ) -> None:
@@ -149,54 +139,47 @@ class TestDatabase:
         child.wait_for("No Redis is configured")
         assert child.wait() == 1
 
-    def test_one_that_starts_after_the_abort_is_ended_and_has_its_timeline(
-        self, start: Start, program: Program, configure: Configure
+    def test_one_that_starts_after_the_abort_is_ended_and_its_hold_tells(
+        self, start: Start, program: Program
     ) -> None:
-        configure(REQUESTS=True, LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         outcome = abort_run("run-1")
         process = program("run-1.main")
         child.wait_for('"ended"')
         assert process.wait(20) == -signal.SIGTERM
-        rows = AbortDelivery.objects.filter(request=outcome.abort_id)
-        wait_until(lambda: rows.filter(stopped_at__isnull=False).exists())
-        (row,) = rows.all()
-        assert (row.way, row.pid) == ("start", child.process.pid)
-        assert [rung for rung, _ in row.steps()] == ["terminate"]
+        wait_until(lambda: [each.state for each in holds_of(outcome)] == ["stopped"])
+        (hold,) = holds_of(outcome)
+        assert (hold.way, hold.pid) == ("start", child.process.pid)
+        assert [step for step, _ in hold.escalations] == ["terminate"]
 
     def test_the_one_who_waits_is_told_when_it_is_gone(
-        self, start: Start, program: Program, configure: Configure
+        self, start: Start, program: Program
     ) -> None:
-        configure(REQUESTS=True, LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         process = program(
             "run-1.main", "trap 'sleep 0.5; exit 3' TERM; while :; do sleep 0.1; done"
         )
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         outcome = abort_run("run-1", wait=15)
         assert outcome.stopped
         assert process.poll() == 3
-        (holder,) = outcome.holders
-        assert (holder.pid, holder.labels, holder.insisted) == (
-            child.process.pid,
-            ("main",),
-            ("terminate",),
-        )
+        (hold,) = outcome.holds
+        assert (hold.pid, hold.label) == (child.process.pid, "main")
+        assert [step for step, _ in hold.escalations] == ["terminate"]
 
 
 class TestLife:
     def test_one_that_ends_by_itself_is_forgotten_and_its_file_removed(
-        self, start: Start, program: Program, directory: Path, configure: Configure
+        self, start: Start, program: Program, directory: Path
     ) -> None:
-        configure(LISTEN=False)
         start(*LISTEN).wait_for('"listening"')
         process = program("run-1.main", "sleep 2")
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         process.wait()
         wait_until(lambda: not list(directory.iterdir()))
-        wait_until(lambda: not inquiry.ask_status(timeout=5).processes[0].held)
+        wait_until(lambda: not open_holds())
 
     def test_one_that_removes_its_file_is_let_go(
         self,
@@ -204,14 +187,12 @@ class TestLife:
         program: Program,
         directory: Path,
         foreign: Foreign,
-        configure: Configure,
     ) -> None:
-        configure(LISTEN=False)
         start(*LISTEN).wait_for('"listening"')
         process = program("run-1.main")
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         (directory / "run-1.main.pid").unlink()
-        wait_until(lambda: not inquiry.ask_status(timeout=5).processes[0].held)
+        wait_until(lambda: not open_holds())
         foreign.publish("run-1")
         time.sleep(0.5)
         assert process.poll() is None
@@ -232,25 +213,23 @@ class TestLife:
         assert str(child).count("is ignored") == 1
 
     def test_a_listener_that_ends_leaves_programs_alone(
-        self, start: Start, program: Program, configure: Configure
+        self, start: Start, program: Program
     ) -> None:
-        configure(LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         process = program("run-1.main")
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         child.send(signal.SIGTERM)
         assert child.wait() == 0
         assert process.poll() is None
 
     def test_one_that_is_being_ended_is_waited_for(
-        self, start: Start, program: Program, foreign: Foreign, configure: Configure
+        self, start: Start, program: Program, foreign: Foreign
     ) -> None:
-        configure(LISTEN=False)
         child = start(*LISTEN)
         child.wait_for('"listening"')
         process = program("run-1.main", "trap 'sleep 1; exit 3' TERM; while :; do sleep 0.1; done")
-        wait_until_held(process.pid, "run-1")
+        wait_until_held("run-1")
         foreign.publish("run-1")
         child.wait_for('"received"')
         child.send(signal.SIGTERM)

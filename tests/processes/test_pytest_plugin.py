@@ -104,7 +104,7 @@ def test_a_project_with_pytest_django(run: Run) -> None:
             def no_warning(caplog):
                 yield
                 assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-                assert not current().registry.ids()
+                assert not list(current().registry.holders())
                 assert not [t for t in threading.enumerate() if t.name.startswith("run_abort")]
 
             def test_database_is_refused():
@@ -115,11 +115,6 @@ def test_a_project_with_pytest_django(run: Run) -> None:
                 client.post("/imports/7/stop/")
                 assert aborts.run_ids == ["import-7"]
                 assert (aborts[0].reason, aborts[0].actor) == ("button", "anna")
-
-            def test_nothing_is_remembered(aborts, client):
-                assert aborts == []
-                project.import_rows(7)
-                assert not current().registry.has_ended("import-8")
 
             def test_abort_after(aborts):
                 with abort_after(1), pytest.raises(RunAborted):
@@ -159,7 +154,7 @@ def test_a_project_with_pytest_django(run: Run) -> None:
                 assert abort_run("a").recorded
         """,
     )
-    assert "1 failed, 10 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 failed, 9 passed" in done.stdout, done.stdout + done.stderr
     assert "FAILED test_project.py::test_wrong" in done.stdout
     assert "an abort at 2 of 4 checkpoints leaves something broken:" in done.stdout
     lines = dedent(PROJECT).splitlines()

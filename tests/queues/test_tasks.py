@@ -14,13 +14,13 @@ from django.utils.module_loading import import_string
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
 from run_abort.contrib.tasks import TaskAborted, abortable_task
-from run_abort.models import AbortDelivery
+from run_abort.models import RunHold
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.processes.conftest import subscribed
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
-from tests.queues.work import abort, end, wait_until_it_hears
+from tests.queues.work import abort, end, escalations, wait_until_it_hears
 from tests.support import wait_until
 
 # Django 6 has its own, and a project may still use the package.
@@ -51,7 +51,7 @@ class TestWhileRunning:
         wait_until_it_hears(worker, "one")
         outcome = abort(result.id, wait=15)
         assert outcome.stopped
-        assert {each for holder in outcome.holders for each in holder.insisted} == {"cancel"}
+        assert escalations(outcome) == {"cancel"}
         driver.assert_aborted(result)
         assert driver.result(tasks.done.enqueue("two")) == "two"
         end(worker)
@@ -134,10 +134,10 @@ class TestUnwell:
         result = tasks.clean_up.enqueue("one")
         worker.wait_for("began one")
         outcome = abort(result.id)
-        wait_until(lambda: AbortDelivery.objects.filter(request=outcome.abort_id).exists())
+        wait_until(lambda: RunHold.objects.filter(request=outcome.request_id).exists())
         worker.send(signal.SIGKILL)
         worker.wait()
-        assert AbortDelivery.objects.get(request=outcome.abort_id).stopped_at is None
+        assert RunHold.objects.get(request=outcome.request_id).left_at is None
         result.refresh()
         assert result.status == "RUNNING"
 

@@ -108,6 +108,11 @@ class Planted:
         return run_planted, ("code",)
 
 
+def escalations(outcome: AbortOutcome) -> set[str]:
+    """What was done to the blocks when asking was not enough."""
+    return {step for hold in outcome.holds for step, _ in hold.escalations}
+
+
 def abort(run_id: str, **options: Any) -> AbortOutcome:
     outcome = abort_run(run_id, reason="because", actor="ann", **options)
     wait_until_told()

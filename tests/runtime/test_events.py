@@ -22,8 +22,8 @@ from run_abort import AbortController, AbortSignal, RunAborted
 from run_abort._core.escalation import Escalator
 from run_abort._core.registry import Registry
 from run_abort._core.scope import Scope
-from run_abort._core.types import Aborted, Delivery, Request, Way
-from run_abort._runtime.events import UNNAMED, Events
+from run_abort._core.types import Aborted, Request, Way
+from run_abort._runtime.events import Events
 from run_abort._runtime.facts import Fact, Facts
 from run_abort._runtime.runtime import Runtime
 from run_abort.runs import hold
@@ -48,8 +48,6 @@ class Process:
         self.registry = Registry()
         self.facts = RecordedFacts()
         self.events = Events(self.registry, self.facts)
-        self.changes: list[Delivery] = []
-        self.events.changed.add(self.changes.append)
         self.escalator = Escalator()
 
     def hold(
@@ -77,20 +75,20 @@ class Process:
             controller.flip(aborted)
         return aborted
 
-    def delivery(self, request: Request) -> Delivery:
-        delivery = self.events.delivery_of(request.id)
-        assert delivery is not None
-        return delivery
+    def counted(self, request: Request) -> int:
+        """The number of blocks that the request is told to have aborted."""
+        mine = [each for each in self.facts.recorded if each["abort_id"] == request.id]
+        return sum(each.get("controllers", 0) for each in mine)
+
+    def is_over(self, request: Request) -> bool:
+        """Whether the last that is told of the request is that it stopped."""
+        mine = [each for each in self.facts.recorded if each["abort_id"] == request.id]
+        return bool(mine) and mine[-1]["name"] == "stopped"
 
     @property
     def told(self) -> list[str]:
         """The names of the facts so far, in order."""
         return [values["name"] for values in self.facts.recorded]
-
-    @property
-    def stopped(self) -> list[bool]:
-        """For each change of a delivery: whether it was stopped then."""
-        return [delivery.stopped_at is not None for delivery in self.changes]
 
 
 @pytest.fixture
@@ -104,22 +102,16 @@ def new_request(run_id: str = "run-1") -> Request:
 
 class TestDelivery:
     def test_it_lasts_until_the_last_block_is_left(self, process: Process) -> None:
-        _, leave_outer = process.hold(label="outer")
-        _, leave_inner = process.hold(label="inner")
+        _, leave_outer = process.hold()
+        _, leave_inner = process.hold()
         request = new_request()
         assert process.registry.abort(request, "channel") == 2
-        first = process.delivery(request)
         leave_inner()
-        assert process.delivery(request) is first
+        assert process.told == ["aborted"]
         leave_outer()
-        last = process.delivery(request)
-        assert (first.run_id, first.way, first.controllers) == ("run-1", "channel", 2)
-        assert first.labels == ("outer", "inner")
-        assert first.stopped_at is None
-        assert last.stopped_at is not None
-        assert last.stopped_at >= last.received_at == first.received_at
-        assert process.changes == [first, last]
-        assert process.told == ["aborted", "stopped"]
+        first, last = process.facts.recorded
+        assert (first["run_id"], first["way"], first["controllers"]) == ("run-1", "channel", 2)
+        assert (last["name"], last["at"] >= first["at"]) == ("stopped", True)
 
     def test_a_request_that_aborts_no_block_has_none(self, process: Process) -> None:
         request = new_request()
@@ -127,7 +119,7 @@ class TestDelivery:
         _, leave = process.hold()
         leave()
         process.registry.abort(request)
-        assert process.events.delivery_of(request.id) is None
+        assert not process.counted(request)
         assert process.told == []
 
     def test_a_second_request_for_the_same_blocks_has_its_own(self, process: Process) -> None:
@@ -135,12 +127,9 @@ class TestDelivery:
         first, second = new_request("run-1"), new_request("all")
         assert process.registry.abort(first) == 1
         assert process.registry.abort(second, "reconcile") == 0
-        assert process.delivery(second).stopped_at is None
+        assert not process.is_over(second)
         leave()
-        one, other = process.delivery(first), process.delivery(second)
-        assert (one.way, other.way) == ("local", "reconcile")
-        assert one.stopped_at is not None
-        assert one.stopped_at == other.stopped_at
+        assert [each.get("way") for each in process.facts.recorded[:2]] == ["local", "reconcile"]
         assert process.told == ["aborted", "aborted", "stopped", "stopped"]
 
     def test_the_same_request_again_changes_nothing(self, process: Process) -> None:
@@ -150,8 +139,7 @@ class TestDelivery:
         for way in ways:
             process.registry.abort(request, way)
         leave()
-        assert process.delivery(request).way == "local"
-        assert process.delivery(request).controllers == 1
+        assert process.counted(request) == 1
         assert process.told == ["aborted", "stopped"]
 
     def test_the_same_request_in_a_thread_that_comes_after_the_end_changes_nothing(
@@ -162,29 +150,17 @@ class TestDelivery:
         found = [controller for controller, _ in process.registry.holdings()]
         process.registry.abort(request, "channel")
         leave()
-        over = process.delivery(request)
         process.registry.abort_controllers(found, request, "reconcile")
-        assert process.delivery(request) is over
         assert process.told == ["aborted", "stopped"]
 
     def test_a_block_that_begins_later_opens_it_again(self, process: Process) -> None:
         request = new_request()
-        _, leave_early = process.hold(label="early")
-        process.registry.abort(request)
-        leave_early()
-        over = process.delivery(request)
-        _, leave_late = process.hold(label="late")
-        process.registry.abort(request, "start")
-        assert process.delivery(request).stopped_at is None
-        leave_late()
-        last = process.delivery(request)
-        assert over.stopped_at is not None
-        assert last.stopped_at is not None
-        assert last.stopped_at >= last.aborting_since >= over.stopped_at
-        assert (last.way, last.controllers, last.labels) == ("local", 2, ("early", "late"))
-        assert (last.key, last.received_at) == (over.key, over.received_at)
-        assert process.stopped == [False, True, False, True]
+        for way in ("local", "start"):
+            _, leave = process.hold()
+            process.registry.abort(request, way)  # type: ignore[arg-type]
+            leave()
         assert [values.get("controllers") for values in process.facts.recorded] == [1, None] * 2
+        assert process.told == ["aborted", "stopped"] * 2
 
     def test_a_block_that_closes_during_the_batch_is_not_counted(self, process: Process) -> None:
         class Slow(AbortController):
@@ -201,41 +177,26 @@ class TestDelivery:
         request = new_request()
         assert process.registry.abort(request) == 1
         assert not other.aborted
-        assert process.delivery(request).controllers == 1
+        assert process.counted(request) == 1
         leave()
         assert process.told == ["aborted", "stopped"]
 
-    def test_it_keeps_each_label_once_and_twenty_at_most(self, process: Process) -> None:
-        labels = ["", "same", "same", *(str(number) for number in range(30))]
-        blocks = [process.hold(label=label) for label in labels]
-        request = new_request()
-        process.registry.abort(request)
-        for _, leave in blocks:
-            leave()
-        assert process.delivery(request).labels == ("same", *(str(n) for n in range(19)))
-        assert process.delivery(request).controllers == 33
-
-    def test_it_keeps_the_first_twenty_escalations(self, process: Process) -> None:
+    def test_it_tells_the_first_twenty_escalations(self, process: Process) -> None:
         signal, leave = process.hold()
-        request = new_request()
-        process.registry.abort(request)
+        process.registry.abort(new_request())
         for _ in range(19):
             signal.escalated("interrupt")
         signal.escalated("terminate")
         signal.escalated("kill")
-        tried = process.delivery(request).tried
-        assert [each.escalation for each in tried] == ["interrupt"] * 19 + ["terminate"]
-        assert tried[0].at.tzinfo is UTC
-        assert process.told == ["aborted", *["insisted"] * 20]
+        told = [each.get("rung") for each in process.facts.recorded]
+        assert told == [None, *["interrupt"] * 19, "terminate"]
         leave()
 
     def test_a_request_without_an_id_goes_by_the_name_of_its_run(self, process: Process) -> None:
         _, leave = process.hold()
         process.registry.abort(Request("run-1"))
         leave()
-        delivery = process.events.delivery_of(f"{UNNAMED}run-1")
-        assert delivery is not None
-        assert delivery.stopped_at is not None
+        assert process.told == ["aborted", "stopped"]
         assert {values["abort_id"] for values in process.facts.recorded} == {""}
 
     def test_flipped_names_the_blocks_that_this_request_aborted(self, process: Process) -> None:
@@ -271,8 +232,7 @@ class TestInterleavings:
         process.registry.abort(request, "channel")
         assert told_before == []
         assert process.told == ["aborted", "stopped"]
-        assert process.delivery(request).controllers == 1
-        assert process.stopped == [False, True]
+        assert process.counted(request) == 1
 
     def test_that_holds_for_a_block_of_another_thread(self, process: Process) -> None:
         entered, is_left = threading.Event(), threading.Event()
@@ -304,8 +264,8 @@ class TestInterleavings:
         fast._when_aborted(leave_fast)
         request = new_request()
         process.registry.abort(request)
-        assert process.delivery(request).controllers == 3
-        assert process.delivery(request).stopped_at is None
+        assert process.counted(request) == 3
+        assert not process.is_over(request)
         leave_second()
         assert process.told == ["aborted"]
         leave_third()
@@ -325,8 +285,6 @@ class TestInterleavings:
         request = new_request()
         process.registry.abort(request)
         assert process.told == ["aborted", "insisted", "insisted", "stopped"]
-        assert [each.escalation for each in process.delivery(request).tried] == ["kill"] * 2
-        assert process.stopped == [False, False, False, True]
 
     def test_a_later_event_of_the_same_request_settles_nothing_of_the_first(
         self, process: Process
@@ -339,13 +297,12 @@ class TestInterleavings:
         leave_first()
         _, leave_second = process.hold()
         process.registry.abort(request, "start")
-        assert process.delivery(request).controllers == 1
+        assert process.counted(request) == 1
         process.registry.events(held_up)
-        assert process.delivery(request).controllers == 2
-        assert [each.escalation for each in process.delivery(request).tried] == ["kill"]
-        assert process.delivery(request).stopped_at is None
+        assert process.counted(request) == 2
+        assert not process.is_over(request)
         leave_second()
-        assert process.delivery(request).stopped_at is not None
+        assert process.is_over(request)
 
     def test_a_later_request_is_told_first_and_both_stop(self, process: Process) -> None:
         first, second = new_request("run-1"), new_request("all")
@@ -353,11 +310,10 @@ class TestInterleavings:
         held_up = process.flip_only(first)
         process.registry.abort(second)
         leave()
-        assert process.delivery(second).stopped_at is not None
-        assert process.events.delivery_of(first.id) is None
+        assert process.is_over(second)
+        assert not process.counted(first)
         process.registry.events(held_up)
-        assert process.delivery(first).controllers == 1
-        assert process.delivery(first).stopped_at == process.delivery(second).stopped_at
+        assert process.counted(first) == 1
         assert process.told == ["aborted", "stopped"] * 2
 
     def test_finish_settles_what_was_held_back(self, process: Process) -> None:
@@ -369,7 +325,7 @@ class TestInterleavings:
         assert process.told == []
         process.events.finish()
         assert process.told == ["aborted"]
-        assert process.delivery(request).controllers == 2
+        assert process.counted(request) == 2
         leave_second()
         process.registry.events(held_up)
         assert process.told == ["aborted", "stopped"]
@@ -383,7 +339,7 @@ class TestInterleavings:
         process.registry.abort(request, "start")
         leave_second()
         process.events.finish()
-        assert process.delivery(request).controllers == 2
+        assert process.counted(request) == 2
         assert process.told == ["aborted", "stopped"] * 2
 
     def test_many_threads_agree(self, process: Process) -> None:
@@ -404,9 +360,9 @@ class TestInterleavings:
             leave()
             for thread in threads:
                 thread.join()
-            assert process.delivery(request).controllers == 1
+            assert process.counted(request) == 1
         assert process.told == ["aborted", "stopped"] * 200
-        assert not process.events._pending
+        assert not process.events._effects
         assert not process.events._held_back
 
 
@@ -421,7 +377,7 @@ class TestFork:
         leave()
         process.events.finish()
         assert process.told == []
-        assert process.events.delivery_of(request.id) is None
+        assert not process.counted(request)
         assert not process.events._held_back
 
     def test_the_child_reports_a_request_that_reaches_it_again(self, process: Process) -> None:
@@ -430,9 +386,9 @@ class TestFork:
             process.registry.abort(request)
             self.become_child(process)
             process.registry.abort(request, "channel")
-            assert process.delivery(request).stopped_at is None
+            assert not process.is_over(request)
         assert process.told == ["aborted", "stopped"]
-        assert process.delivery(request).way == "channel"
+        assert process.facts.recorded[0]["way"] == "channel"
 
     def test_the_child_reports_what_is_aborted_in_it(self, process: Process) -> None:
         block = process.block()
@@ -449,23 +405,6 @@ class TestFork:
 
 
 class TestMemory:
-    def test_a_thousand_requests_that_are_over_are_kept(self, process: Process) -> None:
-        stubborn = new_request("other")
-        _, leave_stubborn = process.hold("other")
-        process.registry.abort(stubborn)
-        some = [new_request() for _ in range(1100)]
-        for request in some:
-            _, leave = process.hold()
-            process.registry.abort(request)
-            leave()
-        # One that is not over is kept, however old it is.
-        assert process.delivery(stubborn).stopped_at is None
-        kept = [each for each in some if process.events.delivery_of(each.id) is not None]
-        assert kept == some[-1000:]
-        leave_stubborn()
-        assert process.delivery(stubborn).stopped_at is not None
-        assert len(process.events._deliveries) == 1000
-
     def test_no_controller_is_kept_alive(self, process: Process) -> None:
         signal, leave = process.hold()
         early, leave_early = process.hold()
@@ -478,7 +417,7 @@ class TestMemory:
         gc.collect()
         assert [reference() for reference in references] == [None, None]
         assert not process.events._held_back
-        assert not process.events._pending
+        assert not process.events._effects
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) -> None:
@@ -498,13 +437,14 @@ def test_times_are_those_of_the_events(process: Process) -> None:
     leave()
     aborted, stopped = process.facts.recorded
     assert before <= aborted["at"] <= stopped["at"] <= datetime.now(UTC)
-    assert stopped["seconds"] == (stopped["at"] - aborted["at"]).total_seconds()
+    took = (stopped["at"] - aborted["at"]).total_seconds()
+    assert stopped["seconds"] == pytest.approx(took, abs=1e-5)
 
 
 def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
     runtime: Runtime, settings: Any
 ) -> None:
-    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
     facts: list[Fact] = []
     runtime.facts.add_hook(facts.append, is_short=True)
     _, leave = hold("run-1")

@@ -18,7 +18,6 @@ from django.db.backends.signals import connection_created
 from run_abort import RunAborted, abortable_run, runs, subscribe_to_run_aborts
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
-from run_abort._store import requests
 from run_abort._transport.backoff import MIN_DELAY
 from run_abort._transport.codec import MAX_MESSAGE_BYTES, encode
 from run_abort._transport.redis.resp import MessageReader
@@ -95,7 +94,7 @@ class TestShortJob:
 
     def test_an_abort_before_the_subscription_takes_effect_with_it(self, runtime: Runtime) -> None:
         with pytest.raises(RunAborted), abortable_run("a") as signal:
-            assert requests.record([Request("a", str(uuid.uuid4()))])
+            assert runtime.requests.record([Request("a", str(uuid.uuid4()))], lambda: True)
             assert not signal.aborted
             runtime.listener.service.wake()
             assert signal.wait(TIMEOUT)

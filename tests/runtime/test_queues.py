@@ -57,7 +57,7 @@ def test_it_gets_the_whole_request_on_a_thread_of_its_own(queue: Queue) -> None:
     outcome = abort_run("a", reason="because", actor="ann")
     assert queue.run_ids == ["a"]
     assert queue.notified == [
-        Request("a", str(outcome.abort_id), "because", "ann", current().origin())
+        Request("a", str(outcome.request_id), "because", "ann", current().origin())
     ]
     assert queue.threads == {"run_abort-one"}
 

@@ -6,12 +6,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connections
 from django.utils import timezone
 
 from example.redis_server import RedisServer, free_port
@@ -20,7 +19,7 @@ from run_abort._concurrency.service import Life
 from run_abort._runtime import catch_up
 from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
-from run_abort._store import database, requests
+from run_abort._store.requests import Requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.conftest import Configure, threads_of_ours
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.usefixtures("transactional_db")
 def polling(settings: Any) -> None:
     """The database, and no Redis."""
     settings.RUN_ABORT = {"LISTEN": False, "POLL_INTERVAL": 0.05}
-    database._outage.lasts = False
 
 
 def request(run_id: str = "run-1", **fields: Any) -> AbortRequest:
@@ -49,11 +47,11 @@ def is_running() -> bool:
 class Looks:
     """The looks at the requests of the held runs: with which IDs."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ids: list[list[str]] = []
+    def __init__(self, requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: list[Sequence[str]] = []
         standing_for = requests.standing_for
 
-        def counting(ids: list[str]) -> Any:
+        def counting(ids: Sequence[str]) -> Any:
             self.ids.append(ids)
             return standing_for(ids)
 
@@ -64,8 +62,8 @@ class Looks:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
+def looks(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(runtime.requests, monkeypatch)
 
 
 class TestWithoutRedis:
@@ -114,9 +112,7 @@ class TestWithoutRedis:
 
 
 class TestPace:
-    def test_while_it_listens_it_looks_seldom(
-        self, configure: Configure, looks: Looks, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_while_it_listens_it_looks_seldom(self, configure: Configure, looks: Looks) -> None:
         configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with abortable_run("run-1"):
             wait_until(current().listener.is_listening)
@@ -162,7 +158,7 @@ class TestPace:
             assert signal.wait(20)
 
     def test_without_the_database_there_is_no_reconciler(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
+        settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
         with abortable_run("run-1"):
             assert not is_running()
 
@@ -216,44 +212,29 @@ class TestLife:
         assert [record.levelname for record in told] == ["WARNING", "INFO"]
 
     def test_after_an_error_it_looks_again_soon_also_while_it_listens(
-        self, configure: Configure
+        self, configure: Configure, runtime: Runtime
     ) -> None:
         configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             wait_until(current().listener.is_listening)
             with unmigrated():
-                database._outage.lasts = False
-                current().reconciler.hurry()
-                wait_until(lambda: database._outage.lasts)
+                runtime.reconciler.hurry()
+                wait_until(lambda: runtime.recorder.outage.lasts)
             request()
             assert signal.wait(20)
 
     def test_whatever_happens_it_goes_on(
         self, polling: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def fail_once() -> list[str]:
+        def fail_once() -> Any:
             monkeypatch.undo()
             raise LookupError("oops")
 
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-            monkeypatch.setattr(current().registry, "ids", fail_once)
+            monkeypatch.setattr(current().registry, "holders", fail_once)
             wait_until(lambda: "oops" in caplog.text)
             request()
             assert signal.wait(20)
-
-    def test_it_keeps_no_connection(
-        self, polling: None, looks: Looks, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        closed: list[str] = []
-        close_all = connections.close_all
-
-        def noting() -> None:
-            close_all()
-            closed.append(threading.current_thread().name)
-
-        monkeypatch.setattr(connections, "close_all", noting)
-        with abortable_run("run-1"):
-            wait_until(lambda: closed.count(THREAD) >= 2)
 
     def test_it_stops_promptly_and_starts_again(self, configure: Configure) -> None:
         configure(REQUESTS=True, LISTEN=False, POLL_INTERVAL=3600)
@@ -389,14 +370,14 @@ class TestMissed:
         wait_until(lambda: "missed" in heard)
 
     def test_a_database_that_is_away_then_is_asked_again(
-        self, heard: list[str], proxy: Proxy, settings: Any
+        self, heard: list[str], proxy: Proxy, runtime: Runtime
     ) -> None:
-        current().reconciler.stop()
+        runtime.reconciler.stop()
         self.cut_off(proxy)
         request("missed")
         with unmigrated():
             self.reconnect(proxy)
-            wait_until(lambda: database._outage.lasts)
+            wait_until(lambda: runtime.recorder.outage.lasts)
         wait_until(lambda: heard == ["missed"])
 
     def test_they_get_nothing_that_was_requested_before_this_process_began(
@@ -473,29 +454,15 @@ class TestMissed:
         assert heard == names
 
     def test_without_receivers_and_handlers_nothing_is_read(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+        self, configure: Configure, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[object] = []
-        monkeypatch.setattr(requests, "requested_since", lambda *a, **k: asked.append(a))
+        monkeypatch.setattr(runtime.requests, "since", lambda *a, **k: asked.append(a))
         configure(REQUESTS=True)
         current().listener.ensure_started()
         wait_until(current().listener.is_listening)
         assert not is_running()
         assert asked == []
-
-
-class TestScale:
-    @pytest.mark.parametrize("count", [1, 2_500])
-    def test_many_held_runs_take_few_queries(
-        self, polling: None, django_assert_max_num_queries: Any, count: int
-    ) -> None:
-        ids = [f"run-{number}" for number in range(count)]
-        request(ids[0], reason="first")
-        request(ids[-1], reason="last")
-        with django_assert_max_num_queries(1 + count // 900):
-            found = requests.standing_for(ids)
-        assert found is not None
-        assert [each.reason for each in found] == ["first", "last"]
 
 
 def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
@@ -530,7 +497,7 @@ class TestPushAgain:
         own_redis.start()
         with own_redis.client() as client, client.pubsub() as subscriber:
             subscriber.subscribe(channel_name)
-            wait_until(lambda: AbortRequest.objects.get().published)
+            wait_until(lambda: AbortRequest.objects.get().published_at)
             wait_until(lambda: not is_running())
             kinds = [subscriber.get_message(timeout=1) for _ in range(2)]
         assert [kind["type"] for kind in kinds if kind] in (["subscribe"], ["subscribe", "message"])

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,16 +15,16 @@ from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._core.types import Request
-from run_abort._runtime.runtime import current
-from run_abort._store import database, requests
+from run_abort._runtime.runtime import Runtime, current
+from run_abort._store import database
 from run_abort.signals import run_aborted
-from tests.support import unmigrated, wait_until
+from tests.support import TIMEOUT, unmigrated, wait_until
 
 
 @pytest.fixture(autouse=True)
 def alone(settings: Any) -> None:
     """No Redis, no database: what happens inside this process."""
-    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
 
 
 def abort_here(run_id: str, reason: str = "") -> int:
@@ -42,8 +43,8 @@ class TestSync:
         with abortable_run("run-1", groups=["parent"], label="shard 1") as signal:
             assert isinstance(signal, AbortSignal)
             assert signal.run_id == "run-1"
-            assert current().registry.ids() == ["run-1", "parent"]
-        assert current().registry.ids() == []
+            assert list(current().registry.holders()) == ["run-1", "parent"]
+        assert list(current().registry.holders()) == []
         assert abort_here("run-1") == 0
         assert not signal.aborted
 
@@ -53,13 +54,13 @@ class TestSync:
             signal.sleep(20)
         assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
         assert raised.value.__cause__ is None
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_bad_settings_raise_and_leave_nothing_behind(self, settings: Any) -> None:
         settings.RUN_ABORT = {"HEARTBEAT": "soon"}
         with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
             raise AssertionError("entered")
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
 
 class TestRequestedBefore:
@@ -76,7 +77,7 @@ class TestRequestedBefore:
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
         assert raised.value.request_id
         assert "clear_run_abort('run-1') lets it start again" in str(raised.value)
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_nor_does_a_run_whose_group_was(self) -> None:
         abort_run("parent")
@@ -85,19 +86,19 @@ class TestRequestedBefore:
 
     @pytest.mark.parametrize("by", ["the block's own look", "a push that comes before that"])
     def test_the_signal_is_sent_and_says_that_it_did_not_begin(
-        self, by: str, monkeypatch: pytest.MonkeyPatch
+        self, by: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[str, uuid.UUID, str]] = []
 
         def receiver(run_id: str, abort_id: uuid.UUID, way: str, **kwargs: Any) -> None:
             seen.append((run_id, abort_id, way))
 
-        def push_first(ids: list[str], **options: Any) -> None:
-            current().registry.abort(Request("run-1", str(outcome.abort_id)), "channel")
+        def push_first(*args: Any) -> None:
+            runtime.registry.abort(Request("run-1", str(outcome.request_id)), "channel")
 
         outcome = abort_run("run-1")
         if by != "the block's own look":
-            monkeypatch.setattr(requests, "find", push_first)
+            monkeypatch.setattr(runtime.holder, "enter", push_first)
         run_aborted.connect(receiver)
         try:
             with pytest.raises(RunAborted), abortable_run("run-1"):
@@ -105,40 +106,40 @@ class TestRequestedBefore:
             wait_until(lambda: seen)
         finally:
             run_aborted.disconnect(receiver)
-        assert seen == [("run-1", outcome.abort_id, "start")]
+        assert seen == [("run-1", outcome.request_id, "start")]
 
     def test_an_abort_between_registering_and_reading_is_not_lost(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        find = requests.find
+        enter = runtime.holder.enter
 
-        def abort_first(*args: Any, **kwargs: Any) -> Request | None:
-            assert current().registry.ids() == ["run-1"]  # registered before the requests are read
+        def abort_first(*args: Any) -> Any:
+            # Registered before the requests are read.
+            assert list(runtime.registry.holders()) == ["run-1"]
             assert abort_run("run-1").local == 1
-            return find(*args, **kwargs)
+            return enter(*args)
 
-        monkeypatch.setattr(requests, "find", abort_first)
+        monkeypatch.setattr(runtime.holder, "enter", abort_first)
         with pytest.raises(RunAborted), abortable_run("run-1"):
             raise AssertionError("it runs")
 
     def test_one_that_is_read_late_aborts_all_the_same(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        late: list[Callable[[Request], object]] = []
-
-        def too_late(ids: Sequence[str], *, on_late: Callable[[Request], object]) -> None:
-            late.append(on_late)
-
-        monkeypatch.setattr(requests, "find", too_late)
+        late: Future[Request | None] = Future()
+        monkeypatch.setattr(runtime.holder, "enter", lambda *args: late)
+        monkeypatch.setattr(database, "timeout", lambda: 0.05)
         with pytest.raises(RunAborted, match="at last"), abortable_run("run-1") as signal:
-            late[0](Request("run-1", str(uuid.uuid4()), "at last"))
-            signal.raise_if_aborted()
+            late.set_result(Request("run-1", str(uuid.uuid4()), "at last"))
+            signal.sleep(TIMEOUT)
 
-    def test_without_a_table_it_runs_all_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
-        database._outage.lasts = False
-        with unmigrated(), abortable_run("run-1"):
+    @pytest.mark.parametrize("table", ["abortrequest", "runhold", "runprocess", "runholdgroup"])
+    def test_without_a_table_it_runs_all_the_same(
+        self, table: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with unmigrated(f"run_abort_{table}"), abortable_run("run-1", groups=["parent"]):
             pass
-        assert "cannot be written or read" in caplog.text
+        assert "cannot be written" in caplog.text
 
     def test_async_too(self) -> None:
         abort_run("run-1", reason="because")
@@ -149,7 +150,7 @@ class TestRequestedBefore:
 
         with pytest.raises(RunAborted, match="because"):
             asyncio.run(main())
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -171,7 +172,7 @@ class TestAsync:
             assert task.cancelling() == 0
 
         run(main)
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     @pytest.mark.parametrize("thread", [True, False])
     def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(self, thread: bool) -> None:
@@ -191,14 +192,16 @@ class TestAsync:
             await asyncio.sleep(0)  # nothing of the cancellation is left
 
         run(main)
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(
-        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+        self, settings: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.RUN_ABORT = {"LISTEN": False}
-        release = threading.Event()
-        monkeypatch.setattr(requests, "find", lambda *args, **kwargs: release.wait(20) and None)
+        entering = threading.Event()
+        monkeypatch.setattr(
+            runtime.holder, "enter", lambda *args: entering.set() or Future[Request | None]()
+        )
 
         async def enter() -> None:
             async with abortable_run("run-1"):
@@ -206,24 +209,24 @@ class TestAsync:
 
         async def main() -> None:
             task = asyncio.create_task(enter())
-            await asyncio.sleep(0.05)
+            while not entering.is_set():
+                await asyncio.sleep(0)
             task.cancel()
-            threading.Timer(0.05, release.set).start()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
         run(main)
-        assert current().registry.ids() == []
+        assert list(runtime.registry.holders()) == []
 
     def test_aborted_while_it_is_entered_it_is_not(
-        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+        self, settings: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.RUN_ABORT = {"LISTEN": False}
 
-        def find(*args: Any, **kwargs: Any) -> None:
+        def enter(*args: Any) -> None:
             abort_here("run-1", "because")
 
-        monkeypatch.setattr(requests, "find", find)
+        monkeypatch.setattr(runtime.holder, "enter", enter)
 
         async def main() -> None:
             with pytest.raises(RunAborted, match="because"):
@@ -237,7 +240,7 @@ def test_needs_no_listener_where_there_is_no_redis(
     settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
-    settings.RUN_ABORT = {"REQUESTS": False}
+    settings.RUN_ABORT = {"REQUESTS": False, "HOLDS": False}
     with caplog.at_level(logging.DEBUG, "run_abort"), abortable_run("run-1"):
         assert current().listener.status().state == "off"
     assert caplog.records == []

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from run_abort._store import cursors, database
+from run_abort._runtime.runtime import current
+from run_abort._store import cursors
 from run_abort._store.cursors import Cursor, Key
 from run_abort._store.times import before_repeated_hour
 from run_abort.models import AbortRequest, ListenerCursor
@@ -17,6 +18,10 @@ from tests.conftest import Configure
 from tests.support import unmigrated
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
+
+
+def cursor_one() -> Cursor:
+    return Cursor(current().recorder, "one")
 
 
 def requested(run_id: str, at: datetime) -> Key:
@@ -38,17 +43,16 @@ class TestCursor:
     @pytest.fixture(autouse=True)
     def recording(self, configure: Configure) -> None:
         configure(REQUESTS=True, LISTEN=False)
-        database._outage.lasts = False
 
     def test_a_new_one_stands_at_now(self) -> None:
         before = timezone.now()
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         assert before <= position.began_at <= position.heard_until <= timezone.now()
         assert position.heard == []
 
     def test_it_stands_at_the_last_request_that_was_handled(self) -> None:
-        cursor, earlier = Cursor("one"), timezone.now() + timedelta(minutes=5)
+        cursor, earlier = cursor_one(), timezone.now() + timedelta(minutes=5)
         assert cursor.load()
         keys = [requested(f"run-{n}", earlier + timedelta(seconds=n)) for n in range(3)]
         requested("not handled", earlier + timedelta(seconds=9))
@@ -57,20 +61,20 @@ class TestCursor:
         assert cursor.collect()
         assert cursor.save()
         assert not cursor.collect()
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         assert position.heard_until == earlier + timedelta(seconds=2)
         assert position.heard[:3] == keys
         assert len(position.heard) == 5
 
     def test_it_stays_while_requests_before_are_missing(self) -> None:
-        cursor = Cursor("one")
+        cursor = cursor_one()
         before = cursor.load()
         key = requested("run-1", timezone.now() + timedelta(minutes=5))
         cursor.note(key)
         cursor.collect()
         assert cursor.save(moves=False)
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert before is not None
         assert position == before._replace(heard=[key])
 
@@ -78,31 +82,31 @@ class TestCursor:
         past = timezone.now() - timedelta(days=2)
         ListenerCursor.objects.create(name="one", began_at=past, heard_until=past)
         requested("run-1", past)
-        cursor = Cursor("one")
+        cursor = cursor_one()
         cursor.load()
         cursor.touch()
         assert cursor.collect()
         assert cursor.save()
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         age = timezone.now() - position.heard_until
         assert timedelta(0) <= age - cursors.REST < timedelta(minutes=1)
 
     def test_so_it_does_where_times_are_kept_naive(self, settings: Any) -> None:
         settings.USE_TZ = False
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         assert abs(position.began_at - datetime.now(UTC)) < timedelta(minutes=1)
-        assert Cursor("one").save()
+        assert cursor_one().save()
 
     def test_forgotten_it_stands_at_now(self) -> None:
-        cursor = Cursor("one")
+        cursor = cursor_one()
         cursor.note(requested("run-1", timezone.now() - timedelta(days=1)))
         cursor.collect()
         cursor.save()
         before = timezone.now()
-        assert Cursor("one").forget()
-        position = Cursor("one").load()
+        assert cursor_one().forget()
+        position = cursor_one().load()
         assert position is not None
         assert before <= position.began_at <= position.heard_until
         assert position.heard == []
@@ -111,35 +115,31 @@ class TestCursor:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = timezone.now()
-        cursor = Cursor("one")
+        cursor = cursor_one()
         ages = (600, 60, 30, 0)
         keys = [requested(str(age), now - timedelta(seconds=age)) for age in ages]
         for key in keys:
             cursor.note(key)
         cursor.collect()
         cursor.save()
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         assert position.heard == keys[1:]
         monkeypatch.setattr(cursors, "REMEMBERED", 2)
         cursor.save()
-        position = Cursor("one").load()
+        position = cursor_one().load()
         assert position is not None
         assert position.heard == keys[2:]
 
     def test_a_database_that_fails_leaves_it_to_be_saved(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        cursor = Cursor("one")
+        cursor = cursor_one()
         cursor.note(("a", "run-1"))
-        with unmigrated_cursors():
+        with unmigrated("run_abort_listenercursor"):
             assert cursor.load() is None
             assert cursor.collect()
             assert not cursor.save()
         assert cursor.collect()
         assert cursor.save()
         assert "cannot be written or read" in caplog.text
-
-
-def unmigrated_cursors() -> Any:
-    return unmigrated("run_abort_listenercursor")

@@ -133,7 +133,7 @@ def test_the_cleanup_writes_its_row_and_the_connection_is_usable(
     registry = current().registry
     for number in range(rounds):
         run_id = f"run-{number}"
-        wait_until(lambda run_id=run_id: run_id in registry.ids() or not thread.is_alive())
+        wait_until(lambda run_id=run_id: run_id in registry.holders() or not thread.is_alive())
         time.sleep(chosen.uniform(0, 0.01))  # any moment of the job
         registry.abort(Request(run_id))
     thread.join(60)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
+import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -10,9 +11,11 @@ from django.db import DatabaseError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from run_abort._store import requests, retention
-from run_abort._store.retention import Old, count, prune, prune_cursors
-from run_abort.models import AbortRequest, ListenerCursor
+from run_abort._runtime.runtime import current
+from run_abort._store import retention
+from run_abort._store.retention import Old, count, prune, prune_cursors, prune_holds
+from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
+from tests.rows import LEASE, hold_row, process_row
 from tests.support import unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -59,7 +62,7 @@ class TestWhatGoes:
         assert count(1) == Old(prunable=2, standing=1)
         assert prune(1) == 2
         assert left() == ["stands"]
-        assert requests.find(["stands"]) is not None
+        assert current().requests.standing_for(["stands"])
         assert count(1) == Old(prunable=0, standing=1)
 
     def test_intent_ttl_says_what_stands(self, settings: Any) -> None:
@@ -111,13 +114,13 @@ class TestBatches:
         assert seen[1] == ["run-100"]
         deletes = [q["sql"] for q in queries.captured_queries if q["sql"].startswith("DELETE")]
         assert sum("run_abort_abortrequest" in sql for sql in deletes) == 3
-        assert sum("run_abort_abortdelivery" in sql for sql in deletes) == 3
-        assert len(deletes) == 6
+        assert sum("run_abort_runhold" in sql for sql in deletes) == 6
+        assert len(deletes) == 9
         selects = [q["sql"] for q in queries.captured_queries if "LIMIT 3" in q["sql"]]
         assert len(selects) == 3
 
     @pytest.mark.parametrize(("rows", "batches"), [(0, 0), (1, 1), (4, 2), (5, 3)])
-    def test_the_queries_are_three_for_each_and_at_most_one_more(
+    def test_the_queries_are_four_for_each_and_at_most_two_more(
         self, rows: int, batches: int
     ) -> None:
         for number in range(rows):
@@ -125,8 +128,8 @@ class TestBatches:
         with CaptureQueriesContext(connection) as queries:
             assert prune(90, batch=2) == rows
         words = [query["sql"].split()[0] for query in queries.captured_queries]
-        assert words.count("DELETE") == 2 * batches
-        assert words.count("SELECT") == batches + (rows % 2 == 0)
+        assert words.count("DELETE") == 3 * batches
+        assert words.count("SELECT") == 1 + batches + (rows % 2 == 0)
         assert set(words) <= {"SELECT", "DELETE", "BEGIN", "COMMIT"}
 
     def test_requests_of_the_same_moment_are_not_left_behind(self) -> None:
@@ -259,6 +262,77 @@ class TestInput:
                 prune(90)
             with pytest.raises(DatabaseError):
                 count(90)
+
+
+class TestHolds:
+    DAY = 86_400.0
+
+    def rows_left(self) -> set[str]:
+        assert {each.run_id for each in RunHoldGroup.objects.all()} == {
+            f"group of {each.run_id}" for each in RunHold.objects.all()
+        }
+        return set(RunHold.objects.values_list("run_id", flat=True))
+
+    def add(
+        self, run_id: str, process: RunProcess, state: str, *, days: float, **more: Any
+    ) -> None:
+        if state == "stopped":
+            more |= {"left_at": timezone.now() - timedelta(days=days)}
+        groups = [f"group of {run_id}"]
+        hold_row(run_id, process, state, age=days * self.DAY, groups=groups, **more)
+
+    def test_those_of_a_request_go_with_it_and_not_before(self) -> None:
+        process = process_row(silent=100 * self.DAY)
+        for run_id, days in (("old", 91), ("kept", 89)):
+            request = requested(run_id, days=days)
+            self.add(f"{run_id}, stopped", process, "stopped", days=99, request=request)
+            self.add(f"{run_id}, lost", process, "aborting", days=99, request=request)
+        assert prune_holds(90) == 0
+        assert prune(90) == 1
+        assert self.rows_left() == {"kept, stopped", "kept, lost"}
+        assert RunProcess.objects.exists()
+
+    def test_those_without_a_request_go_by_when_they_were_left(self) -> None:
+        process = process_row()
+        self.add("old", process, "stopped", days=91)
+        self.add("orphan", process, "stopped", days=91, request_id=uuid.uuid4())
+        self.add("new", process, "stopped", days=89)
+        self.add("new orphan", process, "stopped", days=89, request_id=uuid.uuid4())
+        assert prune_holds(90) == 2
+        assert self.rows_left() == {"new", "new orphan"}
+
+    def test_open_ones_go_by_when_their_process_was_last_heard_of(self) -> None:
+        alive, lost = process_row(), process_row(silent=89 * self.DAY)
+        gone = process_row(silent=91 * self.DAY)
+        for state in ("running", "aborting", "finishing"):
+            self.add(f"alive, {state}", alive, state, days=400)
+            self.add(f"lost, {state}", lost, state, days=400)
+            self.add(f"gone, {state}", gone, state, days=400)
+        RunHold.objects.filter(run_id="lost, running").update(process="not there")
+        assert prune_holds(90) == 4
+        assert not {each for each in self.rows_left() if each.startswith("gone")}
+
+    def test_processes_without_holds_go_once_they_were_not_heard_of_for_long(self) -> None:
+        process_row(silent=91 * self.DAY + LEASE)
+        lost, alive = process_row(silent=89 * self.DAY), process_row()
+        holder = process_row(silent=91 * self.DAY + LEASE)
+        request = requested("kept", days=1)
+        self.add("kept", holder, "aborting", days=100, request=request)
+        prune_holds(90)
+        assert set(RunProcess.objects.all()) == {lost, alive, holder}
+
+    def test_the_statements_are_few_however_many_there_are(self) -> None:
+        process = process_row(silent=91 * self.DAY + LEASE)
+        RunHold.objects.bulk_create(
+            RunHold(run_id="x", process=process, entered_at=timezone.now() - timedelta(days=99))
+            for _ in range(retention.BATCH + 1)
+        )
+        with CaptureQueriesContext(connection) as queries:
+            assert prune_holds(90) == retention.BATCH + 1
+        assert not RunProcess.objects.exists()
+        words = [query["sql"].split()[0] for query in queries.captured_queries]
+        assert words.count("DELETE") == 2 * 2 + 1
+        assert words.count("SELECT") == 1 + 3 + 2
 
 
 class TestCursors:

@@ -312,7 +312,7 @@ def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage:
     for _ in range(20):
         thread = threading.Thread(target=work)
         thread.start()
-        wait_until(lambda: "run-1" in current().registry.ids())
+        wait_until(lambda: "run-1" in list(current().registry.holders()))
         # The interrupt alone, without the flag that every look at it would tell of.
         interruption = next(iter(interrupts.open_interruptions))
         wait_until(interruption.send)

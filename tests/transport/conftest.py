@@ -29,13 +29,13 @@ class Node:
         self.listener = Listener(self.push, origin=lambda: self.origin, handle=self._handle)
 
     def _handle(self, data: bytes, origin: str) -> bool:
-        message = codec.decode(data)
-        if message is None:
+        request = codec.decode(data)
+        if request is None:
             return False
-        if message.request.origin != origin:
-            self.heard.append(message.request.run_id)
+        if request.origin != origin:
+            self.heard.append(request.run_id)
             for receiver in self.receivers:
-                receiver(message.request.run_id)
+                receiver(request.run_id)
         return True
 
     def listen(self) -> None:

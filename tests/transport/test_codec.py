@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
-from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, decode, encode
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, decode, encode
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
 
@@ -37,10 +37,10 @@ class TestEncode:
     def test_its_bytes(self) -> None:
         request = Request("run-1", "7", 'a "b"\n\x01', "Zoë 🙂", ORIGIN)
         assert (
-            encode(request, wait=2.50049)
+            encode(request)
             == (
                 '{"runId":"run-1","origin":"' + ORIGIN + '","id":"7",'
-                '"reason":"a \\"b\\"\\n\\u0001","actor":"Zoë 🙂","wait":2.5}'
+                '"reason":"a \\"b\\"\\n\\u0001","actor":"Zoë 🙂"}'
             ).encode()
         )
 
@@ -56,14 +56,14 @@ class TestDecode:
         ],
     )
     def test_valid(self, data: bytes) -> None:
-        assert decode(data) == Message(Request("run-1", origin="x"))
+        assert decode(data) == Request("run-1", origin="x")
 
     def test_a_sentwithout_an_origin_keeps_its_other_keys(self) -> None:
-        assert decode(b'{"runId":"r","id":"7"}') == Message(Request("r", id="7"))
+        assert decode(b'{"runId":"r","id":"7"}') == Request("r", id="7")
 
     @pytest.mark.parametrize("data", [b'{"runId":"r"}', b'{"runId":"r","origin":7}'])
     def test_a_sender_that_does_not_say_who_it_is_is_heard(self, data: bytes) -> None:
-        assert decode(data) == Message(Request("r"))
+        assert decode(data) == Request("r")
 
     @pytest.mark.parametrize(
         "data",
@@ -96,14 +96,14 @@ class TestDecode:
 
     def test_long_texts_are_cut(self) -> None:
         fields = {"runId": "r", "origin": "x", "reason": "y" * 5000, "actor": "z" * 5000}
-        message = decode(json.dumps(fields).encode())
-        assert message is not None
-        assert (len(message.request.reason), len(message.request.actor)) == (1000, 255)
+        request = decode(json.dumps(fields).encode())
+        assert request is not None
+        assert (len(request.reason), len(request.actor)) == (1000, 255)
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_message_or_none(self, data: bytes) -> None:
-        message = decode(data)
-        assert message is None or message.request.run_id
+        request = decode(data)
+        assert request is None or request.run_id
 
     @given(
         st.recursive(
@@ -112,8 +112,8 @@ class TestDecode:
         )
     )
     def test_any_json_is_a_message_or_none(self, value: object) -> None:
-        message = decode(json.dumps(value).encode())
-        assert message is None or message.request.run_id
+        request = decode(json.dumps(value).encode())
+        assert request is None or request.run_id
 
     @given(
         st.builds(
@@ -126,27 +126,26 @@ class TestDecode:
             user_pk=st.none(),
             requested_at=st.none(),
         ),
-        st.integers(0, 3_600_000).map(lambda milliseconds: milliseconds / 1000),
     )
-    def test_what_is_encoded_comes_back(self, sent: Request, wait: float) -> None:
+    def test_what_is_encoded_comes_back(self, sent: Request) -> None:
         try:
-            data = encode(sent, wait=wait)
+            data = encode(sent)
         except ValueError:
             return
-        assert decode(data) == Message(sent, wait)
+        assert decode(data) == sent
 
     @given(st.characters(codec=None, categories=["Cs"]))
     def test_half_a_character_travels_too(self, half: str) -> None:
         request = Request(half, origin=ORIGIN)
-        assert decode(encode(request)) == Message(request)
+        assert decode(encode(request)) == request
 
 
 def test_an_abort_of_every_legal_length_is_small_enough() -> None:
     request = Request("🏃" * 255, str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255, new_origin())
-    assert decode(encode(request, wait=3599.999)) == Message(request, 3599.999)
+    assert decode(encode(request)) == request
 
 
 def test_half_a_surrogate_pair_is_escaped() -> None:
     request = Request("run-\ud83c", origin=new_origin())
     assert encode(request).isascii()
-    assert decode(encode(request)) == Message(request)
+    assert decode(encode(request)) == request

@@ -4,7 +4,6 @@ import logging
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from django_redis.pool import ConnectionFactory
 from example.redis_server import RedisServer, free_port
 from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
-from run_abort._transport.codec import Message, Question, decode, decode_question
+from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
 from tests.conftest import Configure
 from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
@@ -153,9 +152,9 @@ class TestPublish:
         request = Request("run-1", "id", "because", "ann", new_origin())
         assert push.publish([request]) == [0]
         with shared_redis.client() as client, heard(client, channel_name) as messages:
-            assert push.publish([request], wait=2.5) == [1]
+            assert push.publish([request]) == [1]
             wait_until(lambda: messages)
-        assert decode(messages[0]) == Message(request, 2.5)
+        assert decode(messages[0]) == request
 
     def test_fills_in_the_origin_where_there_is_none(
         self, configure: Configure, node: Node, shared_redis: RedisServer, channel_name: str
@@ -165,7 +164,7 @@ class TestPublish:
             assert node.push.publish(requests) == [1, 1]
             wait_until(lambda: len(messages) == 2)
         expected = [Request("run-1", origin=node.origin), requests[1]]
-        assert [decode(data) for data in messages] == [Message(each) for each in expected]
+        assert [decode(data) for data in messages] == expected
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
@@ -282,60 +281,6 @@ class TestPublish:
     ) -> None:
         configure(REDIS_URL=shared_redis.url.replace("/0", "/9999"))
         assert publish(push)
-
-
-class TestQuestions:
-    def test_answers_come_to_the_inbox_of_the_question(
-        self, push: Push, configure: Configure
-    ) -> None:
-        question_id, other_id = str(uuid.uuid4()), str(uuid.uuid4())
-        assert push.ask(Question("status", question_id, 1.0)) == 0
-        inbox = push.inbox([question_id, other_id], limit=100)
-        assert inbox is not None
-        inbox.open()
-        try:
-            assert push.answer(question_id, [b"one", b"two"])
-            assert push.answer(str(uuid.uuid4()), [b"astray"])
-            assert push.answer(other_id, [b"three"])
-            deadline = time.monotonic() + 10
-            received = [inbox.receive_before(deadline) for _ in range(3)]
-            assert received == [b"one", b"two", b"three"]
-            assert inbox.receive_before(time.monotonic() + 0.05) is None
-        finally:
-            inbox.close()
-
-    def test_a_question_goes_to_all_listeners(
-        self, push: Push, configure: Configure, shared_redis: RedisServer, channel_name: str
-    ) -> None:
-        question = Question("abort", str(uuid.uuid4()), 1.0, str(uuid.uuid4()), "run-1")
-        with shared_redis.client() as client, heard(client, channel_name) as messages:
-            assert push.ask(question) == 1
-            wait_until(lambda: messages)
-        assert decode(messages[0]) is None
-        assert decode_question(messages[0]) == question
-
-    @pytest.mark.parametrize("url", [None, "redis://localhost:port"])
-    def test_without_a_transport_nothing_is_sent_and_no_warning_logged(
-        self,
-        push: Push,
-        configure: Configure,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-        url: str | None,
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
-        configure(REDIS_URL=url)
-        question_id = str(uuid.uuid4())
-        assert push.ask(Question("status", question_id, 1.0)) is None
-        assert push.answer(question_id, [b"one"]) is False
-        assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
-        if url is None:
-            assert push.inbox([question_id], limit=100) is None
-
-    def test_no_answer_goes_to_another_channel(self, push: Push, configure: Configure) -> None:
-        assert push.answer("elsewhere", [b"one"]) is False
-        with pytest.raises(ValueError, match="UUID"):
-            push.inbox(["elsewhere"], limit=100)
 
 
 class TestBlackHole:

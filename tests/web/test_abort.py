@@ -75,11 +75,10 @@ class TestPost:
         assert response.json() == {
             "ok": True,
             "runId": "run-1",
-            "abortId": str(row.pk),
+            "requestId": str(row.pk),
             "aborted": 1,
             "recorded": True,
             "published": True,
-            "listeners": 1,
         }
         assert (row.run_id, row.reason, row.actor, row.user) == ("run-1", "because", "ann", ann)
         assert "no-store" in response["Cache-Control"]

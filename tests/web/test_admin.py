@@ -15,10 +15,10 @@ from django.contrib.messages import get_messages
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from example.redis_server import free_port
-from run_abort import abortable_run
-from run_abort._core.answers import ProcessAnswer, ProcessState
+from run_abort._core.types import Hold, HoldState
 from run_abort.aborts import AbortOutcome
 from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
 from run_abort.admin import runs as rooms_of_runs
@@ -28,7 +28,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job
-from tests.support import Foreign
+from tests.rows import LEASE, hold_row, process_row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,7 +41,7 @@ WAIT = AbortRunsMixin.abort_wait
 
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
-    configure(REQUESTS=True, POLL_INTERVAL=0.2)
+    configure(REQUESTS=True, POLL_INTERVAL=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -333,7 +333,7 @@ class TestButton:
 
 
 class TestWaiting:
-    """What is told once the processes have answered, by the action and by the button."""
+    """What is told after the wait, by the action and by the button."""
 
     @pytest.fixture(autouse=True)
     def waited(self, not_waited: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,50 +343,37 @@ class TestWaiting:
         page = client.post(LIST, ACTION | select(*jobs))
         return messages(client.post(LIST, confirmed(page)))
 
-    @pytest.mark.usefixtures("listening")
     def test_each_run_is_told_of_as_far_as_is_known(
         self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 2)
-        unknown, finished = (Job.objects.create(name=name) for name in ("three", "four"))
-        with abortable_run(f"job-{finished.pk}"):
-            pass
+        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.5)
+        lost, idle = (Job.objects.create(name=name) for name in ("three", "four"))
+        hold_row(f"job-{lost.pk}", process_row(silent=LEASE + 1))
         with held(f"job-{jobs[0].pk}"), held(f"job-{jobs[1].pk}", is_stubborn=True):
-            told = self.abort(viewer, *jobs, unknown, finished)
+            told = self.abort(viewer, *jobs, lost, idle)
         assert told == [
             ("success", "1 job stopped, on 1 process."),
             ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
-            ("info", "1 job had already finished."),
+            (
+                "warning",
+                (
+                    "1 job was asked to abort, but may still work: 1 process, not heard of for a "
+                    "while."
+                ),
+            ),
             ("info", "1 job was asked to abort; no process is known to work on it."),
         ]
         assert LogEntry.objects.count() == 4
 
-    @pytest.mark.usefixtures("listening")
     def test_the_button_tells_as_the_action_does(self, viewer: Client, jobs: list[Job]) -> None:
         with held(f"job-{jobs[0].pk}"):
             response = viewer.post(reverse("admin:jobs_job_abort", args=[jobs[0].pk]))
         assert messages(response) == [("success", "1 job stopped, on 1 process.")]
 
-    def test_listeners_that_do_not_answer_are_told_of(
-        self, viewer: Client, jobs: list[Job], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(AbortRunsMixin, "abort_wait", 2)
-        with foreign.client.pubsub() as pubsub, held(f"job-{jobs[0].pk}"):
-            pubsub.subscribe(foreign.channel)
-            assert pubsub.get_message(timeout=5) is not None
-            told = self.abort(viewer, *jobs)
-        assert told == [
-            ("info", "1 job stopped on 1 process, but not all listeners have answered."),
-            ("info", "1 job was asked to abort; no process is known to work on it."),
-            ("warning", "1 listener did not answer; its runs are unknown."),
-        ]
-
-    def test_without_redis_nobody_is_said_to_have_finished(
+    def test_without_redis_the_rest_is_told_to_take_longer(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, POLL_INTERVAL=0.2)
-        with abortable_run(f"job-{jobs[1].pk}"):
-            pass
+        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, POLL_INTERVAL=0.05)
         with held(f"job-{jobs[0].pk}"):
             told = self.abort(viewer, *jobs)
         assert told == [
@@ -416,29 +403,29 @@ class TestWaiting:
             assert self.abort(viewer, *jobs) == [("success", "Asked to abort: 2 jobs.")]
 
     def test_several_processes_are_counted_once_each(self) -> None:
-        def outcome(run_id: str, states: dict[str, ProcessState], **more: Any) -> AbortOutcome:
-            processes = [
-                ProcessAnswer(origin, "host", 1, state) for origin, state in states.items()
-            ]
-            return AbortOutcome(
-                run_id, uuid.uuid4(), 0, True, True, 9, processes=tuple(processes), **more
+        now = timezone.now()
+
+        def outcome(run_id: str, states: dict[str, HoldState], **more: Any) -> AbortOutcome:
+            holds = tuple(
+                Hold(uuid.uuid4(), run_id, "", origin, "host", 1, "", now, state, now)
+                for origin, state in states.items()
             )
+            return AbortOutcome(run_id, uuid.uuid4(), 0, True, True, holds, **more)
 
         outcomes = [
-            outcome("1", {"a": "stopped", "b": "stopped", "x": "not here"}, stopped=True),
+            outcome("1", {"a": "stopped", "b": "stopped"}, stopped=True),
             outcome("2", {"b": "stopped", "c": "stopped"}, stopped=True),
-            outcome("3", {"a": "stopped", "b": "aborting", "c": "aborting"}),
-            outcome("4", {"a": "aborting"}, unanswered=3),
-            outcome("5", {"a": "finished"}),
-            outcome("6", {"a": "finished"}, unanswered=3),
+            outcome("3", {"a": "stopped", "b": "aborting", "c": "finishing", "d": "lost"}),
+            outcome("4", {"a": "aborting"}),
+            outcome("5", {"a": "stopped", "b": "lost"}),
+            outcome("6", {}),
         ]
         told = tell(outcomes, lambda count: "run" if count == 1 else "runs", waited=True)
         assert [text for _level, text in told] == [
             "2 runs stopped, on 3 processes.",
             "2 runs were asked to abort and are still stopping, on 3 processes.",
-            "1 run had already finished.",
+            "1 run was asked to abort, but may still work: 1 process, not heard of for a while.",
             "1 run was asked to abort; no process is known to work on it.",
-            "3 listeners did not answer; their runs are unknown.",
         ]
 
 

@@ -1,36 +1,37 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
+from django.db import connections
 from django.http import HttpResponse
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from example.redis_server import free_port
-from run_abort._core.answers import HeldRun, ProcessStatus
-from run_abort._runtime.inquiry import Census
+from run_abort._store import holds
+from run_abort._store.overview import Overview, overview
 from run_abort.admin import AbortRequestAdmin, live
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort.models import AbortRequest
 from tests.blocks import held
 from tests.conftest import Configure
-from tests.support import Foreign
+from tests.rows import LEASE, hold_row, process_row
+from tests.support import unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-NASTY = "<b>\x1b\ud800 /&%\r\n"
+NASTY = "<b>\x1b /&%\r\n"
 
 
 @pytest.fixture(autouse=True)
-def recorded_and_published(configure: Configure) -> None:
-    configure(REQUESTS=True, POLL_INTERVAL=0.2)
+def rows(configure: Configure) -> None:
+    configure(REQUESTS=True, LISTEN=False, POLL_INTERVAL=0.05)
 
 
 def login(*codenames: str) -> Client:
@@ -89,116 +90,106 @@ def confirmed(page: str, **more: str) -> dict[str, str]:
     return {unescape(name): unescape(value) for name, value in fields} | more
 
 
-@pytest.fixture
-def census(monkeypatch: pytest.MonkeyPatch) -> list[ProcessStatus]:
-    """What processes answer, as the test fills it in."""
-    processes: list[ProcessStatus] = []
-    monkeypatch.setattr(
-        live, "ask_status", lambda *, timeout: Census(tuple(processes), 0, reachable=True)
-    )
-    return processes
-
-
-def status(pid: int = 1, *runs: HeldRun, **facts: Any) -> ProcessStatus:
-    known = {"kind": "gunicorn", "listener": "listening", "since": ago(3700), "held": len(runs)}
-    return ProcessStatus("inst_1", "web-1", pid, **{**known, **facts}, runs=runs)
-
-
-def run(run_id: str, label: str = "", *, age: float = 1, aborted: bool = False) -> HeldRun:
-    return HeldRun(run_id, label, ago(age), aborted)
-
-
-def ago(seconds: float) -> datetime:
-    return datetime.now(UTC) - timedelta(seconds=seconds)
-
-
 class TestPage:
-    def test_without_redis_it_says_that_only_this_process_is_known(
-        self, viewer: Client, configure: Configure
-    ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
-        with held("run-1"):
-            page = text(viewer.get(url()))
-        assert "Redis cannot be reached: only this process is known." in page
-        assert cells(page)[1][0] == "run-1"
-
-    def test_tells_of_listeners_that_do_not_answer(
-        self, viewer: Client, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(live, "ASK_FOR", 0.2)
-        with foreign.client.pubsub() as pubsub:
-            pubsub.subscribe(foreign.channel)
-            assert pubsub.get_message(timeout=5) is not None
-            page = text(viewer.get(url()))
-        assert "1 listener did not answer" in page
-        assert "No known runs." in page
-
-    def test_a_run_on_several_processes_has_one_button(
-        self, aborter: Client, census: list[ProcessStatus]
-    ) -> None:
-        census += [
-            status(17, run("run-1", age=125), run("run-2", age=3)),
-            status(1018, run("run-1", age=62, aborted=True), kind="celery worker", held=5),
-            status(19, listener="reconnecting", last_error="ConnectionError: gone"),
-        ]
+    def test_a_run_on_several_processes_has_one_button(self, aborter: Client) -> None:
+        web, worker = process_row(), process_row("web-1", 1018, "celery worker")
+        hold_row("run-1", web, age=125.5, groups=["tenant-1"], label="rows")
+        hold_row("run-1", worker, "aborting", age=62.5)
+        hold_row("run-2", web, age=3.5)
+        hold_row("run-3", web, "stopped")
         page = text(aborter.get(url()))
-        rows = cells(page)
-        assert rows[1] == ["run-1", "Abort", "", "web-1", "17 gunicorn", "2 min 5 s", "running"]
-        assert rows[2] == ["", "web-1", "1018 celery worker", "1 min 2 s", "still stopping"]
-        assert rows[3][0] == "run-2"
-        assert rows[5:] == [
-            ["web-1", "17 gunicorn", "listening", "1 h 1 min", "2", ""],
-            ["web-1", "1018 celery worker", "listening", "1 h 1 min", "5", ""],
-            ["web-1", "19 gunicorn", "reconnecting", "1 h 1 min", "0", "ConnectionError: gone"],
+        first, second, third, *processes = cells(page)[1:]
+        assert first == [
+            "run-1", "Abort", "rows tenant-1", "web-1", "17 gunicorn", "2 min 5 s", "running"
+        ]  # fmt: skip
+        assert second == ["", "web-1", "1018 celery worker", "1 min 2 s", "still stopping"]
+        assert third[0] == "run-2"
+        assert processes == [
+            ["Host", "Process", "Blocks"],
+            ["web-1", "17 gunicorn", "2"],
+            ["web-1", "1018 celery worker", "1"],
         ]
         assert keys(page) == ["run-1", "run-2"]
-        assert "4 newer blocks are not shown." in page
         assert "2 runs on 2 processes." in page
+        assert "Redis counts 0 subscribers." in page
 
-    def test_what_is_aborted_everywhere_has_no_button(
-        self, aborter: Client, census: list[ProcessStatus]
-    ) -> None:
-        census.append(status(1, run("run-1", aborted=True)))
-        assert keys(text(aborter.get(url()))) == []
+    def test_what_cannot_or_need_not_be_aborted_has_no_button(self, aborter: Client) -> None:
+        process, lost = process_row(), process_row(silent=LEASE + 65.5)
+        hold_row("aborting", process, "aborting")
+        hold_row("finishing", process, "finishing")
+        hold_row("lost after it", lost, "aborting", request_id=uuid.uuid4())
+        hold_row("lost", lost)
+        page = text(aborter.get(url()))
+        assert {row[0]: row[-1] for row in cells(page)[1:5]} == {
+            "aborting": "still stopping",
+            "finishing": "finishing, can no longer be aborted",
+            "lost after it": "lost, may still work not heard of for 1 min 50 s",
+            "lost": "lost, may still work not heard of for 1 min 50 s",
+        }
+        assert keys(page) == ["lost"]
 
-    def test_is_bounded(
-        self, viewer: Client, census: list[ProcessStatus], monkeypatch: pytest.MonkeyPatch
+    def test_takes_as_many_queries_for_many_blocks_as_for_one(
+        self, viewer: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        def count() -> int:
+            counted: list[int] = []
+
+            def counting(alias: str) -> Overview:
+                with CaptureQueriesContext(connections[alias]) as queries:
+                    found = overview(alias)
+                counted.append(len(queries))
+                return found
+
+            monkeypatch.setattr(live, "overview", counting)
+            text(viewer.get(url()))
+            return counted[0]
+
+        hold_row("run-1", process_row())
+        few = count()
+        for number in range(20):
+            hold_row(f"run-{number}", process_row(pid=number), groups=["group"])
+        assert count() == few <= 6
+
+    def test_is_bounded(self, viewer: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(live, "MAX_BLOCKS", 3)
         monkeypatch.setattr(live, "MAX_PROCESSES", 2)
-        census.extend(status(pid, run(f"run-{pid}", age=pid + 1)) for pid in range(5))
+        for pid in range(5):
+            hold_row(f"run-{pid}", process_row(pid=pid), age=pid + 1)
         page = text(viewer.get(url()))
         rows = [row[0] for row in cells(page)]
         assert rows == ["Run", "run-4", "run-3", "run-2", "Host", "web-1", "web-1"]
         assert "2 newer blocks are not shown." in page
         assert "3 more processes are not shown." in page
+        monkeypatch.setattr(holds, "MAX_ROWS", 5)
+        assert "There are more blocks than this page reads." in text(viewer.get(url()))
 
-    def test_what_others_say_is_escaped(self, aborter: Client, census: list[ProcessStatus]) -> None:
-        census.append(
-            status(
-                1,
-                run(NASTY, NASTY),
-                run("", "no ID"),
-                run("a/b%2F \r\n<i>"),
-                kind=NASTY,
-                listener=NASTY,
-                last_error=NASTY,
-            )
-        )
+    def test_what_is_not_known_is_not_claimed(self, viewer: Client, configure: Configure) -> None:
+        configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
+        page = text(viewer.get(url()))
+        assert "is False, so it is not known which processes work on runs." in page
+        assert "subscriber" not in page
+        configure(REQUESTS=True)
+        with unmigrated("run_abort_runhold"):
+            page = text(viewer.get(url()))
+        assert "The database does not answer" in page
+
+    def test_what_others_say_is_escaped(self, aborter: Client) -> None:
+        process = process_row(NASTY, kind=NASTY)
+        hold_row(NASTY, process, label=NASTY, groups=[NASTY])
+        hold_row("", process, label="no ID")
+        hold_row("a/b%2F \r\n<i>", process)
         page = text(aborter.get(url()))
-        assert page.count(r"&lt;b&gt;\x1b\ud800 /&amp;%\r\n") >= 5
+        assert page.count(r"&lt;b&gt;\x1b /&amp;%\r\n") >= 5
         assert "<b>" not in page
         # What cannot be a run has no button; what can is sent as it is.
-        (key,) = keys(page)
-        question = text(aborter.post(abort_url(), {"run": key}))
+        assert len(keys(page)) == 2
+        question = text(aborter.post(abort_url(), {"run": keys(page)[-1]}))
         assert r"a/b%2F \r\n&lt;i&gt;" in question
         aborter.post(abort_url(), confirmed(question))
         assert AbortRequest.objects.get().run_id == "a/b%2F \r\n<i>"
 
-    def test_the_fragment_is_what_changes(
-        self, aborter: Client, census: list[ProcessStatus]
-    ) -> None:
-        census.append(status(1, run("run-1")))
+    def test_the_fragment_is_what_changes(self, aborter: Client) -> None:
+        hold_row("run-1", process_row(), age=3600)
         page, fragment = text(aborter.get(url())), text(aborter.get(f"{url()}?fragment=1"))
         assert "<html" not in fragment
         assert "csrf" not in fragment
@@ -207,24 +198,15 @@ class TestPage:
         assert f'data-fragment="{url()}?fragment=1"' in page
         assert "no-store" in aborter.get(url())["Cache-Control"]
 
-    def test_works_without_a_script_and_with_a_strict_policy(
-        self, aborter: Client, census: list[ProcessStatus]
-    ) -> None:
-        census.append(status(1, run("run-1")))
+    def test_works_without_a_script_and_with_a_strict_policy(self, aborter: Client) -> None:
+        hold_row("run-1", process_row())
         (content,) = re.findall(
             r'<div id="content-main".*</form>\n</div>', text(aborter.get(url())), re.DOTALL
         )
         assert f'<a href="{url()}">Refresh</a>' in content
         assert not re.search(r"<script|style=| on\w+=", content)
 
-    def test_stores_nothing(self, viewer: Client, census: list[ProcessStatus]) -> None:
-        census.append(status(1, run("run-1")))
-        text(viewer.get(url()))
-        assert not AbortRequest.objects.exists()
-        assert not AbortDelivery.objects.exists()
 
-
-@pytest.mark.usefixtures("listening")
 class TestAbort:
     def test_asks_first_and_tells_then_what_became_of_it(self, aborter: Client) -> None:
         with held("run-1"):
@@ -249,7 +231,7 @@ class TestAbort:
     def test_what_does_not_stop_is_not_said_to(
         self, aborter: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRequestAdmin, "abort_wait", 2)
+        monkeypatch.setattr(AbortRequestAdmin, "abort_wait", 0.2)
         with held("run-1", is_stubborn=True):
             response = aborter.post(abort_url(), {"run": "run-1", "post": "yes"})
             page = text(aborter.get(url()))
@@ -268,8 +250,8 @@ class TestAbort:
 
 class TestWho:
     @pytest.fixture(autouse=True)
-    def something_runs(self, census: list[ProcessStatus]) -> None:
-        census.append(status(1, run("run-1")))
+    def something_runs(self) -> None:
+        hold_row("run-1", process_row())
 
     @pytest.fixture
     def sent(self) -> Iterator[dict[str, str]]:

@@ -8,18 +8,22 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.db import connection
+from django.db import connection, connections
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from django.utils.html import escape
 
 from run_abort import abort_run
-from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import Runtime
+from run_abort._store import holds
 from run_abort.admin import requests, story
-from run_abort.models import AbortDelivery, AbortRequest
+from run_abort.models import AbortRequest, RunProcess
 from tests.blocks import held
 from tests.conftest import Configure
+from tests.rows import LEASE, hold_row, process_row
+from tests.support import TIMEOUT, unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,18 +48,15 @@ def request(run_id: str = "run-1", **facts: Any) -> AbortRequest:
     return AbortRequest.objects.create(run_id=run_id, **{**known, **facts})
 
 
-def deliver(to: AbortRequest, pid: int = 17, *, stopped: bool = True, **facts: Any) -> None:
-    received_at = to.requested_at + timedelta(milliseconds=3)
-    known = {
-        "origin": f"inst_{pid}",
-        "host": "worker-1",
-        "pid": pid,
-        "way": "channel",
-        "controllers": 2,
-        "received_at": received_at,
-        "stopped_at": received_at + timedelta(milliseconds=40) if stopped else None,
-    }
-    AbortDelivery.objects.create(request=to, **{**known, **facts})
+def abort(to: AbortRequest, process: RunProcess, state: str = "stopped", **facts: Any) -> None:
+    """A block of the process, with what the request did to it."""
+    known: dict[str, Any] = {}
+    if state != "running":
+        known = {"received_at": to.requested_at + timedelta(milliseconds=3)}
+    if state == "stopped":
+        known["left_at"] = to.requested_at + timedelta(milliseconds=43)
+    request = None if state == "running" else to
+    hold_row(to.run_id, process, state, request=request, **{**known, **facts})
 
 
 def text(response: HttpResponse) -> str:
@@ -89,26 +90,28 @@ class TestList:
     def test_shows_what_became_of_each(self, client: Client) -> None:
         request("asked")
         request("cleared", cleared_at=AT)
-        one, several, some = request("one"), request("several"), request("some")
-        deliver(one)
-        deliver(several, 1)
-        deliver(several, 2)
-        deliver(some, 1)
-        deliver(some, 2, stopped=False)
+        one, several, some, lost = map(request, ("one", "several", "some", "lost"))
+        first, second, silent = process_row(), process_row(), process_row(silent=LEASE + 1)
+        for row in (one, several, some, lost):
+            abort(row, first)
+            abort(row, first)
+        abort(several, second)
+        abort(some, second, "aborting")
+        abort(some, silent, "aborting")
+        abort(lost, silent, "aborting")
         page = text(client.get(LIST, {"o": "2"}))
-        first, second, *stopped, last = outcomes(page)
-        assert (first, second, last) == ("cleared", "requested", "stopping on 1 of 2")
+        cleared, asked, *stopped, of_lost, of_some = outcomes(page)
+        assert (cleared, asked) == ("cleared", "requested")
         assert sorted(stopped) == ["stopped on 1 process", "stopped on 2 processes"]
+        assert (of_lost, of_some) == ("lost on 1 of 2", "stopping on 1 of 3")
 
     def test_takes_as_many_queries_for_thirty_rows_as_for_three(self, client: Client) -> None:
         def count(rows: int) -> int:
             for number in range(rows):
                 row = request(f"run-{number}", actor=f"actor-{number}")
-                deliver(row, 1)
-                deliver(row, 2, stopped=False)
-            with CaptureQueriesContext(
-                connection,
-            ) as queries:
+                abort(row, process_row())
+                abort(row, process_row(), "aborting")
+            with CaptureQueriesContext(connection) as queries:
                 page = text(client.get(LIST))
             assert len(outcomes(page)) == AbortRequest.objects.count()
             return len(queries)
@@ -132,34 +135,37 @@ class TestList:
 class TestFiltersAndSearch:
     @pytest.fixture(autouse=True)
     def some(self) -> None:
-        request("asked", actor="ann", reason="too slow", published=True)
+        request("asked", actor="ann", reason="too slow", published_at=AT)
         stopped = request("stopped", actor="bob", host="web-2")
-        deliver(stopped, host="worker-7")
-        deliver(stopped, 18, host="worker-7")
+        abort(stopped, process_row("worker-7"))
+        abort(stopped, process_row("worker-7"))
         stopping = request("stopping", actor="ann", requested_at=AT + timedelta(seconds=1))
-        deliver(stopping, 1)
-        deliver(stopping, 2, stopped=False)
+        abort(stopping, process_row())
+        abort(stopping, process_row(), "aborting")
+        lost = request("lost", actor="eve")
+        abort(lost, process_row(silent=LEASE + 1), "aborting")
 
     @pytest.mark.parametrize(
         ("query", "expected"),
         [
             ({"outcome": "stopping"}, {"stopping"}),
+            ({"outcome": "lost"}, {"lost"}),
             ({"outcome": "stopped"}, {"stopped"}),
             ({"outcome": "nobody"}, {"asked"}),
-            ({"outcome": "nonsense"}, {"asked", "stopped", "stopping"}),
+            ({"outcome": "nonsense"}, {"asked", "stopped", "stopping", "lost"}),
             ({"actor": "ann"}, {"asked", "stopping"}),
             ({"actor": "ann", "outcome": "stopping"}, {"stopping"}),
             ({"actor": "nobody"}, set()),
             ({"actor": "a\0b"}, set()),
             ({"run_id": "stopped"}, {"stopped"}),
-            ({"published__exact": "1"}, {"asked"}),
+            ({"published_at__isempty": "0"}, {"asked"}),
             ({"requested_at__year": "2023"}, set()),
             ({"q": "stopp"}, {"stopped", "stopping"}),
             ({"q": "bob"}, {"stopped"}),
             ({"q": "too slow"}, {"asked"}),
             ({"q": "worker-7"}, {"stopped"}),
             ({"q": "web-2"}, {"stopped"}),
-            ({"q": "a\0b"}, {"asked", "stopped", "stopping"}),
+            ({"q": "a\0b"}, {"asked", "stopped", "stopping", "lost"}),
         ],
     )
     def test_finds(self, client: Client, query: dict[str, str], expected: set[str]) -> None:
@@ -200,54 +206,84 @@ class TestTimeline:
         row = request(
             actor="ann",
             reason="too slow",
-            published=True,
-            listeners=3,
+            published_at=AT + timedelta(milliseconds=1),
             cleared_at=AT + timedelta(hours=1),
+            cleared_by="bob",
         )
-        deliver(row, 18, stopped=False, controllers=1, way="reconcile")
-        deliver(row, 17)
+        process = process_row("worker-1", 17)
+        steps = '[["cancel", 0.02], ["interrupt", 0.03]]'
+        abort(row, process, label="rows", escalations=steps)
+        abort(row, process, "aborting", way="reconcile", received_at=AT + timedelta(seconds=2))
         page = story_page(row)
-        told = facts(page)
-        both = [told[2], told[3]]
-        assert told[:2] == [
+        assert facts(page) == [
             (
                 "Requested Nov. 24, 2024, 10:12:03.250 By ann. On web-1, by the process inst_1. "
                 "Reason: too slow"
             ),
-            "Published Redis reported 3 listeners. This is a hint, not an acknowledgement.",
-        ]
-        assert sorted(both) == [
+            "Published Nov. 24, 2024, 10:12:03.251 The server accepted the push.",
             (
-                "Received Nov. 24, 2024, 10:12:03.253 worker-1, process 17: through Redis, "
-                "3 ms after the request. It aborted 2 blocks."
+                "Received Nov. 24, 2024, 10:12:03.253 worker-1, process 17, “rows”: by push, 3 ms "
+                "after the request."
             ),
             (
-                "Received Nov. 24, 2024, 10:12:03.253 worker-1, process 18: from the database, "
-                "3 ms after the request. It aborted 1 block."
+                "Forced Nov. 24, 2024, 10:12:03.273 worker-1, process 17, “rows”: the task was "
+                "cancelled again, 20 ms after the abort."
             ),
-        ]
-        assert told[4:] == [
             (
-                "Stopped Nov. 24, 2024, 10:12:03.293 worker-1, process 17: 40 ms after receiving "
-                "the request."
+                "Forced Nov. 24, 2024, 10:12:03.283 worker-1, process 17, “rows”: the thread was "
+                "interrupted, 30 ms after the abort."
+            ),
+            (
+                "Stopped Nov. 24, 2024, 10:12:03.293 worker-1, process 17, “rows”: 40 ms after "
+                "receiving the request."
+            ),
+            (
+                "Received Nov. 24, 2024, 10:12:05.250 worker-1, process 17: from the database, "
+                "2 s after the request."
             ),
             (
                 "Cleared Nov. 24, 2024, 11:12:03.250 Since then, the request no longer stops new "
-                "starts of the run."
+                "starts of the run. By bob."
             ),
-            (
-                "Still stopping worker-1, process 18: it has not reported a stop. A killed process "
-                "never reports one."
-            ),
+            "Still stopping worker-1, process 17",
         ]
         assert '<time datetime="2024-11-24T10:12:03.250000+00:00">' in page
 
+    def test_what_is_not_known_to_have_stopped_is_told_apart(
+        self, story_page: Callable[[AbortRequest], str]
+    ) -> None:
+        now = timezone.now()
+        row = request(requested_at=now)
+        long_ago = now - timedelta(seconds=60)
+        silent = process_row("worker-3", silent=LEASE + 1)
+        abort(row, process_row("worker-1"), "running", entered_at=long_ago)
+        abort(row, process_row("worker-2"), "finishing", received_at=None)
+        abort(row, silent, "aborting")
+        told = facts(story_page(row))
+        assert any(
+            fact.startswith("Lost worker-3, process 17 has not been heard of since ")
+            and fact.endswith("; it may still work.")
+            for fact in told
+        )
+        assert {
+            (
+                "Not received yet worker-1, process 17 works on the run and has not received the "
+                "request yet."
+            ),
+            "Finishing worker-2, process 17 can no longer be aborted and works to its end.",
+        } < set(told)
+
     def test_of_one_that_nobody_held(self, story_page: Callable[[AbortRequest], str]) -> None:
-        page = story_page(request())
+        row = request()
+        page = story_page(row)
         assert [fact.split()[0] for fact in facts(page)] == ["Requested", "Not"]
         assert "By an unknown actor." in page
-        assert "Redis did not accept it." in page
+        assert "No server has accepted the push." in page
         assert "No process is known to have worked on this run." in page
+        with unmigrated("run_abort_runholdgroup"):
+            page = story_page(row)
+        assert "No process" not in page
+        assert "it is not known which processes worked on this run." in page
 
     def test_times_are_those_of_the_reader(
         self, story_page: Callable[[AbortRequest], str], settings: Any
@@ -257,60 +293,59 @@ class TestTimeline:
         assert "18:12:03.250" in page
         assert '<time datetime="2024-11-24T10:12:03.250000+00:00">' in page
 
-    def test_a_clock_that_is_behind_confuses_nobody(
-        self, story_page: Callable[[AbortRequest], str]
-    ) -> None:
-        row = request()
-        deliver(row, received_at=AT - timedelta(seconds=5), stopped_at=AT - timedelta(seconds=6))
-        told = facts(story_page(row))
-        assert told[0].startswith("Requested")
-        assert sum(" 0 ms after" in fact for fact in told) == 2
-
     def test_what_others_have_written_is_escaped(
         self, story_page: Callable[[AbortRequest], str]
     ) -> None:
         row = request(reason=NASTY, actor=NASTY, host=NASTY, origin=NASTY)
-        deliver(row, host=NASTY)
+        abort(row, process_row(NASTY), label=NASTY)
         page = story_page(row)
         told = facts(page)
-        assert sum(fact.count(SHOWN) for fact in told) == 6
+        assert sum(fact.count(SHOWN) for fact in told) == 4 + 2 * 2
         assert "\x1b" not in " ".join(told)
         assert "<b>" not in page
 
-    def test_is_asked_for_in_one_query_and_bounded(
+    def test_is_asked_for_in_few_queries_and_bounded(
         self, story_page: Callable[[AbortRequest], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def count(row: AbortRequest) -> int:
-            with CaptureQueriesContext(connection) as queries:
-                story_page(row)
-            return len(queries)
+        counted: list[int] = []
+        real = holds.of_requests
 
-        few, many = request(), request()
-        deliver(few)
-        for pid in range(30):
-            deliver(many, pid)
+        def counting(alias: str, asked: Any) -> Any:
+            with CaptureQueriesContext(connections[alias]) as queries:
+                found = real(alias, asked)
+            counted.append(len(queries))
+            return found
+
+        monkeypatch.setattr(holds, "of_requests", counting)
+        few, many = request(), request("run-2")
+        abort(few, process_row())
+        for _ in range(30):
+            abort(many, process_row())
         story_page(few)
-        assert count(many) == count(few)
-        monkeypatch.setattr(story, "MAX_PROCESSES", 10)
+        with CaptureQueriesContext(connection) as of_few:
+            story_page(few)
+        with CaptureQueriesContext(connection) as of_many:
+            story_page(many)
+        assert len(of_few) == len(of_many)
+        assert len(set(counted)) == 1
+        monkeypatch.setattr(story, "MAX_HOLDS", 10)
         page = story_page(many)
         assert len(facts(page)) == 2 + 2 * 10
-        assert "Not all processes are shown." in page
-        assert "than are shown" not in story_page(few)
+        assert "Not all blocks are shown." in page
 
-    @pytest.mark.usefixtures("listening")
     def test_of_a_real_abort(
-        self, story_page: Callable[[AbortRequest], str], configure: Configure
+        self, story_page: Callable[[AbortRequest], str], configure: Configure, runtime: Runtime
     ) -> None:
-        configure(REQUESTS=True)
-        with held("run-1"), held("run-1", is_stubborn=True):
-            abort_id = abort_run("run-1", reason="because", wait=0.3).abort_id
-            assert current().timeline.wait_written(5)
-            row = AbortRequest.objects.get(pk=abort_id)
-            titles = [fact.split()[0] for fact in facts(story_page(row))]
-            assert titles == ["Requested", "Published", "Received", "Still"]
-        assert current().timeline.wait_written(5)
-        (*_, last) = facts(story_page(row))
-        assert last.startswith("Stopped")
+        configure(REQUESTS=True, LISTEN=False)
+
+        def titles() -> list[str]:
+            assert runtime.recorder.flush(TIMEOUT)
+            return sorted(fact.split()[0] for fact in facts(story_page(row)))
+
+        with held("run-1", is_stubborn=True):
+            row = AbortRequest.objects.get(pk=abort_run("run-1").request_id)
+            assert titles() == ["Published", "Received", "Requested", "Still"]
+        assert titles() == ["Published", "Received", "Requested", "Stopped"]
 
 
 class TestWho:

@@ -180,11 +180,12 @@ class TestMistakes:
 
 
 class TestForm:
+    @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("run_id", IDS)
     def test_any_id_is_shown_as_it_is_and_leads_to_its_run(
         self, ann: User, run_id: str, configure: Configure
     ) -> None:
-        configure(REQUESTS=True)
+        configure(REQUESTS=True, LISTEN=False)
         button = render("{% abort_button run_id %}", request_of(ann), run_id=run_id)
         parsed = Parsed(button)
         assert not {"script", "style", "img"} & {tag for tag, _ in parsed.elements}
@@ -196,7 +197,7 @@ class TestForm:
         )
         assert response.json()["runId"] == run_id
         progress = parsed.all("div")[0]["data-progress"]
-        response = client.get(f"{progress}?abort={response.json()['abortId']}")
+        response = client.get(f"{progress}?abort={response.json()['requestId']}")
         assert response.json()["runId"] == run_id
 
     def test_an_id_is_no_html_whoever_says_so(self, ann: User) -> None:

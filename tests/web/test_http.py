@@ -24,10 +24,9 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-from run_abort import AbortSignal, RunAborted, abort_run, abortable_run, http
+from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
-from run_abort._store import requests
 from run_abort.http import (
     LOST,
     AbortableRequest,
@@ -48,7 +47,7 @@ happened: list[object] = []
 @pytest.fixture(autouse=True)
 def alone(settings: Any) -> None:
     """No Redis, no database: what happens inside this process."""
-    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False}
+    settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
     settings.ROOT_URLCONF = __name__
     happened.clear()
 
@@ -249,8 +248,8 @@ class Asgi:
 
 def requested(run_id: str = "run-1") -> None:
     """As if it had been requested in another process."""
-    request = Request(run_id, str(AbortRequest().pk), "because", "ann", origin="inst_x")
-    assert requests.record([request])
+    facts = {"reason": "because", "actor": "ann", "origin": "inst_x"}
+    AbortRequest.objects.create(run_id=run_id, **facts)
 
 
 class TestView:
@@ -260,7 +259,7 @@ class TestView:
             ((_, holding),) = current().registry.holdings()
             signal = request.abort_signal
             return JsonResponse(
-                [*current().registry.ids(), holding.label, signal.run_id], safe=False
+                [*list(current().registry.holders()), holding.label, signal.run_id], safe=False
             )
 
         response = view(factory.get("/"))
@@ -268,7 +267,7 @@ class TestView:
             200,
             '["run-1", "parent", "a report", "run-1"]',
         )
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     @pytest.mark.parametrize("url", ["look", "sync"])
     def test_an_aborted_one_says_so_and_not_by_whom(self, client: Client, url: str) -> None:
@@ -305,7 +304,7 @@ class TestView:
         match = "async methods" if url == "dispatch" else "a sync view"
         with pytest.raises((TypeError, RuntimeError), match=match):
             client.get(f"/{url}/run-1/")
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_what_get_run_id_raises_is_the_answer(self) -> None:
         def missing(request: HttpRequest) -> str:
@@ -329,7 +328,7 @@ class TestView:
 
         with pytest.raises(OSError, match="full"):
             view(factory.get("/"))
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_one_that_does_not_look_is_interrupted(self) -> None:
         @abortable_view(by_name, grace=0, insist="interrupt")
@@ -430,12 +429,12 @@ class TestStream:
             yield b"2"
 
         stream = abortable_stream("run-1", rows, groups=["parent"], label="an export")
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
         assert next(stream) == "run-1"
-        assert current().registry.ids() == ["run-1", "parent"]
+        assert list(current().registry.holders()) == ["run-1", "parent"]
         assert [holding.label for _, holding in current().registry.holdings()] == ["an export"]
         assert list(stream) == [b"2"]
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_any_iterable_will_do(self) -> None:
         assert list(abortable_stream("run-1", lambda signal: ["1", "2"])) == ["1", "2"]
@@ -461,7 +460,7 @@ class TestStream:
             next(chunks)
         assert isinstance(raised.value.__cause__, RunAborted)
         assert happened == [True]
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
         response.close()
 
     def test_what_comes_after_the_abort_is_not_sent(self) -> None:
@@ -490,7 +489,7 @@ class TestStream:
 
         with pytest.raises(StreamAborted if aborted else OSError):
             list(abortable_stream("run-1", rows))
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_the_project_says_the_last_word(self) -> None:
         def rows(signal: AbortSignal) -> Iterator[Chunk]:
@@ -520,7 +519,7 @@ class TestStream:
             response.close()
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
         assert happened == [tied]
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     @pytest.mark.parametrize("begun", [False, True])
     def test_closed_before_its_beginning_or_after_its_end(self, begun: bool) -> None:
@@ -563,13 +562,13 @@ class TestAsyncStream:
         async def main() -> None:
             asgi = Asgi("/stream-async/run-1/")
             await asgi.until(lambda: happened)
-            assert current().registry.ids() == ["run-1"]
+            assert list(current().registry.holders()) == ["run-1"]
             abort_run("run-1", reason="because")
             with pytest.raises(StreamAborted, match="because"):
                 await asgi.end()
             assert (asgi.body, asgi.is_whole) == (b"xxx", False)
             assert happened == ["went on", "left"]
-            assert current().registry.ids() == []
+            assert list(current().registry.holders()) == []
 
         asyncio.run(main())
 
@@ -602,7 +601,7 @@ class TestAsyncStream:
         with other_holder() as other:
             asyncio.run(main())
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(self) -> None:
         async def main() -> None:
@@ -613,7 +612,7 @@ class TestAsyncStream:
             assert not asgi.is_whole
 
         asyncio.run(main())
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_an_abort_may_come_with_the_disconnect(self) -> None:
         async def main() -> None:
@@ -628,7 +627,7 @@ class TestAsyncStream:
         with other_holder() as other:
             asyncio.run(main())
             assert other.reason == "because"
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_one_that_swallows_the_cancellation_goes_no_further_than_its_next_chunk(self) -> None:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
@@ -648,7 +647,7 @@ class TestAsyncStream:
             task = asyncio.current_task()
             assert task is not None
             assert task.cancelling() == 0
-            assert current().registry.ids() == []
+            assert list(current().registry.holders()) == []
 
         asyncio.run(main())
 
@@ -669,7 +668,7 @@ class TestAsyncStream:
                 await anext(stream)
 
         asyncio.run(main())
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_the_project_says_the_last_word(self) -> None:
         async def main() -> None:
@@ -696,7 +695,7 @@ class TestAsyncStream:
         with pytest.raises(RunAborted), abortable_run("outer", insist="interrupt"):
             asyncio.run(main())
         assert happened == ["left", "left"]
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
     def test_closed_in_the_event_loop_it_ends_soon(self) -> None:
         async def main() -> None:
@@ -710,30 +709,30 @@ class TestAsyncStream:
 
         asyncio.run(main())
         assert happened == ["left"]
-        assert current().registry.ids() == []
+        assert list(current().registry.holders()) == []
 
+    @pytest.mark.django_db(transaction=True)
     def test_one_that_is_cancelled_while_it_begins_is_not_held_for_ever(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, settings: Any
     ) -> None:
-        async def slowly(fn: Callable[[], Any]) -> Any:
-            entered = fn()
-            happened.append("entered")
-            await asyncio.sleep(0.01)
-            return entered
+        settings.RUN_ABORT = {"LISTEN": False}
 
-        monkeypatch.setattr(http, "call_from_loop", slowly)
+        async def never(future: object, *, otherwise: object) -> None:
+            happened.append("entering")
+            await asyncio.sleep(TIMEOUT)
+
+        monkeypatch.setattr(current().recorder, "await_", never)
 
         async def main() -> None:
             asgi = Asgi("/stream-async/run-1/")
             await asgi.until(lambda: happened)
-            assert current().registry.ids() == ["run-1"]
+            assert list(current().registry.holders()) == ["run-1"]
             asgi.is_gone.set()
             await asgi.end()
-            while current().registry.ids():
-                await asyncio.sleep(0.002)
+            assert not current().registry.holders()
 
         asyncio.run(main())
-        assert happened == ["entered"]
+        assert happened == ["entering"]
 
 
 class TestDisconnect:
@@ -781,7 +780,7 @@ class TestDisconnect:
 
         async def main() -> None:
             task = asyncio.ensure_future(view(factory.get("/")))
-            while not current().registry.ids():
+            while not list(current().registry.holders()):
                 await asyncio.sleep(0.002)
             await asyncio.sleep(0)
             task.cancel()

@@ -11,13 +11,14 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone
 
-from example.redis_server import free_port
 from run_abort import abortable_run
-from run_abort.models import AbortRequest
+from run_abort._runtime.runtime import Runtime
+from run_abort.models import AbortRequest, RunHold
 from run_abort.views.progress import PATIENCE, AbortProgressView
 from tests.blocks import held
 from tests.conftest import Configure
-from tests.support import Foreign, unmigrated, wait_until
+from tests.rows import LEASE, hold_row, process_row
+from tests.support import TIMEOUT, unmigrated
 
 JSON = "application/json"
 
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def recorded_and_heard(configure: Configure) -> None:
-    configure(REQUESTS=True, POLL_INTERVAL=0.2)
+def rows(configure: Configure) -> None:
+    configure(REQUESTS=True, LISTEN=False)
 
 
 @pytest.fixture
@@ -48,134 +49,103 @@ def post(client: Client, run_id: str = "run-1") -> str:
     address = reverse("run_abort:abort", kwargs={"run_id": run_id})
     response = client.post(address, headers={"accept": JSON})
     assert response.status_code == 202
-    return str(response.json()["abortId"])
+    return str(response.json()["requestId"])
 
 
-def look(client: Client, abort_id: str, run_id: str = "run-1") -> dict[str, Any]:
-    response = client.get(url(run_id, abort=abort_id))
+def look(client: Client, request_id: str, run_id: str = "run-1") -> dict[str, Any]:
+    response = client.get(url(run_id, abort=request_id))
     assert response.status_code == 200
     answer: dict[str, Any] = response.json()
-    assert (answer["ok"], answer["runId"], answer["abortId"]) == (True, run_id, abort_id)
+    ids = answer.pop("ok"), answer.pop("runId"), answer.pop("requestId")
+    assert ids == (True, run_id, request_id)
     return answer
 
 
-def look_until(
-    client: Client, abort_id: str, run_id: str = "run-1", **hoped: Any
-) -> dict[str, Any]:
-    """The first answer in which these are so."""
-    answers: list[dict[str, Any]] = []
-
-    def hope() -> bool:
-        answers.append(look(client, abort_id, run_id))
-        return hoped.items() <= answers[-1].items()
-
-    wait_until(hope)
-    return answers[-1]
+def answer(state: str, text: str, **counts: int) -> dict[str, Any]:
+    over = state in {"stopped", "idle"}
+    zero = {"processes": 0, "stopped": 0, "lost": 0}
+    return {"state": state, "over": over, "text": text, **zero, **counts}
 
 
-def make_older(abort_id: str, by: timedelta) -> None:
-    AbortRequest.objects.filter(pk=abort_id).update(requested_at=timezone.now() - by)
+def make_old(request_id: str) -> None:
+    past = timezone.now() - timedelta(seconds=2 * PATIENCE)
+    AbortRequest.objects.filter(pk=request_id).update(requested_at=past)
 
 
-@pytest.mark.usefixtures("listening")
 class TestStates:
-    def test_aborting_until_it_has_stopped_and_not_before(self, client: Client) -> None:
+    def test_aborting_until_it_has_stopped_and_not_before(
+        self, client: Client, runtime: Runtime
+    ) -> None:
         with held("run-1", is_stubborn=True):
-            abort_id = post(client)
-            for age in (timedelta(), timedelta(seconds=5), PATIENCE * 2):
-                make_older(abort_id, age)
-                answer = look_until(client, abort_id, unanswered=0)
-                assert (answer["state"], answer["over"]) == ("aborting", False)
-                assert (answer["processes"], answer["stopped"]) == (1, 0)
-                assert answer["text"] == "Aborting on 1 process."
-        answer = look_until(client, abort_id, over=True)
-        assert answer["state"] == "stopped"
-        assert (answer["processes"], answer["stopped"], answer["unanswered"]) == (1, 1, 0)
-        assert answer["text"] == "Stopped on 1 process."
+            request_id = post(client)
+            aborting = answer("aborting", "Aborting on 1 process.", processes=1)
+            assert look(client, request_id) == aborting
+            make_old(request_id)
+            assert look(client, request_id) == aborting
+        assert runtime.recorder.flush(TIMEOUT)
+        stopped = answer("stopped", "Stopped on 1 process.", processes=1, stopped=1)
+        assert look(client, request_id) == stopped
 
-    def test_nobody_works_on_it_once_all_have_had_the_time_to_look(self, client: Client) -> None:
-        abort_id = post(client, "unknown")
-        make_older(abort_id, -timedelta(minutes=1))
-        answer = look_until(client, abort_id, "unknown", unanswered=0)
-        assert (answer["state"], answer["over"]) == ("asked", False)
-        assert answer["text"] == "Asked to abort."
-        make_older(abort_id, timedelta(seconds=2))
-        answer = look_until(client, abort_id, "unknown", over=True)
-        assert answer["state"] == "idle"
-        assert answer["text"] == "No process is working on this run."
-
-    def test_it_had_finished(self, client: Client) -> None:
+    def test_nobody_works_on_it(self, client: Client) -> None:
+        hold_row("other", process_row())
         with abortable_run("run-1"):
             pass
-        abort_id = post(client)
-        answer = look_until(client, abort_id, over=True)
-        assert (answer["state"], answer["processes"]) == ("finished", 0)
-        assert answer["text"] == "The run had already finished."
+        idle = answer("idle", "No process is working on this run.")
+        assert look(client, post(client)) == idle
 
-    def test_while_somebody_is_silent_nothing_has_stopped(
-        self, client: Client, foreign: Foreign
-    ) -> None:
-        silent = foreign.client.pubsub()
-        silent.subscribe(foreign.channel)
-        wait_until(lambda: silent.get_message(timeout=1))
-        with held("run-1", is_stubborn=True):
-            abort_id, idle_id = post(client), post(client, "unknown")
-        make_older(abort_id, timedelta(seconds=5))
-        make_older(idle_id, timedelta(seconds=5))
-        answer = look_until(client, abort_id, unanswered=1)
-        assert (answer["state"], answer["over"]) == ("aborting", False)
-        assert answer["text"] == "1 process has stopped so far. 1 listener has not answered."
-        answer = look_until(client, idle_id, "unknown", unanswered=1)
-        assert (answer["state"], answer["over"]) == ("asked", False)
-        assert answer["text"] == "Asked to abort. 1 listener has not answered."
-        # Programs of others never answer: that is waited for only so long.
-        make_older(abort_id, PATIENCE * 2)
-        answer = look(client, abort_id)
-        assert (answer["state"], answer["over"]) == ("aborting", True)
-        silent.close()
+    def test_a_process_is_counted_once_and_by_its_last_block(self, client: Client) -> None:
+        one, two = process_row(), process_row()
+        for process, state in ((one, "stopped"), (one, "running"), (two, "stopped")):
+            hold_row("run-1", process, state, age=60)
+        request_id = post(client)
+        RunHold.objects.filter(state="stopped").update(left_at=timezone.now(), request=request_id)
+        text = "Aborting on 1 process. 1 process has stopped so far."
+        assert look(client, request_id) == answer("aborting", text, processes=2, stopped=1)
 
+    def test_a_process_that_is_lost_may_still_work(self, client: Client) -> None:
+        hold_row("run-1", process_row(silent=LEASE + 1))
+        request_id = post(client)
+        text = "1 process has not been heard of for a while; it may still work."
+        lost = answer("lost", text, processes=1, lost=1)
+        assert look(client, request_id) == lost
+        make_old(request_id)
+        assert look(client, request_id) == lost | {"over": True}
 
-class TestWithoutRedis:
-    def test_the_rows_tell(self, client: Client, configure: Configure) -> None:
-        redis_url = f"redis://127.0.0.1:{free_port()}/0"
-        configure(REQUESTS=True, POLL_INTERVAL=0.2, REDIS_URL=redis_url)
-        with held("run-1", is_stubborn=True):
-            abort_id = post(client)
-            make_older(abort_id, timedelta(seconds=5))
-            look_until(client, abort_id, state="aborting", processes=1)
-        assert look_until(client, abort_id, over=True)["state"] == "stopped"
+    def test_a_block_that_is_too_far_to_be_aborted(self, client: Client) -> None:
+        hold_row("run-1", process_row(), "finishing")
+        text = "1 process finishes and can no longer be aborted."
+        assert look(client, post(client)) == answer("aborting", text, processes=1)
 
+    def test_without_holds_nothing_is_known(self, client: Client, configure: Configure) -> None:
+        configure(REQUESTS=True, HOLDS=False)
+        request_id = post(client)
+        asked = answer("asked", "Asked to abort.")
+        assert look(client, request_id) == asked
+        make_old(request_id)
+        assert look(client, request_id) == asked | {"over": True}
 
-class TestWithoutIntents:
-    @pytest.mark.usefixtures("listening")
-    def test_any_abort_is_believed(self, client: Client, configure: Configure) -> None:
-        configure()
-        with held("run-1", is_stubborn=True):
-            abort_id = post(client)
-            look_until(client, abort_id, state="aborting")
-        assert look_until(client, abort_id, over=True)["state"] == "stopped"
-        assert look_until(client, str(uuid.uuid4()), "unknown", over=True)["state"] == "idle"
-
-    def test_where_nobody_can_be_asked_nothing_is_claimed(
+    def test_without_requests_any_request_is_believed(
         self, client: Client, configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
-        answer = look(client, str(uuid.uuid4()), "unknown")
-        assert (answer["state"], answer["over"]) == ("asked", False)
+        configure(HOLDS=True)
+        with held("run-1", is_stubborn=True):
+            assert look(client, post(client))["state"] == "aborting"
+        configure()
+        assert look(client, str(uuid.uuid4()))["state"] == "asked"
 
 
 class TestRefusals:
     def test_anonymous(self, client: Client) -> None:
-        abort_id = post(client)
-        response = Client().get(url(abort=abort_id), headers={"accept": "text/html"})
+        request_id = post(client)
+        response = Client().get(url(abort=request_id), headers={"accept": "text/html"})
         assert response.status_code == 401
         assert response.json() == {"ok": False, "error": "Log in to abort a run."}
 
     def test_without_permission(self, client: Client) -> None:
-        abort_id = post(client)
+        request_id = post(client)
         bob = Client()
         bob.force_login(User.objects.create_user("bob"))
-        response = bob.get(url(abort=abort_id), headers={"accept": "text/html"})
+        response = bob.get(url(abort=request_id), headers={"accept": "text/html"})
         assert response.status_code == 403
         assert response.json() == {"ok": False, "error": "You may not abort this run."}
 
@@ -202,7 +172,7 @@ class TestRefusals:
             assert response.json()["ok"] is False
 
     @pytest.mark.parametrize("query", [{}, {"abort": ""}, {"abort": "17"}, {"abort": "\0" * 32}])
-    def test_what_is_no_abort_id(self, client: Client, query: dict[str, object]) -> None:
+    def test_what_is_no_request_id(self, client: Client, query: dict[str, object]) -> None:
         response = client.get(url(**query))
         assert response.status_code == 400
         assert response.json()["ok"] is False
@@ -213,18 +183,18 @@ class TestRefusals:
         assert response.json()["ok"] is False
 
     def test_an_abort_of_another_run(self, client: Client) -> None:
-        abort_id = post(client, "other")
+        request_id = post(client, "other")
         for run_id in ("run-1", "Other"):
-            assert client.get(url(run_id, abort=abort_id)).status_code == 404
-        assert client.get(url("other", abort=abort_id)).status_code == 200
+            assert client.get(url(run_id, abort=request_id)).status_code == 404
+        assert client.get(url("other", abort=request_id)).status_code == 200
 
     def test_a_database_that_fails(self, client: Client, caplog: pytest.LogCaptureFixture) -> None:
-        abort_id = post(client)
+        request_id = post(client)
         with unmigrated():
-            response = client.get(url(abort=abort_id))
+            response = client.get(url(abort=request_id))
         assert response.status_code == 503
         assert response.json() == {"ok": False, "error": "The database does not answer."}
-        assert client.get(url(abort=abort_id)).status_code == 200
+        assert client.get(url(abort=request_id)).status_code == 200
 
 
 class TestAnswers:
@@ -241,9 +211,9 @@ class TestAnswers:
         assert client.options(url())["Allow"] == "GET, HEAD, OPTIONS"
 
     def test_looking_aborts_nothing(self, client: Client) -> None:
-        abort_id = post(client, "other")
+        request_id = post(client, "other")
         with abortable_run("run-1") as signal:
-            client.get(url(abort=abort_id))
-            client.get(url("other", abort=abort_id))
+            client.get(url(abort=request_id))
+            client.get(url("other", abort=request_id))
             assert not signal.aborted
         assert AbortRequest.objects.count() == 1

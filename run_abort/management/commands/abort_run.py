@@ -12,9 +12,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort._core.answers import ProcessAnswer
-from run_abort._transport.codec import MAX_WAIT
-from run_abort.aborts import AbortOutcome, abort_runs
+from run_abort._core.types import Hold
+from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
 from run_abort.management.arguments import add_run_ids, seconds
 
 
@@ -68,27 +67,27 @@ def _facts(outcome: AbortOutcome) -> str:
     if not outcome.asked:
         return "NOT asked to abort"
     recorded = "recorded" if outcome.recorded else "NOT recorded"
-    listeners = f"published to {outcome.listeners} listener(s)"
-    return f"asked to abort, {recorded}, {listeners if outcome.published else 'NOT published'}"
+    published = "published" if outcome.published else "NOT published"
+    return f"asked to abort, {recorded}, {published}"
 
 
 def _findings(outcome: AbortOutcome) -> Iterator[str]:
-    """Lines about what the processes answered."""
+    """Lines about what the holds say."""
     stopping = _stopping(outcome)
-    if stopped := len(outcome.holders) - len(stopping):
-        yield f"stopped in {stopped} process(es)"
-    for answer in stopping:
-        yield f"still stopping: process {answer.pid} on {json.dumps(answer.host)}"
-    if outcome.finished:
-        yield "had already finished"
-    elif not outcome.holders:
-        yield "none of the processes that answered works on it"
-    if outcome.unanswered:
-        yield f"{outcome.unanswered} listener(s) did not answer"
+    if stopped := len(outcome.holds) - len(stopping):
+        yield f"stopped: {stopped} block(s)"
+    for hold in stopping:
+        state = "still stopping" if hold.state == "aborting" else hold.state
+        line = f"{state}: process {hold.pid} on {json.dumps(hold.host)}"
+        if hold.state == "lost":
+            line += f", not heard of since {hold.since.isoformat(timespec='seconds')}"
+        yield line
+    if not outcome.holds:
+        yield "no process is known to work on it"
 
 
-def _stopping(outcome: AbortOutcome) -> list[ProcessAnswer]:
-    return [answer for answer in outcome.holders if answer.state == "aborting"]
+def _stopping(outcome: AbortOutcome) -> list[Hold]:
+    return [hold for hold in outcome.holds if hold.state != "stopped"]
 
 
 def _me() -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort._store import database, requests
+from run_abort._runtime.runtime import current
+from run_abort._store import database
 from run_abort.management.arguments import add_run_ids
 
 
@@ -28,7 +29,8 @@ class Command(BaseCommand):
                 "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
                 "recorded."
             )
-        counts: dict[str, int | None] = {run_id: requests.clear(run_id) for run_id in run_ids}
+        clear = current().requests.clear
+        counts = {run_id: clear(run_id) for run_id in run_ids}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
             self.stdout.write(style(f"{run_id}: {_fact(count)}"))

@@ -175,7 +175,7 @@ class Place:
     """The position of this listener: loaded once from its cursor, then saved there."""
 
     def __init__(self, name: str, *, from_now: bool) -> None:
-        self.cursor = Cursor(name)
+        self.cursor = Cursor(current().recorder, name)
         self._is_to_forget = from_now
         self._is_taken = False
 

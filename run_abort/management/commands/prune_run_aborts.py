@@ -16,9 +16,10 @@ from run_abort.management.arguments import count, positive_number
 class Command(BaseCommand):
     help = (
         "Deletes abort requests that are older than the given number of days, the oldest first, in "
-        "batches, together with their deliveries. A request that still stands, which means that it "
-        "was not cleared and is younger than REQUEST_TTL, is kept. Listener cursors unused for "
-        "that long are deleted as well."
+        "batches, together with their holds. A request that still stands, which means that it was "
+        "not cleared and is younger than REQUEST_TTL, is kept. Holds without a request, processes "
+        "that were not heard of, and listener cursors that were not used for that long are deleted "
+        "as well."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -55,7 +56,7 @@ class Command(BaseCommand):
         try:
             if not dry_run:
                 retention.prune(older_than, batch=batch_size, on_batch=on_batch)
-                retention.prune_deliveries(older_than)
+                retention.prune_holds(older_than)
                 retention.prune_cursors(older_than)
             old = retention.count(older_than)
         except Error as error:

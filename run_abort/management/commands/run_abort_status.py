@@ -1,4 +1,4 @@
-"""``manage.py run_abort_status``: which processes listen, and what they work on."""
+"""``manage.py run_abort_status``: which processes work on which runs, as the rows say."""
 
 from __future__ import annotations
 
@@ -6,45 +6,36 @@ import json
 import socket
 from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort._core.answers import HeldRun, ProcessStatus
-from run_abort._runtime.inquiry import ask_status
+from run_abort import conf
+from run_abort._core.types import Hold
+from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
-from run_abort.management.arguments import add_run_ids, count, seconds
-from run_abort.management.environment import log_to, require_endpoint
+from run_abort._store.overview import Overview, overview
+from run_abort.management.arguments import add_run_ids, count
+from run_abort.management.environment import log_to
 
-MAX_TIMEOUT: Final = 60.0  # seconds
-HEADINGS: Final = ("HOST", "PID", "PROCESS", "LISTENER", "SINCE", "BLOCKS")
+HEADINGS: Final = ("HOST", "PID", "PROCESS", "BLOCKS")
 INDENT: Final = "    "
 
 
 class Command(BaseCommand):
     help = (
-        "Asks every listening process for its kind and for its open blocks of abortable_run, and "
-        "prints the answers. Exits with 1 if no Redis is configured or Redis cannot be reached, if "
-        "fewer processes than --min-listening listen, if no process works on any RUN_ID, or, with "
-        "--strict, if a listener does not answer."
+        "Prints the open blocks of abortable_run by process, the number of subscribers that Redis "
+        "counts, and what this process uses. Needs no Redis. Exits with 1 if the database does not "
+        "answer, if there are fewer subscribers than --min-listening, if no process works on any "
+        "RUN_ID, or, with --strict, if a block is lost."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_run_ids(
-            parser, nargs="*", what="show only processes that work on these runs; no groups"
-        )
+        add_run_ids(parser, nargs="*", what="show only blocks of these runs or groups")
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="print one JSON document"
-        )
-        parser.add_argument(
-            "--timeout",
-            type=partial(seconds, most=MAX_TIMEOUT),
-            default=1.0,
-            metavar="SECONDS",
-            help="maximum time to wait for answers; default: %(default)g",
         )
         parser.add_argument(
             "--this-host",
@@ -56,10 +47,13 @@ class Command(BaseCommand):
             type=count,
             default=0,
             metavar="NUMBER",
-            help="exit with 1 if fewer processes answer that they listen",
+            help="exit with 1 if Redis counts fewer subscribers; in a cluster this is a hint, "
+            "because one node is asked",
         )
         parser.add_argument(
-            "--strict", action="store_true", help="exit with 1 if a listener does not answer"
+            "--strict",
+            action="store_true",
+            help="exit with 1 if the process of a block has not been heard of for LEASE",
         )
 
     def handle(
@@ -67,88 +61,77 @@ class Command(BaseCommand):
         *,
         run_ids: Collection[str],
         as_json: bool,
-        timeout: float,
         this_host: bool,
         min_listening: int,
         strict: bool,
         verbosity: int,
         **options: Any,
     ) -> None:
-        require_endpoint()
         log_to(self.stderr, verbosity)
-        census = ask_status(timeout=timeout)
-        if not census.reachable:
-            raise CommandError("Redis could not be reached; --verbosity 3 shows why.")
-        processes = [
-            process
-            for process in census.processes
-            if process.origin != current().origin()
-            and not (this_host and process.host != socket.gethostname())
-        ]
-        shown = list(_working_on(run_ids, processes)) if run_ids else processes
+        host = socket.gethostname() if this_host else ""
+        found = current().recorder.call(
+            partial(overview, run_ids=run_ids, host=host), otherwise=None
+        )
+        if found is None:
+            raise CommandError("The database does not answer; --verbosity 3 shows why.")
+        current().listener.stop()  # with LISTEN True it would be counted itself
+        subscribers = current().push.subscribers()
         if verbosity and as_json:
-            facts = {"unanswered": census.unanswered, "processes": list(map(_facts, shown))}
-            self.stdout.write(json.dumps(facts))
+            self.stdout.write(json.dumps(_facts(found, subscribers)))
         elif verbosity:
-            text = "\n".join([*_table(shown), *_sentences(processes, census.unanswered)])
+            text = "\n".join([*_table(found), *_sentences(found, subscribers)])
             # Untrusted text must not make the command fail on a terminal that cannot encode it.
             encoding = getattr(self.stdout, "encoding", None) or "utf-8"
             self.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
-        listening = sum(process.listener == "listening" for process in processes)
         unmet = []
-        if listening < min_listening:
-            unmet.append(f"Only {listening} of {min_listening} processes listen.")
-        if strict and census.unanswered:
-            unmet.append(f"{census.unanswered} listener(s) did not answer.")
-        if run_ids and not shown:
-            unmet.append("No process that answered works on it.")
+        if min_listening and subscribers is None:
+            unmet.append("The number of subscribers is not known.")
+        elif min_listening > (subscribers or 0):
+            unmet.append(f"Only {subscribers} of {min_listening} processes listen.")
+        lost = sum(hold.state == "lost" for hold in found.holds)
+        if strict and lost:
+            unmet.append(f"{lost} block(s) are lost.")
+        if run_ids and not found.holds:
+            unmet.append("No process works on it.")
+        if (strict or run_ids) and not conf.settings().HOLDS:
+            unmet.append("RUN_ABORT['HOLDS'] is False: not every block has a row.")
         if unmet:
             raise CommandError(" ".join(unmet))
 
 
-def _working_on(
-    run_ids: Collection[str], processes: Sequence[ProcessStatus]
-) -> Iterator[ProcessStatus]:
-    """The processes that work on one of the runs, each with only the blocks of these runs."""
-    for process in processes:
-        runs = tuple(run for run in process.runs if run.run_id in run_ids)
-        if runs:
-            yield replace(process, runs=runs)
-
-
-def _table(processes: Sequence[ProcessStatus]) -> Iterator[str]:
+def _table(found: Overview) -> Iterator[str]:
     """Yield a line for each process, followed by a line for each of its blocks."""
+    processes = found.by_process()
     if not processes:
         return
-    now = datetime.now(UTC)
     headings, *rows = _aligned([HEADINGS, *map(_row, processes)])
     yield headings
-    for process, row in zip(processes, rows, strict=True):
+    for holds, row in zip(processes, rows, strict=True):
         yield row
-        for block in _aligned([_block(run, now) for run in process.runs]):
+        for block in _aligned([_block(hold, found.now) for hold in holds]):
             yield INDENT + block
 
 
-def _row(process: ProcessStatus) -> tuple[str, ...]:
+def _row(holds: Sequence[Hold]) -> tuple[str, ...]:
+    first = holds[0]
+    return (_plain(first.host), str(first.pid), _plain(first.kind), str(len(holds)))
+
+
+def _block(hold: Hold, now: datetime) -> tuple[str, ...]:
+    state: str = "" if hold.state == "running" else hold.state
+    if hold.state == "lost":
+        state = f"lost: not heard of for {_age(hold.since, now)}; it may still work"
     return (
-        _plain(process.host),
-        str(process.pid),
-        _plain(process.kind),
-        _plain(process.listener),
-        process.since.isoformat(sep=" ", timespec="seconds"),
-        str(process.held),
+        _quoted(hold.run_id),
+        _quoted(hold.label) if hold.label else "",
+        f"for {_age(hold.entered_at, now)}",
+        state,
     )
 
 
-def _block(run: HeldRun, now: datetime) -> tuple[str, ...]:
-    age = max(now - run.since, timedelta())  # clocks of two hosts may differ
-    return (
-        _quoted(run.run_id),
-        _quoted(run.label) if run.label else "",
-        f"for {timedelta(seconds=int(age.total_seconds()))}",
-        "aborting" if run.aborted else "",
-    )
+def _age(since: datetime, now: datetime) -> timedelta:
+    return timedelta(seconds=int((now - since).total_seconds()))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -157,15 +140,20 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
-def _sentences(processes: Sequence[ProcessStatus], unanswered: int) -> Iterator[str]:
-    held = sum(process.held for process in processes)
-    yield f"{len(processes)} process(es) answered, with {held} open block(s)."
-    hidden = sum(max(process.held - len(process.runs), 0) for process in processes)
-    if hidden:
-        yield f"{hidden} newer block(s) are not shown."
-    if unanswered:
-        silent = f"{unanswered} listener(s) on the channel did not answer"
-        yield f"{silent}: other programs, or hung processes."
+def _sentences(found: Overview, subscribers: int | None) -> Iterator[str]:
+    more = " or more" if found.is_cut else ""
+    yield f"{len(found.holds)}{more} open block(s) in {len(found.by_process())} process(es)."
+    if not conf.settings().HOLDS:
+        yield "RUN_ABORT['HOLDS'] is False: blocks of processes with that setting have no row."
+    here = health()
+    if subscribers is not None:
+        yield f"Redis counts {subscribers} subscriber(s)."
+    elif here.redis:
+        yield "Redis does not answer."
+    else:
+        yield "No Redis is configured."
+    if here.last_error:
+        yield f"Error: {_plain(here.last_error)}"
 
 
 def _plain(text: str) -> str:
@@ -178,23 +166,40 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-def _facts(process: ProcessStatus) -> dict[str, Any]:
+def _facts(found: Overview, subscribers: int | None) -> dict[str, Any]:
+    here = health()
     return {
-        "origin": process.origin,
-        "host": process.host,
-        "pid": process.pid,
-        "kind": process.kind,
-        "listener": process.listener,
-        "since": process.since.isoformat(timespec="milliseconds"),
-        "lastError": process.last_error,
-        "held": process.held,
-        "runs": [
+        "at": _time(found.now),
+        "subscribers": subscribers,
+        "health": {
+            "redis": here.redis,
+            "database": here.database,
+            "holds": conf.settings().HOLDS,
+            "lastError": here.last_error,
+        },
+        "processes": [
             {
-                "runId": run.run_id,
-                "label": run.label,
-                "since": run.since.isoformat(timespec="milliseconds"),
-                "aborted": run.aborted,
+                "origin": holds[0].origin,
+                "host": holds[0].host,
+                "pid": holds[0].pid,
+                "kind": holds[0].kind,
+                "blocks": [
+                    {
+                        "runId": hold.run_id,
+                        "groups": hold.groups,
+                        "label": hold.label,
+                        "enteredAt": _time(hold.entered_at),
+                        "state": hold.state,
+                        "since": _time(hold.since),
+                        "requestId": hold.request_id,
+                    }
+                    for hold in holds
+                ],
             }
-            for run in process.runs
+            for holds in found.by_process()
         ],
     }
+
+
+def _time(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")

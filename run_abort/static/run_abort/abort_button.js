@@ -3,8 +3,8 @@
  * button's form works as a plain HTML form.
  *
  * After each response of the progress view the button's element dispatches the event
- * "run-abort:progress", which bubbles. Its `detail` is the response: runId, abortId, state, over,
- * processes, stopped, unanswered, text.
+ * "run-abort:progress", which bubbles. Its `detail` is the response: runId, requestId, state, over,
+ * processes, stopped, lost, text.
  */
 (() => {
   "use strict";
@@ -15,7 +15,7 @@
   const MAX_DELAY = 2000;
   const MAX_WAIT = 20000; // for one response
   const PATIENCE = 180000; // for following one abort
-  const UNCLEAR = ["asked", "aborting"]; // if one of these is final, offer to request again
+  const UNCLEAR = ["asked", "lost"]; // if one of these is final, offer to request again
 
   document.addEventListener("submit", (event) => {
     const box = event.target.closest("[data-run-abort]");
@@ -47,13 +47,13 @@
     const hadFocus = details.contains(document.activeElement) || document.activeElement === document.body;
     details.hidden = true;
     if (hadFocus) box.querySelector("[role=status]").focus();
-    const { runId, abortId } = data;
-    report(box, { runId, abortId, state: "asked", over: false, text: box.dataset.asked });
-    if (box.dataset.progress) await watch(box, abortId);
+    const { runId, requestId } = data;
+    report(box, { runId, requestId, state: "asked", over: false, text: box.dataset.asked });
+    if (box.dataset.progress) await watch(box, requestId);
   }
 
-  async function watch(box, abortId) {
-    const url = `${box.dataset.progress}?${new URLSearchParams({ abort: abortId })}`;
+  async function watch(box, requestId) {
+    const url = `${box.dataset.progress}?${new URLSearchParams({ abort: requestId })}`;
     const until = performance.now() + PATIENCE;
     let text = box.dataset.asked;
     for (let delay = FIRST_DELAY; ; delay = Math.min(delay * 1.5, MAX_DELAY)) {

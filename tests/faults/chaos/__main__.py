@@ -26,12 +26,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", help="what happens; default: something new")
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--redis", choices=["single", "cluster"], default="single")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave journals and logs there")
     given = parser.parse_args()
-    options = Options(given.seconds, given.seed or secrets.token_hex(3), given.database, given.keep)
+    seed = given.seed or secrets.token_hex(3)
+    options = Options(given.seconds, seed, given.database, given.redis, given.keep)
     # Ended from outside, it stops what it started, as after a Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    print(f"Seed {options.seed}, {options.database}, {options.seconds:g} s ...", flush=True)
+    print(command(options), "...", flush=True)
     try:
         history = prove(options)
     except KeyboardInterrupt:
@@ -46,7 +48,7 @@ def main() -> int:
 def command(options: Options) -> str:
     return (
         f"python -m tests.faults.chaos --seconds {options.seconds:g} --seed {options.seed} "
-        f"--database {options.database}"
+        f"--database {options.database} --redis {options.redis}"
     )
 
 
@@ -57,6 +59,8 @@ def show(history: History, found: list[Violation]) -> None:
         f"at their start\n"
         f"{n['requests']} aborts requested: {n['recorded']} recorded, {n['cut short']} cut short "
         f"by a kill; {n['heard']} times heard\n"
+        f"{n['waited']} waited for, {n['stopped']} of them stopped; {n['cleared']} cleared, "
+        f"{n['again']} runs started again\n"
         f"{n['decisive']} blocks would have shown it had they not been aborted\n"
         f"{n['strangers']} by a stranger: {n['delivered']} delivered, {n['by strangers']} blocks "
         f"aborted\n"

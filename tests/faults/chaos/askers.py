@@ -27,7 +27,7 @@ class Asker:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._threads = ThreadPoolExecutor(8)
+        self._threads = ThreadPoolExecutor(24)
         self._pending: list[Future[None]] = []
 
     def abort(self, command: Command) -> None:
@@ -37,20 +37,23 @@ class Asker:
     def _call(self, command: Command) -> None:
         from run_abort import aabort_run, abort_run
 
-        number, run_id = command["request"], command["run"]
+        number, run_id, wait = command["request"], command["run"], command["wait"]
+        how = {"reason": reason_of(number), "wait": wait}
         self._journal.write("requested", request=number, run=run_id)
         try:
             if number % 2:
-                outcome = abort_run(run_id, reason=reason_of(number))
+                outcome = abort_run(run_id, **how)
             else:
-                outcome = asyncio.run(aabort_run(run_id, reason=reason_of(number)))
+                outcome = asyncio.run(aabort_run(run_id, **how))
         except Exception as error:
             self._journal.write("failed", about=f"abort_run({run_id!r}) raised {error!r}")
             return
         self._journal.write(
             "returned",
             request=number,
-            abort_id=str(outcome.abort_id),
+            id=str(outcome.request_id),
+            stopped=outcome.stopped,
+            waited=wait is not None,
             recorded=outcome.recorded,
             published=outcome.published,
         )

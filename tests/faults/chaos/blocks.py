@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from run_abort import AbortSignal, RunAborted, abortable_run
+from run_abort import AbortSignal, RunAborted, abortable_run, clear_run_abort
 
 from .journal import Journal
 
@@ -28,6 +28,7 @@ class Note:
 
     def entering(self, *, inherited: bool = False) -> None:
         facts = {key: self._command[key] for key in ("run", "groups", "seconds")}
+        facts["again"] = self._command.get("again", False)
         self._journal.write("entering", block=self._block, inherited=inherited, **facts)
 
     def entered(self, signal: AbortSignal) -> None:
@@ -40,6 +41,10 @@ class Note:
         self._journal.renew()
         self.entering(inherited=True)
         self._journal.write("entered", block=self._block)
+
+    def worked(self) -> None:
+        """At the end of the body, however it ends."""
+        self._journal.write("worked", block=self._block)
 
     def ending(self) -> None:
         self._ending = time.monotonic_ns()
@@ -68,18 +73,33 @@ def hold(
 
     :param inside: called at the beginning of the block.
     """
+    if command.get("again") and not clear(journal, command["run"]):
+        return
     note = Note(journal, command)
     note.entering()
     error: BaseException | None = None
     try:
         with abortable_run(command["run"], groups=command["groups"]) as signal:
             note.entered(signal)
-            inside(note)
-            work(signal, command)
+            try:
+                inside(note)
+                work(signal, command)
+            finally:
+                note.worked()
             note.ending()
     except BaseException as caught:  # to be told, whatever it is
         error = caught
     note.left(error)
+
+
+def clear(journal: Journal, run_id: str) -> int:
+    """Let the run start again.
+
+    :return: number of requests that do not stand any more.
+    """
+    number = clear_run_abort(run_id)
+    journal.write("cleared", run=run_id)
+    return number
 
 
 def work(signal: AbortSignal, command: Command) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from .plan import ALONE, DEAF
+
 # Seconds. Small, so that the 5 s until a silent link is given up are the longest of all.
 RECONCILE_INTERVAL: Final = 1.0
 POLL_INTERVAL: Final = 0.3
 HEARTBEAT: Final = 0.5
+LEASE: Final = 1.5
 
 # Seconds for threads and queries that wait for a processor on a loaded machine.
 SLACK: Final = 1.5
@@ -16,20 +19,21 @@ SLACK: Final = 1.5
 # the run has to know. A run that ends sooner proves nothing about the abort.
 ALLOWANCE: Final = RECONCILE_INTERVAL + SLACK
 
-# Seconds that a block waits for the database on entering: ``run_abort._store.database.TIMEOUT``,
-# written down once more because the checker has to do without Django.
+# Seconds that a block waits for the database on entering: ``DATABASE_TIMEOUT``.
 ENTERING: Final = 1.0
 
 CHANNEL: Final = "chaos:run-abort"
 
 
-def run_abort_settings(redis_url: str) -> dict[str, Any]:
+def run_abort_settings(redis_url: str, member: str = "") -> dict[str, Any]:
     return {
-        "REDIS_URL": redis_url,
+        "REDIS_URL": redis_url if member != ALONE else False,
+        "LISTEN": "auto" if member != DEAF else False,
         "CHANNEL": CHANNEL,
         "RECONCILE_INTERVAL": RECONCILE_INTERVAL,
         "POLL_INTERVAL": POLL_INTERVAL,
         "HEARTBEAT": HEARTBEAT,
+        "LEASE": LEASE,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from .bounds import ALLOWANCE, ENTERING, nanoseconds
-from .history import Block, Heard, History, Life, Request, Window, member_of
+from .history import DATABASE, Block, Heard, History, Life, Request, Window, member_of
 
 # Sockets to Redis that a process may have open once its listener was stopped: the publisher's.
 KEPT_SOCKETS: Final = 1
@@ -69,8 +69,47 @@ def lost(history: History) -> Iterator[tuple[object, ...]]:
     for block in history.blocks.values():
         for run_id in block.ids:
             for request in requests[run_id]:
-                if missed(block, request, history.windows):
+                if request.cleared is None and missed(block, request, history.windows):
                     yield block, request
+
+
+def false_stopped(history: History) -> Iterator[tuple[object, ...]]:
+    """A caller learned that all holders had stopped, and one of them worked on."""
+    by_id = defaultdict(list)
+    for block in history.blocks.values():
+        for run_id in block.ids:
+            by_id[run_id].append(block)
+    for request in history.requests.values():
+        if request.stopped and request.returned is not None:
+            for block in by_id[request.run_id]:
+                if _works_on(block, request, history.windows):
+                    yield block, request
+
+
+def _works_on(block: Block, request: Request, windows: Sequence[Window]) -> bool:
+    told = request.returned
+    if told is None or block.entered is None or block.entered > told or block.again:
+        return False
+    if block.worked is not None and block.worked <= told:
+        return False
+    # A hold that could not be written is not counted.
+    return not any(
+        window.kind.startswith(DATABASE)
+        and window.began < block.entered
+        and window.ended > block.entering
+        for window in windows
+    )
+
+
+def rerun_aborted(history: History) -> Iterator[tuple[object, ...]]:
+    """A request aborted a run that was started again after the request had been cleared."""
+    requests = {request.reason: request for request in history.requests.values()}
+    for block in history.blocks.values():
+        request = requests.get(block.reason)
+        if not block.again or request is None or None in (request.returned, request.cleared):
+            continue
+        if request.returned < request.cleared < block.entering:  # type: ignore[operator]
+            yield block, request
 
 
 def aborted_twice(history: History) -> Iterator[tuple[object, ...]]:
@@ -122,8 +161,8 @@ def heard_twice(history: History) -> Iterator[tuple[object, ...]]:
     by_run: dict[tuple[str, str, str], list[Heard]] = defaultdict(list)
     for heard in history.heard:
         by_run[heard.process, heard.by, heard.run_id].append(heard)
-        if heard.abort_id:
-            by_abort[heard.process, heard.by, heard.abort_id].append(heard)
+        if heard.id:
+            by_abort[heard.process, heard.by, heard.id].append(heard)
     for several in by_abort.values():
         if len(several) > 1:
             yield tuple(several)
@@ -144,11 +183,11 @@ def never_heard_unpublished(history: History) -> Iterator[tuple[object, ...]]:
 
 def _never_heard(history: History, *, published: bool) -> Iterator[tuple[object, ...]]:
     told = Counter((heard.process, heard.by, heard.run_id) for heard in history.heard)
-    received = {(heard.process, heard.abort_id) for heard in history.heard if heard.abort_id}
+    received = {(heard.process, heard.id) for heard in history.heard if heard.id}
     for life in history.lives.values():
         expected = [request for request in history.requests.values() if _should_hear(life, request)]
         for request in expected:
-            if (life.process, request.abort_id) not in received and request.published is published:
+            if (life.process, request.id) not in received and request.published is published:
                 yield "receiver", life.process, request
         # A handler is told the run alone.
         for run_id, times in Counter(request.run_id for request in expected).items():
@@ -165,6 +204,7 @@ def _should_hear(life: Life, request: Request) -> bool:
         life.hears
         and request.recorded
         and request.returned is not None
+        and request.cleared is None
         # A process is not told of what it requested itself.
         and request.process != life.process
         and request.requested > life.ready
@@ -182,12 +222,15 @@ def failed(history: History) -> Iterator[tuple[object, ...]]:
     for fact in history.failures:
         yield (fact,)
     for block in history.blocks.values():
-        if block.how in {"", "failed"}:
+        is_killed = not block.how and block.process in history.killed
+        if block.how in {"", "failed"} and not is_killed:
             yield (block,)
 
 
 CHECKS: Final[dict[str, Check]] = {
+    "false stopped": false_stopped,
     "lost": lost,
+    "rerun aborted": rerun_aborted,
     "aborted twice": aborted_twice,
     "ended though aborted": ended_though_aborted,
     "wrong run": wrong_run,

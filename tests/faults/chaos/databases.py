@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from tests.postgres import PostgresServer
 from tests.support import ROOT
 
 TABLE: Final = "run_abort_abortrequest"
+HOLDS: Final = "run_abort_runhold"
 ROLE: Final = "fleet"
 MIGRATE_TIMEOUT: Final = 60.0  # seconds
 PATIENCE: Final = 20.0  # seconds that a fault waits for the fleet's own locks
@@ -78,6 +80,7 @@ class Postgres:
     """A server; the fleet has a role of its own on it."""
 
     def __init__(self, server: PostgresServer) -> None:
+        self._server = server
         self._where = server.database
         self.settings = {**self._where, "USER": ROLE}
         self._ask(f"CREATE ROLE {ROLE} LOGIN SUPERUSER")
@@ -85,6 +88,9 @@ class Postgres:
             "database drops its clients": self._drop,
             "database refuses logins": self._refuse,
             "database without its table": self._hide,
+            "database holds locked": partial(self._lock, HOLDS),
+            "database requests locked": partial(self._lock, TABLE),
+            "database crashes": self._crash,
         }
 
     def _ask(self, *statements: str) -> None:
@@ -107,6 +113,20 @@ class Postgres:
             self._drop(pause, seconds)
         finally:
             self._ask(f"ALTER ROLE {ROLE} LOGIN")
+
+    def _lock(self, table: str, pause: Pause, seconds: float) -> None:
+        """A stranger keeps a lock, and each recorder waits for it."""
+        where = self._where
+        with psycopg.connect(
+            host=where["HOST"], user=where["USER"], dbname=where["NAME"]
+        ) as connection:
+            connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+            pause(seconds)
+
+    def _crash(self, pause: Pause, seconds: float) -> None:
+        self._server.crash()
+        pause(seconds)
+        self._server.start_again()
 
     def _hide(self, pause: Pause, seconds: float) -> None:
         self._ask(_HIDE)

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,12 @@ from example.redis_server import RedisServer
 
 from .databases import Database
 from .fleet import Fleet, Member
-from .history import STOPPED
+from .history import KILLED, LOCKED, STOPPED
 from .journal import Journal
-from .plan import ABORTER, ASKING_HOLDERS, HANDLER, HOLDERS
+from .plan import ABORTER, ASKING_HOLDERS, HANDLER, HOLDERS, MORTAL
 
-SPARE_SECONDS: Final = 4.0  # how long a run works whose abort may be cut short
+SPARE_SECONDS: Final = 9.0  # how long a run works whose abort may be cut short
+ENTERING: Final = 0.3  # seconds until a block is entered for sure
 PLANNED_REQUESTS: Final = 1_000_000  # the numbers of further requests begin here
 
 
@@ -32,7 +33,7 @@ class World:
     """What can be broken."""
 
     fleet: Fleet
-    redis: RedisServer
+    servers: Sequence[RedisServer]
     database: Database
     rng: random.Random
     stop: threading.Event
@@ -40,6 +41,10 @@ class World:
     def pause(self, seconds: float) -> None:
         """Let time pass; not any more if everything is to end."""
         self.stop.wait(seconds)
+
+    def server(self) -> RedisServer:
+        """One of Redis."""
+        return self.rng.choice(self.servers)
 
     def one_of(self, *names: str) -> Member:
         return self.fleet.members[self.rng.choice(names)]
@@ -76,7 +81,7 @@ def link_frozen(world: World, seconds: float) -> str:
 
 
 def pubsub_killed(world: World, seconds: float) -> str:
-    with world.redis.client() as client:
+    with world.server().client() as client:
         for _ in range(4):
             client.client_kill_filter(_type="pubsub")
             world.pause(seconds / 4)
@@ -84,11 +89,12 @@ def pubsub_killed(world: World, seconds: float) -> str:
 
 
 def server_killed(world: World, seconds: float) -> str:
-    world.redis.kill()
+    server = world.server()
+    server.kill()
     world.pause(seconds)
     for attempt in itertools.count():
         try:
-            world.redis.start()
+            server.start()
         except RuntimeError:  # a link that found nobody there had its port for a moment
             if attempt == 5:
                 raise
@@ -99,40 +105,54 @@ def server_killed(world: World, seconds: float) -> str:
 
 
 def server_flushed(world: World, seconds: float) -> str:
-    with world.redis.client() as client:
+    with world.server().client() as client:
         client.flushall()
     world.pause(seconds)
     return ""
 
 
 def server_paused(world: World, seconds: float) -> str:
+    server = world.server()
     if world.rng.random() < 0.5:
-        with world.redis.client() as client:
+        with server.client() as client:
             client.client_pause(int(seconds * 1000))
         world.pause(seconds)
         return ""
-    world.redis.freeze()
+    server.freeze()
     try:
         world.pause(seconds)
     finally:
-        world.redis.thaw()
+        server.thaw()
     return ""
 
 
 _spare: Final = itertools.count(1)
 
 
+def _hold_spare(member: Member) -> int:
+    """Have the member hold a run; its number."""
+    number = next(_spare)
+    member.tell(
+        do="hold",
+        run=f"spare-{number}",
+        groups=[],
+        seconds=SPARE_SECONDS,
+        style="wait",
+        shared=False,
+    )
+    return number
+
+
+def _abort_spare(world: World, number: int, wait: float | None = None) -> None:
+    request = PLANNED_REQUESTS + number
+    world.fleet.members[ABORTER].tell(do="abort", run=f"spare-{number}", request=request, wait=wait)
+
+
 def aborter_killed(world: World, seconds: float) -> str:
     """While it is in the middle of a few calls."""
     aborter = world.fleet.members[ABORTER]
-    runs = [f"spare-{next(_spare)}" for _ in range(6)]
-    for run_id in runs:
-        world.one_of(*ASKING_HOLDERS).tell(
-            do="hold", run=run_id, groups=[], seconds=SPARE_SECONDS, style="wait", shared=False
-        )
-    for run_id in runs:
-        number = PLANNED_REQUESTS + int(run_id.removeprefix("spare-"))
-        aborter.tell(do="abort", run=run_id, request=number)
+    for number in [_hold_spare(world.one_of(*ASKING_HOLDERS)) for _ in range(6)]:
+        _abort_spare(world, number)
         world.pause(world.rng.uniform(0, 0.005))
     aborter.replace()
     world.pause(seconds)
@@ -141,14 +161,41 @@ def aborter_killed(world: World, seconds: float) -> str:
 
 def process_stopped(world: World, seconds: float) -> str:
     """And, every other time, it has lost its link meanwhile."""
-    member = world.one_of(*HOLDERS, HANDLER)
+    member = world.one_of(*HOLDERS, *HOLDERS, HANDLER)
+    spare = _hold_spare(member)
+    world.pause(ENTERING)
     member.send(signal.SIGSTOP)
     try:
+        _abort_spare(world, spare, wait=seconds * 0.9)
         if world.rng.random() < 0.5:
             member.link.cut()
         world.pause(seconds)
     finally:
         member.send(signal.SIGCONT)
+    return member.name
+
+
+def holder_killed(world: World, seconds: float) -> str:
+    """And started again, as a supervisor does."""
+    member = world.fleet.members[MORTAL]
+    spare = _hold_spare(member)
+    world.pause(ENTERING)
+    process = member.process
+    member.replace()
+    _abort_spare(world, spare, wait=seconds * 0.9)
+    world.pause(seconds)
+    return process
+
+
+def interpreter_locked(world: World, seconds: float) -> str:
+    """By C code of a holder. It notes itself when."""
+    member = world.one_of(*(name for name in HOLDERS if name != "forks"))
+    spare = _hold_spare(member)
+    world.pause(ENTERING)
+    member.tell(do="lock", seconds=seconds)
+    world.pause(0.1)
+    _abort_spare(world, spare, wait=seconds * 0.8)
+    world.pause(seconds)
     return member.name
 
 
@@ -167,7 +214,9 @@ def faults(database: Database) -> dict[str, Fault]:
         "server flushed": Fault(server_flushed, 0.3, 0.5),
         "server paused": Fault(server_paused, 1, 7.5),
         "aborter killed": Fault(aborter_killed, 0.8, 2),
-        STOPPED: Fault(process_stopped, 1, 7.5),
+        STOPPED: Fault(process_stopped, 2.5, 7.5),
+        KILLED: Fault(holder_killed, 2.5, 4),
+        LOCKED: Fault(interpreter_locked, 2.5, 6),
     } | {name: Fault(partial(_outage, name), 1, 2) for name in database.outages}
 
 
@@ -201,5 +250,6 @@ def mend(world: World) -> None:
         member.link.refusing = False
         member.link.thaw()
         member.send(signal.SIGCONT)
-    with suppress(redis.RedisError, RuntimeError), world.redis.client() as client:
-        client.client_unpause()
+    for server in world.servers:
+        with suppress(redis.RedisError, RuntimeError), server.client() as client:
+            client.client_unpause()

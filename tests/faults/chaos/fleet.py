@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +96,11 @@ class Member:
             self._kill()
             self._process = self._start()
 
+    @property
+    def process(self) -> str:
+        """Its name in the journals."""
+        return f"{self.name}.{self._process.pid}"
+
     def send(self, number: signal.Signals) -> None:
         """To the process and its children."""
         with contextlib.suppress(ProcessLookupError):
@@ -133,19 +140,22 @@ class Fleet:
     """All members; none outlives the block.
 
     :param directory: for logs and journals.
+    :param servers: of Redis; the members take them in turns.
     :param settings: of Django, but for ``RUN_ABORT``.
     """
 
-    def __init__(self, directory: Path, redis: RedisServer, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, servers: Sequence[RedisServer], settings: dict[str, Any]
+    ) -> None:
         self._directory = directory
-        self._redis = redis
+        self._servers = servers
         self._settings = settings
         self._stack = ExitStack()
         self.members: dict[str, Member] = {}
 
-    def environment(self, redis_url: str) -> dict[str, str]:
+    def environment(self, redis_url: str, member: str = "") -> dict[str, str]:
         """Of a process that works with the fleet's database."""
-        settings = {**self._settings, "RUN_ABORT": run_abort_settings(redis_url)}
+        settings = {**self._settings, "RUN_ABORT": run_abort_settings(redis_url, member)}
         meant_for_us = {"REDIS_URL", "TESTS_DATABASE"}
         return {
             **{name: os.environ[name] for name in os.environ.keys() - meant_for_us},
@@ -158,9 +168,9 @@ class Fleet:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            for name in MEMBERS:
-                link = stack.enter_context(Link(self._redis.port))
-                member = Member(name, self._directory, link, self.environment(link.url))
+            for name, server in zip(MEMBERS, itertools.cycle(self._servers), strict=False):
+                link = stack.enter_context(Link(server.port))
+                member = Member(name, self._directory, link, self.environment(link.url, name))
                 stack.callback(member.close)
                 self.members[name] = member
             for member in self.members.values():

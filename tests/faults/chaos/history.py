@@ -11,6 +11,8 @@ from .journal import Fact
 
 STOPPED: Final = "process stopped"
 STALLED: Final = "machine stalled"
+LOCKED: Final = "interpreter locked"
+KILLED: Final = "holder killed"
 DATABASE: Final = "database"  # how the names of the faults of the database begin
 
 
@@ -24,7 +26,9 @@ class Block:
     """One ``abortable_run`` in one process.
 
     :ivar seconds: how long it would work if nobody aborted it.
+    :ivar again: whether the run was cleared before, after it had been aborted.
     :ivar inherited: whether the process was forked inside of it, and so never entered it.
+    :ivar worked: when the body was at its end, however it ended; None if it never was.
     :ivar ending: when the body was through; None if it was not.
     :ivar how: ``"ended"`` normally, ``"aborted"``, ``"refused"`` on entering, ``"failed"``, or
         empty if it was never left.
@@ -39,7 +43,9 @@ class Block:
     entering: int
     seconds: float = 0.0
     inherited: bool = False
+    again: bool = False
     entered: int | None = None
+    worked: int | None = None
     ending: int | None = None
     left: int | None = None
     how: str = ""
@@ -57,14 +63,22 @@ class Block:
 
 @dataclass(slots=True)
 class Request:
-    """One call of ``abort_run``; ``returned`` is None if the process was killed meanwhile."""
+    """One call of ``abort_run``.
+
+    :ivar returned: when; None if the process was killed meanwhile.
+    :ivar waited: whether the caller waited for the holders.
+    :ivar cleared: when, if it was.
+    """
 
     number: int
     process: str
     run_id: str
     requested: int
     returned: int | None = None
-    abort_id: str = ""
+    id: str = ""
+    waited: bool = False
+    stopped: bool = False
+    cleared: int | None = None
     recorded: bool = False
     published: bool = False
 
@@ -85,7 +99,7 @@ class Heard:
     process: str
     by: str
     run_id: str
-    abort_id: str
+    id: str
     at: int
 
 
@@ -100,7 +114,7 @@ class Window:
 
     def hinders(self, member: str) -> bool:
         """Whether ``member`` could do nothing, or ask nobody, for as long as that."""
-        if self.kind in {STOPPED, STALLED}:
+        if self.kind in {STOPPED, STALLED, LOCKED}:
             return self.target in {"", member}
         return self.kind.startswith(DATABASE)
 
@@ -137,6 +151,7 @@ class History:
         self.strangers: dict[str, list[int]] = defaultdict(list)  # run ID → when published
         self.delivered: set[str] = set()  # run IDs
         self.announced: dict[tuple[str, str], int] = defaultdict(int)  # process, run ID
+        self.killed: set[str] = set()  # processes
         self.failures: list[Fact] = []
         for fact in facts:
             getattr(self, f"_{fact['fact']}")(fact)
@@ -156,6 +171,7 @@ class History:
             fact["at"],
             fact["seconds"],
             fact.get("inherited", False),
+            fact.get("again", False),
         )
 
     def _entered(self, fact: Fact) -> None:
@@ -163,6 +179,14 @@ class History:
 
     def _aborted(self, fact: Fact) -> None:
         self._block(fact).flips.append(fact["at"])
+
+    def _worked(self, fact: Fact) -> None:
+        self._block(fact).worked = fact["at"]
+
+    def _cleared(self, fact: Fact) -> None:
+        for request in self.requests.values():
+            if request.run_id == fact["run"]:
+                request.cleared = fact["at"]
 
     def _left(self, fact: Fact) -> None:
         block = self._block(fact)
@@ -180,7 +204,9 @@ class History:
     def _returned(self, fact: Fact) -> None:
         request = self.requests[fact["request"]]
         request.returned = fact["at"]
-        request.abort_id = fact["abort_id"]
+        request.id = fact["id"]
+        request.waited = fact["waited"]
+        request.stopped = fact["stopped"]
         request.recorded = fact["recorded"]
         request.published = fact["published"]
 
@@ -191,15 +217,15 @@ class History:
         self.delivered.add(fact["run"])
 
     def _heard(self, fact: Fact) -> None:
-        self.heard.append(
-            Heard(fact["process"], fact["by"], fact["run"], fact["abort_id"], fact["at"])
-        )
+        self.heard.append(Heard(fact["process"], fact["by"], fact["run"], fact["id"], fact["at"]))
 
     def _announced(self, fact: Fact) -> None:
         self.announced[fact["process"], fact["run"]] += fact["controllers"]
 
     def _fault(self, fact: Fact) -> None:
         self.windows.append(Window(fact["kind"], fact["target"], fact["began"], fact["at"]))
+        if fact["kind"] == KILLED:
+            self.killed.add(fact["target"])
 
     def _ready(self, fact: Fact) -> None:
         life = self._life(fact)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from django.db import DatabaseError, connection, connections
 
-from run_abort import abortable_run
+from run_abort import AbortSignal, abortable_run
 
 from .blocks import Command, Note, hold
 from .journal import Journal
@@ -101,15 +101,21 @@ class Loop:
         try:
             async with abortable_run(command["run"], groups=command["groups"]) as signal:
                 note.entered(signal)
-                if command["style"] == "wait":
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(signal.wait_async(), command["seconds"])
-                else:
-                    await asyncio.sleep(command["seconds"])
+                try:
+                    await self._work(signal, command)
+                finally:
+                    note.worked()
                 note.ending()
         except BaseException as caught:  # to be told, whatever it is
             error = caught
         note.left(error)
+
+    async def _work(self, signal: AbortSignal, command: Command) -> None:
+        if command["style"] == "wait":
+            with suppress(TimeoutError):
+                await asyncio.wait_for(signal.wait_async(), command["seconds"])
+        else:
+            await asyncio.sleep(command["seconds"])
 
     async def _finish(self) -> None:
         while self._tasks:

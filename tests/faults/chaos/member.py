@@ -6,6 +6,7 @@ leads it has gone.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +24,9 @@ import django
 
 from .askers import Asker, Stranger
 from .bounds import ALLOWANCE
+from .history import LOCKED
 from .journal import Journal
-from .plan import SILENT
+from .plan import AHEAD, ALONE, DEAF, MORTAL, SILENT
 
 LISTEN_TIMEOUT: Final = 20.0  # seconds
 END_TIMEOUT: Final = 15.0  # seconds for our threads to end; one of them waits 6 s for more work
@@ -36,6 +38,8 @@ Command = dict[str, Any]
 def main(name: str, directory: str) -> None:
     journal = Journal(Path(directory), name)
     url = os.environ[URL_VARIABLE]
+    if name == AHEAD:
+        set_clock_ahead()
     if name == "stranger":
         serve_stranger(Stranger(journal, url))
         return
@@ -44,6 +48,12 @@ def main(name: str, directory: str) -> None:
     if name not in SILENT:
         listen(journal)
     serve(name, journal, urlsplit(url).port or 0)
+
+
+def set_clock_ahead() -> None:
+    """As on a host whose clock is a minute fast."""
+    right = time.time
+    time.time = lambda: right() + 60
 
 
 def commands() -> Iterator[Command]:
@@ -84,10 +94,10 @@ def listen(journal: Journal) -> None:
     from run_abort.signals import run_abort_received
 
     def received(run_id: str, abort_id: object, **facts: object) -> None:
-        journal.write("heard", by="receiver", run=run_id, abort_id=str(abort_id or ""))
+        journal.write("heard", by="receiver", run=run_id, id=str(abort_id or ""))
 
     def handle(run_id: str) -> None:
-        journal.write("heard", by="handler", run=run_id, abort_id="")
+        journal.write("heard", by="handler", run=run_id, id="")
 
     run_abort_received.connect(received, weak=False)
     if not subscribe_to_run_aborts(handle):
@@ -98,32 +108,39 @@ def serve(name: str, journal: Journal, port: int) -> None:
     from . import holders
 
     asker = Asker(journal)
-    holder: holders.Holder | None = None
-    if name == "pool":
-        holder = holders.Pool(journal)
-    elif name == "threads":
-        holder = holders.Threads(journal)
-    elif name == "loop":
-        holder = holders.Loop(journal)
-    elif name == "forks":
-        holder = holders.Forks(journal, end=lambda: end(journal, port, listening=False))
-
-    if not is_listening(LISTEN_TIMEOUT):
+    kinds: dict[str, Callable[[], holders.Holder]] = {
+        "pool": lambda: holders.Pool(journal),
+        **dict.fromkeys(("threads", DEAF, ALONE, AHEAD, MORTAL), lambda: holders.Threads(journal)),
+        "loop": lambda: holders.Loop(journal),
+        "forks": lambda: holders.Forks(journal, lambda: end(journal, port, listening=False)),
+    }
+    holder = kinds[name]() if name in kinds else None
+    can_listen = name not in {DEAF, ALONE}
+    if can_listen and not is_listening(LISTEN_TIMEOUT):
         raise RuntimeError("the listener does not come up")
     journal.write("ready", hears=name not in SILENT)
     say("ready")
     for command in commands():
         if command["do"] == "abort":
             asker.abort(command)
+        elif command["do"] == "lock":
+            lock_interpreter(journal, name, command["seconds"])
         elif holder is not None:
             holder.hold(command)
     asker.finish()
     if holder is not None:
         holder.finish()
-    listening = is_listening(LISTEN_TIMEOUT)
+    listening = can_listen and is_listening(LISTEN_TIMEOUT)
     # What was requested while this process was cut off may still come, within the allowance.
     time.sleep(ALLOWANCE)
     end(journal, port, listening=listening)
+
+
+def lock_interpreter(journal: Journal, name: str, seconds: float) -> None:
+    """As C code does that keeps the interpreter's lock: no other thread runs meanwhile."""
+    began = time.monotonic_ns()
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    journal.write("fault", kind=LOCKED, target=name, began=began)
 
 
 def is_listening(timeout: float) -> bool:
@@ -145,7 +162,7 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
 
     at = time.monotonic_ns()
     current().listener.stop()
-    current().dispatch.wait_for_handlers(END_TIMEOUT)
+    current().settle(END_TIMEOUT)
     deadline = time.monotonic() + END_TIMEOUT
     while threads_of_ours() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -156,7 +173,7 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
         listening=listening,
         threads=[what_it_does(thread) for thread in threads_of_ours()],
         sockets=sockets_to(port),
-        registry=current().registry.ids(),
+        registry=list(current().registry.holders()),
     )
 
 

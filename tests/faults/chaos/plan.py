@@ -6,7 +6,22 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-HOLDERS: Final = {"pool": 4, "threads": 3, "loop": 4, "forks": 1}  # with their shares of the runs
+# With their shares of the runs. "deaf" does not listen, "alone" has no Redis, the clock of "ahead"
+# is a minute fast, "mortal" is killed now and then.
+HOLDERS: Final = {
+    "pool": 4,
+    "threads": 2,
+    "loop": 3,
+    "forks": 1,
+    "deaf": 1,
+    "alone": 1,
+    "ahead": 1,
+    "mortal": 2,
+}
+DEAF: Final = "deaf"
+ALONE: Final = "alone"
+AHEAD: Final = "ahead"
+MORTAL: Final = "mortal"
 HANDLER: Final = "handler"
 ABORTER: Final = "aborter"
 STRANGER: Final = "stranger"
@@ -14,13 +29,16 @@ MEMBERS: Final = (*HOLDERS, HANDLER, ABORTER, STRANGER)
 
 # They have neither receivers nor handlers, so that nothing but their own intents tells them what
 # they missed.
-SILENT: Final = ("threads", "loop")
+SILENT: Final = ("threads", "loop", DEAF, ALONE, MORTAL)
 
 # A fork with threads under way is a risk that only whoever starts them can take.
-ASKING_HOLDERS: Final = ("pool", "threads", "loop")
+ASKING_HOLDERS: Final = ("pool", "threads", "loop", AHEAD)
 
 RUNS_PER_SECOND: Final = 12.0
 GROUP_INTERVAL: Final = 2.5  # seconds; a run that has a group has the one of its time
+RESTARTING_HOLDERS: Final = ("pool", "threads", AHEAD)
+RESTART_AFTER: Final = 1.0  # seconds after an abort until the run is cleared and started again
+LONGEST_WAIT: Final = 5.0  # seconds that a caller waits for the holders
 LONGEST_FORKED: Final = 1.5  # seconds that a block may last that holds up its process
 
 
@@ -62,8 +80,18 @@ class Plan:
         shards = 2 if rng.random() < 0.15 else 1
         for _ in range(shards):
             yield self._hold(run_id, at + rng.uniform(0, 0.1), seconds, groups)
-        if rng.random() < 0.5:
+        if not groups and rng.random() < 0.08:
+            yield from self._restart(run_id, at)
+        elif rng.random() < 0.5:
             yield from self._aborts(run_id, at, seconds)
+
+    def _restart(self, run_id: str, at: float) -> Iterator[Step]:
+        """Abort the run, clear it, and start it again."""
+        at += self._rng.uniform(0.1, 1)
+        yield self._abort(run_id, at)
+        command = {"run": run_id, "groups": [], "seconds": 2.0, "style": "wait", "shared": False}
+        member = self._rng.choice(RESTARTING_HOLDERS)
+        yield Step(at + RESTART_AFTER, member, {"do": "hold", **command, "again": True})
 
     def _hold(self, run_id: str, at: float, seconds: float, groups: list[str]) -> Step:
         rng = self._rng
@@ -104,4 +132,6 @@ class Plan:
         self._requests += 1
         is_local = self._rng.random() < 0.15
         member = self._rng.choice(ASKING_HOLDERS) if is_local else ABORTER
-        return Step(at, member, {"do": "abort", "run": run_id, "request": self._requests})
+        wait = self._rng.uniform(0.5, LONGEST_WAIT) if self._rng.random() < 0.4 else None
+        command = {"do": "abort", "run": run_id, "request": self._requests, "wait": wait}
+        return Step(at, member, command)

@@ -12,14 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from example.redis_server import RedisServer
-
 from . import databases
 from .faults import World, mend, strike_all
 from .fleet import Fleet
 from .history import STALLED, History
 from .journal import Journal, read
 from .plan import Plan
+from .servers import servers
 
 STALL: Final = 0.4  # seconds that this process may be late before that counts as a fault
 FINISH_TIMEOUT: Final = 60.0  # seconds
@@ -36,12 +35,14 @@ class Options(NamedTuple):
     """What is to be proved.
 
     :ivar database: ``"sqlite"`` or ``"postgresql"``.
+    :ivar redis: ``"single"`` or ``"cluster"``.
     :ivar keep: where to leave the journals and logs; None leaves nothing.
     """
 
     seconds: float
     seed: str
     database: str = "sqlite"
+    redis: str = "single"
     keep: Path | None = None
 
 
@@ -55,10 +56,10 @@ def prove(options: Options) -> History:
             stack.callback(shutil.copytree, directory, options.keep, dirs_exist_ok=True)
         (directory / "journals").mkdir()
         database = stack.enter_context(databases.database(options.database, directory))
-        redis = stack.enter_context(RedisServer())
+        redis = stack.enter_context(servers(options.redis))
         settings = {"DATABASES": {"default": database.settings}, "LOGGING": LOGGING}
         fleet = Fleet(directory, redis, settings)
-        databases.migrate(fleet.environment(redis.url))
+        databases.migrate(fleet.environment(redis[0].url))
         stack.enter_context(fleet)
         rng = random.Random(f"{options.seed}/faults")
         world = World(fleet, redis, database, rng, threading.Event())

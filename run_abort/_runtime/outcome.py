@@ -1,0 +1,109 @@
+"""What has become of requests: read from the holds, again at each notification."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from django.core.exceptions import ImproperlyConfigured
+
+from run_abort import conf
+from run_abort._core.types import Hold, Request
+from run_abort._store import database, holds
+
+if TYPE_CHECKING:
+    from run_abort._transport.watch import Watch
+
+    from .runtime import Runtime
+
+__all__ = ["Lookout", "can_look", "is_stopped"]
+
+
+def is_stopped(found: Sequence[Hold]) -> bool:
+    """Whether there was a holder, and each hold says that it was left."""
+    return bool(found) and all(hold.state == "stopped" for hold in found)
+
+
+def can_look() -> bool:
+    """Whether holds can be read: not in a transaction on SQLite, nor with invalid settings."""
+    try:
+        return conf.settings().HOLDS and database.transaction_here() is None
+    except ImproperlyConfigured:
+        return False
+
+
+class Lookout:
+    """Looks at the holds of some requests, until all of them were left.
+
+    Made before the push, so that no notification is missed. Used by one thread at a time; any
+    thread may call :meth:`give_up`. The maker closes it.
+    """
+
+    def __init__(self, runtime: Runtime, requests: Sequence[Request]) -> None:
+        self._runtime = runtime
+        self._asked = [holds.Asked(uuid.UUID(each.id), each.run_id) for each in requests]
+        # For each request, its holds as they were last seen.
+        self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in requests]
+        self._has_given_up = False
+        self._changed = threading.Event()
+        self._watch: Watch | None = runtime.push.watch([each.id for each in requests])
+        self._remove = runtime.holder.written.add(self._hear)
+
+    def _hear(self, request_ids: set[str]) -> None:
+        self._changed.set()
+
+    def give_up(self) -> None:
+        """End the wait. Any thread may call this."""
+        self._has_given_up = True
+        self._changed.set()
+        if self._watch is not None:
+            self._watch.close()
+
+    def close(self) -> None:
+        """Unsubscribe from the notifications."""
+        self._remove()
+        if self._watch is not None:
+            self._watch.close()
+
+    def found(self) -> list[tuple[Hold, ...]]:
+        """The holds of each request, as far as they are known."""
+        return [tuple(each.values()) for each in self._found]
+
+    def wait(self, seconds: float) -> None:
+        """Look until no hold is open, at most for this time."""
+        until = time.monotonic() + seconds
+        while not self._has_given_up:
+            is_known = self.look()
+            left = until - time.monotonic()
+            is_over = all(hold.state == "stopped" for each in self.found() for hold in each)
+            if left <= 0 or (is_known and is_over):
+                return
+            self._pause(min(left, conf.settings().POLL_INTERVAL))
+
+    def look(self) -> bool:
+        """Read the holds.
+
+        :return: whether the database answered.
+        """
+        read = partial(holds.of_requests, asked=self._asked)
+        rows = self._runtime.recorder.call(read, otherwise=None)
+        if rows is None:
+            return False
+        for known, now in zip(self._found, rows, strict=True):
+            here = {hold.id: hold for hold in now}
+            # A hold that ended without an abort is deleted when it was left.
+            ended = {key: replace(hold, state="stopped") for key, hold in known.items()}
+            known.update(ended | here)
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        if self._watch is not None:
+            self._watch.wait(seconds)
+        else:
+            self._changed.wait(seconds)
+            self._changed.clear()

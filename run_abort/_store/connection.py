@@ -1,0 +1,122 @@
+"""The recorder's connection: its own, outside of any pool, in autocommit, with time limits."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import connections, transaction
+from django.db.utils import load_backend
+
+from . import database
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+__all__ = ["close_own", "is_own", "is_usable", "limited", "open_own"]
+
+# MariaDB's limit is in seconds, MySQL's in milliseconds and for SELECT only.
+_MYSQL: Final = "SET SESSION innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole}, "
+_MARIADB_LIMIT: Final = "max_statement_time = {seconds}"
+_MYSQL_LIMIT: Final = "max_execution_time = {milliseconds}"
+
+_own: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def is_own(alias: str) -> bool:
+    """Whether this thread has a connection of its own for ``alias``."""
+    return connections[alias] in _own
+
+
+def open_own(alias: str) -> None:
+    """Give this thread a connection of its own for ``alias``, and open it.
+
+    :raises django.db.Error: if the database cannot be reached.
+    """
+    previous = connections[alias]
+    settings: dict[str, Any] = {
+        **connections.settings[alias],
+        "ATOMIC_REQUESTS": False,
+        "AUTOCOMMIT": True,
+        "CONN_HEALTH_CHECKS": False,
+        "CONN_MAX_AGE": None,
+    }
+    settings["OPTIONS"] = _options(settings["ENGINE"], settings.get("OPTIONS") or {})
+    own = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    connections[alias] = own
+    try:
+        own.ensure_connection()
+        if own.vendor == "mysql":
+            _limit_session(own)
+    except BaseException:
+        close_own(alias)
+        connections[alias] = previous
+        raise
+    _own.add(own)
+
+
+def _options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
+    seconds = database.timeout()
+    whole = max(math.ceil(seconds), 2)  # libpq takes at least two
+    options = {key: value for key, value in options.items() if key != "pool"}
+    if engine.endswith("sqlite3"):
+        return {**options, "timeout": seconds}
+    if engine.endswith("backends.mysql"):
+        limits = {"connect_timeout": whole, "read_timeout": 2 * whole, "write_timeout": 2 * whole}
+        return {**limits, **options}
+    if engine.endswith(("backends.postgresql", "backends.postgis")):
+        return {"connect_timeout": whole, **options}
+    return options
+
+
+def _limit_session(own: BaseDatabaseWrapper) -> None:
+    seconds = database.timeout()
+    is_mariadb = getattr(own, "mysql_is_mariadb", False)
+    template = _MYSQL + (_MARIADB_LIMIT if is_mariadb else _MYSQL_LIMIT)
+    with own.cursor() as cursor:
+        cursor.execute(
+            template.format(
+                whole=math.ceil(seconds), seconds=seconds, milliseconds=math.ceil(seconds * 1000)
+            )
+        )
+
+
+@contextmanager
+def limited(alias: str, *, writes: bool, is_durable: bool = True) -> Iterator[None]:
+    """Let the server end each statement after ``DATABASE_TIMEOUT``.
+
+    Statements that write are one transaction. On PostgreSQL the limit is local to a transaction,
+    because a limit of the session leaks to others through PgBouncer.
+
+    :param is_durable: whether a crash of the server must not undo it.
+    """
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        with transaction.atomic(using=alias) if writes else nullcontext():
+            yield
+        return
+    with transaction.atomic(using=alias):
+        limits = f"SET LOCAL statement_timeout = {math.ceil(database.timeout() * 1000)}"
+        if not is_durable:
+            limits += "; SET LOCAL synchronous_commit = off"
+        with connection.cursor() as cursor:
+            cursor.execute(limits)
+        yield
+
+
+def close_own(alias: str) -> None:
+    """Close this thread's connection, whatever its state."""
+    with suppress(Exception):  # MySQL's raises if it is closed already
+        connections[alias].close()
+
+
+def is_usable() -> bool:
+    """Whether this thread's connection is open and works."""
+    try:
+        connection = connections[database.alias()]
+        return connection.connection is not None and connection.is_usable()
+    except Exception:
+        return False

@@ -1,0 +1,375 @@
+"""The rows of the blocks that this process has open: its holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from django.db import connections
+
+from run_abort import conf
+from run_abort._concurrency.hooks import Hook
+from run_abort._core.controller import AbortController
+from run_abort._core.types import Aborted, Escalated, Event, Left, Request
+
+from . import database, requests
+from .clock import Now
+from .connection import limited
+from .recorder import Operation, Recorder
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from run_abort.models import RunHold
+
+__all__ = ["Holder"]
+
+MAX_LABEL: Final = 255  # characters
+MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
+# Seconds that leaving a block waits on SQLite, whose only writer the caller may be next.
+MOMENT: Final = 0.05
+
+_CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
+
+
+class _Entry:
+    """A block of this process.
+
+    :ivar entered: in seconds of ``time.monotonic()``.
+    :ivar is_written: whether its row is known to be in the database.
+    :ivar is_postponed: whether the row is written when a transaction of the caller is over.
+    """
+
+    __slots__ = (
+        "controller",
+        "entered",
+        "id",
+        "ids",
+        "is_postponed",
+        "is_written",
+        "label",
+        "steps",
+    )
+
+    def __init__(self, controller: AbortController, ids: tuple[str, ...], label: str) -> None:
+        self.controller = controller
+        self.ids = ids
+        self.label = label[:MAX_LABEL]
+        self.steps: list[tuple[str, float]] = []
+        self.renew()
+
+    def renew(self) -> None:
+        self.id = uuid.uuid4()
+        self.entered = time.monotonic()
+        self.is_written = False
+        self.is_postponed = False
+
+
+class Holder:
+    """Writes the holds of this process, and reads the requests for them.
+
+    Each block writes its hold first, and reads the standing requests then, as a statement of its
+    own after the commit. Who aborts writes the request first, and reads the holds then. So in any
+    order either the block finds the request, or the other finds the hold.
+
+    :param origin: returns the ID of this process on the wire.
+    :param kind: returns the kind of this process, for people.
+    :ivar written: called in the recorder's thread with the IDs of requests whose holds changed.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        postponed: database.Postponed,
+        *,
+        origin: Callable[[], str],
+        kind: Callable[[], str],
+    ) -> None:
+        self._recorder = recorder
+        self._postponed = postponed
+        self._origin = origin
+        self._kind = kind
+        self.written: Hook[[set[str]]] = Hook()
+        self._outage = outage = database.Outage(
+            "The open blocks of this process cannot be written",
+            "nothing is known of them elsewhere",
+        )
+        self._enter: Operation[_Entry, Request | None] = Operation(0, self._write_entries)
+        self._change: Operation[_Entry, None] = Operation(
+            4, self._write_changes, is_lazy=True, outage=outage
+        )
+        self._refresh: Operation[None, bool] = Operation(5, self._write_process, outage=outage)
+        self._leave: Operation[_Entry, None] = Operation(
+            7, self._delete, is_lazy=True, outage=outage
+        )
+        self._leave_now = self._leave._replace(is_lazy=False)
+        self._reset()
+
+    def _reset(self) -> None:
+        # The blocks that are open, and the process row. Each change is atomic, so no lock.
+        self._open: dict[AbortController, _Entry] = {}
+        self._seen_at: float | None = None  # in seconds of time.monotonic()
+
+    # Called by the threads of the blocks.
+
+    def enter(
+        self, controller: AbortController, ids: tuple[str, ...], label: str
+    ) -> Future[Request | None] | None:
+        """Write the hold of a block, and read whether an abort of it was requested.
+
+        :return: the first standing request, later. None if neither rows of requests nor of holds
+            are kept.
+        """
+        options = conf.settings()
+        entry = _Entry(controller, ids, label)
+        if options.HOLDS:
+            self._open[controller] = entry
+        elif not options.REQUESTS:
+            return None
+        here = database.transaction_here()
+        if here is None:
+            return self._recorder.put(self._enter, entry)
+        entry.is_postponed = True
+        self._postponed.add(here, partial(self._enter_later, entry))
+        found: Future[Request | None] = Future()
+        try:
+            found.set_result(_first(requests.standing_for(here.alias, ids), ids))
+        except Exception as error:
+            self._recorder.outage.report(error)
+            found.set_result(None)
+        return found
+
+    def _enter_later(self, entry: _Entry) -> None:
+        entry.is_postponed = False
+        if entry.controller in self._open:
+            self._recorder.put(self._enter, entry)
+
+    def leave(self, controller: AbortController) -> None:
+        """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
+        entry = self._open.pop(controller, None)
+        if entry is None:
+            return
+        if not database.is_sqlite():
+            self._recorder.put(self._leave, entry)
+            return
+        here = database.transaction_here()
+        if here is not None:
+            if entry.is_written:
+                self._postponed.add(here, partial(self._recorder.put, self._leave, entry))
+            return
+        # A transaction that begins next would fail if this was written in the midst of it.
+        left = self._recorder.put(self._leave_now, entry)
+        self._recorder.wait_quietly(left, MOMENT)
+
+    def note(self, event: Event) -> None:
+        """Write soon what has happened to blocks. Neither blocks nor raises."""
+        if isinstance(event, Aborted):
+            for controller in event.controllers:
+                if controller.signal.aborted_by is event:
+                    self._changed(self._open.get(controller))
+        elif isinstance(event, Left):
+            self._changed(self._open.pop(event.controller, None))
+        else:
+            self._escalated(event)
+
+    def finishing(self, controller: AbortController) -> None:
+        """Write soon that the block cannot be aborted any more."""
+        self._changed(self._open.get(controller))
+
+    def _escalated(self, event: Escalated) -> None:
+        for entry in self._open.copy().values():
+            if entry.controller.signal is event.signal and len(entry.steps) < MAX_STEPS:
+                aborted = event.signal.aborted_by
+                seconds = 0.0 if aborted is None else event.at - aborted.at
+                entry.steps.append((event.escalation, max(seconds, 0.0)))
+                self._changed(entry)
+
+    def _changed(self, entry: _Entry | None) -> None:
+        if entry is not None:
+            self._recorder.put(self._change, entry)
+
+    # Called by the reconciler's thread.
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows wait for the end of a transaction."""
+        return bool(self._postponed)
+
+    def refresh(self) -> bool:
+        """Write that this process is alive, and what is missing of its holds.
+
+        :return: whether all of its holds are written. If not, call this again soon.
+        """
+        self._postponed.check()
+        if not self._has_to_refresh():
+            return not self._postponed
+        done = self._recorder.put(self._refresh, None)
+        return self._recorder.wait(done, otherwise=False)
+
+    def _has_to_refresh(self) -> bool:
+        entries = self._to_write()
+        return bool(entries) and (self._is_due() or not all(each.is_written for each in entries))
+
+    def _to_write(self) -> list[_Entry]:
+        return [entry for entry in self._open.copy().values() if not entry.is_postponed]
+
+    def _is_due(self) -> bool:
+        age = conf.settings().RECONCILE_INTERVAL * 0.9
+        return self._seen_at is None or time.monotonic() - self._seen_at > age
+
+    def after_fork_in_child(self, kept: Iterable[AbortController]) -> None:
+        """Keep only these blocks, as new holds of the child.
+
+        They are written when :meth:`refresh` is called.
+        """
+        known = self._open
+        self._reset()
+        for controller in kept:
+            entry = known.get(controller)
+            if entry is not None:
+                entry.renew()
+                self._open[controller] = entry
+
+    # Called in the recorder's thread.
+
+    def _write_entries(self, alias: str, entries: list[_Entry]) -> list[Request | None]:
+        options = conf.settings()
+        if options.HOLDS:
+            try:
+                self._insert(alias, entries)
+            except Exception as error:
+                if len(entries) > 1 or not options.REQUESTS:
+                    raise
+                self._outage.report(error)
+        if not options.REQUESTS:
+            return [None] * len(entries)
+        found = requests.standing_for(alias, {each for entry in entries for each in entry.ids})
+        return [_first(found, entry.ids) for entry in entries]
+
+    def _insert(self, alias: str, entries: Sequence[_Entry]) -> None:
+        with limited(alias, writes=True):
+            if self._is_due():
+                self._see(alias)
+            rows = [self._row(entry) for entry in entries]
+            _holds(alias).bulk_create(rows, ignore_conflicts=True)
+            groups = [
+                database.tables().RunHoldGroup(hold_id=entry.id, run_id=group)
+                for entry in entries
+                for group in entry.ids[1:]
+            ]
+            if groups:
+                database.tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
+        self._outage.over()
+        for entry in entries:
+            entry.is_written = True
+
+    def _see(self, alias: str) -> None:
+        """Write until when this process counts as alive."""
+        until = Now(conf.settings().lease)
+        processes = database.tables().RunProcess.objects.using(alias)
+        is_known = self._seen_at is not None
+        if not is_known or not processes.filter(pk=self._origin()).update(seen_until=until):
+            row = processes.model(
+                origin=self._origin(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                kind=self._kind()[:MAX_LABEL],
+                started_at=Now(),
+                seen_until=until,
+            )
+            processes.bulk_create([row], ignore_conflicts=True)
+        self._seen_at = time.monotonic()
+
+    def _write_process(self, alias: str, items: list[None]) -> list[bool]:
+        if not self._has_to_refresh():  # the blocks were entered meanwhile
+            return [True] * len(items)
+        holds = _holds(alias)
+        with limited(alias, writes=True, is_durable=False):
+            self._see(alias)
+            mine = holds.filter(process_id=self._origin(), left_at=None)
+            rows = set(mine.values_list("pk", flat=True))
+            entries = {entry.id: entry for entry in self._to_write()}
+            # Written late by a thread that was stuck; the block was left meanwhile.
+            late = rows - entries.keys()
+            if late:
+                mine.filter(pk__in=late, state="running")._raw_delete(alias)
+        missing = [entry for key, entry in entries.items() if key not in rows]
+        if missing:
+            self._insert(alias, missing)
+        return [True] * len(items)
+
+    def _write_changes(self, alias: str, entries: list[_Entry]) -> list[None]:
+        some = list(dict.fromkeys(entries))
+        names_keys = connections[alias].features.supports_update_conflicts_with_target
+        with limited(alias, writes=True, is_durable=False):
+            _holds(alias).bulk_create(
+                [self._row(entry) for entry in some],
+                update_conflicts=True,
+                update_fields=_CHANGES,
+                unique_fields=["id"] if names_keys else None,
+            )
+        about = [entry.controller.signal.aborted_by for entry in some]
+        self.written({each.request.id for each in about if each is not None and each.request.id})
+        return [None] * len(entries)
+
+    def _delete(self, alias: str, entries: list[_Entry]) -> list[None]:
+        keys = [entry.id for entry in entries]
+        with limited(alias, writes=True, is_durable=False):
+            for some in requests.chunks(keys, alias):
+                if any(len(entry.ids) > 1 for entry in entries):
+                    database.tables().RunHoldGroup.objects.using(alias).filter(
+                        hold_id__in=some
+                    )._raw_delete(alias)
+                _holds(alias).filter(pk__in=some)._raw_delete(alias)
+        return [None] * len(entries)
+
+    def _row(self, entry: _Entry) -> RunHold:
+        now = time.monotonic()
+        controller = entry.controller
+        aborted = controller.signal.aborted_by
+        row: RunHold = database.tables().RunHold(
+            id=entry.id,
+            run_id=entry.ids[0],
+            label=entry.label,
+            process_id=self._origin(),
+            entered_at=Now(entry.entered - now),
+            state=_state(controller),
+        )
+        if aborted is not None:
+            wall = time.time()
+            row.request_id = _as_uuid(aborted.request.id)
+            row.way = aborted.way
+            row.received_at = Now(min(aborted.at - wall, 0.0))
+            if controller.left_at is not None:
+                row.left_at = Now(min(controller.left_at - wall, 0.0))
+            row.set_steps(entry.steps)
+        return row
+
+
+def _state(controller: AbortController) -> str:
+    if controller.signal.aborted_by is None:
+        is_finishing = getattr(controller, "finishing", False)
+        return "finishing" if is_finishing else "running"
+    return "aborting" if controller.left_at is None else "stopped"
+
+
+def _holds(alias: str) -> QuerySet[RunHold]:
+    holds: QuerySet[RunHold] = database.tables().RunHold.objects.using(alias)
+    return holds
+
+
+def _first(found: Sequence[Request], ids: Sequence[str]) -> Request | None:
+    return next((request for request in found if request.run_id in ids), None)
+
+
+def _as_uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None

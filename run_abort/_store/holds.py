@@ -1,0 +1,177 @@
+"""The holds of all processes, as their rows say. The functions run in the recorder's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
+
+from django.db.models import Q
+
+from run_abort import conf
+from run_abort._core.types import Hold, HoldState
+
+from . import database
+from .clock import Now, aware
+from .connection import limited
+from .requests import chunks
+
+if TYPE_CHECKING:
+    from run_abort.models import AbortRequest, RunProcess
+
+__all__ = ["Asked", "of_requests", "open_holds"]
+
+MAX_ROWS: Final = 10_000
+
+
+class Asked(NamedTuple):
+    """A request."""
+
+    request_id: UUID
+    run_id: str
+
+
+def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
+    """The holds of each request: those that it aborted or has to abort, in order of entry.
+
+    Holds that another request has aborted count, too, if they were left after this request.
+    A hold that ended without an abort has no row.
+    """
+    with limited(alias, writes=False):
+        made = {
+            row.pk: row
+            for some in chunks([each.request_id for each in asked], alias)
+            for row in database.tables().AbortRequest.objects.using(alias).filter(pk__in=some)
+        }
+        since = min((row.requested_at for row in made.values()), default=None)
+        rows: dict[UUID, Any] = {}
+        for some in chunks(asked, alias, each=3):
+            rows |= {row.pk: row for row in _rows_for(alias, some, since)}
+        groups = _groups_of(alias, rows)
+        processes = _processes_of(alias, rows.values())
+    return [
+        [
+            _hold(row, processes.get(row.process_id), groups.get(row.pk, ()), is_asked=True)
+            for row in rows.values()
+            if _concerns(row, groups.get(row.pk, ()), each, made.get(each.request_id))
+        ]
+        for each in asked
+    ]
+
+
+def open_holds(
+    alias: str, *, run_ids: Collection[str] = (), host: str = "", limit: int = MAX_ROWS
+) -> list[Hold]:
+    """The blocks that are open, in order of entry.
+
+    :param run_ids: only those of these runs or groups; all if empty.
+    :param host: only those on this host; all if empty.
+    :param limit: the largest number of holds.
+    """
+    with limited(alias, writes=False):
+        rows = (
+            database.tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
+        )
+        if run_ids:
+            rows = rows.filter(Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids)))
+        if host:
+            there = database.tables().RunProcess.objects.using(alias).filter(host=host)
+            rows = rows.filter(process_id__in=there.values("pk"))
+        found = {row.pk: row for row in rows.order_by("entered_at")[:limit]}
+        groups = _groups_of(alias, found)
+        processes = _processes_of(alias, found.values())
+    return [
+        _hold(row, processes.get(row.process_id), groups.get(row.pk, ())) for row in found.values()
+    ]
+
+
+def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any:
+    run_ids = [each.run_id for each in asked]
+    left = Q(left_at=None) if since is None else Q(left_at=None) | Q(left_at__gte=since)
+    wanted = Q(request_id__in=[each.request_id for each in asked])
+    wanted |= (Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids))) & left
+    rows = database.tables().RunHold.objects.using(alias).filter(wanted).annotate(now=Now())
+    return rows.order_by("entered_at")[:MAX_ROWS]
+
+
+def _members(alias: str, run_ids: Collection[str]) -> Any:
+    return (
+        database.tables()
+        .RunHoldGroup.objects.using(alias)
+        .filter(run_id__in=run_ids)
+        .values("hold_id")
+    )
+
+
+def _groups_of(alias: str, keys: Iterable[UUID]) -> dict[UUID, tuple[str, ...]]:
+    found: dict[UUID, tuple[str, ...]] = {}
+    for some in chunks(list(keys), alias):
+        rows = (
+            database.tables()
+            .RunHoldGroup.objects.using(alias)
+            .filter(hold_id__in=some)
+            .order_by("pk")
+        )
+        for key, group in rows.values_list("hold_id", "run_id"):
+            found[key] = (*found.get(key, ()), group)
+    return found
+
+
+def _processes_of(alias: str, rows: Iterable[Any]) -> dict[str, RunProcess]:
+    origins = sorted({row.process_id for row in rows if row.process_id})
+    return {
+        process.pk: process
+        for some in chunks(origins, alias)
+        for process in database.tables().RunProcess.objects.using(alias).filter(pk__in=some)
+    }
+
+
+def _concerns(
+    row: Any, groups: Collection[str], asked: Asked, request: AbortRequest | None
+) -> bool:
+    if row.request_id == asked.request_id:
+        return True
+    # Compared again, because some databases ignore case.
+    if row.run_id != asked.run_id and asked.run_id not in groups:
+        return False
+    if request is None:
+        return row.left_at is None
+    if row.left_at is not None:
+        return bool(row.entered_at <= request.requested_at <= row.left_at)
+    # A block that was entered after the request was cleared is a new start of the run.
+    return request.cleared_at is None or bool(row.entered_at <= request.requested_at)
+
+
+def _hold(
+    row: Any, process: RunProcess | None, groups: tuple[str, ...], *, is_asked: bool = False
+) -> Hold:
+    state, since = _state(row, process)
+    return Hold(
+        id=row.pk,
+        run_id=row.run_id,
+        label=row.label,
+        origin=row.process_id or "",
+        host=process.host if process else "",
+        pid=process.pid if process else 0,
+        kind=process.kind if process else "",
+        entered_at=aware(row.entered_at),
+        state="aborting" if is_asked and state == "running" else state,
+        since=aware(since),
+        request_id=str(row.request_id or ""),
+        way=row.way,
+        received_at=row.received_at and aware(row.received_at),
+        left_at=row.left_at and aware(row.left_at),
+        escalations=tuple((step, seconds) for step, seconds in row.steps()),
+        groups=groups,
+    )
+
+
+def _state(row: Any, process: RunProcess | None) -> tuple[HoldState, datetime]:
+    if row.state == "stopped":
+        return "stopped", row.left_at or row.received_at or row.entered_at
+    lease = timedelta(seconds=conf.settings().lease)
+    alive_until = row.entered_at + lease if process is None else process.seen_until
+    if alive_until < row.now:
+        return "lost", alive_until - lease
+    return row.state, row.received_at or row.entered_at

@@ -1,0 +1,328 @@
+"""The recorder: one thread that reads and writes the rows of this process.
+
+It has a connection of its own, outside of any pool, so that no connection or transaction of a
+caller is used, and nothing waits for a pool. Jobs that wait at the same time are done together: a
+thousand blocks that are entered at once need a few statements. Callers wait for a bounded time.
+
+The thread is started by the first job. It ends, and closes its connection, after five seconds
+without one. It is stopped before a fork; the child starts one on demand. A thread that is stuck,
+because the server does not answer, is replaced by another with another connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from django.db import connections
+from django.db.utils import InterfaceError, OperationalError
+
+from run_abort._concurrency.service import Life, Service
+from run_abort._concurrency.throttle import Throttle
+
+from . import connection, database
+
+__all__ = ["Operation", "Recorder"]
+
+logger = logging.getLogger("run_abort")
+
+LINGER: Final = 5.0  # seconds
+# Seconds that a job rests for which no caller waits. Meanwhile the thread that was just aborted has
+# the interpreter and the processor for itself.
+REST: Final = 0.002
+MAX_WAITING: Final = 20_000  # jobs
+MAX_BATCH: Final = 1_000  # jobs
+STUCK: Final = 3  # times the timeout of the database
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Operation(NamedTuple, Generic[Item, Result]):
+    """What to do with the items of all jobs that wait.
+
+    :ivar order: of operations that wait at the same time, the lower is done first.
+    :ivar run: called in the recorder's thread with the alias of the database and the items;
+        returns a result for each. If it fails it is called again with each item alone, and after
+        a reconnect again, so repeating it must do no harm.
+    :ivar is_lazy: whether no caller waits for it.
+    :ivar outage: told of failures; the recorder's own if None.
+    """
+
+    order: int
+    run: Callable[[str, list[Item]], Sequence[Result]]
+    is_lazy: bool = False
+    outage: database.Outage | None = None
+
+
+class _Job(NamedTuple):
+    operation: Operation[Any, Any]
+    item: Any
+    future: Future[Any]
+
+
+class _Busy(NamedTuple):
+    """The batch that the thread works on.
+
+    :ivar since: in seconds of ``time.monotonic()``.
+    """
+
+    since: float
+    jobs: list[_Job]
+
+
+def _call_each(alias: str, functions: list[Callable[[str], Any]]) -> list[Any]:
+    return [function(alias) for function in functions]
+
+
+_CALL: Final[Operation[Callable[[str], Any], Any]] = Operation(1, _call_each)
+_CALL_SOON: Final[Operation[Callable[[str], Any], Any]] = Operation(6, _call_each, is_lazy=True)
+_LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
+
+
+class Recorder:
+    """The recorder of a process. Any thread, and any signal handler, may put jobs."""
+
+    def __init__(self) -> None:
+        self.outage = database.Outage()
+        self._overflow = Throttle()
+        self._service = Service("run_abort-recorder", self._run)
+        self._reset()
+
+    def _reset(self) -> None:
+        # A SimpleQueue, because a signal handler may interrupt put() and put another job.
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._is_hurried = False
+        self._busy: _Busy | None = None
+        # Guards the replacement of a thread that is stuck. Only ever tried, never waited for.
+        self._replacing = threading.Lock()
+
+    # For callers.
+
+    def put(self, operation: Operation[Item, Result], item: Item) -> Future[Result]:
+        """Have ``operation`` done with ``item``. Never waits for the database.
+
+        The exception is the interpreter's exit, when no thread can be started any more.
+        """
+        future: Future[Result] = Future()
+        if self._jobs.qsize() >= MAX_WAITING:
+            if (before := self._overflow.admit()) is not None:
+                logger.error("The database is too slow: %d changes were not written", before + 1)
+            future.set_exception(OverflowError("too many rows wait for the database"))
+            return future
+        self._jobs.put(_Job(operation, item, future))
+        self._replace_if_stuck()
+        if not self._service.ensure_started():
+            self._work_here()
+        return future
+
+    def call(self, function: Callable[[str], Result], *, otherwise: Result) -> Result:
+        """The result of ``function(alias)``, which is called in the recorder's thread.
+
+        Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
+
+        :return: ``otherwise`` if the database failed or took too long.
+        """
+        job: Future[Result] = self.put(_CALL, function)
+        return self.wait(job, otherwise=otherwise)
+
+    def call_soon(self, function: Callable[[str], object]) -> None:
+        """Have ``function(alias)`` called in the recorder's thread. Does not wait for it."""
+        self.put(_CALL_SOON, function)
+
+    async def acall(self, function: Callable[[str], Result], *, otherwise: Result) -> Result:
+        """:meth:`call` for asyncio code."""
+        job: Future[Result] = self.put(_CALL, function)
+        return await self.await_(job, otherwise=otherwise)
+
+    def wait(self, future: Future[Result], *, otherwise: Result) -> Result:
+        """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
+
+        :return: ``otherwise`` if it failed or took too long.
+        """
+        try:
+            return future.result(database.timeout())
+        except Exception as error:
+            if not future.done():
+                self._late(error)
+            return otherwise
+
+    def wait_quietly(self, future: Future[Any], timeout: float) -> None:
+        """Wait until a job is done, at most ``timeout`` seconds, whatever becomes of it."""
+        with suppress(Exception):
+            future.result(timeout)
+
+    async def await_(self, future: Future[Result], *, otherwise: Result) -> Result:
+        """:meth:`wait` for asyncio code. Needs no thread of its own."""
+        wrapped = asyncio.wrap_future(future)
+        wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({wrapped}, timeout=database.timeout())
+        if not wrapped.done():
+            self._late(TimeoutError())
+            return otherwise
+        return otherwise if wrapped.exception() is not None else wrapped.result()
+
+    def _late(self, error: Exception) -> None:
+        self.outage.report(error)
+        self._replace_if_stuck()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all jobs that were put before are done.
+
+        :param timeout: seconds to wait at most.
+        :return: False if the time was up.
+        """
+        if self._jobs.empty() and not self._service.is_running:
+            return True
+        self._is_hurried = True
+        try:
+            self.put(_LAST, None).result(timeout)
+        except Exception:
+            return False
+        finally:
+            self._is_hurried = False
+        return True
+
+    # Start and stop.
+
+    def stop(self) -> bool:
+        """Stop the thread once its batch is done; the next job starts another.
+
+        :return: whether it has ended.
+        """
+        return self._service.stop()
+
+    def before_fork(self) -> None:
+        """Stop the thread: the child inherits neither it nor its connection."""
+        self._service.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on with the jobs that wait."""
+        self._service.after_fork_in_parent()
+        if not self._jobs.empty():
+            self._service.ensure_started()
+
+    def after_fork_in_child(self) -> None:
+        """Forget the jobs of the parent."""
+        self._service.after_fork_in_child()
+        self._reset()
+
+    def _replace_if_stuck(self) -> None:
+        """Leave a thread that is stuck to itself, and have its jobs done by another."""
+        busy = self._busy
+        if busy is None or time.monotonic() - busy.since < STUCK * database.timeout():
+            return
+        if not self._replacing.acquire(blocking=False):
+            return
+        try:
+            if self._busy is not busy:
+                return
+            self._busy = None
+            self._service.abandon()
+            logger.warning("The database has not answered for long: another connection is opened")
+            for job in busy.jobs:
+                if not job.future.done():
+                    self._jobs.put(job)
+            self._service.ensure_started()
+        finally:
+            self._replacing.release()
+
+    # The thread.
+
+    def _run(self, life: Life) -> None:
+        life.on_stop = lambda: self._jobs.put(None)
+        try:
+            while not life.stopping:
+                batch = self._take(life)
+                if batch is None:
+                    if self._service.retire(life, lambda: not self._jobs.empty()):
+                        return
+                elif batch:
+                    self._do(batch)
+        finally:
+            with suppress(Exception):  # the app may not be installed any more
+                connection.close_own(database.alias())
+
+    def _take(self, life: Life) -> list[_Job] | None:
+        """The jobs that wait, at least one; None if none has come for long."""
+        try:
+            batch = [self._jobs.get(timeout=LINGER)]
+        except Empty:
+            return None
+        until = time.monotonic() + REST
+        while len(batch) < MAX_BATCH:
+            rest = until - time.monotonic()
+            is_in_hurry = self._is_hurried or life.stopping or not all(map(_is_lazy, batch))
+            try:
+                batch.append(self._jobs.get(not is_in_hurry and rest > 0, max(rest, 0)))
+            except Empty:
+                break
+        return [job for job in batch if job is not None]
+
+    def _work_here(self) -> None:
+        """Do the jobs that wait in this thread."""
+        jobs = [self._jobs.get() for _ in range(self._jobs.qsize())]
+        alias = database.alias()
+        previous = connections[alias]
+        try:
+            self._do([job for job in jobs if job is not None])
+        finally:
+            own, connections[alias] = connections[alias], previous
+            if own is not previous:
+                own.close()
+
+    def _do(self, batch: list[_Job]) -> None:
+        batch.sort(key=attrgetter("operation.order"))  # stable
+        busy = self._busy = _Busy(time.monotonic(), batch)
+        for _, jobs in groupby(batch, key=attrgetter("operation")):
+            if self._busy is not busy:  # another thread does the rest
+                return
+            self._perform(list(jobs))
+        if self._busy is busy:
+            self._busy = None
+
+    def _perform(self, jobs: list[_Job]) -> None:
+        operation = jobs[0].operation
+        outage = operation.outage or self.outage
+        try:
+            results = self._attempt(operation, [job.item for job in jobs])
+        except Exception as error:
+            if len(jobs) > 1 and connection.is_usable():
+                for job in jobs:
+                    self._perform([job])
+                return
+            outage.report(error)
+            for job in jobs:
+                with suppress(InvalidStateError):
+                    job.future.set_exception(error)
+        else:
+            outage.over()
+            for job, result in zip(jobs, results, strict=True):
+                with suppress(InvalidStateError):
+                    job.future.set_result(result)
+
+    def _attempt(self, operation: Operation[Any, Any], items: list[Any]) -> Sequence[Any]:
+        alias = database.alias()
+        if not connection.is_own(alias):
+            connection.open_own(alias)
+        try:
+            return operation.run(alias, items)
+        except (InterfaceError, OperationalError):
+            if connection.is_usable():
+                raise
+            connection.close_own(alias)
+            connection.open_own(alias)  # it was lost while it was idle
+            return operation.run(alias, items)
+
+
+def _is_lazy(job: _Job | None) -> bool:
+    return job is not None and job.operation.is_lazy

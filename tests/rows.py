@@ -1,0 +1,54 @@
+"""Rows of other processes, as the database has them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from run_abort.models import RunHold, RunHoldGroup, RunProcess
+
+LEASE = 45.0  # seconds; the default
+
+
+def process_row(
+    host: str = "web-1", pid: int = 17, kind: str = "gunicorn", *, silent: float = 0
+) -> RunProcess:
+    """A process.
+
+    :param silent: seconds since it was last heard of; with more than ``LEASE`` it is lost.
+    """
+    return RunProcess.objects.create(
+        origin=f"inst_{uuid.uuid4().hex}",
+        host=host,
+        pid=pid,
+        kind=kind,
+        seen_until=timezone.now() + timedelta(seconds=LEASE - silent),
+    )
+
+
+def hold_row(
+    run_id: str,
+    process: RunProcess,
+    state: str = "running",
+    *,
+    age: float = 0,
+    groups: Iterable[str] = (),
+    **more: Any,
+) -> RunHold:
+    """A block of a process.
+
+    :param age: seconds since it was entered.
+    """
+    now = timezone.now()
+    more = {"entered_at": now - timedelta(seconds=age), **more}
+    if state in ("aborting", "stopped"):
+        more = {"received_at": now, "way": "channel", **more}
+    if state == "stopped":
+        more = {"left_at": more["received_at"], **more}
+    row = RunHold.objects.create(run_id=run_id, process=process, state=state, **more)
+    RunHoldGroup.objects.bulk_create(RunHoldGroup(hold=row, run_id=each) for each in groups)
+    return row

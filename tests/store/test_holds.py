@@ -1,0 +1,451 @@
+"""Holds: the rows of open blocks, and what others read in them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+from django.db.models import F
+
+from run_abort import (
+    RunAborted,
+    aabort_run,
+    abort_run,
+    abortable_run,
+    clear_run_abort,
+)
+from run_abort._core.types import Hold
+from run_abort._runtime.outcome import Lookout
+from run_abort._runtime.runtime import Runtime
+from run_abort._store import database, holder, holds, recorder
+from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
+from tests.conftest import Configure
+from tests.support import TIMEOUT, wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def rows(configure: Configure) -> None:
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=0.05)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Runtime]:
+    """Another process, as far as the database knows."""
+    runtime = Runtime()
+    yield runtime
+    assert runtime.close()
+
+
+def open_here(runtime: Runtime) -> list[Hold]:
+    found = runtime.recorder.call(holds.open_holds, otherwise=None)
+    assert found is not None
+    return found
+
+
+def test_an_open_block_is_a_row(runtime: Runtime) -> None:
+    with abortable_run("import-1", groups=["tenant-1"], label="rows"):
+        (hold,) = open_here(runtime)
+        assert (hold.run_id, hold.groups, hold.label) == ("import-1", ("tenant-1",), "rows")
+        assert (hold.state, hold.origin, hold.way) == ("running", runtime.origin(), "")
+        process = RunProcess.objects.get()
+        assert (hold.host, hold.pid, hold.kind) == (process.host, process.pid, process.kind)
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHold.objects.exists()
+    assert not RunHoldGroup.objects.exists()
+
+
+def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> None:
+    with pytest.raises(RunAborted), abortable_run("import-1") as signal:
+        outcome = abort_run("import-1")
+        assert signal.aborted
+    assert runtime.recorder.flush(TIMEOUT)
+    row = RunHold.objects.get()
+    assert (row.state, row.way, row.request_id) == ("stopped", "local", outcome.request_id)
+    assert row.entered_at <= row.received_at <= row.left_at  # type: ignore[operator]
+
+
+def test_who_waits_learns_of_a_holder_elsewhere(
+    runtime: Runtime, elsewhere: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not listen, and is asked nothing."""
+    from run_abort._core.controller import AbortController
+
+    controller = AbortController(run_id="import-1")
+    job = elsewhere.holder.enter(controller, ("import-1",), "")
+    assert job is not None
+    elsewhere.recorder.wait(job, otherwise=None)
+
+    outcome = abort_run("import-1", wait=0.2)
+    assert [hold.state for hold in outcome.holds] == ["aborting"]
+    assert not outcome.stopped
+
+    has_looked = threading.Event()
+    pause = Lookout._pause
+    monkeypatch.setattr(
+        Lookout, "_pause", lambda self, seconds: (has_looked.set(), pause(self, seconds))
+    )
+    with threading_abort("import-1", wait=TIMEOUT) as outcomes:
+        assert has_looked.wait(TIMEOUT)
+        elsewhere.holder.leave(controller)
+    assert outcomes[0].stopped
+
+
+def test_nobody_works_on_it() -> None:
+    outcome = abort_run("import-1", wait=TIMEOUT)
+    assert (outcome.holds, outcome.stopped, outcome.recorded) == ((), False, True)
+
+
+def test_lost_is_not_stopped(runtime: Runtime) -> None:
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        RunProcess.objects.update(seen_until=F("seen_until") - timedelta(days=1))
+        with threading_abort("import-1", wait=0.3) as outcomes:
+            pass
+        (outcome,) = outcomes
+        assert [hold.state for hold in outcome.holds] == ["lost"]
+        assert not outcome.stopped
+        # It comes back when its process is heard of again.
+        runtime.holder._seen_at = -1e9
+        assert runtime.holder.refresh()
+        assert open_here(runtime)[0].state == "aborting"
+
+
+class threading_abort:  # noqa: N801
+    """Aborts from another thread, so that this one can stay in its block."""
+
+    def __init__(self, run_id: str, **how: Any) -> None:
+        self._outcomes: list[Any] = []
+        self._thread = threading.Thread(
+            target=lambda: self._outcomes.append(abort_run(run_id, **how))
+        )
+
+    def __enter__(self) -> list[Any]:
+        self._thread.start()
+        return self._outcomes
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join(TIMEOUT)
+
+
+def test_a_missing_hold_and_a_missing_process_are_written_again(runtime: Runtime) -> None:
+    with abortable_run("import-1"):
+        RunHold.objects.all().delete()
+        RunProcess.objects.all().delete()
+        runtime.holder._seen_at = -1e9
+        assert runtime.holder.refresh()
+        assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
+        assert RunProcess.objects.count() == 1
+
+
+def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime) -> None:
+    with abortable_run("import-1"):
+        RunHold.objects.create(run_id="import-0", process_id=runtime.origin())
+        runtime.holder._seen_at = -1e9
+        assert runtime.holder.refresh()
+        assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
+
+
+def test_holding_costs_one_update_per_interval(runtime: Runtime) -> None:
+    with abortable_run("import-1"):
+        before = RunProcess.objects.get().seen_until
+        assert runtime.holder.refresh()
+        assert RunProcess.objects.get().seen_until == before
+        runtime.holder._seen_at = -1e9  # an interval later
+        assert runtime.holder.refresh()
+        assert RunProcess.objects.get().seen_until > before
+
+
+def test_the_database_is_away_when_a_block_begins(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **how: Any) -> Any:
+        raise OSError("away")
+
+    monkeypatch.setattr(holder, "limited", fail)
+    with abortable_run("import-1"), abortable_run("import-2"):
+        assert not runtime.holder.refresh()
+        assert open_here(runtime) == []
+        assert not runtime.holder.refresh()
+        assert caplog.text.count("OSError: away") == 1
+        monkeypatch.undo()
+        wait_until(lambda: len(open_here(runtime)) == 2)
+
+
+def test_holds_can_be_turned_off(configure: Configure, runtime: Runtime) -> None:
+    configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        with threading_abort("import-1", wait=TIMEOUT) as outcomes:
+            pass
+        (outcome,) = outcomes
+        assert (outcome.local, outcome.holds, outcome.stopped) == (1, (), False)
+    assert not RunHold.objects.exists()
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        pytest.fail("it was aborted before")
+
+
+def test_a_rerun_is_not_the_business_of_a_cleared_request(runtime: Runtime) -> None:
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        first = abort_run("import-1")
+    assert clear_run_abort("import-1", by="me") == 1
+    assert AbortRequest.objects.get().cleared_by == "me"
+    with abortable_run("import-1"):
+        asked = [holds.Asked(first.request_id, "import-1")]
+        find = partial(holds.of_requests, asked=asked)
+        (found,) = runtime.recorder.call(find, otherwise=[[]])
+        assert [hold.state for hold in found] == ["stopped"]
+
+
+def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        abort_run("import-1")
+        with threading_abort("import-1", wait=0.1) as outcomes:
+            pass
+        assert [hold.state for hold in outcomes[0].holds] == ["aborting"]
+
+
+def test_point_of_no_return_is_told(runtime: Runtime) -> None:
+    with abortable_run("import-1") as signal:
+        signal.finish()
+        with threading_abort("import-1", wait=0.2) as outcomes:
+            pass
+        assert [hold.state for hold in outcomes[0].holds] == ["finishing"]
+        assert not outcomes[0].stopped
+
+
+def test_an_actor_who_was_deleted(runtime: Runtime) -> None:
+    user = User.objects.create(username="gone")
+    User.objects.filter(pk=user.pk).delete()
+    outcome = abort_run("import-1", actor=user)
+    assert outcome.recorded
+    with transaction.atomic():
+        User.objects.create(username="kept")
+        abort_run("import-2", actor=user)
+    assert User.objects.filter(username="kept").exists()
+    assert AbortRequest.objects.count() == 2
+
+
+def test_text_that_no_database_can_store() -> None:
+    outcome = abort_run("import-1", reason="caf\udce9\0", actor="\ud800")
+    assert outcome.recorded
+    assert AbortRequest.objects.get().reason == "caf?"
+    with pytest.raises(ValueError, match="surrogate"):
+        abort_run("caf\udce9")
+    with pytest.raises(ValueError, match="surrogate"):
+        abortable_run("caf\udce9")
+
+
+def test_a_thousand_asyncio_blocks_at_once(runtime: Runtime) -> None:
+    statements: list[str] = []
+
+    def count(execute: Any, sql: str, *args: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *args)
+
+    async def work(number: int) -> None:
+        async with abortable_run(f"import-{number}"):
+            await gate.wait()
+
+    async def main() -> int:
+        global gate
+        gate = asyncio.Event()
+        tasks = [asyncio.create_task(work(number)) for number in range(1000)]
+        await asyncio.sleep(0)
+        threads = 0
+        while len(runtime.registry) < 1000 or not all(
+            entry.is_written for entry in list(runtime.holder._open.values())
+        ):
+            threads = max(threads, threading.active_count())
+            await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*tasks)
+        return threads
+
+    def watch(alias: str) -> None:
+        connections[alias].execute_wrappers.append(count)
+
+    runtime.recorder.call(watch, otherwise=None)
+    before = threading.active_count()
+    threads = asyncio.run(main())
+    assert threads <= before + 2  # the recorder and the reconciler
+    inserts = [sql for sql in statements if sql.startswith("INSERT")]
+    assert len(inserts) < 50
+
+
+def test_aborting_in_a_transaction_is_committed_at_once(runtime: Runtime) -> None:
+    with transaction.atomic():
+        outcome = abort_run("import-1", wait=TIMEOUT)
+        assert outcome.recorded
+        assert not outcome.stopped
+        with pytest.raises(RunAborted), abortable_run("import-1"):
+            pytest.fail("it was aborted before")
+        transaction.set_rollback(True)
+    wait_until(lambda: (runtime.postponed.check(), AbortRequest.objects.exists())[1])
+
+
+def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
+    with transaction.atomic():
+        User.objects.create(username="me")
+        with abortable_run("import-1"):
+            # SQLite has one writer.
+            known = [] if connection.vendor == "sqlite" else ["import-1"]
+            assert [hold.run_id for hold in open_here(runtime)] == known
+
+
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+@pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
+@pytest.mark.parametrize("reads_first", [True, False])
+def test_blocks_in_transactions_of_sqlite(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    journal: str,
+    mode: str,
+    *,
+    reads_first: bool,
+) -> None:
+    """Reading, entering a block and writing works, without delay."""
+    if connection.vendor != "sqlite":
+        return
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)  # the machine may be busy
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA journal_mode={journal}")
+    connection.transaction_mode = mode  # type: ignore[attr-defined]
+    try:
+        began = time.monotonic()
+        for number in range(20):
+            with abortable_run(f"before-{number}"):
+                pass
+            with transaction.atomic():
+                if reads_first:
+                    User.objects.count()
+                with abortable_run(f"import-{number}", groups=["tenant"]):
+                    User.objects.create(username=f"user-{number}")
+                User.objects.create(username=f"other-{number}")
+        assert User.objects.count() == 40
+        assert time.monotonic() - began < TIMEOUT / 4
+        # Its row is written when the transaction is over, if it is open still.
+        with transaction.atomic():
+            block = abortable_run("import-1")
+            block.__enter__()
+            assert not RunHold.objects.exists()
+        wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-1"])
+        block.__exit__(None, None, None)
+        with pytest.raises(sqlite3.Warning), transaction.atomic():
+            block = abortable_run("import-2")
+            block.__enter__()
+            raise sqlite3.Warning
+        runtime.reconciler.hurry()
+        wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-2"])
+        block.__exit__(None, None, None)
+    finally:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        assert runtime.recorder.flush(TIMEOUT)
+        assert runtime.recorder.stop()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+
+
+def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection.vendor != "sqlite":
+        return
+    monkeypatch.setattr(database, "timeout", lambda: 0.2)
+    other = sqlite3.connect(connection.settings_dict["NAME"])
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        began = time.monotonic()
+        block = abortable_run("import-1")
+        block.__enter__()
+        assert time.monotonic() - began < TIMEOUT / 2
+        assert open_here(runtime) == []
+    finally:
+        other.rollback()
+        other.close()
+    wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-1"])
+    began = time.monotonic()
+    block.__exit__(None, None, None)
+
+
+def test_the_callers_connection_is_left_alone(runtime: Runtime) -> None:
+    """Whatever the database does, the caller keeps its session."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE mine (n integer)")
+    raw = connection.connection
+    abort_run("import-1")
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        pass
+    assert connection.connection is raw
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM mine")
+        cursor.execute("DROP TABLE mine")
+
+
+def test_an_abort_of_ones_own_run_that_ends_the_loop(runtime: Runtime) -> None:
+    """The task that asks the others is not the loop's."""
+
+    async def main(run_id: str) -> None:
+        async with abortable_run(run_id):
+            await aabort_run(run_id, wait=TIMEOUT)
+            await asyncio.sleep(TIMEOUT)
+
+    for number in range(5):
+        with pytest.raises(RunAborted):
+            asyncio.run(main(f"import-{number}"))
+        wait_until(AbortRequest.objects.filter(run_id=f"import-{number}").exists)
+
+
+def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtime) -> None:
+    from run_abort._core.controller import AbortController
+
+    controller = AbortController(run_id="import-1")
+    job = elsewhere.holder.enter(controller, ("import-1",), "")
+    assert job is not None
+    elsewhere.recorder.wait(job, otherwise=None)
+
+    async def main() -> float:
+        waiters = [asyncio.create_task(aabort_run("import-1", wait=TIMEOUT)) for _ in range(40)]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await aabort_run("urgent")
+        took = time.monotonic() - began
+        for waiter in waiters:
+            waiter.cancel()
+        return took
+
+    began = time.monotonic()
+    assert asyncio.run(main()) < TIMEOUT / 2
+    # A wait that was given up does not hold the loop's end.
+    assert time.monotonic() - began < TIMEOUT / 2
+    elsewhere.holder.leave(controller)
+
+
+def test_the_recorder_is_one_thread(runtime: Runtime) -> None:
+    assert recorder.LINGER > 0
+    for number in range(10):
+        with abortable_run(f"import-{number}"):
+            pass
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("run_abort-recorder") <= 1
+
+
+def test_hold_of_an_unnamed_request(runtime: Runtime) -> None:
+    """A program that is not ours sends no ID."""
+    from run_abort._core.types import Request
+
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        runtime.dispatch.receive(Request("import-1", origin="node"))
+    assert runtime.recorder.flush(TIMEOUT)
+    row = RunHold.objects.get()
+    assert (row.state, row.way, row.request_id) == ("stopped", "channel", None)
+    assert isinstance(row.id, uuid.UUID)

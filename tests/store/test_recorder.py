@@ -1,0 +1,216 @@
+"""The recorder: one thread, one connection of its own, batches, bounded waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+
+from run_abort._runtime.runtime import Runtime
+from run_abort._store import connection as own_connection
+from run_abort._store import database, recorder
+from run_abort._store.recorder import Operation, Recorder
+from run_abort.models import RunProcess
+from tests.support import TIMEOUT, wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def rows(runtime: Runtime) -> Recorder:
+    return runtime.recorder
+
+
+def recorders() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "run_abort-recorder"]
+
+
+def test_one_thread_with_a_connection_of_its_own(rows: Recorder) -> None:
+    def look(alias: str) -> tuple[Any, ...]:
+        mine = connections[alias]
+        return threading.current_thread().name, mine, mine.get_autocommit(), mine.in_atomic_block
+
+    name, mine, autocommit, in_atomic_block = rows.call(look, otherwise=None)
+    assert (name, autocommit, in_atomic_block) == ("run_abort-recorder", True, False)
+    assert mine is not connection
+    assert rows.call(look, otherwise=None)[1] is mine
+    assert len(recorders()) == 1
+
+
+def test_no_pool() -> None:
+    options = own_connection._options("django.db.backends.postgresql", {"pool": True, "user": "me"})
+    assert options == {"connect_timeout": TIMEOUT, "user": "me"}
+
+
+def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
+    batches: list[list[int]] = []
+    operation: Operation[int, int] = Operation(
+        0, lambda alias, items: batches.append(items) or items
+    )
+    is_free = threading.Event()
+    blocker = rows.put(Operation(0, lambda alias, items: [is_free.wait(TIMEOUT)]), None)
+    futures = [rows.put(operation, number) for number in range(500)]
+    is_free.set()
+    assert [future.result(TIMEOUT) for future in futures] == list(range(500))
+    assert blocker.result()
+    assert batches == [list(range(500))]
+
+
+def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
+    def divide(alias: str, items: list[int]) -> list[float]:
+        return [1 / item for item in items]
+
+    operation: Operation[int, float] = Operation(0, divide)
+    is_free = threading.Event()
+    rows.put(Operation(0, lambda alias, items: [is_free.wait(TIMEOUT)]), None)
+    bad, good = rows.put(operation, 0), rows.put(operation, 2)
+    is_free.set()
+    assert good.result(TIMEOUT) == 0.5
+    assert isinstance(bad.exception(TIMEOUT), ZeroDivisionError)
+
+
+def test_callers_wait_for_a_bounded_time(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    is_free = threading.Event()
+    assert rows.call(lambda alias: is_free.wait(TIMEOUT), otherwise="away") == "away"
+    assert rows.call(lambda alias: "here", otherwise="away") == "away"
+    warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "no answer within 0.1 s" in warnings[0].getMessage()
+    is_free.set()
+    wait_until(lambda: rows.call(lambda alias: "here", otherwise="away") == "here")
+
+
+def test_a_thread_that_is_stuck_is_replaced(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    is_free = threading.Event()
+    seen: list[str] = []
+
+    def work(alias: str) -> str:
+        seen.append(threading.current_thread().name)
+        if len(seen) == 1:
+            is_free.wait(TIMEOUT)
+        return "done"
+
+    job = rows.put(recorder._CALL, work)
+    wait_until(lambda: rows.call(lambda alias: "here", otherwise="away") == "here")
+    # The job was done again, by the next thread.
+    assert job.result(TIMEOUT) == "done"
+    assert len(seen) == 2
+    is_free.set()
+    wait_until(lambda: len(recorders()) <= 1)
+
+
+def test_the_thread_ends_when_nothing_is_left(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "LINGER", 0.05)
+    assert rows.call(lambda alias: 1, otherwise=None) == 1
+    wait_until(lambda: not recorders())
+    assert rows.call(lambda alias: 2, otherwise=None) == 2
+
+
+def test_lazy_jobs_rest_and_others_do_not(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "REST", TIMEOUT)
+    done: list[str] = []
+    lazy = rows.put(recorder._CALL_SOON, lambda alias: done.append("lazy"))
+    assert rows.call(lambda alias: done.append("now") or True, otherwise=None)
+    lazy.result(TIMEOUT)
+    assert done == ["now", "lazy"]
+
+
+def test_flush_does_not_rest(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "REST", TIMEOUT)
+    lazy = rows.put(recorder._CALL_SOON, lambda alias: True)
+    assert rows.flush(TIMEOUT)
+    assert lazy.done()
+
+
+def test_too_many_jobs_are_refused(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorder, "MAX_WAITING", 3)
+    is_free = threading.Event()
+    rows.put(recorder._CALL, lambda alias: is_free.wait(TIMEOUT))
+    wait_until(lambda: rows._busy is not None)
+    futures = [rows.put(recorder._CALL, lambda alias: 1) for _ in range(5)]
+    assert [each.done() for each in futures] == [False] * 3 + [True] * 2
+    assert "too slow" in caplog.text
+    is_free.set()
+    assert futures[2].result(TIMEOUT) == 1
+
+
+def test_asyncio_needs_no_thread(rows: Recorder) -> None:
+    async def call_many() -> list[int]:
+        calls = [rows.acall(lambda alias, n=n: n, otherwise=-1) for n in range(200)]  # type: ignore[misc]
+        return await asyncio.gather(*calls)
+
+    before = threading.active_count()
+    assert asyncio.run(call_many()) == list(range(200))
+    assert threading.active_count() <= before + 1
+
+
+def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
+    def lose(alias: str) -> None:
+        raw = connections[alias].connection
+        raw.close()
+
+    def count(alias: str) -> int:
+        return RunProcess.objects.using(alias).count()
+
+    assert rows.call(count, otherwise=-1) == 0
+    rows.call(lose, otherwise=None)
+    if connection.vendor == "sqlite":  # a file cannot be lost
+        return
+    assert rows.call(count, otherwise=-1) == 0
+
+
+def test_a_caller_in_a_transaction_is_not_used(rows: Recorder) -> None:
+    with transaction.atomic():
+        ident = rows.call(lambda alias: id(connections[alias]), otherwise=None)
+        assert ident != id(connection)
+
+
+@pytest.fixture
+def _unmigrated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE run_abort_runprocess RENAME TO elsewhere")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE elsewhere RENAME TO run_abort_runprocess")
+
+
+@pytest.mark.usefixtures("_unmigrated")
+def test_missing_tables_are_explained(rows: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == -1
+    assert "manage.py migrate run_abort" in caplog.text
+
+
+def test_put_from_a_signal_handler(rows: Recorder) -> None:
+    """A job that is put while the same thread is within put()."""
+    import signal
+
+    results = []
+    previous = signal.signal(
+        signal.SIGUSR1, lambda *_: results.append(rows.put(recorder._CALL, lambda alias: 1))
+    )
+    try:
+        until = time.monotonic() + 0.3
+        puts = []
+        while time.monotonic() < until:
+            signal.raise_signal(signal.SIGUSR1)
+            puts.append(rows.put(recorder._CALL, lambda alias: 2))
+            puts[-1].result(TIMEOUT)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert [each.result(TIMEOUT) for each in results] == [1] * len(puts)
