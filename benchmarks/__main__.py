@@ -15,17 +15,17 @@ from typing import Final
 
 from example.redis_server import RedisServer
 
-from . import answers, boot, busy, idle, latency, local, reconcile, scale, throughput
+from . import boot, busy, holds, idle, latency, local, reconcile, scale, throughput
 from .table import show
 
 BENCHMARKS: Final[dict[str, Callable[[bool], None]]] = {
     "latency": latency.main,
     "local": local.main,
+    "holds": holds.main,
     "throughput": throughput.main,
     "busy": busy.main,
     "scale": scale.main,
     "reconcile": reconcile.main,
-    "answers": answers.main,
     "idle": idle.main,
     "boot": boot.main,
 }

@@ -89,10 +89,11 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
     :param run_abort: keys of ``RUN_ABORT``.
     """
     os.environ.pop("REDIS_URL", None)
+    has_rows = database is not None
     settings.configure(
         INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "run_abort"],
         DATABASES={"default": database} if database else {},
-        RUN_ABORT={"REQUESTS": database is not None, **run_abort},
+        RUN_ABORT={"REQUESTS": has_rows, "HOLDS": has_rows, **run_abort},
         USE_TZ=True,
         LOGGING_CONFIG=None,
     )

@@ -1,4 +1,4 @@
-"""Cost of database reads for held runs: on entering a block, and while blocks are open.
+"""Cost of database reads for held runs, while blocks are open.
 
 The table also has 100,000 requests for other runs.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from multiprocessing.connection import Connection
 
 from .latency import Database, open_databases
@@ -17,7 +16,6 @@ from .table import at_most, percentile, show
 
 HELD = 10_000
 REQUESTS = 100_000
-ENTRIES = 200
 
 
 def main(quick: bool) -> None:
@@ -26,42 +24,32 @@ def main(quick: bool) -> None:
     with ExitStack() as stack:
         for way, database in stack.enter_context(open_databases()).items():
             process = stack.enter_context(worker(measure, database, requests, 3 if quick else 11))
-            enter, enter_queries, look, look_queries = process.receive()
+            look = process.receive()
             rows.append(
                 [
                     way.removeprefix("abort_run, row in "),
-                    f"{enter / 1e6:.2f}",
-                    str(enter_queries),
                     f"{look / 1e6:.0f}",
-                    str(look_queries),
                     at_most(round(look / 1e9, 3), 1.0),
                 ]
             )
     show(
         f"reconcile: {HELD:,} held runs, {requests:,} requests for others, ms",
-        ["", "enter a block", "queries", "look for all held", "queries", "goal: seconds"],
+        ["", "look for all held", "goal: seconds"],
         rows,
     )
 
 
 def measure(pipe: Connection, database: Database, requests: int, rounds: int) -> None:
-    """Send the medians, in nanoseconds, and the queries of entering and of one read."""
+    """Send the median of a read, in nanoseconds."""
     set_up_django(database, LISTEN=False, RECONCILE_INTERVAL=3600, POLL_INTERVAL=3600)
     fill(requests)
 
-    from run_abort._store.requests import standing_for
+    from run_abort._runtime.runtime import current
+
+    standing_for = current().requests.standing_for
 
     held = [f"held-{number}" for number in range(HELD)]
-    enter = [timed(partial(enter_and_leave, run_id)) for run_id in held[:ENTRIES]]
-    look = [timed(lambda: standing_for(held)) for _ in range(rounds)]
-    pipe.send(
-        (
-            percentile(enter, 50),
-            count_queries(lambda: enter_and_leave("counted")),
-            percentile(look, 50),
-            count_queries(lambda: standing_for(held)),
-        )
-    )
+    pipe.send(percentile([timed(lambda: standing_for(held)) for _ in range(rounds)], 50))
 
 
 def fill(requests: int) -> None:
@@ -76,23 +64,7 @@ def fill(requests: int) -> None:
     )
 
 
-def enter_and_leave(run_id: str) -> None:
-    from run_abort import abortable_run
-
-    with abortable_run(run_id):
-        pass
-
-
 def timed(call: Callable[[], object]) -> int:
     before = time.perf_counter_ns()
     call()
     return time.perf_counter_ns() - before
-
-
-def count_queries(call: Callable[[], object]) -> int:
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
-    with CaptureQueriesContext(connection) as queries:
-        call()
-    return len(queries)
