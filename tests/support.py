@@ -146,11 +146,8 @@ class Child:
         return code
 
     def wait_for_all(self, *texts: str) -> None:
-        """Wait for lines that contain these texts, in whatever order they come."""
-        missing = set(texts)
-        while missing:
-            line = self.wait_for("")
-            missing -= {text for text in missing if text in line}
+        """Wait until all these texts are in the output, in whatever order; takes no line."""
+        wait_until(lambda: all(text in str(self) for text in texts))
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

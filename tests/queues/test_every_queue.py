@@ -91,10 +91,10 @@ def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Dri
     assert abort(driver.run_id(sent)).recorded
     worker = driver.start()
     driver.assert_aborted(sent, has_begun=False)
-    assert driver.result(driver.send("done", "next")) == "next"
-    began_all(worker, "next")
     run_id = driver.run_id(sent)
     worker.wait_for_all(f"told of {run_id} start", f"never begins: one run {run_id!r} was aborted")
+    assert driver.result(driver.send("done", "next")) == "next"
+    began_all(worker, "next")
     end(worker, driver.end_signal)
 
 
