@@ -30,6 +30,7 @@ INSIST: Final[tuple[Escalation, ...]] = ("cancel", "interrupt")
 
 MAX_GRACE: Final = 86_400.0  # seconds
 RETRY_DELAY: Final = 0.05  # seconds; doubled after each attempt that was not possible
+ATTEMPT: Final = 0.1  # seconds that an attempt may take, at most
 STUCK: Final = 1.0  # seconds without a possible attempt, after which a warning is logged
 MAX_DELAY: Final = 60.0  # seconds; the delay between two attempts doubles up to this
 
@@ -82,6 +83,7 @@ class EscalationPlan:
 
     __slots__ = (
         "_attempt",
+        "_attempting",
         "_delay",
         "_on_stuck",
         "_stuck",
@@ -100,6 +102,8 @@ class EscalationPlan:
     ) -> None:
         self.grace = grace
         self._attempt = attempt
+        # Reentrant, because an attempt may leave the block.
+        self._attempting = threading.RLock()
         self._on_stuck = on_stuck
         self._delay = interrupts.cleanup_time(grace)
         self._stuck = 0.0
@@ -112,7 +116,9 @@ class EscalationPlan:
 
         :return: seconds until the next one.
         """
-        if self._attempt():
+        with self._attempting:
+            was_made = self._attempt()
+        if was_made:
             self._stuck = 0.0
             delay, self._delay = self._delay, min(2 * self._delay, max(self._delay, MAX_DELAY))
             return delay
@@ -121,6 +127,11 @@ class EscalationPlan:
         if was_stuck < STUCK <= self._stuck and self._on_stuck is not None:
             self._on_stuck()
         return delay
+
+    def wait(self) -> None:
+        """Wait for the end of an attempt that is being made, at most for ``ATTEMPT``."""
+        if self._attempting.acquire(timeout=ATTEMPT):
+            self._attempting.release()
 
 
 class Escalator:
@@ -145,12 +156,16 @@ class Escalator:
                 plan.is_added = True
 
     def drop(self, plan: EscalationPlan) -> None:
-        """Make no further attempt, because the block was left."""
+        """Make no further attempt, because the block was left.
+
+        Waits until the last one was told, which may have arrived before.
+        """
         with self._lock:
             plan.is_over = True
             self._agenda = [entry for entry in self._agenda if entry[2] is not plan]
             heapq.heapify(self._agenda)
         self.service.wake()
+        plan.wait()
 
     def _schedule(self, plan: EscalationPlan, delay: float) -> None:
         with self._lock:
