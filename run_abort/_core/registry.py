@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from run_abort._concurrency.hooks import Hook, SerialHook
@@ -119,6 +120,22 @@ class Registry:
         # Without the lock, for which blocks wait that are entered and left. Copying is one step.
         holders = self._holders.get(request.run_id)
         return self.abort_controllers(tuple(holders.copy()), request, way) if holders else 0
+
+    def abort_first(self, request: Request) -> Callable[[], None] | None:
+        """Abort as :meth:`abort` does a request that was pushed, and leave the event for later.
+
+        Until then the threads that it has woken have the interpreter and the processor.
+
+        :return: emits the event; None if no controller answers to the ID.
+        """
+        holders = self._holders.get(request.run_id)
+        if not holders:
+            return None
+        controllers = tuple(holders.copy())
+        with Shield():
+            aborted = Aborted(request, "channel", time.time(), controllers, self.events)
+            abort_all(aborted)
+        return partial(self.events, aborted)
 
     def abort_controllers(
         self, controllers: Sequence[AbortController], request: Request, way: Way

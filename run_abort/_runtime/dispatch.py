@@ -160,9 +160,30 @@ class Dispatch:
         """Whether there are receivers or handlers."""
         return bool(self._lanes) or self._has_receivers()
 
+    def hear(self, request: Request) -> Callable[[], None] | None:
+        """Abort what a request that another process made aborts here, and leave the rest for later.
+
+        :return: does the rest, and raises nothing. None if that is done, because nothing was
+            aborted.
+        """
+        emit = self._registry.abort_first(request)
+        if emit is None:
+            self._tell(request)
+            return None
+
+        def rest() -> None:
+            emit()
+            self._tell(request)
+
+        return rest
+
     def receive(self, request: Request) -> None:
         """Handle a request that another process made. Raises nothing."""
-        self._registry.abort(request, "channel")
+        rest = self.hear(request)
+        if rest is not None:
+            rest()
+
+    def _tell(self, request: Request) -> None:
         thread = threading.get_ident()
         self._receiving.add(thread)
         try:

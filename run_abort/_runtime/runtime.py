@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from django.core.signals import request_started, setting_changed
@@ -87,17 +88,17 @@ class Runtime:
         forks.catch_up()
         return self._origin
 
-    def _hear(self, data: bytes, origin: str) -> bool:
+    def _hear(self, data: bytes, origin: str) -> bool | Callable[[], object]:
         """Handle a message. Called in the listener's thread.
 
-        :return: False if it is malformed.
+        :return: False if it is malformed; what is left to do, or True.
         """
         request = decode(data)
         if request is None:
             return False
-        if request.origin != origin:
-            self.dispatch.receive(request)
-        return True
+        if request.origin == origin:
+            return True
+        return self.dispatch.hear(request) or True
 
     # Start and stop.
 

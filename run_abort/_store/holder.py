@@ -127,11 +127,11 @@ class Holder:
             are kept.
         """
         options = conf.settings()
+        if not options.HOLDS and not options.REQUESTS:
+            return None
         entry = _Entry(controller, ids, label)
         if options.HOLDS:
             self._open[controller] = entry
-        elif not options.REQUESTS:
-            return None
         here = database.transaction_here()
         if here is None:
             return self._recorder.put(self._enter, entry)

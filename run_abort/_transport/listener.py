@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from run_abort import conf
 from run_abort._concurrency import forks
-from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._concurrency.throttle import Throttle
 
@@ -33,6 +33,8 @@ logger = logging.getLogger("run_abort")
 # Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A
 # server that forks usually forks again at once, and some close inherited files a little later.
 REST: Final = 0.1
+# Seconds after an abort that belong to the threads that it has woken.
+YIELD: Final = 0.002
 
 State = Literal["starting", "listening", "reconnecting", "stopped", "off"]
 
@@ -67,7 +69,8 @@ class Listener:
     :param push: makes the subscription.
     :param origin: returns the ID of this process on the wire.
     :param handle: called in the listener's thread with each message and the ID of this process.
-        Returns False if the message is malformed. Its exceptions are logged.
+        Returns False if the message is malformed; what is left to do once the threads that it has
+        woken had ``YIELD`` seconds; else True. Its exceptions are logged.
     :ivar subscribed: called in the listener's thread at each confirmed subscription, before the
         state becomes ``"listening"`` and before a message is handled, with the seconds since the
         listener was started.
@@ -81,7 +84,7 @@ class Listener:
         push: Push,
         *,
         origin: Callable[[], str],
-        handle: Callable[[bytes, str], bool],
+        handle: Callable[[bytes, str], bool | Callable[[], object]],
     ) -> None:
         self.subscribed: Hook[[float]] = Hook()
         self.lost: Hook[[]] = Hook()
@@ -102,6 +105,9 @@ class Listener:
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmed_at: float | None = None  # in seconds of time.monotonic()
         self._was_short = False  # whether the last subscription was lost at once
+        # What is left to do of messages, and when, in seconds of time.monotonic().
+        self._left: list[Callable[[], object]] = []
+        self._due = 0.0
         self._confirmations = 0
         self._messages = 0
         self._malformed = 0
@@ -227,25 +233,41 @@ class Listener:
             origin = self._origin()
             self._confirmed(life, origin)
             while not life.stopping:
-                self._receive(link.receive(), origin)
+                # What is left to do rests: the thread that was just aborted wants the interpreter
+                # and the processor. Meanwhile the next message is waited for.
+                data = link.receive_before(self._due) if self._left else link.receive()
+                if data is not None:
+                    self._receive(data, origin)
+                if self._left and time.monotonic() >= self._due:
+                    self._do_left()
         finally:
+            self._do_left()
             life.on_stop = None
             link.close()
 
     def _receive(self, data: bytes, origin: str) -> None:
         self._messages += 1
         try:
-            is_well_formed = self._handle(data, origin)
+            left = self._handle(data, origin)
         except BaseException:
             logger.exception("Failed to handle the message %.80r", data)
             return
-        if is_well_formed:
+        if left:
+            if left is not True:
+                self._due = self._due if self._left else time.monotonic() + YIELD
+                self._left.append(left)
             return
         self._malformed += 1
         others = self._throttle.admit()
         if others is not None:
             text = "Ignored a malformed message (and %d others since the last warning): %.80r"
             logger.warning(text, others, data)
+
+    def _do_left(self) -> None:
+        """Do what is left of the messages before."""
+        left, self._left = self._left, []
+        for each in left:
+            call_logged(each)
 
     def _confirmed(self, life: Life, origin: str) -> None:
         self._confirmations += 1

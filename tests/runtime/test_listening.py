@@ -193,7 +193,7 @@ def test_between_the_bytes_and_the_wake_up_nothing_waits_and_nothing_starts(
             sys.setprofile(None)
             gc.enable()
         signal.raise_if_aborted()
-    assert "Dispatch.receive" in frames
+    assert "Dispatch.hear" in frames
     assert len(frames) <= 30
     assert [each for each in calls if "lock" in each.lower() or "thread" in each] == []
 

@@ -39,6 +39,8 @@ def test_counts_what_happens(
         with abortable_run("run-2") as signal:
             foreign.publish("run-2")
             assert signal.wait(20)
+    # The listener's thread yields to the one that it has woken before it tells of that.
+    wait_until(lambda: value(registry, "aborted_total", way="channel") == 1)
     assert value(registry, "requested_total") == 1
     assert value(registry, "published_total") == 1
     assert value(registry, "aborted_total", way="local") == 2

@@ -108,6 +108,7 @@ class Subscription:
         self._heartbeat = heartbeat
         self._on_silence = on_silence
         self._pinged = False
+        self._is_hurried = False  # whether the time limit is that of receive_before()
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
@@ -127,6 +128,9 @@ class Subscription:
         :raises redis.RedisError: or ``OSError``, when the connection is lost, or was silent for
             the heartbeat and ``PONG_TIMEOUT``.
         """
+        if self._is_hurried:
+            self._is_hurried = False
+            _set_timeout(self._connection, PONG_TIMEOUT if self._pinged else self._heartbeat)
         while True:
             message = self._reader.next()
             if message is not None:
@@ -151,9 +155,11 @@ class Subscription:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
+            self._is_hurried = True
             _set_timeout(self._connection, max(left, 0.001))
             with suppress(TimeoutError):
                 self._reader.feed(self._read())
+                self._pinged = False
         return message
 
     def _read(self) -> bytes:
