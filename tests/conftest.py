@@ -90,11 +90,13 @@ def no_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def runtime(_django_db_marker: None) -> Iterator[Runtime]:
+def runtime(_django_db_marker: None, request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """A runtime of the test's own; at its end no thread of ours runs and no run is held.
 
-    It ends before the database is forbidden again.
+    It ends before the database is flushed and forbidden again.
     """
+    if "_django_db_helper" in request.fixturenames:
+        request.getfixturevalue("_django_db_helper")
     runtime = install(Runtime())
     yield runtime
     assert runtime.close()
