@@ -39,7 +39,7 @@ class Settings:
         listens.
     :ivar POLL_INTERVAL: the same while Redis is down or absent.
     :ivar LEASE: how long after its last sign of life a process that holds runs counts as lost;
-        three times ``RECONCILE_INTERVAL`` if None.
+        three times the longer of the two intervals if None.
     :ivar PUBLISH_TIMEOUT: limit for the push. The alias's own time-outs and retries do not extend
         it.
     :ivar DATABASE_TIMEOUT: limit for each statement, and for each wait for one.
@@ -69,7 +69,8 @@ class Settings:
     @property
     def lease(self) -> float:
         """``LEASE``, or its default, in seconds."""
-        return 3 * self.RECONCILE_INTERVAL if self.LEASE is None else self.LEASE
+        longest = max(self.RECONCILE_INTERVAL, self.POLL_INTERVAL)
+        return 3 * longest if self.LEASE is None else self.LEASE
 
 
 class Problem(NamedTuple):

@@ -240,9 +240,11 @@ class Holder:
 
     def _write_entries(self, alias: str, entries: list[_Entry]) -> list[Request | None]:
         options = conf.settings()
-        if options.HOLDS:
+        # A block may be left by now, if the database was away. Its row would stay for ever.
+        held = [entry for entry in entries if self._open.get(entry.controller) is entry]
+        if options.HOLDS and held:
             try:
-                self._insert(alias, entries)
+                self._insert(alias, held)
             except Exception as error:
                 if len(entries) > 1 or not options.REQUESTS:
                     raise

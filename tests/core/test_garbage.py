@@ -51,7 +51,7 @@ def test_no_block_is_lost_from_the_registry(core: Core) -> None:
         assert list(core.registry.holders()) == [], steps.place
         assert current_signal() is None, steps.place
 
-    assert at_each_step(garbage.collect, attempt) > 30
+    assert at_each_step(garbage.collect, attempt) > 15
 
 
 def test_the_registry_can_be_read(core: Core) -> None:

@@ -182,6 +182,14 @@ def test_the_database_is_away_when_a_block_begins(
         wait_until(lambda: len(open_here(runtime)) == 2)
 
 
+def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runtime) -> None:
+    """As when a thread that was stuck is replaced, and its jobs are done again."""
+    with abortable_run("import-1"):
+        (entry,) = runtime.holder._open.values()
+    runtime.recorder.put(runtime.holder._enter, entry).result(TIMEOUT)
+    assert not RunHold.objects.exists()
+
+
 def test_holds_can_be_turned_off(configure: Configure, runtime: Runtime) -> None:
     configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
     with pytest.raises(RunAborted), abortable_run("import-1"):
