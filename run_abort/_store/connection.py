@@ -91,8 +91,13 @@ def limited(alias: str, *, writes: bool, is_durable: bool = True) -> Iterator[No
     Statements that write are one transaction. On PostgreSQL the limit is local to a transaction,
     because a limit of the session leaks to others through PgBouncer.
 
+    Does nothing on a connection of the caller.
+
     :param is_durable: whether a crash of the server must not undo it.
     """
+    if not is_own(alias):
+        yield
+        return
     connection = connections[alias]
     if connection.vendor != "postgresql":
         with transaction.atomic(using=alias) if writes else nullcontext():

@@ -149,6 +149,8 @@ class Holder:
         entry.is_postponed = False
         if entry.controller in self._open:
             self._recorder.put(self._enter, entry)
+        elif entry.controller.signal.aborted_by is not None:
+            self._changed(entry)
 
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
@@ -191,7 +193,7 @@ class Holder:
                 self._changed(entry)
 
     def _changed(self, entry: _Entry | None) -> None:
-        if entry is not None:
+        if entry is not None and not entry.is_postponed:
             self._recorder.put(self._change, entry)
 
     # Called by the reconciler's thread.

@@ -23,7 +23,7 @@ from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.utils import InterfaceError, OperationalError
 
 from run_abort._concurrency.service import Life, Service
@@ -128,21 +128,25 @@ class Recorder:
     def call(self, function: Callable[[str], Result], *, otherwise: Result) -> Result:
         """The result of ``function(alias)``, which is called in the recorder's thread.
 
-        Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
+        In a transaction that our rows belong into, it is called in the calling thread instead.
+        Else this waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
 
         :return: ``otherwise`` if the database failed or took too long.
         """
-        job: Future[Result] = self.put(_CALL, function)
-        return self.wait(job, otherwise=otherwise)
+        here = database.transaction_here()
+        if here is None:
+            job: Future[Result] = self.put(_CALL, function)
+            return self.wait(job, otherwise=otherwise)
+        try:
+            with transaction.atomic(using=here.alias):
+                return function(here.alias)
+        except Exception as error:
+            self.outage.report(error)
+            return otherwise
 
     def call_soon(self, function: Callable[[str], object]) -> None:
         """Have ``function(alias)`` called in the recorder's thread. Does not wait for it."""
         self.put(_CALL_SOON, function)
-
-    async def acall(self, function: Callable[[str], Result], *, otherwise: Result) -> Result:
-        """:meth:`call` for asyncio code."""
-        job: Future[Result] = self.put(_CALL, function)
-        return await self.await_(job, otherwise=otherwise)
 
     def wait(self, future: Future[Result], *, otherwise: Result) -> Result:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.

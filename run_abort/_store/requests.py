@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from django.db import connections, transaction
+from django.db import connections
 
 from run_abort import conf
 from run_abort._core.types import Request
@@ -85,12 +85,9 @@ class Requests:
             if not conf.settings().REQUESTS:
                 return None
             here = database.transaction_here()
-            if here is None:
-                return self._recorder.call(write, otherwise=None)
-            if again:
+            if again and here is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write))
-            with transaction.atomic(using=here.alias):
-                return write(here.alias)
+            return self._recorder.call(write, otherwise=None)
         except Exception as error:
             self._recorder.outage.report(error)
             return None

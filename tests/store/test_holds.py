@@ -384,6 +384,13 @@ def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
     block.__exit__(None, None, None)
 
 
+def test_a_block_that_is_aborted_in_a_transaction_has_its_row_afterwards(runtime: Runtime) -> None:
+    with transaction.atomic():
+        with pytest.raises(RunAborted), abortable_run("import-1"):
+            abort_run("import-1")
+    wait_until(lambda: RunHold.objects.filter(run_id="import-1", state="stopped").exists())
+
+
 def test_the_callers_connection_is_left_alone(runtime: Runtime) -> None:
     """Whatever the database does, the caller keeps its session."""
     with connection.cursor() as cursor:
