@@ -137,15 +137,17 @@ class Runtime:
             self.reconciler.stop()
             self.listener.stop()
         self.settle(EXIT_TIMEOUT)
+        self.recorder.finish(EXIT_TIMEOUT)
 
     def settle(self, timeout: float) -> None:
         """Wait for the workers: call this before a process ends without Python's exit.
 
-        Waits for the queues, handlers and receivers, the recorder, the notifications and the facts,
-        one after the other.
+        Waits for the listener, the queues, handlers and receivers, the recorder, the notifications
+        and the facts, one after the other.
 
         :param timeout: seconds to wait for each, at most.
         """
+        self.listener.wait_told(timeout)
         self.events.finish()
         self.queues.wait_notified(timeout)
         self.dispatch.wait_for_handlers(timeout)

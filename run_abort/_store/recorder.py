@@ -102,6 +102,7 @@ class Recorder:
         # A SimpleQueue, because a signal handler may interrupt put() and put another job.
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._is_hurried = False
+        self._is_over = False
         self._busy: _Busy | None = None
         # Guards the replacement of a thread that is stuck. Only ever tried, never waited for.
         self._replacing = threading.Lock()
@@ -121,7 +122,7 @@ class Recorder:
             return future
         self._jobs.put(_Job(operation, item, future))
         self._replace_if_stuck()
-        if not self._service.ensure_started():
+        if self._is_over or not self._service.ensure_started():
             self._work_here()
         return future
 
@@ -205,6 +206,15 @@ class Recorder:
         """
         return self._service.stop()
 
+    def finish(self, timeout: float) -> None:
+        """At the interpreter's exit: stop the thread. Later jobs are done by the thread that puts
+        them, because the interpreter would not wait for another one, nor for its connection.
+
+        :param timeout: seconds to wait for its end at most.
+        """
+        self._is_over = True
+        self._service.stop(timeout)
+
     def before_fork(self) -> None:
         """Stop the thread: the child inherits neither it nor its connection."""
         self._service.before_fork()
@@ -278,19 +288,19 @@ class Recorder:
         alias = database.alias()
         previous = connections[alias]
         try:
-            self._do([job for job in jobs if job is not None])
+            for group in _grouped([job for job in jobs if job is not None]):
+                self._perform(group)
         finally:
             own, connections[alias] = connections[alias], previous
             if own is not previous:
                 own.close()
 
     def _do(self, batch: list[_Job]) -> None:
-        batch.sort(key=attrgetter("operation.order"))  # stable
         busy = self._busy = _Busy(time.monotonic(), batch)
-        for _, jobs in groupby(batch, key=attrgetter("operation")):
+        for group in _grouped(batch):
             if self._busy is not busy:  # another thread does the rest
                 return
-            self._perform(list(jobs))
+            self._perform(group)
         if self._busy is busy:
             self._busy = None
 
@@ -326,6 +336,12 @@ class Recorder:
             connection.close_own(alias)
             connection.open_own(alias)  # it was lost while it was idle
             return operation.run(alias, items)
+
+
+def _grouped(batch: list[_Job]) -> list[list[_Job]]:
+    """The jobs of each operation, in the order of the operations."""
+    ordered = sorted(batch, key=attrgetter("operation.order"))  # stable
+    return [list(jobs) for _, jobs in groupby(ordered, key=attrgetter("operation"))]
 
 
 def _is_lazy(job: _Job | None) -> bool:

@@ -108,6 +108,8 @@ class Listener:
         # What is left to do of messages, and when, in seconds of time.monotonic().
         self._left: list[Callable[[], object]] = []
         self._due = 0.0
+        self._has_told = threading.Event()  # whether nothing is left
+        self._has_told.set()
         self._confirmations = 0
         self._messages = 0
         self._malformed = 0
@@ -201,6 +203,14 @@ class Listener:
         """Whether the subscription is confirmed and not known to be lost."""
         return self.status().state == "listening"
 
+    def wait_told(self, timeout: float) -> bool:
+        """Wait until all is done that is left to do of the messages before.
+
+        :param timeout: seconds to wait at most.
+        :return: False if the time was up.
+        """
+        return self._has_told.wait(timeout)
+
     # In the thread.
 
     def _run(self, life: Life) -> None:
@@ -256,6 +266,7 @@ class Listener:
             if left is not True:
                 self._due = self._due if self._left else time.monotonic() + YIELD
                 self._left.append(left)
+                self._has_told.clear()
             return
         self._malformed += 1
         others = self._throttle.admit()
@@ -268,6 +279,7 @@ class Listener:
         left, self._left = self._left, []
         for each in left:
             call_logged(each)
+        self._has_told.set()
 
     def _confirmed(self, life: Life, origin: str) -> None:
         self._confirmations += 1
