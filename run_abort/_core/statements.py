@@ -80,7 +80,9 @@ class Cancels(AbstractContextManager[None]):
             self._cancel = self._prepare(self._connection)
             self._is_over = False
             self._connection.execute_wrappers.append(self._execute)
-            self._remove = self._signal.add_callback(self._cancel_until_over)
+            # On a thread also if the abort comes now: then a callback runs in this one.
+            cancel = partial(spawn, self._cancel_until_over, name="run_abort-cancel")
+            self._remove = self._signal.add_callback(cancel)
 
     @kept_exit
     def __exit__(

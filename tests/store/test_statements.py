@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import Error, connection, connections, transaction
 
-from run_abort import AbortController, RunAborted, abortable_run
+from run_abort import AbortController, AbortSignal, RunAborted, abortable_run
 from run_abort._core import interrupts
 from run_abort._core.statements import Cancels
 from run_abort._runtime.runtime import current
@@ -140,6 +140,27 @@ def test_leaving_after_an_abort_is_aborted_too(controller: AbortController) -> N
         with controller.signal.cancels(connection):
             raise AssertionError
     assert not connection.execute_wrappers
+
+
+def test_an_abort_while_it_is_entered_is_not_waited_for(
+    controller: AbortController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = AbortSignal.add_callback
+    threads: list[threading.Thread] = []
+
+    def abort_first(signal: AbortSignal, *args: Any, **options: Any) -> Callable[[], object]:
+        controller.abort()
+        return add(signal, *args, **options)
+
+    monkeypatch.setattr(AbortSignal, "add_callback", abort_first)
+    monkeypatch.setattr(
+        Cancels, "_cancel_until_over", lambda self: threads.append(threading.current_thread())
+    )
+    with pytest.raises(RunAborted), controller.signal.cancels(connection):
+        execute("SELECT 1")
+    wait_until(lambda: threads)
+    assert threads[0] is not threading.current_thread()
+    check_usable()
 
 
 def test_without_an_abort_it_changes_nothing(controller: AbortController) -> None:
