@@ -46,7 +46,8 @@ class Now(Func):
         self, compiler: Any, connection: BaseDatabaseWrapper, **kwargs: Any
     ) -> tuple[str, list[Any]]:
         if not settings.USE_TZ or connection.timezone_name != "UTC":
-            return self.as_sql(compiler, connection)
+            sql, params = self.as_sql(compiler, connection)
+            return f"CAST({sql} AS DATETIME(6))", params  # else it is text
         return "UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND", [round(self._seconds * 1e6)]
 
 

@@ -24,7 +24,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from django.db import connections, transaction
-from django.db.utils import InterfaceError, OperationalError
 
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
@@ -330,7 +329,7 @@ class Recorder:
             connection.open_own(alias)
         try:
             return operation.run(alias, items)
-        except (InterfaceError, OperationalError):
+        except Exception:  # of the driver, too: Django does not wrap all that a lost link raises
             if connection.is_usable():
                 raise
             connection.close_own(alias)
