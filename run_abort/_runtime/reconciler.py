@@ -99,8 +99,10 @@ class Reconciler:
         """
         if conf.settings().REQUESTS and (len(self._registry) or self._dispatch.has_audience()):
             self._catch_up.note(age)
-            self.ensure_started()
-            self.hurry()
+            if self.service.ensure_started():
+                self.hurry()
+            else:  # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended
+                self.reconcile(Life(0.0))
 
     def push_later(self) -> None:
         """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -78,13 +77,10 @@ else:
 """
 
 
-WAYS = ["normal", "uncaught", "sys.exit", "its own abort", "os._exit"]
-# CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
-if not (3, 12) <= sys.version_info < (3, 12, 3):
-    WAYS.append("SystemExit in a thread")
-
-
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(
+    "how",
+    ["normal", "uncaught", "sys.exit", "SystemExit in a thread", "its own abort", "os._exit"],
+)
 def test_that_a_block_was_left_is_written_before_the_process_ends(
     start: Start, shared: dict[str, Any], how: str
 ) -> None:
