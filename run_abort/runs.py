@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from . import conf
 from ._concurrency.workers import spawn
 from ._core.controller import GRACE, AbortController, AbortSignal
 from ._core.scope import Scope
 from ._core.types import Request
 from ._runtime.runtime import Runtime, current
-from ._transport.listener import REST
 
 __all__ = ["abortable_run", "hold"]
 
@@ -76,9 +74,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
 
     def _enter(self, controller: AbortController) -> Future[Request | None] | None:
         process = self._process
-        # A short job in a process of its own ends before the listener connects. A push before that
-        # is not lost if there are rows: they are read when the listener is subscribed.
-        process.listener.ensure_started(rest=REST if conf.settings().REQUESTS else 0.0)
+        # A short job in a process of its own ends before the listener connects.
+        process.listener.ensure_started(may_rest=True)
         found = process.holder.enter(controller, self._ids, self._label)
         if found is not None:
             process.reconciler.ensure_started()

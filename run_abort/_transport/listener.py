@@ -116,18 +116,20 @@ class Listener:
         self._last_error = ""
         self._throttle = Throttle()
 
-    def ensure_started(self, *, rest: float = 0.0) -> bool:
+    def ensure_started(self, *, may_rest: bool = False) -> bool:
         """Start the thread, or make it connect without delay. Cheap if that was done before.
 
-        :param rest: seconds until a thread that is started now connects. If given, a thread that
-            rests already is not woken.
+        :param may_rest: whether a thread that is started now connects ``REST`` seconds later, and
+            one that rests already is not woken. Not if no requests are kept, which are read at the
+            subscription: then a push before that would be lost.
         :return: whether a transport is configured and this process may listen.
         :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
         """
         if not self._settled:
             self._configured = conf.settings().LISTEN is not False and self._has_transport()
             # If no thread can be started, the next call tries again.
-            self._settled = not self._configured or self.start(rest=rest)
+            rests = may_rest and conf.settings().REQUESTS
+            self._settled = not self._configured or self.start(rest=REST if rests else 0.0)
         return self._configured
 
     def _has_transport(self) -> bool:

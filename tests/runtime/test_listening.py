@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from django.db.backends.signals import connection_created
 
-from run_abort import RunAborted, abortable_run, runs, subscribe_to_run_aborts
+from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
+from run_abort._transport import listener
 from run_abort._transport.backoff import MIN_DELAY
 from run_abort._transport.codec import MAX_MESSAGE_BYTES, encode
 from run_abort._transport.redis.resp import MessageReader
@@ -81,7 +82,7 @@ class TestShortJob:
     @pytest.fixture(autouse=True)
     def _slowly(self, configure: Configure, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
         configure(REDIS_URL=proxy.url, REQUESTS=True)
-        monkeypatch.setattr(runs, "REST", TIMEOUT)
+        monkeypatch.setattr(listener, "REST", TIMEOUT)
 
     def test_it_connects_to_no_redis(self, proxy: Proxy) -> None:
         control = Runtime()
