@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 from django.conf import settings
 from django.db import connection
 
@@ -29,6 +30,11 @@ from run_abort._core import procfs
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
 TIMEOUT = 60.0  # seconds; only a failing test waits for as long
+
+# One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
+SWALLOWED_INTERRUPTS = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> None:

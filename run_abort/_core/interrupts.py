@@ -228,10 +228,6 @@ class Interruption:
         """Whether ``target`` is the thread of the block."""
         return self._target is target
 
-    def is_on_its_way(self) -> bool:
-        """Whether an interrupt was sent and has not arrived, for example during a call into C."""
-        return self.is_open and self in (self._target.sent, self._target.owed)
-
     def raised(self) -> type[RunAborted]:
         """The class to raise. CPython instantiates it when the exception arrives."""
         if self._raised is None:

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
+from typing import TypeVar
 
 import pytest
 
@@ -17,6 +19,8 @@ from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Request, Way
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import wait_until
+
+T = TypeVar("T")
 
 
 def in_thread(fn: Callable[[], object]) -> threading.Thread:
@@ -116,19 +120,30 @@ class TestClose:
     def test_races_abort_and_exactly_one_wins(self) -> None:
         for _ in range(2000):
             controller = AbortController()
-            barrier = threading.Barrier(2)
-            aborted: list[bool] = []
-
-            def abort(controller: AbortController = controller) -> None:
-                barrier.wait()  # noqa: B023
-                aborted.append(controller.abort())  # noqa: B023
-
-            thread = in_thread(abort)
-            barrier.wait()
-            closed = controller.close()
-            thread.join()
-            assert [closed] != aborted
+            closed, aborted = race_with_abort(controller, controller.close)
+            assert closed is not aborted
             assert controller.signal.aborted is not closed
+
+
+def race_with_abort(controller: AbortController, end: Callable[[], T]) -> tuple[T, bool]:
+    """The results of ``end()`` and of an abort at the same time."""
+    barrier = threading.Barrier(2)
+    aborted: list[bool] = []
+
+    def abort() -> None:
+        barrier.wait()
+        aborted.append(controller.abort())
+
+    thread = in_thread(abort)
+    barrier.wait()
+    ended = end()
+    thread.join()
+    return ended, aborted[0]
+
+
+def finish(controller: AbortController) -> None:
+    with contextlib.suppress(RunAborted):
+        controller.signal.finish()
 
 
 class TestFinish:
@@ -159,19 +174,8 @@ class TestFinish:
     def test_races_abort_and_exactly_one_wins(self) -> None:
         for _ in range(1000):
             controller = AbortController()
-            barrier = threading.Barrier(2)
-            aborted: list[bool] = []
-
-            def abort(controller: AbortController = controller) -> None:
-                barrier.wait()  # noqa: B023
-                aborted.append(controller.abort())  # noqa: B023
-
-            thread = in_thread(abort)
-            barrier.wait()
-            with contextlib.suppress(RunAborted):
-                controller.signal.finish()
-            thread.join()
-            assert [controller.finishing] != aborted
+            _, aborted = race_with_abort(controller, partial(finish, controller))
+            assert controller.finishing is not aborted
             assert controller.signal.aborted is not controller.finishing
 
 

@@ -197,7 +197,7 @@ class TestThread:
         worker = Worker(work)
         core.abort_when_held()
         wait_until(
-            lambda: [each.is_on_its_way() for each in interrupts.open_interruptions] == [True]
+            lambda: [each._target.sent is each for each in interrupts.open_interruptions] == [True]
         )
         wait_until(lambda: "Escalated" in core.happened())
         assert "Left" not in core.happened()

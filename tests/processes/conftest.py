@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort import AbortOutcome
+from run_abort import AbortController, AbortOutcome, AbortSignal
 from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
@@ -32,6 +32,19 @@ LOGGING = {
     },
     "loggers": {"run_abort": {"level": "INFO", "handlers": ["out"], "propagate": False}},
 }
+
+
+@pytest.fixture
+def controller() -> AbortController:
+    return AbortController("run-1", grace=20)
+
+
+@pytest.fixture
+def escalations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The escalations that signals report."""
+    reported: list[str] = []
+    monkeypatch.setattr(AbortSignal, "escalated", lambda signal, each: reported.append(each))
+    return reported
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import pytest
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import children, process_tree
 from run_abort._core.children import THREAD
-from run_abort._core.controller import AbortSignal
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
@@ -59,19 +58,6 @@ def library(tmp_path: Path) -> Library:
     return Library(tmp_path / "pids")
 
 
-@pytest.fixture
-def controller() -> AbortController:
-    return AbortController("run-1", grace=20)
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The escalations that signals report."""
-    told: list[str] = []
-    monkeypatch.setattr(AbortSignal, "escalated", lambda signal, each: told.append(each))
-    return told
-
-
 def abort_when(condition: Callable[[], object], controller: AbortController) -> threading.Thread:
     def work() -> None:
         wait_until(condition)
@@ -88,7 +74,7 @@ def watchers() -> list[str]:
 
 class TestAbort:
     def test_what_a_library_waits_for_is_ended(
-        self, controller: AbortController, library: Library, told: list[str]
+        self, controller: AbortController, library: Library, escalations: list[str]
     ) -> None:
         thread = abort_when(library.pids, controller)
         with pytest.raises(RunAborted) as raised, controller.signal.ends_children():
@@ -99,18 +85,18 @@ class TestAbort:
         assert isinstance(cause, subprocess.CalledProcessError)
         assert cause.returncode == -signals.SIGTERM
         assert not any(map(is_there, library.pids()))
-        assert told == ["terminate"]
+        assert escalations == ["terminate"]
         wait_until(lambda: not watchers())
 
     def test_what_does_not_obey_is_killed_with_its_descendants(
-        self, controller: AbortController, library: Library, told: list[str]
+        self, controller: AbortController, library: Library, escalations: list[str]
     ) -> None:
         thread = abort_when(lambda: len(library.pids()) == 2, controller)
         with pytest.raises(RunAborted), controller.signal.ends_children(grace=0.3):
             library.convert_stubbornly()
         thread.join()
         assert not any(map(is_there, library.pids()))
-        assert told == ["terminate", "kill"]
+        assert escalations == ["terminate", "kill"]
 
     def test_what_is_started_after_the_abort_is_ended_too(
         self, controller: AbortController, library: Library
@@ -188,7 +174,7 @@ class TestAbort:
         assert process.exitcode == -signals.SIGTERM
 
     def test_the_resource_tracker_of_multiprocessing_is_left_alone(
-        self, controller: AbortController, told: list[str], monkeypatch: pytest.MonkeyPatch
+        self, controller: AbortController, escalations: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It ignores SIGTERM: the abort would take the whole grace."""
         tracker: Any = resource_tracker.ResourceTracker()
@@ -197,7 +183,7 @@ class TestAbort:
             tracker.ensure_running()
             controller.abort()
         assert is_there(tracker._pid)
-        assert told == []
+        assert escalations == []
         tracker._stop()
 
 

@@ -17,14 +17,11 @@ from run_abort._core.escalation import EscalationPlan
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
-from tests.support import Child, wait_until
+from tests.support import SWALLOWED_INTERRUPTS, Child, wait_until
 
 pytestmark = [
     pytest.mark.usefixtures("configure", "no_garbage"),
-    # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
-    ),
+    SWALLOWED_INTERRUPTS,
 ]
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from run_abort import AbortController, RunAborted, abortable_run
 from run_abort._core import process_tree, procfs
-from run_abort._core.controller import AbortSignal
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
@@ -112,19 +111,6 @@ def too_many_files(*args: Any, **options: Any) -> Any:
     raise OSError(errno.EMFILE, "Too many open files")
 
 
-@pytest.fixture
-def controller() -> AbortController:
-    return AbortController("run-1", grace=20)
-
-
-@pytest.fixture
-def rungs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The escalations that signals report."""
-    reported: list[str] = []
-    monkeypatch.setattr(AbortSignal, "escalated", lambda signal, each: reported.append(each))
-    return reported
-
-
 class Runner:
     """Runs a program in a thread; its first line has two process IDs."""
 
@@ -204,7 +190,7 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
         assert not controller.signal._effects
 
     def test_all_that_it_has_started_is_asked_to_end(
-        self, controller: AbortController, tmp_path: Path, rungs: list[str]
+        self, controller: AbortController, tmp_path: Path, escalations: list[str]
     ) -> None:
         runner = Runner(controller, tmp_path, FAMILY, "obedient")
         assert len(runner.pids) == 2
@@ -217,11 +203,11 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
         assert error.process is not None
         assert error.process.returncode == -signals.SIGTERM
         assert not any(map(is_there, runner.pids))
-        assert rungs == ["terminate"]
+        assert escalations == ["terminate"]
 
     @pytest.mark.parametrize("args", [(FAMILY, "stubborn"), (QUICK_LEADER,)])
     def test_what_is_left_is_killed(
-        self, tmp_path: Path, rungs: list[str], args: tuple[str, ...]
+        self, tmp_path: Path, escalations: list[str], args: tuple[str, ...]
     ) -> None:
         controller = AbortController("run-1", grace=0.3)
         runner = Runner(controller, tmp_path, *args)
@@ -230,7 +216,7 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
         assert isinstance(runner.join(), RunAborted)
         assert 0.3 <= time.monotonic() - began < TIMEOUT
         assert not any(map(is_there, runner.pids))
-        assert rungs == ["terminate", "kill"]
+        assert escalations == ["terminate", "kill"]
 
     def test_the_output_so_far_is_kept(self, controller: AbortController) -> None:
         code = """
@@ -315,14 +301,14 @@ time.sleep(600)
             assert time.monotonic() - began < TIMEOUT
             timer.join()
 
-    def test_a_grace_of_its_own(self, controller: AbortController, rungs: list[str]) -> None:
+    def test_a_grace_of_its_own(self, controller: AbortController, escalations: list[str]) -> None:
         timer = threading.Timer(0.5, controller.abort)
         timer.start()
         began = time.monotonic()
         with pytest.raises(RunAborted):
             controller.signal.run(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"], grace=0.2)
         assert time.monotonic() - began < TIMEOUT
-        assert rungs == ["terminate", "kill"]
+        assert escalations == ["terminate", "kill"]
         timer.join()
 
     def test_an_interrupt_leaves_nobody_behind(self, configure: Configure, tmp_path: Path) -> None:
@@ -505,7 +491,7 @@ class TestRunAsync:
         assert raised.value.process.stdout == "so far\n"
 
     def test_a_cancellation_from_elsewhere_ends_it_too(
-        self, controller: AbortController, tmp_path: Path, rungs: list[str]
+        self, controller: AbortController, tmp_path: Path, escalations: list[str]
     ) -> None:
         path = tmp_path / "pid"
 
@@ -521,7 +507,7 @@ class TestRunAsync:
             assert not is_there(int(path.read_text()))
 
         asyncio.run(main())
-        assert rungs == []
+        assert escalations == []
 
     def test_it_does_not_block_the_loop(self, controller: AbortController) -> None:
         async def main() -> int:

@@ -18,15 +18,12 @@ from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.store.test_statements import slow
-from tests.support import wait_until
+from tests.support import SWALLOWED_INTERRUPTS, wait_until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("no_garbage"),
-    # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
-    ),
+    SWALLOWED_INTERRUPTS,
 ]
 
 
