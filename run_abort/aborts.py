@@ -172,9 +172,10 @@ async def aabort_run(
     # On a thread, not in a task: an abort of this task's own run may end the event loop. The
     # interpreter waits for it at exit.
     sending = submit(partial(_send, batch, local), name="run_abort-abort", daemon=False)
-    lookout, (outcome,) = await _shielded(sending)
-    if lookout is None:
+    (outcome,) = await _shielded(sending)
+    if not batch.wait or not can_look():
         return outcome
+    lookout = Lookout(current(), batch.requests)
     waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
     try:
         (outcome,) = await _shielded(waiting)
@@ -211,21 +212,21 @@ def _abort(
 ) -> list[AbortOutcome]:
     batch = _Batch.of(run_ids, reason, actor, wait)
     with Shield():  # an interrupt here could leave shared state inconsistent
-        lookout, outcomes = _send(batch, batch.here())
-    return outcomes if lookout is None else _awaited(lookout, batch.wait, outcomes)
+        outcomes = _send(batch, batch.here())
+    if not batch.wait or not can_look():
+        return outcomes
+    return _awaited(Lookout(current(), batch.requests), batch.wait, outcomes)
 
 
-def _send(batch: _Batch, local: list[int]) -> tuple[Lookout | None, list[AbortOutcome]]:
-    """Make the requests known, and the view of what becomes of them, if the caller waits."""
-    # Subscribed before the push, so that no notification is missed.
-    lookout = Lookout(current(), batch.requests) if batch.wait and can_look() else None
+def _send(batch: _Batch, local: list[int]) -> list[AbortOutcome]:
+    """Make the requests known to the other processes and to the project."""
     outcomes = batch.elsewhere(local)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
             send_to_all(run_abort_requested, database.model(), **_facts(request, outcome))
         except Exception:
             logger.exception(_RECEIVER_FAILED)
-    return lookout, outcomes
+    return outcomes
 
 
 def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
@@ -297,7 +298,8 @@ class _Batch(NamedTuple):
             # For processes that have subscribed since. The others know it by its ID.
             again = runtime.push.publish(self.requests, quiet=True)
             published = [b if a is None else a for a, b in zip(published, again, strict=True)]
-            self._mark(published)
+            if not runtime.requests.mark_published(self.requests, published):
+                runtime.reconciler.push_later()
         runtime.queues.notify(self.requests)
         runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
         runtime.facts.published(self.requests, published, at=published_at)
@@ -319,15 +321,6 @@ class _Batch(NamedTuple):
             if controllers
             else 0
         )
-
-    def _mark(self, published: Sequence[int | None]) -> None:
-        runtime = current()
-        pairs = zip(self.requests, published, strict=True)
-        accepted = [uuid.UUID(request.id) for request, count in pairs if count is not None]
-        if accepted:
-            runtime.requests.mark_published(accepted)
-        if len(accepted) < len(self.requests):
-            runtime.reconciler.push_later()
 
 
 def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:

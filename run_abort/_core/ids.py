@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["MAX_ID_LENGTH", "clean_id", "clean_ids", "new_origin"]
+__all__ = ["MAX_ID_LENGTH", "as_uuid", "clean_id", "clean_ids", "new_origin"]
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_ID_LENGTH = 255  # characters; every database that Django supports can index as many
@@ -49,6 +49,14 @@ def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
     if isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable):
         raise TypeError("groups must be a list or tuple of IDs; for a single one write (group,)")
     return tuple(dict.fromkeys([first, *map(clean_id, groups)]))
+
+
+def as_uuid(text: str) -> uuid.UUID | None:
+    """The UUID that the text is; None if it is none, as the ID of a program that is not ours."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 def new_origin() -> str:

@@ -24,6 +24,7 @@ from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
+from run_abort._core.ids import as_uuid
 from run_abort._core.registry import Registry
 from run_abort._core.types import Request, Way
 from run_abort._store import database
@@ -279,7 +280,7 @@ class Dispatch:
                 database.model(),
                 run_id=request.run_id,
                 origin=request.origin,
-                abort_id=_as_uuid(request.id),
+                abort_id=as_uuid(request.id),
                 reason=request.reason,
                 actor=request.actor,
             )
@@ -320,15 +321,8 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
             "run_id": run_id,
             "reason": request.reason,
             "actor": request.actor,
-            "abort_id": _as_uuid(request.id),
+            "abort_id": as_uuid(request.id),
             "controllers": number,
             "way": way,
         }
         send_to_all(run_aborted, database.model(), **facts)
-
-
-def _as_uuid(request_id: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(request_id)
-    except ValueError:
-        return None

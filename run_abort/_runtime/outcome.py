@@ -40,8 +40,7 @@ def can_look() -> bool:
 class Lookout:
     """Looks at the holds of some requests, until all of them were left.
 
-    Made before the push, so that no notification is missed. Used by one thread at a time; any
-    thread may call :meth:`give_up`. The maker closes it.
+    Used by one thread at a time; any thread may call :meth:`give_up`. The maker closes it.
     """
 
     def __init__(self, runtime: Runtime, requests: Sequence[Request]) -> None:

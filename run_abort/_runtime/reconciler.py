@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -172,9 +171,7 @@ class Reconciler:
         if some is None:
             return False
         published = self._push.publish(some, quiet=True)
-        accepted = [r for r, count in zip(some, published, strict=True) if count is not None]
-        self._requests.mark_published([uuid.UUID(request.id) for request in accepted])
-        is_done = len(accepted) == len(some) < PUSH_AT_ONCE
+        is_done = self._requests.mark_published(some, published) and len(some) < PUSH_AT_ONCE
         if self._push_until == until and (is_done or time.monotonic() > until):
             self._push_until = 0.0
         return is_done

@@ -16,11 +16,13 @@ from django.db import connections
 from run_abort import conf
 from run_abort._concurrency.hooks import Hook
 from run_abort._core.controller import AbortController
+from run_abort._core.ids import as_uuid
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
 
 from . import database, requests
 from .clock import Now
 from .connection import limited
+from .database import tables
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
@@ -138,11 +140,8 @@ class Holder:
         entry.is_postponed = True
         self._postponed.add(here, partial(self._enter_later, entry))
         found: Future[Request | None] = Future()
-        try:
-            found.set_result(_first(requests.standing_for(here.alias, ids), ids))
-        except Exception as error:
-            self._recorder.outage.report(error)
-            found.set_result(None)
+        read = partial(requests.standing_for, ids=ids)
+        found.set_result(_first(self._recorder.call(read, otherwise=[]), ids))
         return found
 
     def _enter_later(self, entry: _Entry) -> None:
@@ -157,17 +156,16 @@ class Holder:
         entry = self._open.pop(controller, None)
         if entry is None:
             return
-        if not database.is_sqlite():
-            self._recorder.put(self._leave, entry)
-            return
         here = database.transaction_here()
         if here is not None:
             if entry.is_written:
                 self._postponed.add(here, partial(self._recorder.put, self._leave, entry))
-            return
-        # A transaction that begins next would fail if this was written in the midst of it.
-        left = self._recorder.put(self._leave_now, entry)
-        self._recorder.wait_quietly(left, MOMENT)
+        elif database.is_sqlite():
+            # A transaction that begins next would fail if this was written in the midst of it.
+            left = self._recorder.put(self._leave_now, entry)
+            self._recorder.wait_quietly(left, MOMENT)
+        else:
+            self._recorder.put(self._leave, entry)
 
     def note(self, event: Event) -> None:
         """Write soon what has happened to blocks. Neither blocks nor raises."""
@@ -263,12 +261,12 @@ class Holder:
             rows = [self._row(entry) for entry in entries]
             _holds(alias).bulk_create(rows, ignore_conflicts=True)
             groups = [
-                database.tables().RunHoldGroup(hold_id=entry.id, run_id=group)
+                tables().RunHoldGroup(hold_id=entry.id, run_id=group)
                 for entry in entries
                 for group in entry.ids[1:]
             ]
             if groups:
-                database.tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
+                tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
         self._outage.over()
         for entry in entries:
             entry.is_written = True
@@ -276,7 +274,7 @@ class Holder:
     def _see(self, alias: str) -> None:
         """Write until when this process counts as alive."""
         until = Now(conf.settings().lease)
-        processes = database.tables().RunProcess.objects.using(alias)
+        processes = tables().RunProcess.objects.using(alias)
         is_known = self._seen_at is not None
         if not is_known or not processes.filter(pk=self._origin()).update(seen_until=until):
             row = processes.model(
@@ -327,9 +325,9 @@ class Holder:
         with limited(alias, writes=True, is_durable=False):
             for some in requests.chunks(keys, alias):
                 if any(len(entry.ids) > 1 for entry in entries):
-                    database.tables().RunHoldGroup.objects.using(alias).filter(
-                        hold_id__in=some
-                    )._raw_delete(alias)
+                    tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=some)._raw_delete(
+                        alias
+                    )
                 _holds(alias).filter(pk__in=some)._raw_delete(alias)
         return [None] * len(entries)
 
@@ -337,7 +335,7 @@ class Holder:
         now = time.monotonic()
         controller = entry.controller
         aborted = controller.signal.aborted_by
-        row: RunHold = database.tables().RunHold(
+        row: RunHold = tables().RunHold(
             id=entry.id,
             run_id=entry.ids[0],
             label=entry.label,
@@ -347,7 +345,7 @@ class Holder:
         )
         if aborted is not None:
             wall = time.time()
-            row.request_id = _as_uuid(aborted.request.id)
+            row.request_id = as_uuid(aborted.request.id)
             row.way = aborted.way
             row.received_at = Now(min(aborted.at - wall, 0.0))
             if controller.left_at is not None:
@@ -358,22 +356,14 @@ class Holder:
 
 def _state(controller: AbortController) -> str:
     if controller.signal.aborted_by is None:
-        is_finishing = getattr(controller, "finishing", False)
-        return "finishing" if is_finishing else "running"
+        return "finishing" if controller.finishing else "running"
     return "aborting" if controller.left_at is None else "stopped"
 
 
 def _holds(alias: str) -> QuerySet[RunHold]:
-    holds: QuerySet[RunHold] = database.tables().RunHold.objects.using(alias)
+    holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
     return holds
 
 
 def _first(found: Sequence[Request], ids: Sequence[str]) -> Request | None:
     return next((request for request in found if request.run_id in ids), None)
-
-
-def _as_uuid(text: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None

@@ -12,9 +12,9 @@ from django.db.models import Q
 from run_abort import conf
 from run_abort._core.types import Hold, HoldState
 
-from . import database
 from .clock import Now, aware
 from .connection import limited
+from .database import tables
 from .requests import chunks
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
         made = {
             row.pk: row
             for some in chunks([each.request_id for each in asked], alias)
-            for row in database.tables().AbortRequest.objects.using(alias).filter(pk__in=some)
+            for row in tables().AbortRequest.objects.using(alias).filter(pk__in=some)
         }
         since = min((row.requested_at for row in made.values()), default=None)
         rows: dict[UUID, Any] = {}
@@ -70,13 +70,11 @@ def open_holds(
     :param limit: the largest number of holds.
     """
     with limited(alias, writes=False):
-        rows = (
-            database.tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
-        )
+        rows = tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
         if run_ids:
             rows = rows.filter(Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids)))
         if host:
-            there = database.tables().RunProcess.objects.using(alias).filter(host=host)
+            there = tables().RunProcess.objects.using(alias).filter(host=host)
             rows = rows.filter(process_id__in=there.values("pk"))
         found = {row.pk: row for row in rows.order_by("entered_at")[:limit]}
         groups = _groups_of(alias, found)
@@ -91,28 +89,18 @@ def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any
     left = Q(left_at=None) if since is None else Q(left_at=None) | Q(left_at__gte=since)
     wanted = Q(request_id__in=[each.request_id for each in asked])
     wanted |= (Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids))) & left
-    rows = database.tables().RunHold.objects.using(alias).filter(wanted).annotate(now=Now())
+    rows = tables().RunHold.objects.using(alias).filter(wanted).annotate(now=Now())
     return rows.order_by("entered_at")[:MAX_ROWS]
 
 
 def _members(alias: str, run_ids: Collection[str]) -> Any:
-    return (
-        database.tables()
-        .RunHoldGroup.objects.using(alias)
-        .filter(run_id__in=run_ids)
-        .values("hold_id")
-    )
+    return tables().RunHoldGroup.objects.using(alias).filter(run_id__in=run_ids).values("hold_id")
 
 
 def _groups_of(alias: str, keys: Iterable[UUID]) -> dict[UUID, tuple[str, ...]]:
     found: dict[UUID, tuple[str, ...]] = {}
     for some in chunks(list(keys), alias):
-        rows = (
-            database.tables()
-            .RunHoldGroup.objects.using(alias)
-            .filter(hold_id__in=some)
-            .order_by("pk")
-        )
+        rows = tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=some).order_by("pk")
         for key, group in rows.values_list("hold_id", "run_id"):
             found[key] = (*found.get(key, ()), group)
     return found
@@ -123,7 +111,7 @@ def _processes_of(alias: str, rows: Iterable[Any]) -> dict[str, RunProcess]:
     return {
         process.pk: process
         for some in chunks(origins, alias)
-        for process in database.tables().RunProcess.objects.using(alias).filter(pk__in=some)
+        for process in tables().RunProcess.objects.using(alias).filter(pk__in=some)
     }
 
 

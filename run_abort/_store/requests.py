@@ -59,14 +59,22 @@ class Requests:
 
         return self._write(write, again=True)
 
-    def mark_published(self, ids: Sequence[uuid.UUID]) -> None:
-        """Note soon that the server accepted the pushes of these."""
-        here = database.transaction_here()
-        mark = partial(self._recorder.call_soon, partial(_mark_published, ids=ids))
-        if here is None:
-            mark()
-        else:
-            self._postponed.add(here, mark)
+    def mark_published(self, some: Sequence[Request], published: Sequence[int | None]) -> bool:
+        """Note soon which of the pushes the server has accepted.
+
+        :param published: for each request None if the server has not.
+        :return: whether it has accepted them all.
+        """
+        pairs = zip(some, published, strict=True)
+        ids = [uuid.UUID(request.id) for request, count in pairs if count is not None]
+        if ids:
+            here = database.transaction_here()
+            mark = partial(self._recorder.call_soon, partial(_mark_published, ids=ids))
+            if here is None:
+                mark()
+            else:
+                self._postponed.add(here, mark)
+        return len(ids) == len(some)
 
     def clear(self, run_id: str, by: str = "") -> int | None:
         """Let the ID run again. Its rows stay as history, but abort no block from now on.
@@ -84,8 +92,7 @@ class Requests:
         try:
             if not conf.settings().REQUESTS:
                 return None
-            here = database.transaction_here()
-            if again and here is not None:
+            if again and (here := database.transaction_here()) is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write))
             return self._recorder.call(write, otherwise=None)
         except Exception as error:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
 
 from django.conf import settings
 from django.utils import timezone
 
+from run_abort._core.ids import as_uuid
+
 from . import database
 from .clock import aware
+from .requests import chunks
 
 __all__ = ["before_repeated_hour", "times"]
-
-CHUNK: Final = 500  # IDs of one query
 
 
 def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:
@@ -23,14 +22,12 @@ def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:
 
     :param request_ids: other texts than UUIDs may be among them.
     """
-    keys = list(filter(None, map(_as_uuid, request_ids)))
+    keys = list(filter(None, map(as_uuid, request_ids)))
     rows = database.model().objects.using(alias)
     return {
         str(key): aware(at)
-        for start in range(0, len(keys), CHUNK)
-        for key, at in rows.filter(pk__in=keys[start : start + CHUNK]).values_list(
-            "pk", "requested_at"
-        )
+        for some in chunks(keys, alias)
+        for key, at in rows.filter(pk__in=some).values_list("pk", "requested_at")
     }
 
 
@@ -46,10 +43,3 @@ def before_repeated_hour(at: datetime) -> datetime:
     first, later = at.astimezone(zone), (at + timedelta(hours=1)).astimezone(zone)
     back = (first.utcoffset() or timedelta()) - (later.utcoffset() or timedelta())
     return at - max(back, timedelta())
-
-
-def _as_uuid(text: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None

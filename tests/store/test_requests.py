@@ -72,13 +72,13 @@ class TestRows:
         assert str(row) == "run-1"
 
     def test_publication_is_noted_once(self, rows: Requests, runtime: Runtime) -> None:
-        key = uuid.UUID(record(rows).id)
-        rows.mark_published([key])
+        request = record(rows)
+        assert rows.mark_published([request], [1])
         assert runtime.recorder.flush(TIMEOUT)
         row = AbortRequest.objects.get()
         assert row.published_at is not None
         assert row.requested_at <= row.published_at
-        rows.mark_published([key])
+        assert rows.mark_published([request], [1])
         assert runtime.recorder.flush(TIMEOUT)
         assert AbortRequest.objects.get().published_at == row.published_at
 
