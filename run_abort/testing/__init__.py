@@ -128,9 +128,20 @@ def recording() -> Iterator[Aborts]:
 
 def _join_ours(others: set[threading.Thread]) -> None:
     deadline = time.monotonic() + JOIN_TIMEOUT
-    for thread in set(threading.enumerate()) - others - {threading.current_thread()}:
-        if thread.name.startswith("run_abort"):
-            thread.join(max(deadline - time.monotonic(), 0))
+    others = others | {threading.current_thread()}
+    while time.monotonic() < deadline:
+        ours = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in others and thread.name.startswith("run_abort")
+        ]
+        if not ours:
+            return
+        # A thread that is just being started is listed already, and cannot be joined yet.
+        for thread in ours:
+            if thread.is_alive():
+                thread.join(max(deadline - time.monotonic(), 0))
+        time.sleep(0.001)
 
 
 @contextmanager

@@ -182,6 +182,24 @@ class TestRecordAborts:
         assert called
         assert not threads_of_ours()
 
+    def test_it_waits_for_a_thread_that_is_just_being_started(self) -> None:
+        begun = threading.Event()
+        ended = []
+
+        class Slow(threading.Thread):
+            def _bootstrap(self) -> None:
+                begun.set()
+                time.sleep(0.1)
+                super()._bootstrap()  # type: ignore[misc]
+
+        thread = Slow(target=lambda: ended.append(True), name="run_abort-slow")
+        with record_aborts():
+            starter = threading.Thread(target=thread.start)
+            starter.start()
+            assert begun.wait(60)
+        assert ended
+        starter.join()
+
 
 def work(run_id: str = "job") -> None:
     with abortable_run(run_id) as signal:
