@@ -5,36 +5,76 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
-__all__ = ["MAX_ID_LENGTH", "as_uuid", "clean_id", "clean_ids", "new_origin"]
+__all__ = [
+    "MAX_ID_LENGTH",
+    "Instance",
+    "RunID",
+    "as_uuid",
+    "clean_id",
+    "clean_ids",
+    "new_origin",
+]
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_ID_LENGTH = 255  # characters; every database that Django supports can index as many
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+class Instance(Protocol):
+    """An instance of a Django model."""
+
+    _meta: ClassVar[Any]
+
+    @property
+    def pk(self) -> Any: ...
+
+
+# What names a run or a group.
+RunID: TypeAlias = str | uuid.UUID | Instance
 
 
 def clean_id(run_id: object) -> str:
     """The run ID as text.
 
-    :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
-    :raises TypeError: if it is anything else.
-    :raises ValueError: if it is empty, longer than 255 characters, or contains a null character,
-        which PostgreSQL cannot store, or a lone surrogate, which no database can.
+    :param run_id: a ``str``; a ``uuid.UUID``, which is taken as its ``str``; or an instance of a
+        Django model, whose ID is ``"<app>.<model>:<primary key>"``, of the concrete model.
+    :raises TypeError: if it is anything else. A bare primary key is refused, because rows of two
+        models would have the same ID.
+    :raises ValueError: if it is empty, longer than 255 characters, or contains a control character
+        or a lone surrogate, which not every database can store; and for an instance that has no
+        primary key yet.
     """
     if type(run_id) is not str:
-        if isinstance(run_id, bool) or not isinstance(run_id, (str, int, uuid.UUID)):
-            name = type(run_id).__name__
-            raise TypeError(f"a run ID must be a str, an int or a UUID, not {name}")
-        run_id = str(run_id)
+        run_id = _named(run_id)
     if not run_id:
         raise ValueError("a run ID must not be empty")
-    if "\0" in run_id:
-        raise ValueError("a run ID must not contain a null character")
-    if not run_id.isascii() and _SURROGATE.search(run_id):
-        raise ValueError("a run ID must not contain a lone surrogate")
+    if not run_id.isprintable():  # quick, and true of most
+        if _CONTROL.search(run_id):
+            raise ValueError("a run ID must not contain a control character")
+        if _SURROGATE.search(run_id):
+            raise ValueError("a run ID must not contain a lone surrogate")
     if len(run_id) > MAX_ID_LENGTH:
         raise ValueError(f"a run ID must not be longer than {MAX_ID_LENGTH} characters")
     return run_id
+
+
+def _named(run_id: object) -> str:
+    if isinstance(run_id, (str, uuid.UUID)):
+        return str(run_id)
+    meta = None if isinstance(run_id, type) else getattr(run_id, "_meta", None)
+    if meta is not None and hasattr(meta, "concrete_model"):
+        key = run_id.pk  # type: ignore[attr-defined]
+        if key is None:
+            raise ValueError(f"save {run_id!r} first: without a primary key it names no run")
+        return f"{meta.concrete_model._meta.label_lower}:{key}"
+    name = type(run_id).__name__
+    hint = ""
+    if isinstance(run_id, int):
+        hint = ": rows of two models have the same keys, so pass the instance itself"
+    raise TypeError(f"a run ID must be a str, a UUID or a model instance, not {name}{hint}")
 
 
 def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:

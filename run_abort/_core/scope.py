@@ -16,7 +16,6 @@ from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Final, Protocol
-from uuid import UUID
 
 from run_abort._concurrency.workers import in_event_loop
 from run_abort.exceptions import RunAborted
@@ -25,7 +24,7 @@ from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
 from .exits import Held, end_aborted, kept_exit, put_up
-from .ids import clean_ids
+from .ids import RunID, clean_ids
 from .interrupts import (
     Interruption,
     Shield,
@@ -111,9 +110,9 @@ class Scope:
 
     def __init__(
         self,
-        run_id: str | int | UUID,
+        run_id: RunID,
         *,
-        groups: Iterable[str | int | UUID] = (),
+        groups: Iterable[RunID] = (),
         label: str = "",
         grace: float = GRACE,
         insist: Escalation | Iterable[Escalation] = (),

@@ -65,8 +65,11 @@ class AbortRunsMixin(ModelAdmin):
         self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
-        """The run ID of a row; by default its primary key. Meant to be overridden."""
-        return obj.pk
+        """What names the run of a row; by default the row itself. Meant to be overridden.
+
+        :return: as ``abort_run`` takes it: a ``str``, a UUID or a model instance.
+        """
+        return obj
 
     def is_abortable(self, obj: Any) -> bool:
         """Whether the run can be aborted; return False if it is over. Meant to be overridden."""

@@ -37,15 +37,15 @@ def abort_button(
 
     The template context must contain ``request``.
 
-    :param run_id: the run ID; the only argument of the URLs of ``view`` and ``progress``.
+    :param run_id: the run's ID or model instance, as for ``abort_run``; as text it is the only
+        argument of the URLs of ``view`` and ``progress``.
     :param label: text of the button; by default “Abort”.
     :param reason: initial value of the field for the reason.
     :param next: URL to redirect to without JavaScript; by default that of the current page.
     :param view: URL name of the abort view, if the project has its own.
     :param progress: URL name of its progress view; if empty, the button shows only that the run was
         asked to abort.
-    :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``.
-    :raises ValueError: if the ID is empty or longer than 255 characters.
+    :raises TypeError: and ``ValueError``, as ``abort_run``: a bare primary key names no run.
     :raises django.urls.NoReverseMatch: if there is no URL of that name.
     :raises ImproperlyConfigured: if the URL name does not belong to an abort view.
     """

@@ -25,7 +25,7 @@ from django.test import override_settings
 
 from run_abort import conf
 from run_abort._concurrency.workers import in_event_loop
-from run_abort._core.ids import clean_id
+from run_abort._core.ids import RunID, clean_id
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted
 from run_abort.signals import run_abort_requested
@@ -148,7 +148,7 @@ def _join_ours(others: set[threading.Thread]) -> None:
 def abort_after(
     number: int,
     *,
-    run_id: str | int | uuid.UUID | None = None,
+    run_id: RunID | None = None,
     reason: str = "",
     actor: str = "",
     edges: bool = False,

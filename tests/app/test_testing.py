@@ -78,8 +78,8 @@ class TestRecordAborts:
         with record_aborts() as aborts:
             assert aborts == []
             outcome = abort_run("a", reason="why", actor="who")
-            abort_runs(["b", 3])
-        assert aborts.run_ids == ["a", "b", "3"]
+            abort_runs(["b", "c"])
+        assert aborts.run_ids == ["a", "b", "c"]
         assert aborts[0] == RequestedAbort("a", "why", "who", outcome.request_id)
         assert (aborts[1].reason, aborts[1].actor) == ("", "")
 

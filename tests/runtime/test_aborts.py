@@ -35,6 +35,7 @@ from run_abort._store import database, requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.conftest import Configure
+from tests.jobs.models import Job
 from tests.support import TIMEOUT, Foreign, wait_until
 
 Sent = list[Request]
@@ -82,14 +83,14 @@ class TestAbortRun:
         assert AbortRequest.objects.get().published_at
 
     def test_every_field_of_the_request_is_published(self, with_all: None, sent: Sent) -> None:
-        outcome = abort_run(7, reason="because", actor="ann")
+        outcome = abort_run("7", reason="because", actor="ann")
         request = Request("7", str(outcome.request_id), "because", "ann", current().origin())
         assert sent == [request, request]  # receivers recognise the second one by its ID
         assert outcome.published
 
     @pytest.mark.parametrize(
         ("run_id", "error"),
-        [(None, TypeError), (b"x", TypeError), ("", ValueError), ("x" * 256, ValueError)],
+        [(None, TypeError), (7, TypeError), ("", ValueError), ("x" * 256, ValueError)],
     )
     def test_bad_ids_change_nothing(
         self, with_all: None, sent: Sent, run_id: Any, error: type[Exception]
@@ -374,13 +375,14 @@ class TestBesideBusyAsyncCode:
 
 class TestMany:
     def test_all_here_first_then_one_push(self, with_all: None, sent: Sent) -> None:
-        ids: list[str | int | uuid.UUID] = ["run-1", 2, uuid.UUID(int=3), "run-1"]
+        ids = ["run-1", Job(pk=2), uuid.UUID(int=3), "run-1"]
         with ExitStack() as blocks:
             for run_id in ids[:3]:
                 blocks.enter_context(pytest.raises(RunAborted, match="because"))
                 blocks.enter_context(abortable_run(run_id))
             outcomes = abort_runs(ids, reason="because", actor="ann")
-        assert [outcome.run_id for outcome in outcomes] == ["run-1", "2", str(uuid.UUID(int=3))]
+        expected = ["run-1", "jobs.job:2", str(uuid.UUID(int=3))]
+        assert [outcome.run_id for outcome in outcomes] == expected
         assert all(outcome.local == 1 and outcome.recorded for outcome in outcomes)
         assert [request.run_id for request in sent[:3]] == [each.run_id for each in outcomes]
         rows = {str(row.pk): row.run_id for row in AbortRequest.objects.all()}

@@ -63,8 +63,8 @@ def test_it_gets_the_whole_request_on_a_thread_of_its_own(queue: Queue) -> None:
 
 
 def test_many_requests_come_in_order(queue: Queue) -> None:
-    abort_runs(["a", 2, "c"])
-    assert queue.run_ids == ["a", "2", "c"]
+    abort_runs(["a", "b", "c"])
+    assert queue.run_ids == ["a", "b", "c"]
 
 
 def test_connecting_a_queue_again_changes_nothing(queue: Queue) -> None:

@@ -309,7 +309,6 @@ class TestIds:
             "100%",
             "a%2Fb",
             "a?b#c;d=e&f",
-            "line\nbreak\x01",
             "/abort/",
         ],
     )

@@ -177,16 +177,16 @@ class TestPage:
         process = process_row(NASTY, kind=NASTY)
         hold_row(NASTY, process, label=NASTY, groups=[NASTY])
         hold_row("", process, label="no ID")
-        hold_row("a/b%2F \r\n<i>", process)
+        hold_row("a/b%2F \xa0<i>", process)
         page = text(aborter.get(url()))
         assert page.count(r"&lt;b&gt;\x1b /&amp;%\r\n") >= 5
         assert "<b>" not in page
         # What cannot be a run has no button; what can is sent as it is.
-        assert len(keys(page)) == 2
+        assert len(keys(page)) == 1
         question = text(aborter.post(abort_url(), {"run": keys(page)[-1]}))
-        assert r"a/b%2F \r\n&lt;i&gt;" in question
+        assert r"a/b%2F \xa0&lt;i&gt;" in question
         aborter.post(abort_url(), confirmed(question))
-        assert AbortRequest.objects.get().run_id == "a/b%2F \r\n<i>"
+        assert AbortRequest.objects.get().run_id == "a/b%2F \xa0<i>"
 
     def test_the_fragment_is_what_changes(self, aborter: Client) -> None:
         hold_row("run-1", process_row(), age=3600)
