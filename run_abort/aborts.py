@@ -21,9 +21,9 @@ from django.db import transaction
 from . import conf
 from ._concurrency.workers import submit
 from ._core.controller import AbortController
-from ._core.ids import clean_id
+from ._core.ids import RunID, clean_id
 from ._core.interrupts import Shield
-from ._core.types import Hold, Request
+from ._core.types import DISCONNECT, Hold, Request
 from ._runtime.outcome import Lookout, can_look, is_stopped
 from ._runtime.runtime import current
 from ._store import database
@@ -84,7 +84,7 @@ class AbortOutcome:
 
 
 def abort_run(
-    run_id: str | int | uuid.UUID,
+    run_id: RunID,
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
@@ -105,22 +105,24 @@ def abort_run(
     Blocks for at most ``DATABASE_TIMEOUT`` and twice ``PUBLISH_TIMEOUT``. In asyncio code use
     :func:`aabort_run`.
 
-    :param run_id: of the run, or of a group of runs.
+    :param run_id: of the run, or of a group of runs: a ``str``, a ``uuid.UUID``, or a model
+        instance, whose ID is ``"<app>.<model>:<primary key>"``.
     :param reason: the reason; cut after 1000 characters.
     :param actor: the requester: a user of the project, or any text.
     :param wait: seconds to wait at most until every block that works on the run was left, up to
         3600. Returns at once if there is none. Inside a transaction on SQLite it does not wait.
-    :raises TypeError: if the ID is not a ``str``, ``int`` or ``uuid.UUID``, or ``wait`` no number.
-    :raises ValueError: if the ID is empty or longer than 255 characters, or ``wait`` is out of
-        bounds.
+    :raises TypeError: if the ID is anything else, such as a bare primary key, or ``wait`` no
+        number.
+    :raises ValueError: if the ID is empty, longer than 255 characters, or contains a control
+        character or a lone surrogate; or if ``wait`` is out of bounds.
 
     Does not raise if the database or Redis fails: see ``recorded`` and ``published``.
     """
-    return _abort([run_id], reason, actor, wait)[0]
+    return _abort(_Batch.of([run_id], reason, actor, wait))[0]
 
 
 def abort_runs(
-    run_ids: Iterable[str | int | uuid.UUID],
+    run_ids: Iterable[RunID],
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
@@ -133,11 +135,11 @@ def abort_runs(
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.
     """
-    return _abort(run_ids, reason, actor, wait)
+    return _abort(_Batch.of(run_ids, reason, actor, wait))
 
 
 def abort_run_on_commit(
-    run_id: str | int | uuid.UUID,
+    run_id: RunID,
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
@@ -155,7 +157,7 @@ def abort_run_on_commit(
 
 
 async def aabort_run(
-    run_id: str | int | uuid.UUID,
+    run_id: RunID,
     *,
     reason: str = "",
     actor: str | AbstractBaseUser | AnonymousUser = "",
@@ -167,7 +169,10 @@ async def aabort_run(
     cancelled during the call, perhaps by the abort itself, the request is recorded and published
     all the same. Receivers of ``run_abort_requested`` are called on a thread of their own.
     """
-    batch = _Batch.of([run_id], reason, actor, wait)
+    return await _aabort(_Batch.of([run_id], reason, actor, wait))
+
+
+async def _aabort(batch: _Batch) -> AbortOutcome:
     local = batch.here()
     # On a thread, not in a task: an abort of this task's own run may end the event loop. The
     # interpreter waits for it at exit.
@@ -191,9 +196,7 @@ async def _shielded(future: Future[T]) -> T:
     return wrapped.result()
 
 
-def clear_run_abort(
-    run_id: str | int | uuid.UUID, *, by: str | AbstractBaseUser | AnonymousUser = ""
-) -> int:
+def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser = "") -> int:
     """Let the ID run again: earlier requests abort no block that is entered from now on.
 
     Does not change open blocks. The rows stay as history.
@@ -207,10 +210,17 @@ def clear_run_abort(
     return current().requests.clear(clean_id(run_id), _plain(name, MAX_ACTOR_LENGTH)) or 0
 
 
-def _abort(
-    run_ids: Iterable[object], reason: object, actor: object, wait: object
-) -> list[AbortOutcome]:
-    batch = _Batch.of(run_ids, reason, actor, wait)
+def abort_disconnected(run_id: str, reason: str) -> None:
+    """Abort a run as it runs now, because the client of one of its requests has gone."""
+    _abort(_Batch.of([run_id], reason, "", cause=DISCONNECT))
+
+
+async def aabort_disconnected(run_id: str, reason: str) -> None:
+    """:func:`abort_disconnected` for asyncio code."""
+    await _aabort(_Batch.of([run_id], reason, "", cause=DISCONNECT))
+
+
+def _abort(batch: _Batch) -> list[AbortOutcome]:
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = _send(batch, batch.here())
     if not batch.wait or not can_look():
@@ -259,7 +269,12 @@ class _Batch(NamedTuple):
 
     @classmethod
     def of(
-        cls, run_ids: Iterable[object], reason: object, actor: object, wait: object = None
+        cls,
+        run_ids: Iterable[object],
+        reason: object,
+        actor: object,
+        wait: object = None,
+        cause: str = "",
     ) -> _Batch:
         if isinstance(run_ids, (str, bytes)):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
@@ -271,7 +286,10 @@ class _Batch(NamedTuple):
         if seconds and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         origin = current().origin()
-        some = [Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk) for run_id in ids]
+        some = [
+            Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, cause=cause)
+            for run_id in ids
+        ]
         return cls(some, seconds if some else 0.0, datetime.now(UTC))
 
     def here(self) -> list[int]:

@@ -13,8 +13,8 @@
 
         return StreamingHttpResponse(abortable_stream(f"export-{pk}", rows))
 
-An aborted view responds with 409. An aborted stream is cut off, so that its client can notice. With
-``abort_on_disconnect=True`` a disconnect of the client aborts the run in every process.
+An aborted view responds with 409. An aborted stream is cut off, so that its client can notice. A
+disconnect of the client ends its own view or stream, and no other one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from contextlib import AbstractContextManager, ExitStack, aclosing, closing, nul
 from functools import wraps
 from inspect import isasyncgenfunction, isawaitable, iscoroutine
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
-from uuid import UUID
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
-from ._concurrency.workers import in_event_loop
+from ._concurrency.workers import in_event_loop, spawn
 from ._core.controller import GRACE, AbortSignal
 from ._core.escalation import Cancellation
+from ._core.ids import RunID
 from ._core.types import Escalation
-from .aborts import aabort_run, abort_run
+from ._runtime.disconnects import OnDisconnect, check, check_server, socket_of
+from ._runtime.runtime import current
+from .aborts import aabort_disconnected, abort_disconnected
 from .exceptions import RunAborted
 from .runs import abortable_run
 
@@ -44,7 +46,7 @@ __all__ = ["AbortableRequest", "StreamAborted", "abortable_stream", "abortable_v
 
 LOST: Final = "The connection to the client was lost"  # reason of an abort on disconnect
 
-RunID: TypeAlias = str | int | UUID
+
 Chunk: TypeAlias = str | bytes
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -78,7 +80,7 @@ def abortable_view(
     label: str = "",
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
-    abort_on_disconnect: bool = False,
+    abort_on_disconnect: OnDisconnect = "block",
     on_abort: Callable[[HttpRequest, RunAborted], Any] = _refuse,
 ) -> Callable[[View], View]:
     """Make a view an abortable run, with its signal as ``request.abort_signal``.
@@ -97,12 +99,16 @@ def abortable_view(
     :param grace: as for :class:`abortable_run`, in seconds.
     :param insist: as for :class:`abortable_run`: ``"interrupt"`` for sync views, ``"cancel"`` for
         async views.
-    :param abort_on_disconnect: whether to abort the run in every process if the client disconnects
-        before the view returns. For async views under ASGI; other servers do not report it.
+    :param abort_on_disconnect: what to abort if the client disconnects before the view returns:
+        ``"block"``, this view alone; ``"run"``, the run in every process, as it runs now: no later
+        start of the run is stopped. None: nothing. It is noticed for async views under ASGI, and
+        for sync views under gunicorn and uWSGI on Linux, without gevent and eventlet.
     :param on_abort: called with the request and the ``RunAborted``, in the thread or event loop of
         the view; returns the response or, for an async view, an awaitable of it. The default is a
         409 with a sentence, as text or JSON, that names neither actor nor reason.
-    :raises RuntimeError: raised by the view if it is sync and ``abort_on_disconnect`` is set.
+    :raises ValueError: at once, if ``abort_on_disconnect`` is unknown.
+    :raises ImproperlyConfigured: when a sync view is decorated with ``"run"``, if this server or
+        platform cannot tell that a client has disconnected.
     :raises TypeError: raised by the view if it is not async but returns a coroutine.
     """
 
@@ -116,18 +122,27 @@ def abortable_view(
             insist=insist,
         )
 
+    check(abort_on_disconnect)
+
     def decorate(view: View) -> View:
+        is_async = iscoroutinefunction(view)
+        if not is_async:
+            check_server(abort_on_disconnect)
+
         @wraps(view)
         def abortable(request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            if abort_on_disconnect:
-                raise RuntimeError("a sync view cannot notice that its client has disconnected")
+            forget: Callable[[], object] = list
             try:
-                with open_block(request, *args, **kwargs) as request.abort_signal:
+                block = open_block(request, *args, **kwargs)
+                with block as request.abort_signal:
+                    forget = _watch(request, block, abort_on_disconnect)
                     return _checked(view(request, *args, **kwargs))
             except RunAborted as aborted:
                 response: HttpResponseBase = on_abort(request, aborted)
                 _roll_back()
                 return response
+            finally:
+                forget()
 
         @wraps(view)
         async def async_abortable(request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -136,7 +151,7 @@ def abortable_view(
                     try:
                         response: HttpResponseBase = await view(request, *args, **kwargs)
                     except asyncio.CancelledError:
-                        if abort_on_disconnect:
+                        if abort_on_disconnect == "run":
                             await _abort_everywhere(request.abort_signal)
                         raise
                     return response
@@ -144,9 +159,30 @@ def abortable_view(
                 answer = on_abort(request, aborted)
                 return cast(HttpResponseBase, await answer if isawaitable(answer) else answer)
 
-        return cast(View, async_abortable if iscoroutinefunction(view) else abortable)
+        return cast(View, async_abortable if is_async else abortable)
 
     return decorate
+
+
+def _watch(
+    request: HttpRequest, block: abortable_run, on_disconnect: OnDisconnect
+) -> Callable[[], object]:
+    """Abort when the client of a sync view disconnects.
+
+    :return: ends that.
+    """
+    fd = socket_of(request, on_disconnect)
+    if fd is None:
+        return list
+    run_id = request.abort_signal.run_id  # type: ignore[attr-defined]
+
+    def closed() -> None:
+        if on_disconnect == "run":
+            spawn(lambda: abort_disconnected(run_id, LOST), name="run_abort-disconnect")
+        else:
+            block.abort_alone(LOST)
+
+    return current().disconnects.watch(fd, closed)
 
 
 def _checked(response: Any) -> HttpResponseBase:
@@ -170,7 +206,7 @@ async def _abort_everywhere(signal: AbortSignal) -> None:
     """
     if signal.aborted:
         return
-    asking = asyncio.ensure_future(aabort_run(signal.run_id, reason=LOST))
+    asking = asyncio.ensure_future(aabort_disconnected(signal.run_id, LOST))
     while not asking.done():
         with suppress(asyncio.CancelledError):  # the caller re-raises its own
             await asyncio.wait({asking})
@@ -180,7 +216,7 @@ class _StreamOptions(TypedDict, total=False):
     groups: Iterable[RunID]
     label: str
     grace: float
-    abort_on_disconnect: bool
+    abort_on_disconnect: OnDisconnect
     on_abort: Callable[[RunAborted], Chunk] | None
 
 
@@ -207,7 +243,7 @@ def abortable_stream(
     groups: Iterable[RunID] = (),
     label: str = "",
     grace: float = GRACE,
-    abort_on_disconnect: bool = False,
+    abort_on_disconnect: OnDisconnect = "block",
     on_abort: Callable[[RunAborted], Chunk] | None = None,
 ) -> AsyncIterator[Chunk] | Iterator[Chunk]:
     """Make the content of a ``StreamingHttpResponse`` an abortable run.
@@ -225,21 +261,25 @@ def abortable_stream(
         is in seconds.
     :param make: called with the signal; a sync or async generator function, or a ``partial`` of
         one. Any other function must return an iterable, which is treated as a sync generator.
-    :param abort_on_disconnect: whether to abort the run in every process if the stream is closed or
-        cancelled before its end because the client has disconnected. Under WSGI the server notices
-        this when it sends the next chunk.
+    :param abort_on_disconnect: ``"run"``: abort the run in every process, as it runs now, if the
+        stream is closed or cancelled before its end because the client has disconnected. No later
+        start of the run is stopped. Otherwise a disconnect ends just this stream. Under WSGI the
+        server notices it when it sends the next chunk.
     :param on_abort: called with the ``RunAborted``, in the thread or event loop of the generator;
         returns a last chunk, after which the stream ends normally. By default the stream is cut
         off.
     :raises TypeError: as :class:`abortable_run`, on the call.
-    :raises ValueError: as :class:`abortable_run`, on the call.
+    :raises ValueError: as :class:`abortable_run`, on the call; and if ``abort_on_disconnect`` is
+        unknown.
     :raises StreamAborted: raised by the iterator if the run was aborted and ``on_abort`` is None.
     """
+    check(abort_on_disconnect)
     block = abortable_run(run_id, groups=groups, label=label, grace=grace)
+    everywhere = abort_on_disconnect == "run"
     end = on_abort or _cut
     if isasyncgenfunction(make):
-        return _ClosableStream(_async_chunks(block, make, abort_on_disconnect, end))
-    return _chunks(block, make, abort_on_disconnect, end)
+        return _ClosableStream(_async_chunks(block, make, everywhere, end))
+    return _chunks(block, make, everywhere, end)
 
 
 def _cut(aborted: RunAborted) -> Chunk:
@@ -249,7 +289,7 @@ def _cut(aborted: RunAborted) -> Chunk:
 def _chunks(
     block: abortable_run,
     make: Callable[[AbortSignal], Iterable[Chunk]],
-    abort_on_disconnect: bool,
+    everywhere: bool,
     end: Callable[[RunAborted], Chunk],
 ) -> Iterator[Chunk]:
     try:
@@ -260,8 +300,8 @@ def _chunks(
                     yield chunk
                     signal.raise_if_aborted()
             except GeneratorExit:
-                if abort_on_disconnect and not signal.aborted:
-                    abort_run(signal.run_id, reason=LOST)
+                if everywhere and not signal.aborted:
+                    abort_disconnected(signal.run_id, LOST)
                 raise
     except RunAborted as aborted:
         yield end(aborted)
@@ -274,7 +314,7 @@ def _closing(chunks: Any) -> AbstractContextManager[Iterable[Chunk]]:
 async def _async_chunks(
     block: abortable_run,
     make: Callable[[AbortSignal], AsyncGenerator[Chunk, None]],
-    abort_on_disconnect: bool,
+    everywhere: bool,
     end: Callable[[RunAborted], Chunk],
 ) -> AsyncGenerator[Chunk, None]:
     try:
@@ -288,7 +328,7 @@ async def _async_chunks(
                         while True:
                             yield await _next(chunks, signal)
                 except (GeneratorExit, asyncio.CancelledError):
-                    if abort_on_disconnect:
+                    if everywhere:
                         await _abort_everywhere(signal)
                     raise
     except RunAborted as aborted:

@@ -33,7 +33,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     run, and reads whether an abort was requested before. It waits for the database for at most
     ``DATABASE_TIMEOUT``; if that is away, the block starts all the same.
 
-    :param run_id: a ``str``, or an ``int`` or ``uuid.UUID``, which is taken as its ``str``.
+    :param run_id: a ``str``; a ``uuid.UUID``, which is taken as its ``str``; or a model instance,
+        whose ID is ``"<app>.<model>:<primary key>"``.
     :param groups: further IDs that the run answers to: its parent run, its tenant.
     :param label: what this block does, for people.
     :param grace: seconds that the block may take to end by itself after an abort. Also for the
@@ -45,8 +46,9 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         raised after the abort; ``signal.aborted`` then tells. Entering raises it all the same,
         because a context manager cannot skip its body.
     :raises TypeError: at once, if an argument is of the wrong type.
-    :raises ValueError: at once, if an ID is empty or longer than 255 characters, if ``grace`` is
-        negative or longer than a day, or if ``insist`` is unknown.
+    :raises ValueError: at once, if an ID is empty, longer than 255 characters, or contains a
+        control character or a lone surrogate, if ``grace`` is negative or longer than a day, or if
+        ``insist`` is unknown.
     :raises RunAborted: on entering, if the abort was requested before; then the body does not run.
         On leaving, if the run was aborted while the body ran; then an ``Exception`` of the body,
         such as that of a killed subprocess, becomes the ``__cause__``.
@@ -100,6 +102,12 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
 
     def _abort(self, controller: AbortController, request: Request) -> None:
         self._process.registry.abort_controllers([controller], request, "start")
+
+    def abort_alone(self, reason: str) -> None:
+        """Abort this block and no other. Does nothing unless it is open."""
+        if self._controller is not None:
+            request = Request(self._ids[0], reason=reason, origin=self._process.origin())
+            self._process.registry.abort_controllers([self._controller], request, "local")
 
     def _ended(self, controller: AbortController) -> None:
         self._process.holder.leave(controller)

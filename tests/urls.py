@@ -14,6 +14,7 @@ urlpatterns = [
     path("report/<run_id>/", views.report),
     path("report-async/<run_id>/", views.report_async),
     path("report-tied/<run_id>/", views.report_tied),
+    path("report-deaf/<run_id>/", views.report_deaf),
     path("stream/<run_id>/", views.stream),
     path("stream-async/<run_id>/", views.stream_async),
     path("admin/", admin.site.urls),

@@ -6,12 +6,14 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
+from run_abort._runtime.disconnects import OnDisconnect
 from run_abort._runtime.runtime import current
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
 from tests.workers import wait_for_abort
@@ -52,9 +54,13 @@ def abort(request: HttpRequest, run_id: str) -> JsonResponse:
 
 
 def inside(request: HttpRequest) -> JsonResponse:
-    """What this process holds, and which threads of ours it has."""
-    names = sorted(t.name for t in threading.enumerate() if t.name.startswith("run_abort"))
-    return JsonResponse({"held": list(current().registry.holders()), "threads": names})
+    """What this process holds, and which threads of ours it has.
+
+    Without the one that sleeps until a client disconnects.
+    """
+    names = {t.name for t in threading.enumerate() if t.name.startswith("run_abort")}
+    names.discard("run_abort-disconnects")
+    return JsonResponse({"held": list(current().registry.holders()), "threads": sorted(names)})
 
 
 def say(text: str) -> None:
@@ -64,10 +70,18 @@ def say(text: str) -> None:
 
 @abortable_view(lambda request, run_id: run_id)
 def report(request: AbortableRequest, run_id: str) -> JsonResponse:
-    """Works until it is aborted."""
+    """Works until it is aborted, or its client has gone."""
     say(f"holding {run_id}")
     request.abort_signal.sleep(60)
     return JsonResponse({"whole": True})
+
+
+@abortable_view(lambda request, run_id: run_id, insist="interrupt", grace=0)
+def report_deaf(request: AbortableRequest, run_id: str) -> JsonResponse:
+    """Does not look whether it is aborted."""
+    say(f"holding {run_id}")
+    while True:
+        time.sleep(0.01)
 
 
 async def _report(request: AbortableRequest, run_id: str) -> JsonResponse:
@@ -77,7 +91,7 @@ async def _report(request: AbortableRequest, run_id: str) -> JsonResponse:
 
 
 report_async = abortable_view(lambda request, run_id: run_id)(_report)
-report_tied = abortable_view(lambda request, run_id: run_id, abort_on_disconnect=True)(_report)
+report_tied = abortable_view(lambda request, run_id: run_id, abort_on_disconnect="run")(_report)
 
 
 def stream(request: HttpRequest, run_id: str) -> StreamingHttpResponse:
@@ -92,7 +106,7 @@ def stream(request: HttpRequest, run_id: str) -> StreamingHttpResponse:
         finally:
             say(f"left {run_id} {signal.aborted}")
 
-    tied = "tied" in request.GET
+    tied: OnDisconnect = "run" if "tied" in request.GET else "block"
     return StreamingHttpResponse(abortable_stream(run_id, rows, abort_on_disconnect=tied))
 
 
@@ -112,5 +126,5 @@ async def stream_async(request: HttpRequest, run_id: str) -> StreamingHttpRespon
         finally:
             await sync_to_async(say)(f"left {run_id} {signal.aborted}")
 
-    tied = "tied" in request.GET
+    tied: OnDisconnect = "run" if "tied" in request.GET else "block"
     return StreamingHttpResponse(abortable_stream(run_id, rows, abort_on_disconnect=tied))

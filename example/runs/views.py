@@ -89,7 +89,5 @@ async def stream_answer(request: HttpRequest, answer: UUID) -> StreamingHttpResp
     def on_abort(aborted: RunAborted) -> str:
         return _("[stopped by %(actor)s]") % {"actor": aborted.actor}
 
-    stream = abortable_stream(
-        f"answer-{answer}", make, label="answer", on_abort=on_abort, abort_on_disconnect=True
-    )
+    stream = abortable_stream(f"answer-{answer}", make, label="answer", on_abort=on_abort)
     return StreamingHttpResponse(stream, content_type="text/plain; charset=utf-8")

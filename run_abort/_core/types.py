@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .controller import AbortController, AbortSignal
 
 __all__ = [
+    "DISCONNECT",
     "Aborted",
     "Escalated",
     "Escalation",
@@ -33,6 +34,11 @@ Way = Literal["local", "channel", "reconcile", "start"]
 Escalation = Literal["cancel", "interrupt", "terminate", "kill"]
 
 
+# The cause of a request of which the client has closed its connection. It aborts the run as it runs
+# now, and stops no later start.
+DISCONNECT: Final = "disconnect"
+
+
 class Request(NamedTuple):
     """A request to abort a run, or every run of a group.
 
@@ -47,6 +53,7 @@ class Request(NamedTuple):
     :ivar origin: the ID of the process that made the request; empty if unknown.
     :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
     :ivar requested_at: aware, by the clock of the requesting host; None if unknown.
+    :ivar cause: what made the request, if not a person: ``"disconnect"``; may be empty.
     """
 
     run_id: str
@@ -56,6 +63,7 @@ class Request(NamedTuple):
     origin: str = ""
     user_pk: Any = None
     requested_at: datetime | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

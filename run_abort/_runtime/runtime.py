@@ -28,6 +28,7 @@ from run_abort._transport.codec import decode
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
 
+from .disconnects import Disconnects
 from .dispatch import Dispatch
 from .events import Events
 from .facts import Facts
@@ -49,6 +50,7 @@ class Runtime:
         self.registry = Registry()
         self.escalator = Escalator()
         self.queues = Queues()
+        self.disconnects = Disconnects()
         self.facts = Facts(self.origin)
         self.events = Events(self.registry, self.facts)
         self.dispatch = Dispatch(self.registry)
@@ -112,7 +114,12 @@ class Runtime:
         :return: whether they have ended.
         """
         self.dispatch.disconnect()
-        ended = [self.listener.stop(), self.reconciler.stop(), self.escalator.service.stop()]
+        ended = [
+            self.listener.stop(),
+            self.reconciler.stop(),
+            self.escalator.service.stop(),
+            self.disconnects.service.stop(),
+        ]
         self.settle(EXIT_TIMEOUT)
         ended.append(self.recorder.stop())
         self.push.close()
@@ -164,6 +171,7 @@ class Runtime:
         self.reconciler.service.before_fork()
         self.recorder.before_fork()
         self.escalator.service.before_fork()
+        self.disconnects.service.before_fork()
         workers.before_fork()
         self.push.close()
 
@@ -171,6 +179,7 @@ class Runtime:
         """Start the stopped threads again."""
         self.recorder.after_fork_in_parent()
         self.escalator.after_fork_in_parent()
+        self.disconnects.after_fork_in_parent()
         self.reconciler.after_fork_in_parent()
         self.listener.after_fork_in_parent()
 
@@ -187,6 +196,7 @@ class Runtime:
         self.dispatch.after_fork_in_child()
         self.push.after_fork_in_child()
         self.escalator.after_fork_in_child()
+        self.disconnects.after_fork_in_child()
         self.reconciler.after_fork_in_child()
         self.listener.after_fork_in_child()
 

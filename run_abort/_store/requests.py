@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from django.db import connections
 
 from run_abort import conf
-from run_abort._core.types import Request
+from run_abort._core.types import DISCONNECT, Request
 
 from . import database
 from .clock import Now, aware, stored
@@ -173,6 +173,9 @@ def _insert(alias: str, some: Sequence[Request]) -> None:
             origin=request.origin,
             host=host,
             requested_at=Now(),
+            cause=request.cause,
+            # A client that is gone does not keep others from starting the run.
+            cleared_at=Now() if request.cause == DISCONNECT else None,
         )
         for request in some
     ]

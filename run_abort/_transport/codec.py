@@ -71,7 +71,7 @@ def decode(data: bytes) -> Request | None:
         origin = ""
     elif len(fields) == 2:  # the bare message, without optional keys
         # Without the named tuple's own __new__: most messages come this way, and it takes half.
-        bare: Request = _tuple(Request, (run_id, "", "", "", origin, None, None))
+        bare: Request = _tuple(Request, (run_id, "", "", "", origin, None, None, ""))
         return bare
     return Request(
         run_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,17 @@ def succeeds(pid: int) -> bool:
 
 def is_listening() -> bool:
     return current().listener.is_listening()
+
+
+def test_connections_of_clients_are_watched_by_the_parent_alone() -> None:
+    client, server = socket.socketpair()
+    with client, server:
+        seen = threading.Event()
+        current().disconnects.watch(server.fileno(), seen.set)
+        pid = fork(lambda: not threads_of_ours() and not current().disconnects._watched)
+        assert succeeds(pid)
+        client.close()
+        assert seen.wait(TIMEOUT)
 
 
 def test_a_worker_is_empty_in_a_child_and_works() -> None:

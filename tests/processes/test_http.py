@@ -18,7 +18,7 @@ import pytest
 from example.redis_server import free_port
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort.http import LOST
-from tests.processes.conftest import Start, subscribed
+from tests.processes.conftest import Start, program, subscribed
 from tests.support import TIMEOUT, Child, wait_until
 
 pytestmark = pytest.mark.usefixtures("listening")
@@ -28,6 +28,7 @@ COMMANDS = {
     "gthread": ("gunicorn", "--threads=4", "--bind=127.0.0.1:{port}", "tests.wsgi"),
     "uvicorn": ("uvicorn", "--port={port}", "tests.asgi:application"),
 }
+UWSGI = ("--master", "--need-app", "--die-on-term", "--module=tests.wsgi", "--threads=2")
 
 
 class Server:
@@ -37,8 +38,12 @@ class Server:
         self.kind = kind
         self.suffix = "-async" if kind == "uvicorn" else ""
         self.port = free_port()
-        arguments = [each.format(port=self.port) for each in COMMANDS[kind]]
-        self.child: Child = start("-m", *arguments, program=(sys.executable,))
+        if kind == "uwsgi":
+            command = [program("uwsgi"), *UWSGI, f"--http-socket=127.0.0.1:{self.port}"]
+            self.child: Child = start(program=command)
+        else:
+            arguments = [each.format(port=self.port) for each in COMMANDS[kind]]
+            self.child = start("-m", *arguments, program=(sys.executable,))
         subscribed(self.child)
         wait_until(self._is_up)
         self.threads = self.inside()["threads"]
@@ -173,15 +178,26 @@ def test_the_client_disconnects_while_it_is_sent_more_than_it_reads(
     assert not [line for line in uvicorn.child.output if "Traceback" in line], str(uvicorn.child)
 
 
-@pytest.mark.parametrize("path", ["report-async", "report-tied"])
-def test_the_client_of_a_long_view_disconnects(uvicorn: Server, path: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("uvicorn", "report-async"),
+        ("uvicorn", "report-tied"),
+        ("sync", "report"),
+        ("gthread", "report"),
+        ("gthread", "report-deaf"),
+        ("uwsgi", "report"),
+    ],
+)
+def test_the_client_of_a_long_view_disconnects(start: Start, kind: str, path: str) -> None:
+    server = Server(kind, start)
     with held("run-1") as signal:
-        with socket.create_connection(("127.0.0.1", uvicorn.port)) as client:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(f"GET /{path}/run-1/ HTTP/1.1\r\nHost: tests\r\n\r\n".encode())
-            uvicorn.child.wait_for("holding run-1")
+            server.child.wait_for("holding run-1")
         if path == "report-tied":
             assert signal.wait(TIMEOUT)
             assert signal.reason == LOST
         else:
-            assert_not_aborted(signal, uvicorn)
-    uvicorn.assert_well()
+            assert_not_aborted(signal, server)
+    server.assert_well()

@@ -125,6 +125,7 @@ class TestDecode:
             st.text(max_size=64),
             user_pk=st.none(),
             requested_at=st.none(),
+            cause=st.just(""),
         ),
     )
     def test_what_is_encoded_comes_back(self, sent: Request) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
 from django.http import (
@@ -26,6 +28,7 @@ from django.views import View
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._core.types import Request
+from run_abort._runtime.disconnects import OnDisconnect
 from run_abort._runtime.runtime import current
 from run_abort.http import (
     LOST,
@@ -128,13 +131,8 @@ async def wait(request: HttpRequest, name: str) -> HttpResponse:
     return HttpResponse("whole")
 
 
-@abortable_view(by_name, abort_on_disconnect=True)
+@abortable_view(by_name, abort_on_disconnect="run")
 async def answer(request: HttpRequest, name: str) -> HttpResponse:
-    return HttpResponse("whole")
-
-
-@abortable_view(by_name, abort_on_disconnect=True)
-def tied_in_vain(request: HttpRequest, name: str) -> HttpResponse:
     return HttpResponse("whole")
 
 
@@ -149,7 +147,7 @@ async def rows_async(signal: AbortSignal, *, length: int = 0) -> AsyncGenerator[
 
 async def stream_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
     rows = partial(rows_async, length=3)
-    tied = "tied" in request.GET
+    tied = "run" if "tied" in request.GET else "block"
     return StreamingHttpResponse(abortable_stream(name, rows, abort_on_disconnect=tied))
 
 
@@ -159,7 +157,7 @@ async def short_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
         yield ""
         yield "2"
 
-    return StreamingHttpResponse(abortable_stream(name, rows, abort_on_disconnect=True))
+    return StreamingHttpResponse(abortable_stream(name, rows, abort_on_disconnect="run"))
 
 
 async def busy_async(request: HttpRequest, name: str) -> StreamingHttpResponse:
@@ -180,9 +178,8 @@ urlpatterns = [
     path("wrapped/<name>/", abortable(Undecorated.as_view())),
     path("dispatch/<name>/", Wrong.as_view()),
     path("wait/<name>/", abortable(wait)),
-    path("wait-tied/<name>/", abortable_view(by_name, abort_on_disconnect=True)(wait)),
+    path("wait-tied/<name>/", abortable_view(by_name, abort_on_disconnect="run")(wait)),
     path("answer/<name>/", answer),
-    path("tied-in-vain/<name>/", tied_in_vain),
     path("stream-async/<name>/", stream_async),
     path("short-async/<name>/", short_async),
     path("busy-async/<name>/", busy_async),
@@ -299,12 +296,16 @@ class TestView:
         client.get("/look/run-1/")
         assert labels == ["the-look"]
 
-    @pytest.mark.parametrize("url", ["dispatch", "tied-in-vain"])
-    def test_what_cannot_work_is_an_error(self, client: Client, url: str) -> None:
-        match = "async methods" if url == "dispatch" else "a sync view"
-        with pytest.raises((TypeError, RuntimeError), match=match):
-            client.get(f"/{url}/run-1/")
+    def test_what_cannot_work_is_an_error(self, client: Client) -> None:
+        with pytest.raises(TypeError, match="async methods"):
+            client.get("/dispatch/run-1/")
         assert list(current().registry.holders()) == []
+
+    def test_an_unknown_effect_of_a_disconnect_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="'block', 'run' or None, not True"):
+            abortable_view(by_name, abort_on_disconnect=True)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="'block', 'run' or None, not True"):
+            abortable_stream("run-1", rows_async, abort_on_disconnect=True)  # type: ignore[call-overload]
 
     def test_what_get_run_id_raises_is_the_answer(self) -> None:
         def missing(request: HttpRequest) -> str:
@@ -408,7 +409,7 @@ class TestDatabase:
             assert Client().get("/write/run-1/?abort").status_code == 409
             assert Job.objects.count() == 1
 
-    def test_a_disconnect_is_recorded(self, settings: Any) -> None:
+    def test_a_disconnect_is_recorded_and_stops_no_later_start(self, settings: Any) -> None:
         settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": True}
 
         async def main() -> None:
@@ -420,6 +421,89 @@ class TestDatabase:
         asyncio.run(main())
         (row,) = AbortRequest.objects.all()
         assert (row.run_id, row.reason, row.actor) == ("run-1", LOST, "")
+        assert (row.cause, row.cleared_at is None) == ("disconnect", False)
+        with abortable_run("run-1"):
+            pass
+
+
+@pytest.fixture
+def client_and_request() -> Iterator[tuple[socket.socket, HttpRequest]]:
+    """A connection, and the request that gunicorn makes of it."""
+    client, server = socket.socketpair()
+    with client, server:
+        yield client, factory.get("/", **{"gunicorn.socket": server})
+
+
+class TestSyncDisconnect:
+    @pytest.mark.parametrize("tied", ["block", "run"])
+    def test_the_view_ends(
+        self, client_and_request: tuple[socket.socket, HttpRequest], tied: OnDisconnect
+    ) -> None:
+        client, request = client_and_request
+
+        @abortable_view(by_name, abort_on_disconnect=tied)
+        def view(request: AbortableRequest) -> HttpResponse:
+            client.close()
+            assert request.abort_signal.wait(TIMEOUT)
+            return HttpResponse("whole")
+
+        with other_holder() as other:
+            response = view(request)
+            assert response.status_code == 409
+            assert (other.aborted, other.reason) == ((True, LOST) if tied == "run" else (False, ""))
+
+    def test_one_that_has_answered_is_watched_no_more(
+        self, client_and_request: tuple[socket.socket, HttpRequest]
+    ) -> None:
+        client, request = client_and_request
+        signals: list[AbortSignal] = []
+
+        @abortable_view(by_name)
+        def view(request: AbortableRequest) -> HttpResponse:
+            signals.append(request.abort_signal)
+            return HttpResponse("whole")
+
+        assert view(request).content == b"whole"
+        client.close()
+        server = request.META["gunicorn.socket"]
+        with gone(server) as seen:
+            assert seen.wait(TIMEOUT)
+        assert not signals[0].aborted
+
+    def test_none_watches_nothing(
+        self, client_and_request: tuple[socket.socket, HttpRequest]
+    ) -> None:
+        client, request = client_and_request
+
+        @abortable_view(by_name, abort_on_disconnect=None)
+        def view(request: AbortableRequest) -> HttpResponse:
+            client.close()
+            with gone(request.META["gunicorn.socket"]) as seen:
+                assert seen.wait(TIMEOUT)
+            return HttpResponse(str(request.abort_signal.aborted))
+
+        assert view(request).content == b"False"
+
+    def test_a_server_that_cannot_tell_is_an_error_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["/usr/bin/uvicorn", "shop.asgi"])
+        with pytest.raises(ImproperlyConfigured, match="with uvicorn, which does not tell"):
+            abortable_view(by_name, abort_on_disconnect="run")(lambda request: HttpResponse())
+
+    def test_one_that_does_not_say_so_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        view = abortable_view(by_name, abort_on_disconnect="run")(lambda request: HttpResponse())
+        assert view(factory.get("/import/")).status_code == 200
+        assert "does not tell a sync view" in caplog.text
+
+
+@contextmanager
+def gone(server: socket.socket) -> Iterator[threading.Event]:
+    """Whether the client of a connection has gone."""
+    seen = threading.Event()
+    forget = current().disconnects.watch(server.fileno(), seen.set)
+    yield seen
+    forget()
 
 
 class TestStream:
@@ -512,7 +596,7 @@ class TestStream:
             finally:
                 happened.append(signal.aborted)
 
-        stream = abortable_stream("run-1", rows, abort_on_disconnect=tied)
+        stream = abortable_stream("run-1", rows, abort_on_disconnect="run" if tied else "block")
         response = StreamingHttpResponse(stream)
         assert next(iter(response)) == b"1"
         with other_holder() as other:
@@ -523,7 +607,7 @@ class TestStream:
 
     @pytest.mark.parametrize("begun", [False, True])
     def test_closed_before_its_beginning_or_after_its_end(self, begun: bool) -> None:
-        stream = abortable_stream("run-1", lambda signal: ["1"], abort_on_disconnect=True)
+        stream = abortable_stream("run-1", lambda signal: ["1"], abort_on_disconnect="run")
         response = StreamingHttpResponse(stream)
         if begun:
             assert list(response) == [b"1"]
@@ -772,7 +856,7 @@ class TestDisconnect:
     def test_what_was_attached_to_it_hears_of_it(self) -> None:
         heard = threading.Event()
 
-        @abortable_view(by_name, abort_on_disconnect=True)
+        @abortable_view(by_name, abort_on_disconnect="run")
         async def view(request: AbortableRequest) -> HttpResponseBase:
             request.abort_signal.add_callback(heard.set)
             await asyncio.sleep(TIMEOUT)
