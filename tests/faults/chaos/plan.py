@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 # With their shares of the runs. "deaf" does not listen, "alone" has no Redis, the clock of "ahead"
@@ -63,7 +64,7 @@ class Plan:
         self._rng = random.Random(f"{seed}/plan")
         self._seconds = seconds
         self._requests = 0
-        self.steps = sorted([*self._runs(), *self._groups()])
+        self.steps = sorted([*self._runs(), *self._groups()], key=attrgetter("at"))
 
     def _runs(self) -> Iterator[Step]:
         at, number = 0.0, 0
