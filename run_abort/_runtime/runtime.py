@@ -159,6 +159,7 @@ class Runtime:
         self.queues.wait_notified(timeout)
         self.dispatch.wait_for_handlers(timeout)
         self.postponed.check()
+        self.holder.depart()
         self.recorder.flush(timeout)
         self._notifier.wait_idle(timeout)
         self.facts.wait_recorded(timeout)

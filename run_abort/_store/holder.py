@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from django.db import connections
+from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
 from run_abort._concurrency.hooks import Hook
@@ -111,6 +112,7 @@ class Holder:
             7, self._delete, is_lazy=True, outage=outage
         )
         self._leave_now = self._leave._replace(is_lazy=False)
+        self._part: Operation[None, None] = Operation(8, self._delete_process, outage=outage)
         self._reset()
 
     def _reset(self) -> None:
@@ -193,6 +195,14 @@ class Holder:
     def _changed(self, entry: _Entry | None) -> None:
         if entry is not None and not entry.is_postponed:
             self._recorder.put(self._change, entry)
+
+    def depart(self) -> None:
+        """Delete soon the row of this process, which is about to end, unless a hold refers to it.
+
+        Else a queue that forks for each job would leave a row for each.
+        """
+        if self._seen_at is not None and not self._open:
+            self._recorder.put(self._part, None)
 
     # Called by the reconciler's thread.
 
@@ -330,6 +340,13 @@ class Holder:
                     )
                 _holds(alias).filter(pk__in=some)._raw_delete(alias)
         return [None] * len(entries)
+
+    def _delete_process(self, alias: str, items: list[None]) -> list[None]:
+        mine = Q(pk=self._origin()) & ~Exists(_holds(alias).filter(process_id=OuterRef("pk")))
+        with limited(alias, writes=True, is_durable=False):
+            tables().RunProcess.objects.using(alias).filter(mine)._raw_delete(alias)
+        self._seen_at = None
+        return items
 
     def _row(self, entry: _Entry) -> RunHold:
         now = time.monotonic()

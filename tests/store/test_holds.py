@@ -18,13 +18,14 @@ from django.db import connection, connections, transaction
 from django.db.models import F
 
 from run_abort import (
+    AbortController,
     RunAborted,
     aabort_run,
     abort_run,
     abortable_run,
     clear_run_abort,
 )
-from run_abort._core.types import Hold
+from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds, recorder
@@ -74,6 +75,24 @@ def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> Non
     row = RunHold.objects.get()
     assert (row.state, row.way, row.request_id) == ("stopped", "local", outcome.request_id)
     assert row.entered_at <= row.received_at <= row.left_at  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) -> None:
+    ending = Runtime()
+    controller = AbortController("import-1")
+    ending.registry.register(controller, ["import-1"])
+    entered = ending.holder.enter(controller, ("import-1",), "")
+    assert entered is not None
+    entered.result(TIMEOUT)
+    assert RunProcess.objects.count() == 1
+    if is_aborted:
+        ending.registry.abort(Request("import-1", str(uuid.uuid4())))
+        ending.holder.note(Left(controller, time.time()))
+    else:
+        ending.holder.leave(controller)
+    assert ending.close()
+    assert RunProcess.objects.count() == RunHold.objects.count() == int(is_aborted)
 
 
 def test_who_waits_learns_of_a_holder_elsewhere(
