@@ -13,7 +13,6 @@ import pytest
 from django.db import connection, connections, transaction
 
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import connection as own_connection
 from run_abort._store import database, recorder
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
@@ -41,11 +40,6 @@ def test_one_thread_with_a_connection_of_its_own(rows: Recorder) -> None:
     assert mine is not connection
     assert rows.call(look, otherwise=None)[1] is mine
     assert len(recorders()) == 1
-
-
-def test_no_pool() -> None:
-    options = own_connection._options("django.db.backends.postgresql", {"pool": True, "user": "me"})
-    assert options == {"connect_timeout": TIMEOUT, "user": "me"}
 
 
 def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
