@@ -11,10 +11,12 @@ from django.apps import AppConfig
 from django.core.checks import register
 from django.core.management import __path__ as core_path
 from django.core.management import find_commands, get_commands, load_command_class
+from django.urls import register_converter
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
 from . import checks, conf
+from ._core.paths import RunIdConverter
 from ._runtime.kind import MANAGERS, program_of
 from ._runtime.runtime import current
 
@@ -32,6 +34,7 @@ class RunAbortConfig(AppConfig):
     verbose_name = _("Run aborts")
 
     def ready(self) -> None:
+        register_converter(RunIdConverter, "run_abort_id")
         register(checks.check_settings)
         register(checks.check_deployment, deploy=True)
         try:

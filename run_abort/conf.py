@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import cache
@@ -44,6 +44,9 @@ class Settings:
         it.
     :ivar DATABASE_TIMEOUT: limit for each statement, and for each wait for one.
     :ivar HEARTBEAT: silence on the connection after which the listener sends a ``PING``.
+    :ivar MAY_ABORT: who may abort a run, see the progress of that, and clear it: a function, or its
+        dotted path, called with the user, the run ID and ``"abort"``, ``"see"`` or ``"clear"``,
+        which returns a ``bool``. None: the permissions of Django.
     :ivar PROCESS_DIR: directory of the PID files of programs on this host; None disables them.
     :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
         first ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process listens from
@@ -63,6 +66,7 @@ class Settings:
     PUBLISH_TIMEOUT: float = 1.0
     DATABASE_TIMEOUT: float = 1.0
     HEARTBEAT: float = 10.0
+    MAY_ABORT: Callable[..., Any] | str | None = None
     PROCESS_DIR: str | None = None
     LISTEN: Literal["auto"] | bool = "auto"
 
@@ -148,6 +152,9 @@ def problems(raw: object) -> Iterator[Problem]:
             yield from _duration_problems(key, value)
         elif key in _CHOICES:
             yield from _choice_problems(key, value)
+        elif key == "MAY_ABORT":
+            if not value or not (callable(value) or isinstance(value, str)):
+                yield _wrong("type", key, value, "a function or its dotted path")
         elif key != "REDIS_URL" or value is not False:
             yield from _text_problems(key, value)
 

@@ -66,7 +66,10 @@ class AbortRequest(models.Model):
             models.Index(fields=["requested_at"], name="run_abort_requested_idx"),
         )
         default_permissions = ("view",)
-        permissions = (("abort_run", _("Can abort runs")),)
+        permissions = (
+            ("abort_run", _("Can abort runs")),
+            ("clear_run_abort", _("Can let aborted runs start again")),
+        )
 
     def __str__(self) -> str:
         return self.run_id

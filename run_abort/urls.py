@@ -7,35 +7,13 @@ is.
 
 from __future__ import annotations
 
-from urllib.parse import quote, unquote
-
-from django.urls import path, register_converter
+from django.urls import path
 
 from .views.abort import AbortView
 from .views.health import HealthView
 from .views.progress import AbortProgressView
 
 app_name = "run_abort"
-
-
-class RunIdConverter:
-    """Any run ID in a path.
-
-    It is quoted once more than a path is, because browsers and proxies rewrite what looks like
-    ``..`` or ``//``, and would so make one run's address another's.
-    """
-
-    regex = ".+"
-
-    def to_python(self, value: str) -> str:
-        return unquote(value)
-
-    def to_url(self, value: object) -> str:
-        quoted = quote(str(value), safe="")
-        return quoted.replace(".", "%2E") if quoted in {".", ".."} else quoted
-
-
-register_converter(RunIdConverter, "run_abort_id")
 
 urlpatterns = [
     path("health/", HealthView.as_view(), name="health"),

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -24,6 +24,7 @@ from run_abort._store.overview import Overview, overview
 from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
+from run_abort.views.permissions import may, may_some
 
 from .asking import ask, context_of, log_text, tell
 from .wording import duration, visible
@@ -44,16 +45,12 @@ STATES: Final = {
 class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Adds the page to the admin of the requests, for users who may view requests.
 
-    The buttons also need the permission ``run_abort.abort_run``.
+    Each button is for users who may abort the run.
 
     :cvar abort_wait: see ``AbortRunsMixin``.
     """
 
     abort_wait: float = 2.0
-
-    def has_abort_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may abort runs."""
-        return request.user.has_perm("run_abort.abort_run")
 
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(require_safe(self.live_view))
@@ -74,24 +71,25 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         found = current().recorder.call(overview, otherwise=None)
         context = {
             **context_of(self, request, _("Running now")),
-            **_facts(found or Overview(timezone.now(), [], is_cut=False)),
+            **_facts(found or Overview(timezone.now(), [], is_cut=False), request.user),
             "is_known": found is not None,
             "are_kept": conf.settings().HOLDS,
             "subscribers": current().push.subscribers(),
-            "may_abort": self.has_abort_permission(request),
         }
         name = "live_tables" if "fragment" in request.GET else "live"
         return TemplateResponse(request, f"run_abort/admin/{name}.html", context)
 
     def live_abort_view(self, request: HttpRequest) -> HttpResponse:
         """Ask for confirmation first, then abort the run."""
-        if not self.has_view_permission(request) or not self.has_abort_permission(request):
+        if not self.has_view_permission(request):
             raise PermissionDenied
         key = request.POST.get("run", "")
         try:
             run_id = clean_id(unquote(key, errors="strict"))
         except ValueError as error:
-            return HttpResponseBadRequest(str(error), content_type="text/plain; charset=utf-8")
+            raise Http404(str(error)) from error
+        if not may(request.user, run_id, "abort"):
+            raise PermissionDenied
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
             reason = form.cleaned_data["reason"]
@@ -118,13 +116,15 @@ def _items(count: int) -> str:
     return ngettext("run", "runs", count)
 
 
-def _facts(found: Overview) -> dict[str, Any]:
+def _facts(found: Overview, user: Any) -> dict[str, Any]:
     """Template context of the page."""
     shown = found._replace(holds=found.holds[:MAX_BLOCKS])
     processes = found.by_process()
+    runs = [_run(run_id, blocks, found.now, user) for run_id, blocks in shown.by_run()]
     return {
         "now": found.now,
-        "runs": [_run(run_id, blocks, found.now) for run_id, blocks in shown.by_run()],
+        "runs": runs,
+        "may_abort": may_some(user, "abort") or any(run["key"] for run in runs),
         "processes": [_process(blocks) for blocks in processes[:MAX_PROCESSES]],
         "unnamed_blocks": len(found.holds) - len(shown.holds),
         "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
@@ -141,15 +141,15 @@ def _summary(found: int, busy: int) -> str:
     return text % {"runs": runs, "count": busy}
 
 
-def _run(run_id: str, blocks: list[Hold], now: datetime) -> dict[str, Any]:
+def _run(run_id: str, blocks: list[Hold], now: datetime, user: Any) -> dict[str, Any]:
+    is_running = any(
+        block.state == "running" or (block.state == "lost" and not block.request_id)
+        for block in blocks
+    )
     return {
         "name": visible(run_id),
-        "key": _key(run_id),
+        "key": _key(run_id, user) if is_running else "",
         "blocks": [_block(block, now) for block in blocks],
-        "is_running": any(
-            block.state == "running" or (block.state == "lost" and not block.request_id)
-            for block in blocks
-        ),
     }
 
 
@@ -178,9 +178,9 @@ def _names(block: Hold) -> dict[str, str]:
     }
 
 
-def _key(run_id: str) -> str:
-    """Percent-encoded ID for the form, because browsers normalise line breaks; empty if invalid."""
+def _key(run_id: str, user: Any) -> str:
+    """Percent-encoded ID for the form; empty if it is invalid or the user may not abort it."""
     try:
-        return quote(clean_id(run_id), safe="")
+        return quote(run_id, safe="") if may(user, run_id, "abort") else ""
     except ValueError:
         return ""

@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy
 from run_abort._core.ids import clean_id
 from run_abort.aborts import abort_runs
 from run_abort.views.abort import AbortForm
+from run_abort.views.permissions import is_true, may, may_some
 
 from .asking import ask, log_text, tell
 
@@ -40,8 +41,8 @@ class AbortRunsMixin(ModelAdmin):
         @admin.register(Run)
         class RunAdmin(AbortRunsMixin, admin.ModelAdmin): ...
 
-    Both ask for confirmation first. Users need permission to view the runs and the permission
-    ``run_abort.abort_run``. They do not need permission to change the runs.
+    Both ask for confirmation first. Users need permission to view each run and to abort it, as
+    ``may`` decides. They do not need permission to change the runs.
 
     :cvar abort_wait: maximum number of seconds to wait for the runs to stop, so that the message
         can say which have stopped; 0 does not wait. With more than 100 runs at once the page does
@@ -76,18 +77,27 @@ class AbortRunsMixin(ModelAdmin):
         return True
 
     def has_abort_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whether the user may abort runs or, given one, this run. Meant to be overridden."""
-        return request.user.has_perm("run_abort.abort_run")
+        """Whether the user may abort this run, or without one, whether to offer the action.
+
+        Meant to be overridden. Anything but a ``bool`` counts as False.
+        """
+        if obj is None:
+            return may_some(request.user, "abort")
+        return may(request.user, self.get_run_id(obj), "abort")
+
+    def has_abort_some_permission(self, request: HttpRequest) -> bool:
+        """Whether to offer the action."""
+        return is_true(self.has_abort_permission(request), self.has_abort_permission)
 
     @admin.action(
-        permissions=["abort"],
+        permissions=["abort_some"],
         description=gettext_lazy("Abort selected %(verbose_name_plural)s"),
     )
     def abort_selected_runs(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> HttpResponse | None:
         """Ask for confirmation first, then abort and return None, which shows the list again."""
-        if not self.has_abort_permission(request):
+        if not self.has_abort_some_permission(request):
             raise PermissionDenied
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
@@ -103,11 +113,9 @@ class AbortRunsMixin(ModelAdmin):
     def abort_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Abort one run: ``GET`` asks for confirmation, ``POST`` aborts."""
         obj = self.get_object(request, unquote(object_id))
-        if not self.has_view_or_change_permission(request, obj):
-            raise PermissionDenied
-        if obj is None:
+        if obj is None and self.has_view_or_change_permission(request):
             raise Http404
-        if not self.has_abort_permission(request, obj):
+        if obj is None or not self._may_abort(request, obj):
             raise PermissionDenied
         back = self._url(request, "change", obj)
         form = AbortForm(request.POST if request.method == "POST" else None)
@@ -120,7 +128,7 @@ class AbortRunsMixin(ModelAdmin):
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
         obj = context.get("original")
-        if obj is not None and self.has_abort_permission(request, obj) and self.is_abortable(obj):
+        if obj is not None and self._may_abort(request, obj) and self.is_abortable(obj):
             context["abort_url"] = self._url(request, "abort", obj)
         context["abort_wrapped_template"] = select_template(
             self._templates(self._wrapped_change_form_template, "admin/change_form.html")
@@ -165,8 +173,13 @@ class AbortRunsMixin(ModelAdmin):
             templates=self._templates(self.abort_confirmation_template, fallback),
         )
 
+    def _may_abort(self, request: HttpRequest, obj: Any) -> bool:
+        answer = self.has_abort_permission(request, obj)
+        may_abort = is_true(answer, self.has_abort_permission)
+        return may_abort and self.has_view_or_change_permission(request, obj)
+
     def _why_not(self, request: HttpRequest, obj: Any) -> str:
-        if not self.has_abort_permission(request, obj):
+        if not self._may_abort(request, obj):
             return _("you may not abort it")
         if not self.is_abortable(obj):
             return _("there is nothing to abort")
@@ -176,7 +189,7 @@ class AbortRunsMixin(ModelAdmin):
         asked = []
         denied = over = 0
         for obj in objs:
-            if not self.has_abort_permission(request, obj):
+            if not self._may_abort(request, obj):
                 denied += 1
             elif not self.is_abortable(obj):
                 over += 1

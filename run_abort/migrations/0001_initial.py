@@ -151,7 +151,10 @@ class Migration(migrations.Migration):
                 "verbose_name": "abort request",
                 "verbose_name_plural": "abort requests",
                 "ordering": ("-requested_at",),
-                "permissions": (("abort_run", "Can abort runs"),),
+                "permissions": (
+                    ("abort_run", "Can abort runs"),
+                    ("clear_run_abort", "Can let aborted runs start again"),
+                ),
                 "default_permissions": ("view",),
             },
         ),

@@ -6,16 +6,17 @@ from typing import Any
 from urllib.parse import unquote
 
 from django import template
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest
 from django.middleware.csrf import get_token
 from django.template import Context
-from django.urls import get_script_prefix, resolve, reverse
+from django.urls import NoReverseMatch, get_script_prefix, resolve, reverse
 from django.utils.translation import gettext as _
 
 from run_abort._core.ids import clean_id
 from run_abort.views.abort import AbortForm
-from run_abort.views.permissions import GuardedView
+from run_abort.views.guarded import GuardedView
 
 __all__ = ["abort_button", "abort_button_media", "register"]
 
@@ -25,8 +26,9 @@ register = template.Library()
 @register.inclusion_tag("run_abort/abort_button.html", takes_context=True)
 def abort_button(
     context: Context,
-    run_id: object,
+    run: object,
     *,
+    name: str = "",
     label: str = "",
     reason: str = "",
     next: str = "",  # noqa: A002  name of the form's field
@@ -35,32 +37,35 @@ def abort_button(
 ) -> dict[str, Any]:
     """Render the abort button. Shown only to users who may abort this run.
 
-    The template context must contain ``request``.
+    The template context must contain ``request``. With ``DEBUG`` a comment in the page says why
+    there is no button.
 
-    :param run_id: the run's ID or model instance, as for ``abort_run``; as text it is the only
-        argument of the URLs of ``view`` and ``progress``.
+    :param run: the run's ID or model instance, as for ``abort_run``.
+    :param name: what people call the run; by default its ID.
     :param label: text of the button; by default “Abort”.
     :param reason: initial value of the field for the reason.
     :param next: URL to redirect to without JavaScript; by default that of the current page.
-    :param view: URL name of the abort view, if the project has its own.
-    :param progress: URL name of its progress view; if empty, the button shows only that the run was
-        asked to abort.
+    :param view: URL name of the abort view, if the project has its own. Its only argument is the
+        run ID or, if no URL matches that, the primary key of the instance.
+    :param progress: URL name of its progress view, likewise; if empty, the button shows only that
+        the run was asked to abort.
     :raises TypeError: and ``ValueError``, as ``abort_run``: a bare primary key names no run.
     :raises django.urls.NoReverseMatch: if there is no URL of that name.
     :raises ImproperlyConfigured: if the URL name does not belong to an abort view.
     """
     request = context.get("request")
-    if request is None or getattr(request, "user", None) is None:
-        return {}
-    run_id = _plain(clean_id(run_id))
-    app = getattr(request, "current_app", getattr(request.resolver_match, "namespace", None))
-    action = reverse(view, args=[run_id], current_app=app)
+    if request is None:
+        return _nothing("the context of the template has no “request”")
+    if getattr(request, "user", None) is None:
+        return _nothing("the request has no user; is AuthenticationMiddleware missing?")
+    run_id = _plain(clean_id(run))
+    action = _url(request, view, run, run_id)
     if not _may(request, action):
-        return {}
+        return _nothing(f"“{request.user}” may not abort the run “{run_id}”: see MAY_ABORT")
     return {
         "action": action,
-        "progress": reverse(progress, args=[run_id], current_app=app) if progress else "",
-        "run_id": run_id,
+        "progress": _url(request, progress, run, run_id) if progress else "",
+        "run_id": _plain(name) or run_id,
         "label": label or _("Abort"),
         "next": _plain(next or request.get_full_path()),
         "form": AbortForm(initial={"reason": _plain(reason)}, auto_id=False),
@@ -74,9 +79,24 @@ def abort_button_media() -> dict[str, Any]:
     return {}
 
 
+def _nothing(why: str) -> dict[str, Any]:
+    return {"why": why} if settings.DEBUG else {}
+
+
 def _plain(text: object) -> str:
     """Return a plain ``str``, so that it is escaped; string literals in templates count as safe."""
     return str.__str__(str(text))
+
+
+def _url(request: HttpRequest, view: str, run: Any, run_id: str) -> str:
+    match = getattr(request, "resolver_match", None)
+    app = getattr(request, "current_app", getattr(match, "namespace", None))
+    try:
+        return reverse(view, args=[run_id], current_app=app)
+    except NoReverseMatch:
+        if not hasattr(run, "pk"):
+            raise
+        return reverse(view, args=[run.pk], current_app=app)
 
 
 def _may(request: HttpRequest, url: str) -> bool:
@@ -89,6 +109,6 @@ def _may(request: HttpRequest, url: str) -> bool:
     view = view_class(**match.func.view_initkwargs)  # type: ignore[attr-defined]
     view.setup(request, *match.args, **match.kwargs)
     try:
-        return bool(view.has_abort_permission(view.get_run_id()))
+        return bool(view.is_permitted())
     except (Http404, PermissionDenied):
         return False

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from .abort import AbortView
 from .health import HealthView
+from .permissions import amay, has_run_permission, may, run_object
 from .progress import AbortProgressView
 
-__all__ = ["AbortProgressView", "AbortView", "HealthView"]
+__all__ = [
+    "AbortProgressView",
+    "AbortView",
+    "HealthView",
+    "amay",
+    "has_run_permission",
+    "may",
+    "run_object",
+]

@@ -22,7 +22,7 @@ from django.views.decorators.csrf import csrf_protect
 from run_abort._transport.codec import MAX_REASON_LENGTH
 from run_abort.aborts import AbortOutcome, abort_run
 
-from .permissions import GuardedView
+from .guarded import GuardedView, visitor
 
 __all__ = ["AbortForm", "AbortView"]
 
@@ -70,7 +70,7 @@ class AbortView(GuardedView):
                     raise ValueError(" ".join(map(str, form.errors["reason"])))
                 return self._ask(form, data, status=400)
             reason = form.cleaned_data["reason"]
-            outcome = abort_run(self.get_run_id(), reason=reason, actor=request.user)
+            outcome = abort_run(self.run_id, reason=reason, actor=visitor(request))
         except ValueError as error:
             return self._refuse(400, str(error))
 
@@ -116,7 +116,7 @@ class AbortView(GuardedView):
         return get_script_prefix()
 
     def _ask(self, form: AbortForm, data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-        context = {"run_id": self.get_run_id(), "form": form, "next": self._next(data)}
+        context = {"run_id": self.run_id, "form": form, "next": self._next(data)}
         return render(self.request, self.template_name, context, status=status)
 
 

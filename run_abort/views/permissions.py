@@ -1,49 +1,170 @@
-"""Permission check and error responses, shared by the views about one run."""
+"""Who may abort a run, see the progress of its abort, and clear it."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from inspect import isawaitable, iscoroutine
+from typing import Any, Final, Literal
 
-from django.contrib.auth.views import redirect_to_login
-from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.utils.translation import gettext as _
-from django.views import View
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.apps import apps
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
+from django.db.models import Model
+from django.http import Http404
+from django.utils.module_loading import import_string
 
-__all__ = ["GuardedView"]
+from run_abort import conf
+from run_abort._core.ids import clean_id
+
+__all__ = [
+    "UNKNOWN",
+    "Action",
+    "amay",
+    "has_run_permission",
+    "is_missing",
+    "is_true",
+    "may",
+    "may_some",
+    "run_object",
+]
+
+logger = logging.getLogger("run_abort")
+
+Action = Literal["abort", "see", "clear"]
+Rule = Callable[[Any, str, Action], object]
+
+PERMISSIONS: Final[Mapping[Action, str]] = {
+    "abort": "run_abort.abort_run",
+    "see": "run_abort.abort_run",
+    "clear": "run_abort.clear_run_abort",
+}
+
+# Raised by a look-up of a key that is unknown, or that no row can have.
+UNKNOWN: Final = (ObjectDoesNotExist, ValidationError, ValueError)
 
 
-class GuardedView(View):
-    """Base of views about one run, for users who may abort it."""
+def may(user: object, run: object, action: Action) -> bool:
+    """Whether the user may do this to the run: what ``RUN_ABORT["MAY_ABORT"]`` answers.
 
-    def has_abort_permission(self, run_id: str) -> bool:
-        """Whether ``self.request.user`` may abort this run.
+    The rule is called in the calling thread; the default one is :func:`has_run_permission`. An
+    inactive user may do nothing. If the rule raises, or returns anything but a ``bool``, a
+    coroutine included, the answer is False, and the mistake is logged. ``PermissionDenied`` and
+    ``Http404`` are no mistakes.
 
-        By default, whether the user has the permission ``run_abort.abort_run``.
-        """
-        return self.request.user.has_perm("run_abort.abort_run")
+    :param user: of the project; ``AnonymousUser()`` or None for an unknown one.
+    :param run: what names the run, as for ``abort_run``.
+    :param action: ``"abort"``; ``"see"``, the progress of an abort; ``"clear"``, to let the run
+        start again.
+    :raises TypeError: and ``ValueError``, as ``abort_run``, if ``run`` names no run.
+    """
+    run_id = clean_id(run)
+    if _is_inactive(user):
+        return False
+    try:
+        rule = _rule()
+        return is_true(rule(user, run_id, action), rule)
+    except Exception as error:
+        return _refuse(error)
 
-    def get_run_id(self) -> str:
-        """ID of the run that the request is about; by default the URL's ``run_id``."""
-        return str(self.kwargs["run_id"])
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        needs_permission = str(request.method).lower() in {*self.http_method_names} - {"options"}
-        if not needs_permission or self.has_abort_permission(self.get_run_id()):
-            return super().dispatch(request, *args, **kwargs)
-        if not request.user.is_authenticated:
-            if self._prefers_json():
-                return self._refuse(401, _("Log in to abort a run."))
-            return redirect_to_login(request.get_full_path())
-        if self._prefers_json():
-            return self._refuse(403, _("You may not abort this run."))
-        raise PermissionDenied(_("You may not abort this run."))
+async def amay(user: object, run: object, action: Action) -> bool:
+    """:func:`may` for asyncio code. The rule may be async; a sync one is called in a thread."""
+    run_id = clean_id(run)
+    if _is_inactive(user):
+        return False
+    try:
+        rule = _rule()
+        call = rule if iscoroutinefunction(rule) else sync_to_async(rule)
+        answer = await call(user, run_id, action)
+        return is_true(await answer if isawaitable(answer) else answer, rule)
+    except Exception as error:
+        return _refuse(error)
 
-    def _prefers_json(self) -> bool:
-        preferred = self.request.get_preferred_type(["text/html", "application/json"])
-        return preferred == "application/json"
 
-    def _refuse(self, status: int, error: str) -> HttpResponse:
-        if self._prefers_json():
-            return JsonResponse({"ok": False, "error": error}, status=status)
-        return HttpResponse(error, status=status, content_type="text/plain; charset=utf-8")
+def may_some(user: object, action: Action) -> bool:
+    """Whether to offer the action at all; :func:`may` then decides for each run.
+
+    True if ``MAY_ABORT`` is set, else whether the user has the permission for all runs.
+    """
+    return conf.settings().MAY_ABORT is not None or _has_perm(user, action)
+
+
+def has_run_permission(user: object, run_id: str, action: Action) -> bool:
+    """The default rule: whether the user has the permission for all runs, or for this one.
+
+    The permission is ``run_abort.abort_run``, and ``run_abort.clear_run_abort`` to clear. For a run
+    that is a model instance, the authentication backends are also asked about that object.
+    """
+    if _has_perm(user, action):
+        return True
+    obj = run_object(run_id)
+    return obj is not None and _has_perm(user, action, obj)
+
+
+def run_object(run_id: str) -> Model | None:
+    """The model instance that the ID ``"<app>.<model>:<primary key>"`` names.
+
+    Uses one query; none for an ID of another form.
+
+    :return: None if it names none: there is no such model or row, or the key is written in another
+        way than ``abort_run`` writes it, such as ``"05"``.
+    """
+    model = _model_of(run_id)
+    if model is None:
+        return None
+    try:
+        obj: Model = model._base_manager.get(pk=run_id.partition(":")[2])
+    except (*UNKNOWN, OverflowError):
+        return None
+    return obj if clean_id(obj) == run_id else None
+
+
+def is_missing(run_id: str) -> bool:
+    """Whether the ID has the form of a model instance's, and there is no such instance."""
+    return _model_of(run_id) is not None and run_object(run_id) is None
+
+
+def is_true(answer: object, rule: object) -> bool:
+    """Whether the answer of a rule is True. Anything but a ``bool`` counts as False, and is logged.
+
+    A coroutine is true for Python; it is not awaited here.
+    """
+    if isinstance(answer, bool):
+        return answer
+    if iscoroutine(answer):
+        answer.close()  # else Python warns that it was never awaited
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    logger.error(
+        "%s must return a bool, but returned a %s: refused", name, type(answer).__qualname__
+    )
+    return False
+
+
+def _model_of(run_id: str) -> type[Model] | None:
+    label, colon, _key = run_id.partition(":")
+    try:
+        return apps.get_model(label) if colon else None
+    except (LookupError, ValueError):
+        return None
+
+
+def _rule() -> Rule:
+    rule = conf.settings().MAY_ABORT or has_run_permission
+    found: Rule = import_string(rule) if isinstance(rule, str) else rule
+    return found
+
+
+def _refuse(error: Exception) -> bool:
+    if not isinstance(error, (PermissionDenied, Http404)):
+        logger.error("The rule of who may abort failed: refused", exc_info=error)
+    return False
+
+
+def _is_inactive(user: Any) -> bool:
+    return bool(getattr(user, "is_authenticated", False)) and not getattr(user, "is_active", True)
+
+
+def _has_perm(user: Any, action: Action, *obj: Model) -> bool:
+    has_perm = getattr(user, "has_perm", None)  # a user model of the project need not have it
+    return has_perm is not None and has_perm(PERMISSIONS[action], *obj) is True

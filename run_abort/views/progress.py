@@ -22,7 +22,7 @@ from run_abort._store.clock import Now
 from run_abort._store.connection import limited
 from run_abort.models import AbortRequest
 
-from .permissions import GuardedView
+from .guarded import GuardedView
 
 __all__ = ["AbortProgressView"]
 
@@ -90,11 +90,12 @@ class AbortProgressView(GuardedView):
     With ``REQUESTS`` or ``HOLDS`` False the state is ``"asked"`` for any request ID.
     """
 
+    action = "see"
     http_method_names = ("get", "head", "options")
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Read the holds; this aborts nothing."""
-        run_id = self.get_run_id()
+        run_id = self.run_id
         try:
             request_id = uuid.UUID(request.GET.get("abort", ""))
         except ValueError:

@@ -56,6 +56,7 @@ BAD: list[tuple[object, str, str]] = [
     ([("CHANNEL", "x")], "dict", "must be a dict"),
     ({"CHANEL": "x"}, "key", "Did you mean 'CHANNEL'?"),
     ({"channel": "x"}, "key", "Did you mean 'CHANNEL'?"),
+    ({"MAY_ABORT": 5}, "type", "must be a function or its dotted path"),
     ({"XYZ": 1}, "key", "The keys are REDIS_URL, CACHE_ALIAS"),
     ({1: 1}, "key", "The keys are"),
     ({"REDIS_URL": 1}, "type", "a string"),

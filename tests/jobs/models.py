@@ -2,12 +2,24 @@ from __future__ import annotations
 
 import os
 
+from django.conf import settings
 from django.db import models
 
 from run_abort import current_signal
 
 
+class Team(models.Model):
+    admins = models.ManyToManyField(settings.AUTH_USER_MODEL, related_name="+")
+
+    def __str__(self) -> str:
+        return f"team {self.pk}"
+
+
 class Job(models.Model):
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True)
     name = models.CharField(max_length=100)
     is_over = models.BooleanField(default=False)
     status = models.CharField(max_length=20, default="pending")

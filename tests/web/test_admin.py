@@ -213,6 +213,32 @@ class TestAction:
         assert ("warning", "No action selected.") in messages(response)
         assert aborted() == set()
 
+    def test_what_one_may_not_view_one_may_not_abort(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def sees(self: object, request: object, obj: Job | None = None) -> bool:
+            return obj != jobs[1]
+
+        monkeypatch.setattr(JobAdmin, "has_view_permission", sees)
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        assert "<del>two</del> (you may not abort it)" in text(page)
+        response = viewer.post(LIST, confirmed(page))
+        assert ("error", "Skipped, not permitted: 1 job.") in messages(response)
+        assert viewer.post(f"{LIST}{jobs[1].pk}/abort/").status_code == 403
+        assert aborted() == {f"job-{jobs[0].pk}"}
+
+    def test_a_hook_that_returns_a_coroutine_refuses(
+        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def has_abort_permission(*args: object) -> bool:
+            return True
+
+        monkeypatch.setattr(JobAdmin, "has_abort_permission", has_abort_permission)
+        viewer.post(LIST, ACTION | select(*jobs) | {"post": "yes"})
+        assert viewer.post(f"{LIST}{jobs[0].pk}/abort/").status_code == 403
+        assert "abortlink" not in text(viewer.get(f"{LIST}{jobs[0].pk}/change/"))
+        assert aborted() == set()
+
     def test_called_past_the_filter_it_is_refused(
         self, onlooker: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:

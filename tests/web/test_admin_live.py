@@ -242,9 +242,9 @@ class TestAbort:
         assert keys(page) == []
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "%00", "%ff"])
-    def test_what_is_no_run_is_refused(self, aborter: Client, key: str) -> None:
+    def test_what_is_no_run_is_not_found(self, aborter: Client, key: str) -> None:
         response = aborter.post(abort_url(), {"run": key, "post": "yes"})
-        assert response.status_code == 400
+        assert response.status_code == 404
         assert not AbortRequest.objects.exists()
 
 

@@ -134,9 +134,21 @@ class TestWhoSeesIt:
         for user in (bob, AnonymousUser()):
             assert render("{% abort_button 'run-1' %}", request_of(user)) == ""
 
-    def test_nobody_where_nobody_is_known(self, ann: User) -> None:
-        assert render("{% abort_button 'run-1' %}", None) == ""
-        assert render("{% abort_button 'run-1' %}", RequestFactory().get("/")) == ""
+    def test_while_debugging_a_comment_says_why_there_is_none(
+        self, ann: User, settings: Any
+    ) -> None:
+        bob = request_of(User.objects.create_user("--><b>"))
+        for request, why in (
+            (None, "the context of the template has no “request”"),
+            (RequestFactory().get("/"), "the request has no user"),
+            (bob, "“--&gt;&lt;b&gt;” may not abort the run “run-1”: see MAY_ABORT"),
+        ):
+            settings.DEBUG = False
+            assert render("{% abort_button 'run-1' %}", request) == ""
+            settings.DEBUG = True
+            comment = render("{% abort_button 'run-1' %}", request)
+            assert comment.startswith(f"<!-- run_abort: no button, because {why}")
+            assert comment.index("-->") == len(comment) - 3
 
     @pytest.mark.parametrize(("pk", "shown"), [(7, True), (8, False), (403, False), (404, False)])
     def test_a_project_that_decides_by_run_decides_here_too(self, pk: int, shown: bool) -> None:
@@ -212,8 +224,17 @@ class TestForm:
             assert "<script>" not in render(source, request_of(ann), said=said)
 
     def test_an_instance_names_its_run(self, ann: User) -> None:
-        button = render("{% abort_button job %}", request_of(ann), job=Job(pk=17))
-        assert Parsed(button).all("form")[0]["action"] == "/runs/jobs.job%253A17/abort/"
+        source = "{% abort_button job name='<i>' %}"
+        button = render(source, request_of(ann), job=Job(pk=17))
+        assert Parsed(button).all("form")[0]["action"] == "/runs/jobs.job:17/abort/"
+        assert "<strong>Abort run “&lt;i&gt;”?</strong>" in button
+        assert "jobs.job" not in re.sub('"[^"]*"', "", button)
+
+    def test_an_instance_may_be_named_by_its_key_in_a_url_of_the_projects_own(self) -> None:
+        source = "{% abort_button job view='abort-job' progress='job-progress' %}"
+        parsed = Parsed(render(source, request_of(AnonymousUser()), job=Job(pk=7)))
+        assert parsed.all("form")[0]["action"] == "/jobs/7/abort/"
+        assert parsed.all("div")[0]["data-progress"] == "/jobs/7/progress/"
 
     def test_its_token_is_the_visitors(self, ann: User, configure: Configure) -> None:
         configure(REQUESTS=True)

@@ -1,0 +1,91 @@
+"""The base of the views about one run: permission check and error responses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils.translation import gettext as _
+from django.views import View
+
+from run_abort._core.ids import clean_id
+
+from .permissions import UNKNOWN, Action, is_missing, is_true, may
+
+__all__ = ["GuardedView", "visitor"]
+
+
+def visitor(request: HttpRequest) -> Any:
+    """The user of the request; an anonymous one where no middleware has set it."""
+    return getattr(request, "user", None) or AnonymousUser()
+
+
+class GuardedView(View):
+    """Base of views about one run, for users who may do ``action`` to it.
+
+    :cvar action: what the view does, for :func:`may`.
+    :ivar run_id: ID of the run, once :meth:`is_permitted` was called.
+    """
+
+    action: ClassVar[Action] = "abort"
+    run_id: str = ""
+
+    def has_abort_permission(self, run_id: str) -> bool:
+        """Whether ``self.request.user`` may do this to the run. Meant to be overridden.
+
+        By default, what :func:`may` answers. Anything but a ``bool`` counts as False.
+        """
+        return may(visitor(self.request), run_id, self.action)
+
+    def get_run_id(self) -> Any:
+        """What names the run; by default the URL's ``run_id``. Meant to be overridden.
+
+        :return: as ``abort_run`` takes it: a ``str``, a UUID or a model instance.
+        """
+        return self.kwargs["run_id"]
+
+    def is_permitted(self) -> bool:
+        """Find the run, and return whether the visitor may do this to it.
+
+        :raises Http404: if a hook raises it, or looks for what does not exist.
+        """
+        try:
+            self.run_id = clean_id(self.get_run_id())
+            answer = self.has_abort_permission(self.run_id)
+        except UNKNOWN as error:
+            raise Http404(str(error)) from error
+        return is_true(answer, self.has_abort_permission)
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        needs_permission = str(request.method).lower() in {*self.http_method_names} - {"options"}
+        try:
+            if not needs_permission or self.is_permitted():
+                return super().dispatch(request, *args, **kwargs)
+            return self._deny()
+        except Http404:
+            if self._prefers_json():
+                return self._refuse(404, _("There is no such run."))
+            raise
+
+    def _deny(self) -> HttpResponse:
+        if not visitor(self.request).is_authenticated:
+            if self._prefers_json():
+                return self._refuse(401, _("Log in to abort a run."))
+            return redirect_to_login(self.request.get_full_path())
+        if is_missing(self.run_id):
+            raise Http404
+        if self._prefers_json():
+            return self._refuse(403, _("You may not abort this run."))
+        raise PermissionDenied(_("You may not abort this run."))
+
+    def _prefers_json(self) -> bool:
+        preferred = self.request.get_preferred_type(["text/html", "application/json"])
+        return preferred == "application/json"
+
+    def _refuse(self, status: int, error: str) -> HttpResponse:
+        if self._prefers_json():
+            return JsonResponse({"ok": False, "error": error}, status=status)
+        return HttpResponse(error, status=status, content_type="text/plain; charset=utf-8")

@@ -1,0 +1,338 @@
+"""Who may: one rule, which views, button and admin ask."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template import Context, Template
+from django.test import Client, RequestFactory
+from django.urls import reverse
+
+from run_abort.models import AbortRequest
+from run_abort.views import amay, has_run_permission, may, run_object
+from tests.conftest import Configure
+from tests.jobs.models import Job, Team
+from tests.rows import hold_row, process_row
+from tests.support import ROOT, Child
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+JSON = {"accept": "application/json"}
+ACTION = {"action": "abort_selected_runs", "index": 0, "post": "yes"}
+
+
+@pytest.fixture(autouse=True)
+def rows(configure: Configure) -> None:
+    configure(REQUESTS=True, LISTEN=False)
+
+
+@pytest.fixture
+def decide(configure: Configure) -> Callable[[Any], None]:
+    """Sets the rule."""
+    return lambda rule: configure(REQUESTS=True, LISTEN=False, MAY_ABORT=rule)
+
+
+@pytest.fixture
+def ann() -> User:
+    return User.objects.create_user("ann")
+
+
+@pytest.fixture
+def client(ann: User) -> Client:
+    client = Client()
+    client.force_login(ann)
+    return client
+
+
+def url(run: object, name: str = "abort") -> str:
+    return reverse(f"run_abort:{name}", args=[run])
+
+
+def post(client: Client, run: object) -> int:
+    response: HttpResponse = client.post(url(run), headers=JSON)
+    return response.status_code
+
+
+def button(user: Any, run: object) -> str:
+    request = RequestFactory().get("/")
+    request.user = user
+    template = Template("{% load run_abort %}{% abort_button run %}")
+    return str(template.render(Context({"request": request, "run": run}))).strip()
+
+
+async def allow_later(user: object, run_id: str, action: str) -> bool:
+    return True
+
+
+def allow_all(user: object, run_id: str, action: str) -> bool:
+    return True
+
+
+class TestRule:
+    @pytest.mark.parametrize("answer", [1, "yes", None, object()])
+    def test_only_true_allows(
+        self,
+        decide: Callable[[Any], None],
+        ann: User,
+        caplog: pytest.LogCaptureFixture,
+        answer: object,
+    ) -> None:
+        decide(lambda user, run_id, action: answer)
+        assert may(ann, "run-1", "abort") is False
+        assert "must return a bool, but returned" in caplog.text
+        decide("tests.web.test_permissions.allow_all")
+        assert may(ann, "run-1", "abort") is True
+
+    def test_an_async_one_is_awaited_or_refused(
+        self, decide: Callable[[Any], None], ann: User, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        decide(allow_later)
+        assert asyncio.run(amay(ann, "run-1", "abort")) is True
+        assert may(ann, "run-1", "abort") is False
+        assert "allow_later must return a bool, but returned a coroutine" in caplog.text
+        assert button(ann, "run-1") == ""
+
+    def test_asyncio_code_may_ask_a_sync_one(
+        self, decide: Callable[[Any], None], ann: User
+    ) -> None:
+        assert asyncio.run(amay(ann, "run-1", "abort")) is False
+        decide(allow_all)
+        assert asyncio.run(amay(ann, "run-1", "abort")) is True
+
+    @pytest.mark.parametrize(
+        ("error", "logged"),
+        [(KeyError("x"), True), (Http404(), False), (PermissionDenied(), False)],
+    )
+    def test_one_that_raises_refuses(
+        self,
+        decide: Callable[[Any], None],
+        client: Client,
+        caplog: pytest.LogCaptureFixture,
+        error: Exception,
+        logged: bool,
+    ) -> None:
+        def rule(user: object, run_id: str, action: str) -> bool:
+            raise error
+
+        decide(rule)
+        assert post(client, "run-1") == 403
+        assert ("The rule of who may abort failed" in caplog.text) is logged
+        assert asyncio.run(amay(AnonymousUser(), "run-1", "abort")) is False
+
+    def test_one_that_cannot_be_imported_refuses(
+        self, decide: Callable[[Any], None], ann: User, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        decide("tests.web.nothing")
+        assert may(ann, "run-1", "abort") is False
+        assert "nothing" in caplog.text
+
+    def test_an_inactive_user_may_nothing(self, decide: Callable[[Any], None], ann: User) -> None:
+        decide(allow_all)
+        ann.is_active = False
+        assert may(ann, "run-1", "abort") is False
+        assert asyncio.run(amay(ann, "run-1", "abort")) is False
+        assert may(AnonymousUser(), "run-1", "abort") is True
+
+    @pytest.mark.parametrize("user", [None, AnonymousUser(), SimpleNamespace(is_active=True)])
+    def test_who_has_no_permissions_may_nothing(self, user: object) -> None:
+        job = Job.objects.create(name="one")
+        assert may(user, job, "abort") is False
+
+    def test_clearing_has_a_permission_of_its_own(self, ann: User) -> None:
+        ann.user_permissions.add(Permission.objects.get(codename="clear_run_abort"))
+        found = {action for action in ("abort", "see", "clear") if may(ann, "run-1", action)}  # type: ignore[arg-type]
+        assert found == {"clear"}
+
+
+class TestEverywhere:
+    """Each face asks the rule, with the ID of the run and the action."""
+
+    @pytest.fixture
+    def asked(self, decide: Callable[[Any], None]) -> list[tuple[str, str]]:
+        asked: list[tuple[str, str]] = []
+
+        def rule(user: object, run_id: str, action: str) -> bool:
+            asked.append((run_id, action))
+            return run_id in {"yes", self.allowed}
+
+        decide(rule)
+        return asked
+
+    allowed = ""
+
+    @pytest.fixture
+    def staff(self) -> Client:
+        user = User.objects.create_user("staff", is_staff=True)
+        codenames = ["view_job", "view_abortrequest"]
+        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+        client = Client()
+        client.force_login(user)
+        return client
+
+    def test_views_and_button(
+        self, client: Client, ann: User, asked: list[tuple[str, str]]
+    ) -> None:
+        for run_id, status in (("yes", 202), ("no", 403)):
+            assert post(client, run_id) == status
+            assert (client.get(url(run_id)).status_code == 200) is (status == 202)
+            assert bool(button(ann, run_id)) is (status == 202)
+            assert client.get(url(run_id, "progress")).status_code == (
+                400 if status == 202 else 403
+            )
+        assert asked == [
+            (run_id, action)
+            for run_id in ("yes", "no")
+            for action in ("abort", "abort", "abort", "see")
+        ]
+        assert [row.run_id for row in AbortRequest.objects.all()] == ["yes"]
+
+    def test_action_and_button_of_the_admin(
+        self, staff: Client, asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        yes, no = (Job.objects.create(name=name) for name in ("one", "two"))
+        monkeypatch.setattr(TestEverywhere, "allowed", f"job-{yes.pk}")
+        selected = ACTION | {"_selected_action": [yes.pk, no.pk]}
+        assert staff.post("/admin/jobs/job/", selected).status_code == 302
+        assert staff.post(reverse("admin:jobs_job_abort", args=[yes.pk])).status_code == 302
+        assert staff.post(reverse("admin:jobs_job_abort", args=[no.pk])).status_code == 403
+        assert {row.run_id for row in AbortRequest.objects.all()} == {f"job-{yes.pk}"}
+        assert set(asked) == {(f"job-{yes.pk}", "abort"), (f"job-{no.pk}", "abort")}
+
+    def test_the_live_page(self, staff: Client, asked: list[tuple[str, str]]) -> None:
+        for run_id in ("yes", "no"):
+            hold_row(run_id, process_row())
+        page = staff.get(reverse("admin:run_abort_live")).content.decode()
+        assert re.findall(r'name="run" value="(\w+)"', page) == ["yes"]
+        address = reverse("admin:run_abort_live_abort")
+        assert staff.post(address, {"run": "no", "post": "yes"}).status_code == 403
+        assert staff.post(address, {"run": "yes", "post": "yes"}).status_code == 302
+        assert [row.run_id for row in AbortRequest.objects.all()] == ["yes"]
+
+
+class OwnerBackend:
+    """Object permissions, as django-guardian has them: who owns a job may abort it."""
+
+    def authenticate(self, request: HttpRequest) -> None:
+        return None
+
+    def has_perm(self, user: Any, perm: str, obj: object = None) -> bool:
+        return perm == "run_abort.abort_run" and isinstance(obj, Job) and obj.owner == user
+
+
+class TestObjects:
+    @pytest.fixture(autouse=True)
+    def backends(self, settings: Any) -> None:
+        settings.AUTHENTICATION_BACKENDS = [
+            "django.contrib.auth.backends.ModelBackend",
+            "tests.web.test_permissions.OwnerBackend",
+        ]
+
+    def test_djangos_object_permissions_count(self, client: Client, ann: User) -> None:
+        mine = Job.objects.create(name="mine", owner=ann)
+        other = Job.objects.create(name="other")
+        assert (post(client, mine), post(client, other)) == (202, 403)
+        assert button(ann, mine)
+        assert not button(ann, other)
+        assert [row.run_id for row in AbortRequest.objects.all()] == [f"jobs.job:{mine.pk}"]
+
+    @pytest.mark.parametrize("key", ["999999", "9" * 100, "05", " 5", "\u0665", "abc", "", "5:5"])
+    def test_an_unknown_key_is_not_found(self, client: Client, ann: User, key: str) -> None:
+        Job.objects.create(pk=5, name="mine", owner=ann)
+        assert run_object(f"jobs.job:{key}") is None
+        assert post(client, f"jobs.job:{key}") == 404
+        assert not button(ann, f"jobs.job:{key}")
+        assert not AbortRequest.objects.exists()
+
+    @pytest.mark.parametrize(
+        "name", ["jobs.nothing:5", "jobs:5", "a.b.c:5", "jobs.job5", "Jobs.job:5"]
+    )
+    def test_what_names_no_model_is_any_run(self, client: Client, ann: User, name: str) -> None:
+        Job.objects.create(pk=5, name="mine", owner=ann)
+        assert run_object(name) is None
+        assert post(client, name) == 403
+
+    @pytest.mark.parametrize("path", ["%2500", "%250A", "%25C2%2585", "x" * 300, "%25ff"])
+    def test_a_malformed_id_is_not_found(self, path: str) -> None:
+        client = Client()
+        client.force_login(User.objects.create_superuser("root"))
+        for each in (f"/runs/{path}/abort/", f"/runs/{path}/abort/progress/"):
+            assert client.get(each).status_code == 404
+        assert client.post(f"/runs/{path}/abort/", headers=JSON).status_code == 404
+        assert not AbortRequest.objects.exists()
+
+
+def recipes() -> list[Any]:
+    """The rules in the docs, as they stand there."""
+    page = (ROOT / "docs" / "deploy.md").read_text().replace("from jobs", "from tests.jobs")
+    found = []
+    for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE):
+        if "def may_abort" in block:
+            names: dict[str, Any] = {}
+            exec(re.sub("^    ", "", block, flags=re.MULTILINE), names)
+            found.append(names["may_abort"])
+    return found
+
+
+class TestRecipes:
+    @pytest.fixture
+    def job(self, ann: User) -> Job:
+        team = Team.objects.create()
+        team.admins.add(User.objects.create_user("admin of the team"))
+        return Job.objects.create(name="one", owner=ann, team=team)
+
+    def test_the_owner_or_who_has_the_permission(
+        self, decide: Callable[[Any], None], client: Client, ann: User, job: Job
+    ) -> None:
+        owner, _ = recipes()
+        decide(owner)
+        bob, eve = (User.objects.create_user(name) for name in ("bob", "eve"))
+        bob.user_permissions.add(Permission.objects.get(codename="abort_run"))
+        ownerless = Job.objects.create(name="two")
+        assert [may(user, job, "abort") for user in (ann, bob, eve)] == [True, True, False]
+        assert [may(user, ownerless, "abort") for user in (AnonymousUser(), ann)] == [False, False]
+        assert (post(client, job), post(client, ownerless), post(client, "run-1")) == (
+            202,
+            403,
+            403,
+        )
+        for key in ("05", "abc"):
+            assert post(client, f"jobs.job:{key}") == 404
+        assert post(Client(), ownerless) == 401
+
+    def test_the_admins_of_the_tenant(
+        self, decide: Callable[[Any], None], ann: User, job: Job
+    ) -> None:
+        _, tenant = recipes()
+        decide(tenant)
+        (admin,) = job.team.admins.all() if job.team else ()
+        elsewhere = Job.objects.create(name="two", team=Team.objects.create())
+        without = Job.objects.create(name="three")
+        asked = (job, elsewhere, without, "run-1", "jobs.job:abc")
+        assert [may(admin, each, "abort") for each in asked] == [True, False, False, False, False]
+        assert not may(ann, job, "abort")
+        assert not may(AnonymousUser(), job, "abort")
+
+    def test_the_default_is_a_rule_too(self, ann: User, job: Job) -> None:
+        assert has_run_permission(ann, f"jobs.job:{job.pk}", "abort") is False
+
+
+def test_the_path_converter_is_there_once_django_is_set_up() -> None:
+    code = """
+import sys, django
+django.setup()
+from django.urls import path
+path("<run_abort_id:run_id>/", print)
+print("has imported", [name for name in sys.modules if name.startswith("run_abort.views")])
+"""
+    apps = ["django.contrib.auth", "django.contrib.contenttypes", "run_abort"]
+    with Child("-c", code, settings={"INSTALLED_APPS": apps}) as child:
+        assert child.wait() == 0, str(child)
+        child.wait_for("has imported []")
