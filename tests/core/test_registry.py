@@ -73,33 +73,6 @@ class TestRegistry:
         assert not other.signal.aborted
         assert abort(registry, "run") == 0
 
-    def test_a_group_reaches_its_runs(self) -> None:
-        registry = Registry()
-        run = AbortController("run")
-        registry.register(run, ["run", "parent", "tenant"])
-        assert abort(registry, "tenant") == 1
-        assert abort(registry, "run") == 0
-
-    def test_nobody_answers_to_an_unknown_id(self) -> None:
-        assert abort(Registry(), "unknown") == 0
-
-    def test_who_left_does_not_answer_any_more(self) -> None:
-        registry = Registry()
-        run = AbortController("run")
-        registry.register(run, ["run", "group"])
-        registry.leave(run, ["run", "group"])
-        registry.leave(run, ["run", "group"])
-        assert abort(registry, "run") == abort(registry, "group") == 0
-        assert len(registry) == 0
-        assert not run.signal.aborted
-
-    def test_a_closed_controller_is_not_counted(self) -> None:
-        registry = Registry()
-        run = AbortController("run")
-        registry.register(run, ["run"])
-        run.close()
-        assert abort(registry, "run") == 0
-
     def test_every_flag_is_set_before_anything_takes_effect(self) -> None:
         registry = Registry()
         controllers = [AbortController(str(n)) for n in range(5)]
@@ -248,6 +221,7 @@ class RegistryMachine(RuleBasedStateMachine):
         for entry in list(self.open):
             if entry[0] is controller:
                 self.registry.leave(*entry)
+                self.registry.leave(*entry)  # which changes nothing
                 self.open.remove(entry)
 
     @rule(run_id=ids, reason=st.text(max_size=3))
