@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +14,6 @@ from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_r
 from run_abort._runtime import facts as facts_module
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.facts import Fact, on_fact
-from run_abort.models import AbortRequest
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, wait_until
 
@@ -88,16 +86,6 @@ class TestFacts:
         # What a fact does not tell of is None.
         assert (requested.way, published.actor, by_name["aborted"].seconds) == (None, None, None)
 
-    def test_of_an_abort_that_came_on_the_channel(
-        self, held: str, told: Facts, foreign: Foreign
-    ) -> None:
-        abort_id = str(uuid.uuid4())
-        foreign.publish(held, id=abort_id)
-        wait_until(lambda: len(told) == 2)
-        assert [fact.name for fact in told] == ["aborted", "stopped"]
-        assert [fact.abort_id for fact in told] == [abort_id] * 2
-        assert told[0].way == "channel"
-
     def test_of_an_abort_without_an_id(
         self, listening: None, told: Facts, foreign: Foreign, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -113,11 +101,8 @@ class TestFacts:
         assert names(told) == ["aborted", "stopped"] * 2
         assert {(fact.run_id, fact.abort_id) for fact in told} == {("run-1", "")}
         assert [fact.controllers for fact in told if fact.name == "aborted"] == [1, 1]
+        assert told[0].way == "channel"
         assert "Aborted: by the abort without an ID, run 'run-1'" in caplog.text
-
-    def test_of_a_run_that_nothing_works_on_here(self, configure: Configure, told: Facts) -> None:
-        abort_run("run-1")
-        assert names(told) == ["requested", "published"]
 
     def test_of_one_request_for_each_run(self, configure: Configure, told: Facts) -> None:
         outcomes = abort_runs(["run-1", "run-2"])
@@ -135,17 +120,6 @@ class TestFacts:
         configure(REDIS_URL=proxy.url)
         assert not abort_run("run-1").published
         assert names(told) == ["requested"]
-
-    def test_stopped_once_the_last_block_was_left(self, listening: None, told: Facts) -> None:
-        with pytest.raises(RunAborted):
-            with abortable_run("run-1"):
-                with pytest.raises(RunAborted):
-                    with abortable_run("run-1"):
-                        abort_run("run-1")
-                assert names(told).count("aborted") == 1
-                assert "stopped" not in names(told)
-        assert sorted(names(told)) == ["aborted", "published", "requested", "stopped"]
-        assert [fact.controllers for fact in told if fact.name == "aborted"] == [2]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -166,15 +140,6 @@ class TestWithTheDatabase:
             # Of this block, and not since the first one.
             seconds = (stopped.at - aborted.at).total_seconds()
             assert stopped.seconds == pytest.approx(seconds, abs=2e-6)
-
-    def test_of_an_abort_that_the_reconciler_found(self, configure: Configure, told: Facts) -> None:
-        configure(REQUESTS=True, REDIS_URL=None, POLL_INTERVAL=0.05, LISTEN=False)
-        with pytest.raises(RunAborted):
-            with abortable_run("run-1") as signal:
-                AbortRequest.objects.create(run_id="run-1", origin="inst_x")
-                assert signal.wait(20)
-        assert names(told) == ["aborted", "stopped"]
-        assert told[0].way == "reconcile"
 
 
 class TestTheLog:
@@ -286,21 +251,6 @@ class TestTheLog:
 
 
 class TestHooks:
-    def test_one_that_raises_is_logged_and_the_others_are_called(
-        self, configure: Configure, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        def fails(fact: Fact) -> None:
-            raise ValueError(fact.name)
-
-        on_fact(fails)
-        told: Facts = []
-        on_fact(told.append)
-        abort_run("run-1")
-        assert names(told) == ["requested", "published"]
-        failures = [record for record in caplog.records if "fails failed" in record.getMessage()]
-        assert len(failures) == 2
-        assert failures[0].exc_info
-
     def test_a_slow_one_delays_no_abort_and_no_other(
         self, held: str, foreign: Foreign, told: Facts
     ) -> None:
@@ -324,34 +274,27 @@ class TestHooks:
         finally:
             release.set()
 
-    def test_it_runs_on_a_thread_of_its_own(self, configure: Configure) -> None:
-        threads: list[threading.Thread] = []
-        on_fact(lambda fact: threads.append(threading.current_thread()))
-        abort_run("run-1")
-        assert current().facts.wait_recorded(20)
-        assert {thread.name for thread in threads} == {"run_abort-fact"}
-        wait_until(lambda: not threads_of_ours())
+    def test_each_is_called_on_a_thread_of_its_own_until_it_is_removed(
+        self, configure: Configure, told: Facts, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        threads: set[str] = set()
 
-    def test_one_that_was_removed_gets_no_fact(self, configure: Configure) -> None:
-        told: Facts = []
-        remove = on_fact(told.append)
-        kept: Facts = []
-        on_fact(kept.append)
-        abort_run("run-1")
-        assert names(told)
-        remove()
-        remove()
-        told.clear()
-        abort_run("run-2")
-        assert len(names(kept)) == 4
-        assert told == []
+        def fails(fact: Fact) -> None:
+            threads.add(threading.current_thread().name)
+            raise ValueError(fact.name)
 
-    def test_adding_one_again_changes_nothing(self, configure: Configure) -> None:
-        told: Facts = []
-        on_fact(told.append)
-        on_fact(told.append)
+        removes = [on_fact(fails), on_fact(fails)]
         abort_run("run-1")
         assert names(told) == ["requested", "published"]
+        assert threads == {"run_abort-fact"}
+        assert caplog.text.count("fails failed") == caplog.text.count("Traceback") == 2
+        wait_until(lambda: not threads_of_ours())
+        for remove in removes:
+            remove()
+        caplog.clear()
+        abort_run("run-2")
+        assert len(names(told)) == 4
+        assert not caplog.records
 
     def test_it_has_to_be_callable(self, runtime: Runtime) -> None:
         with pytest.raises(TypeError, match="hook must be callable, not str"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
+from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database
@@ -27,40 +27,11 @@ def alone(settings: Any) -> None:
     settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
 
 
-def abort_here(run_id: str, reason: str = "") -> int:
-    """Abort the blocks of this process; return how many."""
-    return current().registry.abort(Request(run_id, reason=reason, actor="ann"))
-
-
-def abort_soon(run_id: str, reason: str = "") -> threading.Timer:
-    timer = threading.Timer(0.02, abort_here, (run_id, reason))
-    timer.start()
-    return timer
-
-
-class TestSync:
-    def test_not_aborted_it_leaves_normally_and_nothing_behind(self) -> None:
-        with abortable_run("run-1", groups=["parent"], label="shard 1") as signal:
-            assert isinstance(signal, AbortSignal)
-            assert signal.run_id == "run-1"
-            assert list(current().registry.holders()) == ["run-1", "parent"]
-        assert list(current().registry.holders()) == []
-        assert abort_here("run-1") == 0
-        assert not signal.aborted
-
-    def test_an_abort_is_raised_where_the_signal_is_looked_at(self) -> None:
-        with pytest.raises(RunAborted) as raised, abortable_run("run-1") as signal:
-            abort_soon("run-1", "because")
-            signal.sleep(20)
-        assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
-        assert raised.value.__cause__ is None
-        assert list(current().registry.holders()) == []
-
-    def test_bad_settings_raise_and_leave_nothing_behind(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"HEARTBEAT": "soon"}
-        with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
-            raise AssertionError("entered")
-        assert list(current().registry.holders()) == []
+def test_bad_settings_raise_and_leave_nothing_behind(settings: Any) -> None:
+    settings.RUN_ABORT = {"HEARTBEAT": "soon"}
+    with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
+        raise AssertionError("entered")
+    assert list(current().registry.holders()) == []
 
 
 class TestRequestedBefore:
@@ -78,11 +49,6 @@ class TestRequestedBefore:
         assert raised.value.request_id
         assert "clear_run_abort('run-1') lets it start again" in str(raised.value)
         assert list(current().registry.holders()) == []
-
-    def test_nor_does_a_run_whose_group_was(self) -> None:
-        abort_run("parent")
-        with pytest.raises(RunAborted), abortable_run("child", groups=["parent"]):
-            raise AssertionError("it runs")
 
     @pytest.mark.parametrize("by", ["the block's own look", "a push that comes before that"])
     def test_the_signal_is_sent_and_says_that_it_did_not_begin(
@@ -141,11 +107,11 @@ class TestRequestedBefore:
             pass
         assert "cannot be written" in caplog.text
 
-    def test_async_too(self) -> None:
-        abort_run("run-1", reason="because")
+    def test_async_too_and_by_its_group(self) -> None:
+        abort_run("parent", reason="because")
 
         async def main() -> None:
-            async with abortable_run("run-1"):
+            async with abortable_run("run-1", groups=["parent"]):
                 raise AssertionError("it runs")
 
         with pytest.raises(RunAborted, match="because"):
@@ -162,38 +128,6 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 class TestAsync:
-    def test_not_aborted_it_leaves_normally(self) -> None:
-        async def main() -> None:
-            async with abortable_run("run-1") as signal:
-                await asyncio.sleep(0)
-            assert not signal.aborted
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
-
-        run(main)
-        assert list(current().registry.holders()) == []
-
-    @pytest.mark.parametrize("thread", [True, False])
-    def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(self, thread: bool) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted, match="because") as raised:
-                async with abortable_run("run-1"):
-                    if thread:
-                        abort_soon("run-1", "because")
-                    else:
-                        loop = asyncio.get_running_loop()
-                        loop.call_later(0.01, abort_here, "run-1", "because")
-                    await asyncio.sleep(30)
-            assert isinstance(raised.value.__cause__, asyncio.CancelledError)
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
-            await asyncio.sleep(0)  # nothing of the cancellation is left
-
-        run(main)
-        assert list(current().registry.holders()) == []
-
     def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(
         self, settings: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -224,7 +158,7 @@ class TestAsync:
         settings.RUN_ABORT = {"LISTEN": False}
 
         def enter(*args: Any) -> None:
-            abort_here("run-1", "because")
+            runtime.registry.abort(Request("run-1", reason="because"))
 
         monkeypatch.setattr(runtime.holder, "enter", enter)
 
