@@ -18,19 +18,6 @@ def say(*words: object) -> None:
     sys.stdout.flush()
 
 
-def subscribe() -> None:
-    """Say each run ID that comes in."""
-    django.setup()
-
-    from run_abort import subscribe_to_run_aborts
-    from run_abort._runtime.runtime import current
-
-    say("subscribed", subscribe_to_run_aborts(lambda run_id: say("heard", run_id)))
-    wait_for(lambda: current().listener.status().state == "listening")
-    say("listening", current().listener.status().origin)
-    time.sleep(600)
-
-
 def hold(run_id: str, *, setup: bool = True) -> None:
     """Work on a run until it is aborted."""
     if setup:

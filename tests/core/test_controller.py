@@ -59,6 +59,20 @@ class TestAbort:
                 thread.join()
             assert won == [controller.signal.reason]
 
+    def test_the_flag_is_set_last(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        written: list[str] = []
+
+        class Noting(AbortSignal):
+            __slots__ = ()
+
+            def __setattr__(self, name: str, value: object) -> None:
+                written.append(name)
+                super().__setattr__(name, value)
+
+        monkeypatch.setattr(AbortController, "signal_class", Noting)
+        AbortController().abort("because", "ann")
+        assert written[-1] == "aborted"
+
     def test_from_a_signal_handler_wakes_the_thread_it_interrupted(self) -> None:
         controller = AbortController()
 
@@ -222,6 +236,9 @@ class TestWaiting:
         assert controller.signal.wait() is True
         with pytest.raises(RunAborted):
             controller.signal.sleep(0)
+        woken: list[int] = []
+        controller.signal._when_aborted(lambda: woken.append(1))  # as if the abort came just now
+        assert woken == [1]
 
     def test_sleep_raises_when_aborted_meanwhile(self) -> None:
         controller = AbortController("run-1")

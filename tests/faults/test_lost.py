@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from example.redis_server import RedisServer
 from run_abort import abort_run
 from run_abort.models import AbortRequest
 from tests.conftest import Configure
-from tests.support import Child, Foreign
+from tests.support import Child, Foreign, shared_rows
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -26,9 +25,7 @@ def project(configure: Configure, own_redis: RedisServer, channel_name: str) -> 
     """The settings of the workers; this process, which aborts, has the same."""
     run_abort = {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "RECONCILE_INTERVAL": 3600}
     configure(**run_abort, REQUESTS=True, LISTEN=False)
-    names = ("ENGINE", "NAME", "USER", "HOST", "OPTIONS")
-    database = {name: connection.settings_dict[name] for name in names}
-    return {"RUN_ABORT": run_abort, "DATABASES": {"default": database}}
+    return {"RUN_ABORT": run_abort, "DATABASES": shared_rows()}
 
 
 @pytest.fixture
@@ -43,9 +40,7 @@ def worker(project: dict[str, Any]) -> Child:
 
 def late_worker(project: dict[str, Any]) -> Child:
     code = """
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
+from tests.child import *
 try:
     with abortable_run("run-1"):
         say("it runs")
@@ -93,11 +88,8 @@ def test_aborted_while_redis_is_down_it_stops_before_redis_is_back(
 def test_an_aborter_that_dies_right_after_the_row_has_aborted(project: dict[str, Any]) -> None:
     project["RUN_ABORT"]["RECONCILE_INTERVAL"] = 0.5
     code = """
-from tests.workers import *
-django.setup()
-import os, signal
-from run_abort import abort_run
-from run_abort._runtime.runtime import current
+import signal
+from tests.child import *
 
 def publish(some, quiet=False):
     if quiet:  # the second time, after the row
@@ -119,9 +111,8 @@ def test_one_that_dies_in_the_middle_of_a_batch_has_asked_for_all_or_none(
     project: dict[str, Any],
 ) -> None:
     code = """
-from tests.workers import *
-django.setup()
-import os, signal
+import signal
+from tests.child import *
 from django.db.models import QuerySet
 from run_abort import abort_runs
 from run_abort._store import requests
@@ -157,13 +148,10 @@ def test_abort_and_normal_exit_of_two_processes_exclude_each_other(
     board = tmp_path / "board"
     board.write_bytes(bytes(8))
     code = f"""
-import mmap, os, random, struct, time
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+import mmap, random, struct
+from tests.child import *
 current().listener.ensure_started()
-wait_for(lambda: current().listener.status().state == "listening")
+wait_until_listening()
 board = mmap.mmap(os.open({str(board)!r}, os.O_RDWR), 8)
 aborted = finished = 0
 for number in range(1, {RACES} + 1):

@@ -82,6 +82,22 @@ def shared(project: dict[str, Any], configure: Configure, transactional_db: None
     return options
 
 
+def fork(work: Callable[[], object]) -> int:
+    """A child that ends with 0 if the result of ``work()`` is true, else with 1."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    return pid
+
+
+def succeeds(pid: int) -> bool:
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def open_holds(*run_ids: str) -> list[Hold]:
     """The blocks of these runs that are open, in all processes; of all runs if none is named."""
     look = partial(holds.open_holds, run_ids=run_ids)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer
 from tests.processes.conftest import Start
 from tests.support import Foreign, wait_until
 
@@ -36,12 +35,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def foreign(shared_redis: RedisServer, channel_name: str) -> Any:
-    with shared_redis.client() as client:
-        yield Foreign(client, channel_name)
-
-
 @pytest.mark.parametrize("child", ["child set up", "child not set up"])
 @pytest.mark.parametrize("parent", ["parent set up", "parent not set up"])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -65,17 +58,13 @@ def test_multiprocessing(
 
 
 FORK_IN_A_BLOCK = """
-import os, sys, django
-from tests.workers import say, wait_for
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+from tests.child import *
 
 try:
     with abortable_run("run-1") as signal:
-        wait_for(lambda: current().listener.status().state == "listening")
+        wait_until_listening()
         pid = os.fork()
-        wait_for(lambda: current().listener.status().state == "listening")
+        wait_until_listening()
         say("working", "parent" if pid else "child", current().listener.status().origin)
         signal.sleep(60)
 except RunAborted as error:
@@ -100,16 +89,13 @@ def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
     start: Start, foreign: Foreign
 ) -> None:
     code = """
-import os, subprocess, sys
-from tests.workers import *
-django.setup()
-from run_abort import subscribe_to_run_aborts
-from run_abort._runtime.runtime import current
+import subprocess
+from tests.child import *
 subscribe_to_run_aborts(lambda run_id: say("heard", run_id))
-wait_for(lambda: current().listener.status().state == "listening")
+wait_until_listening()
 for _ in range(5):
     subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=True)
-wait_for(lambda: current().listener.status().state == "listening")
+wait_until_listening()
 say("listening")
 time.sleep(60)
 """

@@ -6,17 +6,15 @@ import json
 import signal
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from example.redis_server import RedisServer, free_port
 from run_abort import abort_run
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
-from tests.support import Child, unmigrated, wait_until
+from tests.support import Child, shared_rows, unmigrated, wait_until
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -30,13 +28,8 @@ def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the listener, and here: one Redis, one database."""
     return {
         "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name},
-        "DATABASES": {"default": _plain(connection.settings_dict)},
+        "DATABASES": shared_rows(),
     }
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    names = ("ENGINE", "NAME", "USER", "HOST", "OPTIONS")
-    return {name: settings[name] for name in names}
 
 
 def handled(process: Child) -> list[str]:
@@ -162,20 +155,6 @@ run_abort_received.connect(slow)
         assert sorted({*first, *again}) == sorted(names)
         if number == signal.SIGTERM:
             assert len(first) + len(again) == len(names)
-
-    def test_a_database_that_is_away_costs_a_warning(
-        self, project: dict[str, Any], tmp_path: Path
-    ) -> None:
-        project["DATABASES"]["default"] = {
-            "ENGINE": "django.db.backends.sqlite3",
-            "NAME": str(tmp_path / "empty.sqlite3"),
-        }
-        with self.listen(project, "--name=one", "--skip-checks") as process:
-            process.wait_for("cannot be written or read")
-            process.wait_for("listening on")
-            abort_run("run-1")
-            process.wait_for("handled run-1")
-            assert self.stop(process) == ["run-1"]
 
     def test_a_database_that_is_away_at_the_start_loses_nothing(
         self, project: dict[str, Any]

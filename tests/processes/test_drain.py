@@ -225,10 +225,8 @@ import atexit, sys, threading
 from tests.workers import *
 
 # The callback that was registered first is called last.
-atexit.register(lambda: say("at the end the listener is", current().listener.status().state))
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+atexit.register(lambda: say("at the end the listener is", state()))
+from tests.child import *
 
 holding = threading.Event()
 
@@ -243,10 +241,10 @@ def work(begins):
             signal.wait(60)
     except RunAborted as error:
         say("aborted", error.reason)
-    say("after it the listener is", current().listener.status().state)
+    say("after it the listener is", state())
 
 if sys.argv[2] == "redis":
-    wait_for(lambda: current().listener.status().state == "listening")
+    wait_until_listening()
 threading.Thread(target=work, args=sys.argv[1:2]).start()
 if sys.argv[1] == "before":
     holding.wait(20)
@@ -275,11 +273,8 @@ def test_a_thread_that_outlives_the_main_thread(start: Start, way: Way, begins: 
 
 
 ASYNCIO = """
-import asyncio, signal, sys, threading
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+import asyncio, signal
+from tests.child import *
 
 async def work():
     try:
@@ -288,7 +283,7 @@ async def work():
             await asyncio.sleep(60)
     except RunAborted as error:
         say("aborted", error.reason)
-    say("after it the listener is", current().listener.status().state)
+    say("after it the listener is", state())
 
 async def serve():
     told = asyncio.Event()
@@ -304,7 +299,7 @@ def serve_late():
     asyncio.run(work())
 
 if sys.argv[2] == "redis":
-    wait_for(lambda: current().listener.status().state == "listening")
+    wait_until_listening()
 if sys.argv[1] == "in the main thread":
     asyncio.run(serve())
 else:
@@ -341,10 +336,7 @@ thread = threading.Thread(target=lambda: work(), daemon=True)
 holding = threading.Event()
 atexit.register(lambda: (say("leaving"), thread.join(20)))  # before ours, and so called after it
 
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+from tests.child import *
 
 def work():
     try:
@@ -357,7 +349,7 @@ def work():
 thread.start()
 holding.wait(20)
 if sys.argv[1] == "redis":
-    wait_for(lambda: current().listener.status().state == "listening")
+    wait_until_listening()
 say("main thread is over")
 """
 
@@ -367,29 +359,4 @@ def test_a_daemon_thread_that_an_early_exit_function_waits_for(start: Start, way
     process.wait_for("leaving")
     way.abort("run-1")
     process.wait_for("aborted because")
-    assert_ends(process, way)
-
-
-def test_what_run_aborted_was_sent_for_is_received_before_the_end(start: Start, way: Way) -> None:
-    code = """
-import sys, time
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abort_run, abortable_run
-from run_abort.signals import run_aborted
-
-def receiver(run_id, **kwargs):
-    time.sleep(0.2)
-    say("received", run_id)
-
-run_aborted.connect(receiver)
-try:
-    with abortable_run("run-1"):
-        abort_run("run-1")
-except RunAborted:
-    say("over")
-"""
-    process = start("-c", code, settings=way.settings)
-    process.wait_for("over")
-    process.wait_for("received run-1")
     assert_ends(process, way)

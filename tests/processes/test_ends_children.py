@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -145,25 +144,6 @@ class TestAbort:
             each.wait()
         release.set()
         thread.join()
-
-    def test_each_thread_of_a_pool_has_its_own_block(
-        self, controller: AbortController, tmp_path: Path
-    ) -> None:
-        libraries = [Library(tmp_path / str(number)) for number in range(3)]
-
-        def work(library: Library) -> str:
-            try:
-                with controller.signal.ends_children():
-                    library.convert()
-            except RunAborted as error:
-                return error.reason
-            return "went on"
-
-        thread = abort_when(lambda: all(each.pids() for each in libraries), controller)
-        with ThreadPoolExecutor(3) as pool:
-            assert list(pool.map(work, libraries)) == ["because"] * 3
-        thread.join()
-        assert not any(is_there(pid) for each in libraries for pid in each.pids())
 
     def test_a_process_of_multiprocessing_is_a_child_too(self, controller: AbortController) -> None:
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

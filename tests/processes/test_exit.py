@@ -17,33 +17,34 @@ def test_what_a_short_process_did_is_told_before_it_ends(
     configure: Configure, settings: Any
 ) -> None:
     code = """
-import logging, sys, time
-import django
-django.setup()
-logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
-from run_abort import abort_run
-from run_abort._runtime.runtime import current
+import logging
+from tests.child import *
 from run_abort.facts import on_fact
-on_fact(lambda fact: (time.sleep(0.1), sys.stdout.write(f"hook {fact.name}\\n")))
-abort_run("run-1")
+from run_abort.signals import run_aborted
+
+def receiver(run_id, **kwargs):
+    time.sleep(0.2)
+    say("received", run_id)
+
+run_aborted.connect(receiver)
+logging.basicConfig(level=logging.INFO, format="%(abort_name)s %(abort_run_id)s")
+on_fact(lambda fact: (time.sleep(0.1), say("hook", fact.name)))
+try:
+    with abortable_run("run-1"):
+        abort_run("run-1")
+except RunAborted:
+    pass
 """
     options = settings.RUN_ABORT | {"LISTEN": False}
     with Child("-c", code, settings={"RUN_ABORT": options}) as child:
         assert child.wait() == 0
-    assert sorted(child.output) == [
-        "hook published",
-        "hook requested",
-        "published run-1",
-        "requested run-1",
-    ]
+    names = ("aborted", "published", "requested", "stopped")
+    told = [*(f"hook {name}" for name in names), *(f"{name} run-1" for name in names)]
+    assert sorted(child.output) == sorted([*told, "received run-1"])
 
 
 ENDS = """
-import os, sys, threading
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime.runtime import current
+from tests.child import *
 
 def work(abort=False):
     with abortable_run("run-1") as signal:
@@ -96,25 +97,3 @@ def test_that_a_block_was_left_is_written_before_the_process_ends(
     assert [(each.pid, each.state) for each in holds_of(outcome)] == [
         (child.process.pid, "stopped")
     ]
-
-
-def test_that_a_block_ended_is_written_before_a_child_of_multiprocessing_ends(
-    start: Start, shared: dict[str, Any]
-) -> None:
-    code = """
-import multiprocessing
-from tests.workers import *
-django.setup()
-from run_abort import abortable_run
-
-def work():
-    with abortable_run("run-1"):
-        pass
-
-child = multiprocessing.get_context("fork").Process(target=work)
-child.start()
-child.join()
-say("exit code", child.exitcode)
-"""
-    start("-c", code).wait_for("exit code 0")
-    assert not RunHold.objects.exists()

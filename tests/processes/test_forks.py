@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,24 +19,8 @@ from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import held
 from tests.conftest import Configure, threads_of_ours
-from tests.processes.conftest import holds_of, open_holds
+from tests.processes.conftest import fork, holds_of, open_holds, succeeds
 from tests.support import TIMEOUT, Child, Foreign, wait_until
-
-
-def fork(work: Callable[[], object]) -> int:
-    """A child that ends with 0 if the result of ``work()`` is true, else with 1."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if work() else 1
-        finally:
-            os._exit(code)
-    return pid
-
-
-def succeeds(pid: int) -> bool:
-    return os.waitpid(pid, 0)[1] == 0
 
 
 def is_listening() -> bool:
@@ -211,11 +194,7 @@ class TestRows:
 class TestFacts:
     def test_a_forked_child_tells_of_itself(self, configure: Configure, settings: Any) -> None:
         code = """
-import os, sys, threading
-import django
-django.setup()
-from run_abort import RunAborted, abort_run, abortable_run
-from run_abort._runtime.runtime import current
+from tests.child import *
 from run_abort.facts import on_fact
 on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
 blocked = threading.Event()
@@ -244,12 +223,8 @@ blocked.set()
 
 
 FORK = """
-import os, threading, time
-import django
-django.setup()
+from tests.child import *
 from prometheus_client import REGISTRY
-from run_abort import abort_run
-from run_abort._runtime.runtime import current
 from run_abort.facts import on_fact
 from run_abort.contrib import prometheus
 

@@ -26,10 +26,7 @@ sys.stdout.flush()
 time.sleep(600)
 """
 WORK = f"""
-import os, sys
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
+from tests.child import *
 run_id, parent, kind = sys.argv[1:]
 try:
     with abortable_run(run_id, groups=[parent] if parent else [], label=kind, grace=0.3) as signal:

@@ -17,7 +17,8 @@ from run_abort._core.escalation import EscalationPlan
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
-from tests.support import SWALLOWED_INTERRUPTS, Child, wait_until
+from tests.processes.conftest import fork, succeeds
+from tests.support import SWALLOWED_INTERRUPTS, TIMEOUT, Child, wait_until
 
 pytestmark = [
     pytest.mark.usefixtures("configure", "no_garbage"),
@@ -40,13 +41,9 @@ def abort(run_id: str = "run-1", reason: str = "because") -> None:
 
 
 STORM = """
-import os, sys, threading, time
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
+from tests.child import *
 from run_abort._core import interrupts
 from run_abort._core.types import Request
-from run_abort._runtime.runtime import current
 
 registry = current().registry
 BLOCKS = int(sys.argv[1])
@@ -150,19 +147,13 @@ class TestEscalator:
         escalator, plan = current().escalator, EscalationPlan(60, attempt)
         escalator._schedule(plan, 0.3)
         assert escalator.service.is_running
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            deadline = time.monotonic() + 20
-            while not done and time.monotonic() < deadline:
-                time.sleep(0.01)
-            os.write(writing, b"went on" if done == [os.getpid()] else b"did not")
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writing)
-        with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-            assert pipe.read() == b"went on"
-        wait_until(lambda: done == [os.getpid()])
+
+        def goes_on() -> bool:
+            wait_until(lambda: done)
+            return done == [os.getpid()]
+
+        assert succeeds(fork(goes_on))
+        assert goes_on()
         escalator.drop(plan)
 
     def test_a_child_does_not_take_over_the_plans_of_threads_that_it_does_not_have(self) -> None:
@@ -177,16 +168,7 @@ class TestEscalator:
         thread.start()
         abort()
         assert len(escalator._agenda) == 1
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            is_empty = not escalator._agenda and not escalator.service.is_running
-            os.write(writing, b"none" if is_empty else b"some")
-            os._exit(0)
-        os.waitpid(pid, 0)
-        os.close(writing)
-        with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-            assert pipe.read() == b"none"
+        assert succeeds(fork(lambda: not escalator._agenda and not escalator.service.is_running))
         assert len(escalator._agenda) == 1
         assert escalator.service.is_running
         leave.set()
@@ -194,22 +176,19 @@ class TestEscalator:
 
 
 def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:
-    reading, writing = os.pipe()
+
+    def is_interrupted() -> bool:
+        threading.Thread(target=abort, daemon=True).start()
+        with suppress(RunAborted):
+            until = time.monotonic() + TIMEOUT
+            while time.monotonic() < until:
+                pass
+            return False
+        return True
+
     with pytest.raises(RunAborted):
         with abortable_run("run-1", grace=0, insist="interrupt"):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    threading.Timer(0.05, abort).start()
-                    while True:
-                        time.monotonic()
-                except RunAborted:
-                    os.write(writing, b"interrupted")
-                os._exit(0)
-            os.waitpid(pid, 0)
+            assert succeeds(fork(is_interrupted))
             threading.Thread(target=abort).start()
             while True:
                 pass
-    os.close(writing)
-    with open(reading, "rb") as pipe:  # noqa: PTH123  a pipe has no path
-        assert pipe.read() == b"interrupted"

@@ -44,7 +44,3 @@ class TestRealProcesses:
         with Child("-m", "celery", "-A", "x", "worker", environment=environment) as process:
             assert process.wait_for("kind") == "kind: celery"
             assert process.wait_for("kind") == "kind: celery (ForkProcess-1)"
-
-    def test_code_that_was_typed(self) -> None:
-        with Child("-c", PROGRAM, "spawn") as process:
-            assert process.wait_for("kind") == "kind: python -c"

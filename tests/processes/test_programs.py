@@ -131,14 +131,6 @@ class TestDatabase:
         child.send(signal.SIGTERM)
         assert child.wait() == 0
 
-    def test_but_not_where_redis_is_asked_for(
-        self, start: Start, project: dict[str, Any], directory: Path
-    ) -> None:
-        project["RUN_ABORT"] |= {"REDIS_URL": None}
-        child = start(*LISTEN, "--require-redis", environment={"REDIS_URL": ""})
-        child.wait_for("No Redis is configured")
-        assert child.wait() == 1
-
     def test_one_that_starts_after_the_abort_is_ended_and_its_hold_tells(
         self, start: Start, program: Program
     ) -> None:

@@ -65,25 +65,6 @@ def test_gunicorn(start: Start, preload: bool) -> None:
     assert server.wait() == 0
 
 
-def test_gunicorn_with_threads(start: Start) -> None:
-    port = free_port()
-    options = ["--workers=2", "--threads=4", f"--bind=127.0.0.1:{port}"]
-    server = start("-m", "gunicorn", *options, "tests.wsgi", program=PYTHON)
-    assert_each_its_own(all_subscribed(server, 2))
-    answers: list[dict[str, Any]] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(get(port, "/hold/run-1/"))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        server.wait_for("holding")
-    get(port, "/abort/run-1/")
-    for thread in threads:
-        thread.join(TIMEOUT)
-    assert all(answer["aborted"] for answer in answers)
-
-
 def test_a_worker_that_gunicorn_replaces_listens_too(start: Start) -> None:
     port = free_port()
     options = ["--workers=2", "--preload", f"--bind=127.0.0.1:{port}"]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,22 +113,20 @@ def too_many_files(*args: Any, **options: Any) -> Any:
 class Runner:
     """Runs a program in a thread; its first line has two process IDs."""
 
-    def __init__(self, controller: AbortController, tmp_path: Path, code: str, *args: str) -> None:
+    def __init__(
+        self, controller: AbortController, tmp_path: Path, *args: str, grace: float | None = None
+    ) -> None:
         self.result: Any = None
         self._path = tmp_path / "output"
-        self._work: Callable[[], Any] = lambda: self._run(controller, code, *args)
-        self._thread = threading.Thread(target=self._guarded)
+        self._thread = threading.Thread(target=self._run, args=(controller, args, grace))
         self._thread.start()
         wait_until(lambda: self._path.exists() and self._path.read_text().endswith("\n"))
         self.pids = [int(word) for word in self._path.read_text().split() if word.isdecimal()]
 
-    def _run(self, controller: AbortController, code: str, *args: str) -> Any:
-        with self._path.open("w") as output:
-            return controller.signal.run(python(code, *args), stdout=output)
-
-    def _guarded(self) -> None:
+    def _run(self, controller: AbortController, args: tuple[str, ...], grace: float | None) -> None:
         try:
-            self.result = self._work()
+            with self._path.open("w") as output:
+                self.result = controller.signal.run(python(*args), stdout=output, grace=grace)
         except BaseException as error:
             self.result = error
 
@@ -207,10 +204,13 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
 
     @pytest.mark.parametrize("args", [(FAMILY, "stubborn"), (QUICK_LEADER,)])
     def test_what_is_left_is_killed(
-        self, tmp_path: Path, escalations: list[str], args: tuple[str, ...]
+        self,
+        controller: AbortController,
+        tmp_path: Path,
+        escalations: list[str],
+        args: tuple[str, ...],
     ) -> None:
-        controller = AbortController("run-1", grace=0.3)
-        runner = Runner(controller, tmp_path, *args)
+        runner = Runner(controller, tmp_path, *args, grace=0.3)
         began = time.monotonic()
         controller.abort()
         assert isinstance(runner.join(), RunAborted)
@@ -301,16 +301,6 @@ time.sleep(600)
             assert time.monotonic() - began < TIMEOUT
             timer.join()
 
-    def test_a_grace_of_its_own(self, controller: AbortController, escalations: list[str]) -> None:
-        timer = threading.Timer(0.5, controller.abort)
-        timer.start()
-        began = time.monotonic()
-        with pytest.raises(RunAborted):
-            controller.signal.run(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"], grace=0.2)
-        assert time.monotonic() - began < TIMEOUT
-        assert escalations == ["terminate", "kill"]
-        timer.join()
-
     def test_an_interrupt_leaves_nobody_behind(self, configure: Configure, tmp_path: Path) -> None:
         configure(REDIS_URL=None, LISTEN=False)
         path = tmp_path / "pid"
@@ -377,12 +367,6 @@ class TestWithoutPidfd:
 
 
 class TestAttach:
-    def test_a_process_is_ended(self, controller: AbortController) -> None:
-        with subprocess.Popen(["sleep", "600"]) as process:
-            controller.signal.attach(process)
-            controller.abort()
-            assert process.wait(20) == -signals.SIGTERM
-
     def test_its_descendants_too_though_it_leads_no_group(
         self, controller: AbortController
     ) -> None:
@@ -548,15 +532,3 @@ class TestProcfs:
     def test_of_nobody_nothing(self) -> None:
         assert procfs.entry_of(2**22 + 1) is None
         assert process_tree.family_of(2**22 + 1) is None
-
-
-class TestBlocks:
-    def test_that_of_a_subprocess_which_a_callback_killed(self) -> None:
-        command = [sys.executable, "-c", "import time; time.sleep(60)"]
-        with pytest.raises(RunAborted) as raised, abortable_run("run-1") as signal:
-            with subprocess.Popen(command) as process:
-                signal.add_callback(process.kill)
-                threading.Timer(0.02, current().registry.abort, (Request("run-1"),)).start()
-                process.wait(20)
-            raise subprocess.CalledProcessError(process.returncode, command)
-        assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)

@@ -19,15 +19,12 @@ from tests.support import TIMEOUT, Child, wait_until
 pytestmark = pytest.mark.django_db(transaction=True)
 
 HOLD = """
-import ctypes, sys
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
-from run_abort._runtime.runtime import current
+import ctypes
+from tests.child import *
 run_id, label, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
     with abortable_run(run_id, groups=["tenant-1"], label=label) as signal:
-        wait_for(lambda: current().listener.status().state in {"listening", "off"})
+        wait_for(lambda: state() in {"listening", "off"})
         say("holding", run_id)
         if label == "in C code":
             ctypes.PyDLL(None).usleep(8_000_000)  # keeps the interpreter's lock
@@ -40,9 +37,7 @@ except RunAborted:
 """
 HOLD_MANY = """
 from contextlib import ExitStack, suppress
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
+from tests.child import *
 with suppress(RunAborted), ExitStack() as blocks:
     signals = [blocks.enter_context(abortable_run(f"run-{number}")) for number in range(50)]
     say("holding")
@@ -50,10 +45,8 @@ with suppress(RunAborted), ExitStack() as blocks:
 time.sleep(600)
 """
 FORK = """
-import multiprocessing, os, sys
-from tests.workers import *
-django.setup()
-from run_abort import RunAborted, abortable_run
+import multiprocessing
+from tests.child import *
 
 def work():
     try:
@@ -107,14 +100,6 @@ def test_each_holder_tells_when_it_left(hold: Any) -> None:
     left = [each.left_at for each in outcome.holds]
     assert sorted(left) == left  # type: ignore[type-var]
     assert other.process.poll() is None
-
-
-def test_a_group_has_stopped_when_all_its_members_have(hold: Any) -> None:
-    hold("run-1")
-    hold("run-2", seconds=0.5)
-    outcome = abort_run("tenant-1", wait=TIMEOUT)
-    assert outcome.stopped
-    assert [each.run_id for each in outcome.holds] == ["run-1", "run-2"]
 
 
 @pytest.mark.parametrize(
