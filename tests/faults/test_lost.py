@@ -156,7 +156,7 @@ board = mmap.mmap(os.open({str(board)!r}, os.O_RDWR), 8)
 aborted = finished = 0
 for number in range(1, {RACES} + 1):
     try:
-        with abortable_run(number) as signal:
+        with abortable_run(str(number)) as signal:
             board[:] = struct.pack("q", number)
             signal.wait(random.uniform(0, 0.0006))
     except RunAborted as error:

@@ -78,7 +78,7 @@ def work():
     global latest, normally, aborted, leaked, wrong
     for number in range(BLOCKS):
         try:
-            block = abortable_run(number, insist="interrupt", grace=3600)
+            block = abortable_run(str(number), insist="interrupt", grace=3600)
             ended = None
             try:
                 latest = block
