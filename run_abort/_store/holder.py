@@ -299,11 +299,10 @@ class Holder:
         self._seen_at = time.monotonic()
 
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:
-        if not self._has_to_refresh():  # the blocks were entered meanwhile
-            return [True] * len(items)
         holds = _holds(alias)
         with limited(alias, writes=True, is_durable=False):
-            self._see(alias)
+            if self._is_due():
+                self._see(alias)
             mine = holds.filter(process_id=self._origin(), left_at=None)
             rows = set(mine.values_list("pk", flat=True))
             entries = {entry.id: entry for entry in self._to_write()}

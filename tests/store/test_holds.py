@@ -201,6 +201,22 @@ def test_the_database_is_away_when_a_block_begins(
         wait_until(lambda: len(open_here(runtime)) == 2)
 
 
+def test_an_outage_is_told_once_though_blocks_come_and_go(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **how: Any) -> Any:
+        raise OSError("away")
+
+    monkeypatch.setattr(holder, "limited", fail)
+    for _ in range(3):
+        with abortable_run("import-1"):
+            pass
+        # As when the reconciler refreshes just after the last block was left.
+        refreshed = runtime.recorder.put(runtime.holder._refresh, None)
+        assert isinstance(refreshed.exception(TIMEOUT), OSError)
+    assert caplog.text.count("OSError: away") == 1
+
+
 def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runtime) -> None:
     """As when a thread that was stuck is replaced, and its jobs are done again."""
     with abortable_run("import-1"):
