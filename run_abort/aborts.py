@@ -206,7 +206,7 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
         warning.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
-    _, name = _who(by)
+    _, name = who(by)
     return current().requests.clear(clean_id(run_id), _plain(name, MAX_ACTOR_LENGTH)) or 0
 
 
@@ -223,9 +223,7 @@ async def aabort_disconnected(run_id: str, reason: str) -> None:
 def _abort(batch: _Batch) -> list[AbortOutcome]:
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = _send(batch, batch.here())
-    if not batch.wait or not can_look():
-        return outcomes
-    return _awaited(Lookout(current(), batch.requests), batch.wait, outcomes)
+    return awaited(outcomes, batch.wait) if batch.wait and can_look() else outcomes
 
 
 def _send(batch: _Batch, local: list[int]) -> list[AbortOutcome]:
@@ -237,6 +235,12 @@ def _send(batch: _Batch, local: list[int]) -> list[AbortOutcome]:
         except Exception:
             logger.exception(_RECEIVER_FAILED)
     return outcomes
+
+
+def awaited(outcomes: Sequence[AbortOutcome], wait: float) -> list[AbortOutcome]:
+    """The outcomes with the holds of their requests, after at most ``wait`` seconds."""
+    requests = [Request(each.run_id, str(each.request_id)) for each in outcomes]
+    return _awaited(Lookout(current(), requests), wait, outcomes)
 
 
 def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
@@ -278,7 +282,7 @@ class _Batch(NamedTuple):
     ) -> _Batch:
         if isinstance(run_ids, (str, bytes)):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
-        user_pk, name = _who(actor)
+        user_pk, name = who(actor)
         text = _plain(str(reason or ""), MAX_REASON_LENGTH)
         name = _plain(name, MAX_ACTOR_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
@@ -367,8 +371,8 @@ def _plain(text: str, limit: int) -> str:
     return text.replace("\0", "").encode(errors="replace").decode()[:limit]
 
 
-def _who(actor: Any) -> tuple[Any, str]:
-    """The actor as primary key of a user, or None, and as text."""
+def who(actor: Any) -> tuple[Any, str]:
+    """An actor as primary key of a user, or None, and as text."""
     if not hasattr(actor, "get_username"):
         return None, str(actor or "")
     model = getattr(actor, "_meta", None)

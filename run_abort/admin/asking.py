@@ -16,10 +16,14 @@ from run_abort._core.types import HoldState
 from run_abort.aborts import AbortOutcome
 from run_abort.views.abort import AbortForm
 
-__all__ = ["ask", "context_of", "log_text", "tell"]
+from .wording import visible
+
+__all__ = ["confirm", "context_of", "log_text", "tell"]
 
 Items = Callable[[int], str]  # returns the name for a given number of runs
 LeveledText = tuple[int, str]  # level and text of a message
+
+MAX_NAMED: Final = 5  # runs
 
 STOPPING: Final[Sequence[HoldState]] = ("running", "aborting", "finishing")
 
@@ -38,7 +42,7 @@ def context_of(
     }
 
 
-def ask(
+def confirm(
     model_admin: admin.ModelAdmin[Any],
     request: HttpRequest,
     form: AbortForm,
@@ -71,28 +75,40 @@ def ask(
     return TemplateResponse(request, templates, context)
 
 
-def tell(outcomes: Sequence[AbortOutcome], items: Items, *, waited: bool) -> Iterator[LeveledText]:
+def tell(
+    outcomes: Sequence[AbortOutcome], items: Items, *, is_known: bool
+) -> Iterator[LeveledText]:
     """Yield the messages about ``outcomes``, with their levels. They state only what is known.
 
-    :param waited: whether ``abort_run`` waited for the blocks.
-    """
-    published = [each for each in outcomes if each.published]
-    if waited:
-        yield from _findings(outcomes, items)
-    elif published:
-        yield messages.SUCCESS, _filled(_("Asked to abort: %(count)d %(items)s."), published, items)
+    What may be without effect is a warning: the admin shows an information in green.
 
-    others = [each for each in outcomes if not each.published]
+    :param is_known: whether the outcomes have the holds.
+    """
+    asked = [each for each in outcomes if each.asked]
+    idle = [each for each in asked if is_known and not each.holds and not each.local]
+    held = [each for each in asked if each not in idle]
+    yield from _findings(held, items)
+    if published := [each for each in held if each.published and not each.holds]:
+        yield messages.WARNING, _filled(_("Asked to abort: %(count)d %(items)s."), published, items)
+    if idle:
+        text = ngettext(
+            "%(count)d %(items)s was asked to abort; no process is known to work on %(runs)s.",
+            "%(count)d %(items)s were asked to abort; no process is known to work on %(runs)s.",
+            len(idle),
+        )
+        yield messages.WARNING, _filled(text, idle, items)
+
+    others = [each for each in held if not each.published]
     if recorded := [each for each in others if each.recorded and not each.stopped]:
         text = _(
             "Asked to abort; other processes read the request from the database some seconds "
             "later: %(count)d %(items)s."
         )
-        yield messages.INFO, _filled(text, recorded, items)
-    if local := [each for each in others if each.asked and not each.recorded]:
+        yield messages.WARNING, _filled(text, recorded, items)
+    if local := [each for each in others if not each.recorded]:
         text = _("Asked to abort in this process only: %(count)d %(items)s.")
         yield messages.WARNING, _filled(text, local, items)
-    if unheard := [each for each in others if not each.asked]:
+    if unheard := [each for each in outcomes if not each.asked]:
         text = _(
             "Not asked to abort, because neither the database nor Redis accepted the "
             "request: %(count)d %(items)s."
@@ -130,14 +146,6 @@ def _findings(outcomes: Sequence[AbortOutcome], items: Items) -> Iterator[Levele
             len(lost),
         )
         yield messages.WARNING, _filled(text, lost, items, "lost")
-    known = [*stopped, *stopping, *lost]
-    if idle := [each for each in outcomes if each.published and each not in known]:
-        text = ngettext(
-            "%(count)d %(items)s was asked to abort; no process is known to work on it.",
-            "%(count)d %(items)s were asked to abort; no process is known to work on them.",
-            len(idle),
-        )
-        yield messages.INFO, _filled(text, idle, items)
 
 
 def _has(outcome: AbortOutcome, *states: HoldState) -> bool:
@@ -148,8 +156,12 @@ def _filled(text: str, outcomes: Sequence[AbortOutcome], items: Items, *states: 
     holds = [hold for outcome in outcomes for hold in outcome.holds if hold.state in states]
     processes = len({hold.origin for hold in holds})
     named = ngettext("%(count)d process", "%(count)d processes", processes)
+    runs = [f"“{visible(outcome.run_id)}”" for outcome in outcomes[:MAX_NAMED]]
+    if len(outcomes) > MAX_NAMED:
+        runs.append("…")
     return text % {
         "count": len(outcomes),
         "items": items(len(outcomes)),
+        "runs": ", ".join(runs),
         "processes": named % {"count": processes},
     }

@@ -21,12 +21,12 @@ from run_abort._core.ids import clean_id
 from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store.overview import Overview, overview
-from run_abort.aborts import abort_run
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
+from run_abort.views.requesting import ask
 
-from .asking import ask, context_of, log_text, tell
+from .asking import confirm, context_of, log_text, tell
 from .wording import duration, visible
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
@@ -93,14 +93,15 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
             reason = form.cleaned_data["reason"]
-            outcome = abort_run(run_id, reason=reason, actor=request.user, wait=self.abort_wait)
-            if outcome.asked:
+            found = ask([run_id], user=request.user, reason=reason, wait=self.abort_wait)
+            (outcome,) = found.outcomes
+            if outcome.asked and found.made:
                 row = AbortRequest(pk=outcome.request_id, run_id=run_id)
                 self.log_change(request, row, log_text(reason))
-            for level, text in tell([outcome], _items, waited=bool(self.abort_wait)):
+            for level, text in tell([outcome], _items, is_known=found.is_known):
                 self.message_user(request, text, level)
             return HttpResponseRedirect(self.live_url())
-        return ask(
+        return confirm(
             self,
             request,
             form,

@@ -19,11 +19,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from run_abort._core.ids import clean_id
-from run_abort.aborts import abort_runs
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import is_true, may, may_some
+from run_abort.views.requesting import ask
 
-from .asking import ask, log_text, tell
+from .asking import confirm, log_text, tell
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -45,8 +45,8 @@ class AbortRunsMixin(ModelAdmin):
     ``may`` decides. They do not need permission to change the runs.
 
     :cvar abort_wait: maximum number of seconds to wait for the runs to stop, so that the message
-        can say which have stopped; 0 does not wait. With more than 100 runs at once the page does
-        not wait, and the message says only that they were asked to abort.
+        can say which have stopped; 0 looks once. With more than 100 runs at once the page does
+        not look, and the message says only that they were asked to abort.
     :cvar abort_confirmation_template: template of the confirmation page; None looks for
         ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
         and ``run_abort/admin/abort_confirmation.html``.
@@ -160,7 +160,7 @@ class AbortRunsMixin(ModelAdmin):
         runs = [(obj, self._why_not(request, obj)) for obj in objs]
         asked = sum(not why_not for _obj, why_not in runs)
         fallback = "run_abort/admin/abort_confirmation.html"
-        return ask(
+        return confirm(
             self,
             request,
             form,
@@ -196,14 +196,14 @@ class AbortRunsMixin(ModelAdmin):
             else:
                 asked.append((clean_id(self.get_run_id(obj)), obj))
         run_ids = [run_id for run_id, _obj in asked]
-        wait = self.abort_wait if 0 < len(run_ids) <= MAX_AWAITED else 0
-        found = abort_runs(run_ids, reason=reason, actor=request.user, wait=wait)
-        was_asked = {outcome.run_id for outcome in found if outcome.asked}
+        wait = self.abort_wait if len(run_ids) <= MAX_AWAITED else None
+        found = ask(run_ids, user=request.user, reason=reason, wait=wait)
+        was_asked = {each.run_id for each in found.outcomes if each.asked} & found.made
         for run_id, obj in asked:
             if run_id in was_asked:
                 self.log_change(request, obj, log_text(reason))
         items = partial(model_ngettext, self.opts)
-        for level, text in tell(found, items, waited=bool(wait)):
+        for level, text in tell(found.outcomes, items, is_known=found.is_known):
             self.message_user(request, text, level)
         skipped = [
             (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +21,10 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from run_abort._transport.codec import MAX_REASON_LENGTH
-from run_abort.aborts import AbortOutcome, abort_run
+from run_abort.aborts import AbortOutcome
 
 from .guarded import GuardedView, visitor
+from .requesting import ask
 
 __all__ = ["AbortForm", "AbortView"]
 
@@ -43,18 +45,26 @@ class AbortView(GuardedView):
 
     Clients that prefer JSON get ``{"ok": true, "runId": …, "requestId": …, "aborted": <number of
     controllers in this process>, "recorded": …, "published": …}`` with status 202.
-    Errors are ``{"ok": false, "error": …}`` with 400, 401, 403, or 503 if the request reached
-    neither this process, the database nor Redis.
+    Errors are ``{"ok": false, "error": …}`` with 400, 401, 403, 404, 429, or 503 if the request
+    reached neither this process, the database nor Redis.
 
     Other clients are redirected, with a message, to ``next`` or to the referring page, if that is
     on this host.
 
-    Override :meth:`has_abort_permission` to check permissions per run, and :meth:`get_run_id` if
-    the URL names the run in another way.
+    The same user's request for the same run within five seconds is the same request. Override
+    :meth:`throttle` to refuse more, :meth:`has_abort_permission` to check permissions per run, and
+    :meth:`get_run_id` if the URL names the run in another way.
     """
 
     http_method_names = ("get", "head", "options", "post")
     template_name = "run_abort/abort.html"
+
+    def throttle(self, run_id: str) -> float | None:
+        """Seconds until the visitor may ask again; None if they may now. Meant to be overridden.
+
+        Called in the thread of the view, before each ``POST`` that is permitted.
+        """
+        return None
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Show the confirmation page; this aborts nothing."""
@@ -62,6 +72,10 @@ class AbortView(GuardedView):
 
     def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Abort the run."""
+        if (seconds := self.throttle(self.run_id)) is not None:
+            response = self._refuse(429, _("Too many requests. Try again later."))
+            response["Retry-After"] = str(math.ceil(seconds))
+            return response
         try:
             data = self._data()
             form = AbortForm(data)
@@ -69,16 +83,19 @@ class AbortView(GuardedView):
                 if self._prefers_json():
                     raise ValueError(" ".join(map(str, form.errors["reason"])))
                 return self._ask(form, data, status=400)
-            reason = form.cleaned_data["reason"]
-            outcome = abort_run(self.run_id, reason=reason, actor=visitor(request))
         except ValueError as error:
             return self._refuse(400, str(error))
 
+        reason = form.cleaned_data["reason"]
+        wait = None if self._prefers_json() else 0
+        asked = ask([self.run_id], user=visitor(request), reason=reason, wait=wait)
+        (outcome,) = asked.outcomes
+        level, text = _message(outcome, is_known=asked.is_known)
         if not self._prefers_json():
-            messages.add_message(request, *_message(outcome), fail_silently=True)
+            messages.add_message(request, level, text, fail_silently=True)
             return HttpResponseRedirect(self._next(data))
         if not outcome.asked:
-            return self._refuse(503, _message(outcome)[1])
+            return self._refuse(503, text)
         return JsonResponse(
             {
                 "ok": True,
@@ -106,11 +123,11 @@ class AbortView(GuardedView):
         for url in (data.get("next"), self.request.headers.get("Referer")):
             if (
                 isinstance(url, str)
-                # Do not return to the confirmation page.
-                and urlsplit(url).path != self.request.path
                 and url_has_allowed_host_and_scheme(
                     url, self.request.get_host(), require_https=self.request.is_secure()
                 )
+                # Do not return to the confirmation page.
+                and urlsplit(url).path != self.request.path
             ):
                 return url
         return get_script_prefix()
@@ -120,7 +137,7 @@ class AbortView(GuardedView):
         return render(self.request, self.template_name, context, status=status)
 
 
-def _message(outcome: AbortOutcome) -> tuple[int, str]:
+def _message(outcome: AbortOutcome, *, is_known: bool) -> tuple[int, str]:
     """Level and text of the message about the outcome."""
     if not outcome.asked:
         level = messages.ERROR
@@ -128,8 +145,12 @@ def _message(outcome: AbortOutcome) -> tuple[int, str]:
             "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
             "request."
         )
+    elif is_known and not outcome.holds and not outcome.local:
+        level = messages.WARNING
+        text = _("Run “%(run_id)s” was asked to abort; no process is known to work on it.")
     elif outcome.published:
-        level, text = messages.SUCCESS, _("Run “%(run_id)s” was asked to abort.")
+        level = messages.SUCCESS if is_known else messages.INFO
+        text = _("Run “%(run_id)s” was asked to abort.")
     elif outcome.recorded:
         level = messages.INFO
         text = _(

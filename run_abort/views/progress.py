@@ -110,7 +110,7 @@ class AbortProgressView(GuardedView):
             if found.age is None and conf.settings().REQUESTS:
                 return self._refuse(404, _("This run has no such abort request."))
         ids = {"ok": True, "runId": run_id, "requestId": str(request_id)}
-        return JsonResponse(ids | _report(found))
+        return JsonResponse(ids | _report(found, run_id))
 
     def http_method_not_allowed(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -133,7 +133,7 @@ def _read(alias: str, asked: holds.Asked) -> _Found:
         return _Found(age, holds.of_requests(alias, [asked])[0])
 
 
-def _report(found: _Found) -> dict[str, Any]:
+def _report(found: _Found, run_id: str) -> dict[str, Any]:
     blocks = sorted(found.holds, key=lambda hold: ORDER.index(hold.state), reverse=True)
     states = Counter({hold.origin: hold.state for hold in blocks}.values())
     state = _state(states)
@@ -144,7 +144,7 @@ def _report(found: _Found) -> dict[str, Any]:
         "processes": states.total(),
         "stopped": states["stopped"],
         "lost": states["lost"],
-        "text": " ".join(_sentences(state, states)),
+        "text": " ".join(_sentences(state, states, run_id)),
     }
 
 
@@ -158,11 +158,11 @@ def _state(states: Counter[HoldState]) -> State:
     return "stopped" if states["stopped"] else "idle"
 
 
-def _sentences(state: State, states: Counter[HoldState]) -> Iterator[str]:
+def _sentences(state: State, states: Counter[HoldState], run_id: str) -> Iterator[str]:
     if state == "asked":
         yield _("Asked to abort.")
     elif state == "idle":
-        yield _("No process is working on this run.")
+        yield _("No process is working on run “%(run_id)s”.") % {"run_id": run_id}
     elif state == "stopped":
         yield STOPPED % {"count": states["stopped"]}
     else:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -13,13 +15,17 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import reverse
+from django.utils import timezone
 
 from example.redis_server import free_port
-from run_abort import RunAborted, abortable_run
+from run_abort import RunAborted, abortable_run, clear_run_abort
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortView
+from run_abort.views.requesting import REPEAT
+from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
+from tests.support import Foreign
 
 JSON = "application/json"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -87,9 +93,19 @@ class TestPost:
     @pytest.mark.parametrize("accept", [HTML, "*/*", None, "text/plain"])
     def test_redirects_others_with_a_message(self, client: Client, accept: str | None) -> None:
         headers = {"accept": accept} if accept else {}
-        response = client.post(url(), {"next": "/runs/?page=2"}, headers=headers)
+        with held("run-1", is_stubborn=True):
+            response = client.post(url(), {"next": "/runs/?page=2"}, headers=headers)
         assert (response.status_code, response["Location"]) == (302, "/runs/?page=2")
         assert texts(response) == [("success", "Run “run-1” was asked to abort.")]
+
+    def test_a_run_that_no_process_works_on_is_a_warning(
+        self, client: Client, configure: Configure
+    ) -> None:
+        text = "Run “run-1” was asked to abort; no process is known to work on it."
+        assert texts(client.post(url())) == [("warning", text)]
+        configure(REQUESTS=True, HOLDS=False)
+        told = texts(client.post(url("run-2")))[-1]
+        assert told == ("info", "Run “run-2” was asked to abort.")
 
     def test_takes_a_json_body(self, client: Client) -> None:
         body = json.dumps({"reason": "because"})
@@ -125,7 +141,8 @@ class TestPost:
 
     def test_what_did_not_go_out_is_told(self, client: Client, configure: Configure) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
-        response = client.post(url())
+        with held("run-1", is_stubborn=True):
+            response = client.post(url())
         ((level, text),) = texts(response)
         assert level == "info"
         assert "read the request from the database" in text
@@ -164,6 +181,7 @@ class TestNext:
             "/\\evil.example",
             " https://evil.example",
             "\x00//evil.example",
+            "http://[",
             "",
         ],
     )
@@ -275,6 +293,67 @@ class TestPermission:
 
         assert self.post(MyView, "1") == 401
         assert "has_abort_permission must return a bool" in caplog.text
+        assert_nothing_happened()
+
+
+class TestClicks:
+    """The rows are the truth, so the processes of a server need not know each other's."""
+
+    def ids(self, client: Client, *, number: int = 1, run_id: str = "run-1") -> set[str]:
+        answers = [client.post(url(run_id), headers={"accept": JSON}) for _ in range(number)]
+        assert {answer.status_code for answer in answers} == {202}
+        return {answer.json()["requestId"] for answer in answers}
+
+    def test_many_are_one_request(self, client: Client, foreign: Foreign) -> None:
+        with foreign.client.pubsub() as pubsub:
+            pubsub.subscribe(foreign.channel)
+            (request_id,) = self.ids(client, number=30)
+            foreign.publish("end")
+            pushed = []
+            while "end" not in (data := next(pubsub.listen())["data"], str(data))[1]:
+                pushed.append(data)
+        row = AbortRequest.objects.get()
+        assert str(row.pk) == request_id
+        assert len([data for data in pushed if request_id in str(data)]) == 2  # and its twin
+
+    def test_at_once_they_are_few(self, client: Client) -> None:
+        def click(number: int) -> int:
+            clicking = Client()
+            clicking.cookies = client.cookies
+            try:
+                return len(self.ids(clicking, number=10))
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(click, range(8)))
+        assert AbortRequest.objects.count() <= 8
+
+    def test_a_new_request_is_made_by_another_user_later_and_after_a_clear(
+        self, client: Client, ann: User
+    ) -> None:
+        first = self.ids(client)
+        root = Client()
+        root.force_login(User.objects.create_superuser("root"))
+        assert not self.ids(root) & first
+        assert not self.ids(client, run_id="Run-1") & first
+        assert self.ids(client) == first
+        clear_run_abort("run-1")
+        second = self.ids(client)
+        assert not second & first
+        past = timezone.now() - timedelta(seconds=REPEAT + 1)
+        AbortRequest.objects.update(requested_at=past)
+        assert not self.ids(client) & second
+
+    @pytest.mark.parametrize("accept", [JSON, HTML])
+    def test_a_project_may_refuse_more(
+        self, client: Client, accept: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(AbortView, "throttle", lambda self, run_id: 7.2)
+        response = client.post(url(), headers={"accept": accept})
+        assert (response.status_code, response["Retry-After"]) == (429, "8")
+        assert "Too many requests. Try again later." in response.content.decode()
+        assert client.get(url()).status_code == 200
         assert_nothing_happened()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
 from typing import Any
 
@@ -103,6 +104,13 @@ def messages(response: HttpResponse) -> list[tuple[str, str]]:
     return [(message.level_tag, str(message)) for message in found]
 
 
+def idle(*jobs: Job) -> tuple[str, str]:
+    """The message about jobs that no process works on."""
+    count = "1 job was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
+    names = ", ".join(f"“job-{job.pk}”" for job in jobs)
+    return "warning", f"{count} asked to abort; no process is known to work on {names}."
+
+
 def aborted() -> set[str]:
     return set(AbortRequest.objects.values_list("run_id", flat=True))
 
@@ -118,7 +126,7 @@ class TestAction:
         response = viewer.post(f"{LIST}?is_over__exact=0", confirmed(page, reason="because"))
         assert response.status_code == 302
         assert response["Location"] == f"{LIST}?is_over__exact=0"
-        assert messages(response) == [("success", "Asked to abort: 2 jobs.")]
+        assert messages(response) == [idle(*reversed(jobs))]
         assert aborted() == {f"job-{job.pk}" for job in jobs}
         row = AbortRequest.objects.first()
         assert row is not None
@@ -127,6 +135,8 @@ class TestAction:
     def test_leaves_one_line_per_run_in_the_log(self, viewer: Client, jobs: list[Job]) -> None:
         page = viewer.post(LIST, ACTION | select(*jobs))
         viewer.post(LIST, confirmed(page, reason="because"))
+        viewer.post(LIST, confirmed(page))  # the same request
+        AbortRequest.objects.update(requested_at=timezone.now() - timedelta(minutes=1))
         viewer.post(LIST, confirmed(page))
         entries = LogEntry.objects.all()
         assert {entry.object_id for entry in entries} == {str(job.pk) for job in jobs}
@@ -145,7 +155,7 @@ class TestAction:
         assert "these 2 jobs" in text(page)
         response = viewer.post(LIST, confirmed(page))
         assert messages(response) == [
-            ("success", "Asked to abort: 2 jobs."),
+            idle(*reversed(jobs)),
             ("warning", "Skipped, nothing to abort: 1 job."),
             ("error", "Skipped, not permitted: 1 job."),
         ]
@@ -157,8 +167,9 @@ class TestAction:
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
-        (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "read the request from the database" in told) == ("info", True)
+        with held(f"job-{jobs[0].pk}", is_stubborn=True):
+            (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
+        assert (level, "read the request from the database" in told) == ("warning", True)
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "Not asked to abort" in told) == ("error", True)
@@ -303,7 +314,7 @@ class TestButton:
 
         response = viewer.post(f"{self.address(jobs[0])}?{filters}", {"reason": "because"})
         assert response["Location"] == f"{LIST}{jobs[0].pk}/change/?{filters}"
-        assert messages(response) == [("success", "Asked to abort: 1 job.")]
+        assert messages(response) == [idle(jobs[0])]
         assert aborted() == {f"job-{jobs[0].pk}"}
         assert LogEntry.objects.get().change_message == "Asked to abort: because"
 
@@ -373,10 +384,10 @@ class TestWaiting:
         self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0.5)
-        lost, idle = (Job.objects.create(name=name) for name in ("three", "four"))
+        lost, alone = (Job.objects.create(name=name) for name in ("three", "four"))
         hold_row(f"job-{lost.pk}", process_row(silent=LEASE + 1))
         with held(f"job-{jobs[0].pk}"), held(f"job-{jobs[1].pk}", is_stubborn=True):
-            told = self.abort(viewer, *jobs, lost, idle)
+            told = self.abort(viewer, *jobs, lost, alone)
         assert told == [
             ("success", "1 job stopped, on 1 process."),
             ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
@@ -387,7 +398,7 @@ class TestWaiting:
                     "while."
                 ),
             ),
-            ("info", "1 job was asked to abort; no process is known to work on it."),
+            idle(alone),
         ]
         assert LogEntry.objects.count() == 4
 
@@ -404,13 +415,7 @@ class TestWaiting:
             told = self.abort(viewer, *jobs)
         assert told == [
             ("success", "1 job stopped, on 1 process."),
-            (
-                "info",
-                (
-                    "Asked to abort; other processes read the request from the database some "
-                    "seconds later: 1 job."
-                ),
-            ),
+            idle(jobs[1]),
         ]
 
     def test_with_nothing_left_to_abort_nobody_is_asked(
@@ -426,7 +431,7 @@ class TestWaiting:
     ) -> None:
         monkeypatch.setattr(rooms_of_runs, "MAX_AWAITED", 1)
         with held(f"job-{jobs[0].pk}"):
-            assert self.abort(viewer, *jobs) == [("success", "Asked to abort: 2 jobs.")]
+            assert self.abort(viewer, *jobs) == [("warning", "Asked to abort: 2 jobs.")]
 
     def test_several_processes_are_counted_once_each(self) -> None:
         now = timezone.now()
@@ -446,12 +451,16 @@ class TestWaiting:
             outcome("5", {"a": "stopped", "b": "lost"}),
             outcome("6", {}),
         ]
-        told = tell(outcomes, lambda count: "run" if count == 1 else "runs", waited=True)
+        outcomes += [outcome(f"6{letter}", {}) for letter in "abcde"]
+        told = tell(outcomes, lambda count: "run" if count == 1 else "runs", is_known=True)
         assert [text for _level, text in told] == [
             "2 runs stopped, on 3 processes.",
             "2 runs were asked to abort and are still stopping, on 3 processes.",
             "1 run was asked to abort, but may still work: 1 process, not heard of for a while.",
-            "1 run was asked to abort; no process is known to work on it.",
+            (
+                "6 runs were asked to abort; no process is known to work on “6”, “6a”, “6b”, “6c”, "
+                "“6d”, …."
+            ),
         ]
 
 

@@ -1,0 +1,85 @@
+"""Requests of users: a repeated click is the same request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from run_abort import conf
+from run_abort._core.ids import clean_id
+from run_abort._runtime.outcome import can_look
+from run_abort._runtime.runtime import current
+from run_abort._store.clock import Now
+from run_abort._store.connection import limited
+from run_abort._store.requests import chunks
+from run_abort.aborts import AbortOutcome, abort_runs, awaited, who
+from run_abort.models import AbortRequest
+
+__all__ = ["REPEAT", "Asked", "ask"]
+
+REPEAT: Final = 5.0  # seconds
+
+
+class Asked(NamedTuple):
+    """What became of the requests of a user.
+
+    :ivar outcomes: one for each distinct run, in the order in which they were given.
+    :ivar made: the IDs of the runs for which a request was made, and not found.
+    :ivar is_known: whether the outcomes have the holds.
+    """
+
+    outcomes: list[AbortOutcome]
+    made: frozenset[str]
+    is_known: bool
+
+
+def ask(
+    run_ids: Iterable[object], *, user: Any, reason: str = "", wait: float | None = None
+) -> Asked:
+    """``abort_runs`` for a user.
+
+    If the user has requested the abort of a run within the last five seconds, and that was not
+    cleared, this is the same request: it makes neither a row nor a push. With ``REQUESTS`` False
+    each one is a new request. So may be those that arrive at the same moment.
+
+    :param wait: seconds to wait at most until the runs have stopped; 0 looks at their holds once;
+        None does not look.
+    :raises TypeError: and ``ValueError``, as ``abort_runs``.
+    """
+    ids = list(dict.fromkeys(map(clean_id, run_ids)))
+    known = _recent(ids, user)
+    made = [run_id for run_id in ids if run_id not in known]
+    known |= {each.run_id: each for each in abort_runs(made, reason=reason, actor=user)}
+    outcomes = [known[run_id] for run_id in ids]
+    is_known = wait is not None and bool(outcomes) and can_look()
+    if wait is not None and is_known:
+        outcomes = awaited(outcomes, wait)
+    return Asked(outcomes, frozenset(made), is_known)
+
+
+def _recent(ids: Sequence[str], user: Any) -> dict[str, AbortOutcome]:
+    """The requests that the user has made just now, by the IDs of their runs."""
+    if not ids or not conf.settings().REQUESTS:
+        return {}
+    pk, name = who(user)
+    by = {"user": pk} if pk is not None else {"user": None, "actor": name}
+    return current().recorder.call(partial(_read, ids=ids, by=by), otherwise={})
+
+
+def _read(alias: str, ids: Sequence[str], by: dict[str, Any]) -> dict[str, AbortOutcome]:
+    since = Now(-REPEAT)
+    known = set(ids)
+    found: dict[str, AbortOutcome] = {}
+    with limited(alias, writes=False):
+        for some in chunks(ids, alias):
+            rows = AbortRequest.objects.using(alias).filter(
+                run_id__in=some, requested_at__gt=since, cleared_at=None, cause="", **by
+            )
+            for row in rows.order_by("requested_at"):
+                is_published = row.published_at is not None
+                outcome = AbortOutcome(row.run_id, row.pk, 0, True, is_published)
+                # Compared again, because some databases ignore case.
+                if row.run_id in known:
+                    found.setdefault(row.run_id, outcome)
+    return found
