@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import django
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
@@ -18,7 +20,7 @@ from run_abort.views.abort import AbortForm
 
 from .wording import visible
 
-__all__ = ["confirm", "context_of", "log_text", "tell"]
+__all__ = ["confirm", "confirm_abort", "context_of", "echoed", "log_text", "names", "tell"]
 
 Items = Callable[[int], str]  # returns the name for a given number of runs
 LeveledText = tuple[int, str]  # level and text of a message
@@ -45,21 +47,24 @@ def context_of(
 def confirm(
     model_admin: admin.ModelAdmin[Any],
     request: HttpRequest,
-    form: AbortForm,
     *,
     title: str,
     runs: Sequence[tuple[object, str]],
-    items: str,
+    text: str,
+    yes: str,
     back: str,
+    form: AbortForm | None = None,
     echoed: Iterable[tuple[str, str]] = (),
     max_display: int = 100,
     templates: Sequence[str] = ("run_abort/admin/abort_confirmation.html",),
 ) -> HttpResponse:
-    """Render the page that asks whether to abort ``runs``.
+    """Render the page that asks whether to do something to ``runs``.
 
-    :param runs: each run with the reason why it cannot be aborted; empty if it can.
-    :param items: name of the abortable runs, in the singular or plural that fits their number.
+    :param runs: each run with the reason why it is left out; empty if it is not.
+    :param text: what will happen.
+    :param yes: text of the button; empty if nothing can be done.
     :param back: URL of the "No" link.
+    :param form: further fields.
     :param echoed: hidden fields that make the submitted form act on the same runs.
     """
     context = {
@@ -67,12 +72,62 @@ def confirm(
         "form": form,
         "runs": runs[:max_display],
         "unlisted": max(len(runs) - max_display, 0),
-        "asked": sum(not why_not for _run, why_not in runs),
-        "items": items,
+        "text": text,
+        "yes": yes,
         "echoed": echoed,
         "back": back,
     }
     return TemplateResponse(request, templates, context)
+
+
+def confirm_abort(
+    model_admin: admin.ModelAdmin[Any],
+    request: HttpRequest,
+    form: AbortForm,
+    *,
+    runs: Sequence[tuple[object, str]],
+    items: Items,
+    **options: Any,
+) -> HttpResponse:
+    """:func:`confirm` an abort; ``options`` are its other arguments."""
+    asked = sum(not why_not for _run, why_not in runs)
+    text = ngettext(
+        "Every process working on this %(items)s will be asked to stop. This cannot be undone.",
+        "Every process working on these %(counter)s %(items)s will be asked to stop. This cannot "
+        "be undone.",
+        asked,
+    )
+    return confirm(
+        model_admin,
+        request,
+        runs=runs,
+        text=text % {"counter": asked, "items": items(asked)}
+        if asked
+        else _("None of the selected items can be aborted."),
+        yes=_("Yes, abort") if asked else "",
+        form=form,
+        **options,
+    )
+
+
+def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple[str, str]]:
+    """Hidden fields that make the confirmation page submit the same action on the same rows."""
+    # Since Django 6.1 the fields of a change form have a prefix.
+    field = next((name for name in request.POST if name.endswith("-action")), "action")
+    fields = [(field, action), ("post", "yes")]
+    if request.POST.get("select_across") == "1":
+        # One field per row could exceed Django's limit, DATA_UPLOAD_MAX_NUMBER_FIELDS.
+        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)[:1]
+        fields.append(("select_across", "1"))
+    else:
+        selected = [str(pk) for pk in rows.values_list("pk", flat=True)]
+    return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]
+
+
+def names(run_ids: Sequence[str]) -> str:
+    """The first few runs, for a message."""
+    named = [f"“{visible(run_id)}”" for run_id in run_ids[:MAX_NAMED]]
+    return ", ".join(named + ["…"] * (len(run_ids) > MAX_NAMED))
 
 
 def tell(
@@ -156,12 +211,9 @@ def _filled(text: str, outcomes: Sequence[AbortOutcome], items: Items, *states: 
     holds = [hold for outcome in outcomes for hold in outcome.holds if hold.state in states]
     processes = len({hold.origin for hold in holds})
     named = ngettext("%(count)d process", "%(count)d processes", processes)
-    runs = [f"“{visible(outcome.run_id)}”" for outcome in outcomes[:MAX_NAMED]]
-    if len(outcomes) > MAX_NAMED:
-        runs.append("…")
     return text % {
         "count": len(outcomes),
         "items": items(len(outcomes)),
-        "runs": ", ".join(runs),
+        "runs": names([outcome.run_id for outcome in outcomes]),
         "processes": named % {"count": processes},
     }

@@ -26,7 +26,7 @@ from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
 from run_abort.views.requesting import ask
 
-from .asking import confirm, context_of, log_text, tell
+from .asking import confirm_abort, context_of, log_text, tell
 from .wording import duration, visible
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
@@ -101,13 +101,13 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             for level, text in tell([outcome], _items, is_known=found.is_known):
                 self.message_user(request, text, level)
             return HttpResponseRedirect(self.live_url())
-        return confirm(
+        return confirm_abort(
             self,
             request,
             form,
             title=_("Abort run"),
             runs=[(visible(run_id), "")],
-            items=_items(1),
+            items=_items,
             back=self.live_url(),
             echoed=[("run", key), ("post", "yes")],
         )

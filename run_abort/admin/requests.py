@@ -1,4 +1,4 @@
-"""The read-only admin of abort requests: actor, run, time and outcome of each.
+"""The admin of abort requests: actor, run, time and outcome of each.
 
 Each query takes bounded time, however many requests there are.
 """
@@ -20,6 +20,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from run_abort._store.clock import Now
 from run_abort.models import AbortRequest, RunHold
 
+from .clearing import ClearRunsAdmin
 from .live import LiveRunsAdmin
 from .story import story_of
 from .wording import visible
@@ -98,8 +99,11 @@ class RunFilter(_LatestFilter):
 
 
 @admin.register(AbortRequest)
-class AbortRequestAdmin(LiveRunsAdmin):
-    """Lists the requests, with the timeline of each, and adds the page "Running now". Read-only."""
+class AbortRequestAdmin(ClearRunsAdmin, LiveRunsAdmin):
+    """Lists the requests, with the timeline of each, and adds the page "Running now".
+
+    Read-only, but for letting runs start again.
+    """
 
     list_display = ("requested_at", "run", "outcome", "who", "why", "published")
     list_filter = (
@@ -200,6 +204,7 @@ class AbortRequestAdmin(LiveRunsAdmin):
         original = context.get("original")
         if original is not None:
             context["story"] = story_of(original)
+            context["clear_url"] = self.clear_url(request, original)
         return super().render_change_form(request, context, *args, **kwargs)
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.utils import model_ngettext, quote, unquote
 from django.core.exceptions import PermissionDenied
@@ -23,7 +22,7 @@ from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import is_true, may, may_some
 from run_abort.views.requesting import ask
 
-from .asking import confirm, log_text, tell
+from .asking import confirm_abort, echoed, log_text, tell
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -103,7 +102,8 @@ class AbortRunsMixin(ModelAdmin):
         if form.is_valid():
             self._abort(request, queryset, form.cleaned_data["reason"])
             return None
-        return self._ask(request, queryset, form, echoed=_echoed(request, queryset))
+        fields = echoed(request, queryset, "abort_selected_runs")
+        return self._ask(request, queryset, form, echoed=fields)
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_abort"
@@ -158,15 +158,14 @@ class AbortRunsMixin(ModelAdmin):
         echoed: Iterable[tuple[str, str]] = (),
     ) -> HttpResponse:
         runs = [(obj, self._why_not(request, obj)) for obj in objs]
-        asked = sum(not why_not for _obj, why_not in runs)
         fallback = "run_abort/admin/abort_confirmation.html"
-        return confirm(
+        return confirm_abort(
             self,
             request,
             form,
             title=_("Abort %(items)s") % {"items": model_ngettext(self.opts, len(runs))},
             runs=runs,
-            items=model_ngettext(self.opts, asked),
+            items=partial(model_ngettext, self.opts),
             back=back or request.get_full_path(),
             echoed=echoed,
             max_display=self.abort_confirmation_max_display,
@@ -212,17 +211,3 @@ class AbortRunsMixin(ModelAdmin):
         for count, level, text in skipped:
             if count:
                 self.message_user(request, text % {"count": count, "items": items(count)}, level)
-
-
-def _echoed(request: HttpRequest, queryset: QuerySet[Any]) -> list[tuple[str, str]]:
-    """Hidden fields that make the confirmation page submit the same action on the same rows."""
-    # Since Django 6.1 the fields of a change form have a prefix.
-    field = next((name for name in request.POST if name.endswith("-action")), "action")
-    fields = [(field, "abort_selected_runs"), ("post", "yes")]
-    if request.POST.get("select_across") == "1":
-        # One field per row could exceed Django's limit, DATA_UPLOAD_MAX_NUMBER_FIELDS.
-        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)[:1]
-        fields.append(("select_across", "1"))
-    else:
-        selected = [str(pk) for pk in queryset.values_list("pk", flat=True)]
-    return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
 from django.db import connection, connections
 from django.http import HttpResponse
 from django.test import Client
@@ -15,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.html import escape
 
-from run_abort import abort_run
+from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import holds
 from run_abort.admin import requests, story
@@ -346,6 +348,90 @@ class TestTimeline:
             row = AbortRequest.objects.get(pk=abort_run("run-1").request_id)
             assert titles() == ["Published", "Received", "Requested", "Still"]
         assert titles() == ["Published", "Received", "Requested", "Stopped"]
+
+
+class TestClear:
+    """The action and the button that let a run start again."""
+
+    @pytest.fixture(autouse=True)
+    def rows_are_kept(self, configure: Configure) -> None:
+        configure(REQUESTS=True, LISTEN=False)
+
+    @pytest.fixture
+    def clearer(self, client: Client) -> Client:
+        user = User.objects.get(username="reader")
+        user.user_permissions.add(Permission.objects.get(codename="clear_run_abort"))
+        return client
+
+    def told(self, response: HttpResponse) -> list[tuple[str, str]]:
+        found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
+        return [(message.level_tag, str(message)) for message in found]
+
+    def test_the_button_asks_first_and_says_how_to_go_on(self, clearer: Client) -> None:
+        abort_run("run-1")
+        row = AbortRequest.objects.get()
+        page = text(clearer.get(f"{LIST}{row.pk}/change/"))
+        assert f'<a href="{LIST}{row.pk}/clear/">Let this run start again</a>' in page
+        question = text(clearer.get(f"{LIST}{row.pk}/clear/"))
+        assert "Earlier requests will no longer stop this run" in question
+        assert 'value="Yes, let them start again"' in question
+        assert 'name="reason"' not in question
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            pass
+        response = clearer.post(f"{LIST}{row.pk}/clear/")
+        assert response["Location"] == f"{LIST}{row.pk}/change/"
+        assert self.told(response) == [
+            ("success", "“run-1” can start again. Start it in the usual way.")
+        ]
+        with abortable_run("run-1"):
+            pass
+        row.refresh_from_db()
+        assert row.cleared_by == "reader"
+        assert LogEntry.objects.get().change_message == "The run can start again."
+        assert "/clear/" not in text(clearer.get(f"{LIST}{row.pk}/change/"))
+        assert self.told(clearer.post(f"{LIST}{row.pk}/clear/"))[-1] == (
+            "warning",
+            "Nothing was cleared for “run-1”.",
+        )
+
+    def test_the_action_clears_the_runs_that_the_user_may(
+        self, clearer: Client, configure: Configure
+    ) -> None:
+        def rule(user: object, run_id: str, action: str) -> bool:
+            return action == "clear" and run_id != "not yours"
+
+        configure(REQUESTS=True, LISTEN=False, MAY_ABORT=rule)
+        for run_id in ("one", "one", "two", "not yours"):
+            abort_run(run_id)
+        keys = [str(row.pk) for row in AbortRequest.objects.all()]
+        chosen = {"action": "clear_selected_requests", "index": 0, "_selected_action": keys}
+        question = text(clearer.post(LIST, chosen))
+        assert "<del>not yours</del> (you may not let it start again)" in question
+        assert question.count("<li>one</li>") == 1
+        assert not AbortRequest.objects.exclude(cleared_at=None).exists()
+        response = clearer.post(LIST, chosen | {"post": "yes"})
+        assert self.told(response) == [
+            ("success", "“two”, “one” can start again. Start them in the usual way."),
+            ("error", "Skipped, not permitted: “not yours”."),
+        ]
+        assert [row.run_id for row in AbortRequest.objects.filter(cleared_at=None)] == ["not yours"]
+
+    def test_needs_the_permission(self, client: Client) -> None:
+        row = request()
+        assert "/clear/" not in text(client.get(f"{LIST}{row.pk}/change/"))
+        assert "clear_selected_requests" not in text(client.get(LIST))
+        assert client.post(f"{LIST}{row.pk}/clear/").status_code == 403
+        chosen = {"action": "clear_selected_requests", "_selected_action": [str(row.pk)]}
+        client.post(LIST, chosen | {"post": "yes"})
+        assert not AbortRequest.objects.exclude(cleared_at=None).exists()
+
+    def test_of_a_request_that_is_gone(self, clearer: Client) -> None:
+        for gone in (uuid.uuid4(), "nonsense"):
+            assert clearer.get(f"{LIST}{gone}/clear/").status_code == 404
+
+    def test_a_csrf_token_is_needed(self, clearer: Client) -> None:
+        clearer.handler.enforce_csrf_checks = True
+        assert clearer.post(f"{LIST}{request().pk}/clear/").status_code == 403
 
 
 class TestWho:
