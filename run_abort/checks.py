@@ -50,6 +50,8 @@ def check_settings(
 
 def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
     options = conf.settings()
+    if options.REDIS_URL is False or options.PUSH == "none":
+        return
     alias = options.CACHE_ALIAS
     if not options.REDIS_URL:
         if alias not in django_settings.CACHES:

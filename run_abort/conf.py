@@ -1,22 +1,29 @@
-"""The settings: one dict ``RUN_ABORT`` in the project's settings, every key optional."""
+"""The settings: one dict ``RUN_ABORT`` in the project's settings, every key optional.
+
+While a test environment of Django is set up, the app is local: the values of ``LOCAL`` count in
+place of those with which the process was started. A test gets the others back if it overrides
+``RUN_ABORT`` with another value for them, or by ``run_abort.testing``.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from django.conf import UserSettingsHolder
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-__all__ = ["Problem", "Settings", "problems", "settings"]
+__all__ = ["LOCAL", "Problem", "Settings", "problems", "replace", "restore", "settings"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Settings:
     :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
         first ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process listens from
         ``ready()`` on; False: no process listens.
+    :ivar notifies_queues: whether task queues are notified of requests. Not a key.
     """
 
     REDIS_URL: str | Literal[False] | None = None
@@ -69,6 +77,7 @@ class Settings:
     MAY_ABORT: Callable[..., Any] | str | None = None
     PROCESS_DIR: str | None = None
     LISTEN: Literal["auto"] | bool = "auto"
+    notifies_queues: bool = True
 
     @property
     def lease(self) -> float:
@@ -85,7 +94,16 @@ class Problem(NamedTuple):
     hint: str
 
 
-KEYS: Final = tuple(field.name for field in fields(Settings))
+KEYS: Final = tuple(field.name for field in fields(Settings) if field.name.isupper())
+
+# The app cut off from everything outside of this process.
+LOCAL: Final[Mapping[str, Any]] = {
+    "REDIS_URL": False,
+    "REQUESTS": False,
+    "HOLDS": False,
+    "LISTEN": False,
+    "notifies_queues": False,
+}
 
 # Seconds. A value below the lower bound would cause a busy loop. A value above the upper bound
 # would in effect mean "never".
@@ -107,17 +125,47 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
 _URL_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
-@cache
+# What counts now, by whether a test environment is set up.
+_made: Final[dict[bool, Settings]] = {}
+# The arguments of replace(), each with RUN_ABORT as it was at the call.
+_replaced: Final[list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = []
+
+
 def settings() -> Settings:
-    """The current settings.
+    """The current settings: the same object until they change. Cheap.
 
     :raises ImproperlyConfigured: if a setting is invalid. The message names the first invalid
         setting and its valid values. The system checks report all of them.
     """
+    is_test = "django.test.utils" in sys.modules and _is_test_environment()
+    return _made.get(is_test) or _made.setdefault(is_test, _make(is_test))
+
+
+def replace(values: Mapping[str, Any]) -> None:
+    """Let these values count in place of those of ``RUN_ABORT``, until :func:`restore`. For tests.
+
+    If a test overrides ``RUN_ABORT`` meanwhile, keys to which that gives another value count.
+    """
+    _replaced.append((_raw_dict(django_settings), values))
+    _tell(enter=True)
+
+
+def restore() -> None:
+    """Undo the last :func:`replace`."""
+    _replaced.pop()
+    _tell(enter=False)
+
+
+def _tell(*, enter: bool) -> None:
+    value = getattr(django_settings, "RUN_ABORT", {})
+    setting_changed.send(type(django_settings), setting="RUN_ABORT", value=value, enter=enter)
+
+
+def _make(is_test: bool) -> Settings:
     raw = getattr(django_settings, "RUN_ABORT", {})
     for problem in problems(raw):
         raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
-    values: dict[str, Any] = dict(raw)
+    values: dict[str, Any] = {**raw, **_replacements(raw, is_test)}
     for key in _DURATIONS.keys() & values.keys():
         if values[key] is not None:
             values[key] = _seconds(values[key])
@@ -126,9 +174,48 @@ def settings() -> Settings:
     return Settings(**values)
 
 
+def _replacements(raw: Mapping[str, Any], is_test: bool) -> Mapping[str, Any]:
+    """What counts in place of the values in ``raw``."""
+    if _replaced:
+        before, values = _replaced[-1]
+    elif is_test:
+        before, values = _raw_at_start(), LOCAL
+    else:
+        return {}
+    asked = {k for k, value in raw.items() if value is not None and value != before.get(k)}
+    kept = {key: value for key, value in values.items() if key not in asked}
+    if "CACHE_ALIAS" in asked and kept.get("REDIS_URL") is False:
+        kept["REDIS_URL"] = ""  # the alias counts, the environment does not
+    return kept
+
+
+def _raw_at_start() -> Mapping[str, Any]:
+    """``RUN_ABORT`` of the settings that the process was started with, without overrides."""
+    holder: Any = django_settings._wrapped  # type: ignore[misc]
+    while isinstance(holder, UserSettingsHolder):
+        if isinstance(holder.default_settings, ModuleType):  # by settings.configure()
+            break
+        holder = holder.default_settings
+    return _raw_dict(holder)
+
+
+def _raw_dict(holder: object) -> Mapping[str, Any]:
+    raw = getattr(holder, "RUN_ABORT", {})
+    return raw if isinstance(raw, dict) else {}
+
+
+def _is_test_environment() -> bool:
+    """Whether ``setup_test_environment`` was called, and its counterpart was not.
+
+    ``mail.outbox`` would not tell: the e-mail backend locmem makes it in any process.
+    """
+    state = getattr(sys.modules["django.test.utils"], "_TestState", None)
+    return "saved_data" in getattr(state, "__dict__", {})
+
+
 def _forget(*, setting: str, **kwargs: object) -> None:
     if setting == "RUN_ABORT":
-        settings.cache_clear()
+        _made.clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="run_abort.conf")

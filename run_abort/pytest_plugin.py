@@ -1,61 +1,75 @@
-"""The pytest plugin: the fixture ``aborts``.
+"""The pytest plugin: the fixtures ``run_aborts``, ``run_abort_rows`` and ``run_abort_push``.
 
-    def test_stop_button(aborts, client):
+    def test_stop_button(run_aborts, client):
         client.post("/imports/7/stop/")
-        assert aborts.run_ids == ["import-7"]
+        assert run_aborts.run_ids == ["shop.import:7"]
 
 pytest loads this module in every environment that has the app installed, so it imports Django only
-when a test uses the fixture.
+when a test uses a fixture.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from .testing import Aborts
 
-__all__ = ["aborts"]
+__all__ = ["aborts", "run_abort_push", "run_abort_rows", "run_aborts"]
 
 
 @pytest.fixture
-def aborts(request: pytest.FixtureRequest) -> Iterator[Aborts]:
-    """The aborts requested during the test, by ``abort_run`` and the functions built on it.
-
-    Needs neither Redis nor a database.
-    """
-    _require_settings()
-    from .testing import cut_off, record_aborts, recording
-
-    settings = _settings_of_pytest_django(request)
-    if settings is None:
-        with record_aborts() as recorded:
-            yield recorded
-    else:
-        # Overrides must end in reverse order. The test may add more through the same fixture, so
-        # this one must be part of it.
-        settings.RUN_ABORT = cut_off()
-        with recording() as recorded:
-            yield recorded
-
-
-def _require_settings() -> None:
+def _run_abort_settings() -> None:
+    """Django's settings, which the other fixtures need."""
     from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
 
     try:
         settings.INSTALLED_APPS  # noqa: B018  loads the settings
     except ImproperlyConfigured as error:
-        pytest.fail(f"the fixture 'aborts' needs Django's settings: {error}", pytrace=False)
+        pytest.fail(f"the fixtures of run_abort need Django's settings: {error}", pytrace=False)
 
 
-def _settings_of_pytest_django(request: pytest.FixtureRequest) -> Any:
-    """pytest-django's fixture ``settings``; None if it is absent or the project replaces it."""
-    plugins = request.config.pluginmanager
-    if not (plugins.hasplugin("django") or plugins.hasplugin("pytest_django.plugin")):
-        return None
-    settings = request.getfixturevalue("settings")
-    return settings if type(settings).__module__.startswith("pytest_django") else None
+@pytest.fixture
+def run_aborts(_run_abort_settings: None) -> Iterator[Aborts]:
+    """The aborts requested during the test, by ``abort_run`` and the functions built on it.
+
+    Needs neither Redis nor a database.
+    """
+    from .testing import record_aborts
+
+    with record_aborts() as recorded:
+        yield recorded
+
+
+@pytest.fixture
+def aborts(run_aborts: Aborts) -> Aborts:
+    """The former name of ``run_aborts``."""
+    text = "run_abort's fixture 'aborts' is now called 'run_aborts'"
+    warnings.warn(text, DeprecationWarning, stacklevel=1)
+    return run_aborts
+
+
+@pytest.fixture
+def run_abort_rows(_run_abort_settings: None) -> Iterator[None]:
+    """Requests and holds are kept in the test's database, which the test has to ask for."""
+    from .testing import use_rows
+
+    with use_rows():
+        yield
+
+
+@pytest.fixture
+def run_abort_push(_run_abort_settings: None) -> Iterator[str]:
+    """As ``run_abort_rows``, and requests are published, on a channel of the test's own: its name.
+
+    Needs a Redis that the settings name.
+    """
+    from .testing import use_push
+
+    with use_push() as channel:
+        yield channel

@@ -11,9 +11,17 @@ import pytest
 from example.redis_server import RedisServer
 from run_abort._runtime.runtime import Runtime, install
 from run_abort._store import database
+from run_abort.testing import use_settings
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_configured() -> Iterator[None]:
+    """The settings of these tests name nothing that is real."""
+    with use_settings():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
+from django.core.exceptions import ImproperlyConfigured
+
+from run_abort import conf
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request
 
@@ -16,13 +19,9 @@ __all__ = ["Queues"]
 
 
 class Queues:
-    """The queues of this process.
-
-    :ivar cut_off: whether no queue is notified. Tests of projects set it.
-    """
+    """The queues of this process."""
 
     def __init__(self) -> None:
-        self.cut_off = False
         self._workers: dict[Hashable, SerialWorker[Request]] = {}
 
     def revoke_with(self, revoke: Callable[[Request], object], *, name: str, key: Hashable) -> None:
@@ -37,8 +36,8 @@ class Queues:
             self._workers[key] = SerialWorker(revoke, name=f"run_abort-{name}")
 
     def notify(self, requests: Iterable[Request]) -> None:
-        """Notify each queue of the requests, without waiting for any."""
-        if self.cut_off:
+        """Notify each queue of the requests, without waiting for any. Not in tests of projects."""
+        if not _may_notify():
             return
         workers = tuple(self._workers.values())
         for request in requests:
@@ -52,3 +51,10 @@ class Queues:
         :return: False if the time was up.
         """
         return wait_idle(self._workers.values(), timeout)
+
+
+def _may_notify() -> bool:
+    try:
+        return conf.settings().notifies_queues
+    except ImproperlyConfigured:  # the system checks report it
+        return False

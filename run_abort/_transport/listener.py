@@ -98,8 +98,10 @@ class Listener:
         # Guards _phase, and the start of the thread together with it. Reentrant, because a signal
         # handler may start or stop the listener while its own thread holds the lock.
         self._lock = threading.RLock()
-        # Whether ensure_started() has nothing to do.
-        self._settled = False
+        # The settings for which ensure_started() has nothing left to do.
+        self._settled: conf.Settings | None = None
+        # The settings with which the thread has subscribed.
+        self._options: conf.Settings | None = None
         self._configured = False
         self._started_at: float | None = None  # in seconds of time.monotonic()
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
@@ -125,11 +127,15 @@ class Listener:
         :return: whether a transport is configured and this process may listen.
         :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
         """
-        if not self._settled:
-            self._configured = conf.settings().LISTEN is not False and self._has_transport()
+        options = conf.settings()
+        if self._settled is not options:
+            if self._options not in (None, options):
+                self.stop(0)
+            self._configured = options.LISTEN is not False and self._has_transport()
+            rest = REST if may_rest and options.REQUESTS else 0.0
             # If no thread can be started, the next call tries again.
-            rests = may_rest and conf.settings().REQUESTS
-            self._settled = not self._configured or self.start(rest=REST if rests else 0.0)
+            if not self._configured or self.start(rest=rest):
+                self._settled = options
         return self._configured
 
     def _has_transport(self) -> bool:
@@ -178,7 +184,7 @@ class Listener:
         :return: whether the thread has ended.
         """
         with self._lock:
-            self._settled = False
+            self._settled = self._options = None
             if self._phase[0] != "off":
                 self._phase = ("stopped", datetime.now(UTC))
         ended = self.service.stop(timeout)
@@ -237,6 +243,7 @@ class Listener:
 
     def _listen(self, life: Life, link: Subscription) -> None:
         life.on_stop = link.interrupt
+        options = self._options = conf.settings()
         try:
             if life.stopping:  # checked after on_stop is set, because stop() sets stopping first
                 return
@@ -248,6 +255,8 @@ class Listener:
                 # What is left to do rests: the thread that was just aborted wants the interpreter
                 # and the processor. Meanwhile the next message is waited for.
                 data = link.receive_before(self._due) if self._left else link.receive()
+                if conf.settings() is not options:  # a test environment was set up
+                    return
                 if data is not None:
                     self._receive(data, origin)
                 if self._left and time.monotonic() >= self._due:

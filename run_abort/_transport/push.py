@@ -27,12 +27,9 @@ class Push:
     Any thread may use it. Publishing blocks for at most ``PUBLISH_TIMEOUT`` seconds.
 
     :param origin: returns the ID of this process on the wire.
-    :ivar only_named: whether a Redis counts only if ``RUN_ABORT["REDIS_URL"]`` names it. Tests of
-        projects set it.
     """
 
     def __init__(self, origin: Callable[[], str]) -> None:
-        self.only_named = False
         self._origin = origin
         # Needs no lock: two threads that look it up at once find the same.
         self._found: endpoint.Found | None = None
@@ -44,8 +41,8 @@ class Push:
         """
         forks.catch_up()
         found = self._found
-        if found is None or not found.is_valid(only_named=self.only_named):
-            found = self._found = endpoint.find(only_named=self.only_named)
+        if found is None or not found.is_valid():
+            found = self._found = endpoint.find()
         return found.transport
 
     def is_configured(self) -> bool:

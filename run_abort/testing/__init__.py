@@ -1,10 +1,13 @@
 """For the tests of projects: record requested aborts, and abort a job at every checkpoint.
 
-    def test_import_survives_an_abort_anywhere(aborts, db):
+    def test_import_survives_an_abort_anywhere(run_aborts, db):
         abort_everywhere(import_file, before=reset, after=check_invariants)
 
-The pytest plugin has the fixture ``aborts``; pytest loads it when the app is installed.
-:func:`record_aborts` is the same for other runners. Both need neither Redis nor a database.
+While Django's test environment is set up, the app is local: it aborts blocks of the test's own
+process and uses neither Redis, nor the database, nor task queues. :func:`use_rows`,
+:func:`use_push` and :func:`use_settings` give these back. The pytest plugin has the fixtures
+``run_aborts``, ``run_abort_rows`` and ``run_abort_push``; pytest loads it when the app is
+installed.
 """
 
 from __future__ import annotations
@@ -12,25 +15,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import textwrap
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from django.conf import settings
-from django.test import override_settings
-
-from run_abort import conf
 from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.ids import RunID, clean_id
-from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted
-from run_abort.signals import run_abort_requested
 
 from .checkpoints import MAX_LOOKS, Checkpoint, DoesNotStop, Watch, steps_of
+from .isolation import Aborts, RequestedAbort, record_aborts, use_push, use_rows, use_settings
 
 __all__ = [
     "Aborts",
@@ -43,105 +38,13 @@ __all__ = [
     "Watch",
     "abort_after",
     "abort_everywhere",
-    "cut_off",
     "record_aborts",
-    "recording",
+    "use_push",
+    "use_rows",
+    "use_settings",
 ]
 
 LIMIT: Final = 1000  # checkpoints
-JOIN_TIMEOUT: Final = 1.0  # seconds for all threads together
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedAbort:
-    """An abort requested by ``abort_run`` or a function built on it.
-
-    :ivar run_id: ID of a run or a group.
-    :ivar actor: actor as text, for a user the username; may be empty, like ``reason``.
-    """
-
-    run_id: str
-    reason: str
-    actor: str
-    abort_id: uuid.UUID
-
-
-class Aborts(list[RequestedAbort]):
-    """The aborts requested so far, in order."""
-
-    @property
-    def run_ids(self) -> list[str]:
-        """Only the run IDs, in order."""
-        return [each.run_id for each in self]
-
-
-def cut_off() -> dict[str, Any]:
-    """The current ``RUN_ABORT``, but without Redis, database and listener.
-
-    :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
-    """
-    conf.settings()
-    known: dict[str, Any] = getattr(settings, "RUN_ABORT", {})
-    kept = {key: known[key] for key in known.keys() - {"REDIS_URL", "CACHE_ALIAS"}}
-    return kept | {"REQUESTS": False, "HOLDS": False, "LISTEN": False}
-
-
-@contextmanager
-def record_aborts() -> Iterator[Aborts]:
-    """Record aborts requested by any thread of this process, and keep them in this process::
-
-        with record_aborts() as aborts:
-            stop_import("job-1")
-        assert aborts.run_ids == ["job-1"]
-
-    Within the block the app uses neither Redis nor the database, because ``RUN_ABORT`` is
-    overridden, and revokes nothing in task queues. It aborts open blocks of this process, but not
-    those that are entered later. At the end it waits for up to a second for the threads that it has
-    started, such as for callbacks.
-
-    :raises ImproperlyConfigured: if Django is not configured, or ``RUN_ABORT`` is invalid.
-    """
-    with recording() as aborts, override_settings(RUN_ABORT=cut_off()):
-        yield aborts
-
-
-@contextmanager
-def recording() -> Iterator[Aborts]:
-    """Like :func:`record_aborts`, but ``RUN_ABORT`` must be :func:`cut_off` already."""
-    aborts = Aborts()
-
-    def note(run_id: str, reason: str, actor: str, abort_id: uuid.UUID, **facts: object) -> None:
-        aborts.append(RequestedAbort(run_id, reason, actor, abort_id))
-
-    others = set(threading.enumerate())
-    runtime = current()
-    before = runtime.push.only_named, runtime.queues.cut_off
-    runtime.push.only_named = runtime.queues.cut_off = True
-    run_abort_requested.connect(note)
-    try:
-        yield aborts
-    finally:
-        run_abort_requested.disconnect(note)
-        runtime.push.only_named, runtime.queues.cut_off = before
-        _join_ours(others)
-
-
-def _join_ours(others: set[threading.Thread]) -> None:
-    deadline = time.monotonic() + JOIN_TIMEOUT
-    others = others | {threading.current_thread()}
-    while time.monotonic() < deadline:
-        ours = [
-            thread
-            for thread in threading.enumerate()
-            if thread not in others and thread.name.startswith("run_abort")
-        ]
-        if not ours:
-            return
-        # A thread that is just being started is listed already, and cannot be joined yet.
-        for thread in ours:
-            if thread.is_alive():
-                thread.join(max(deadline - time.monotonic(), 0))
-        time.sleep(0.001)
 
 
 @contextmanager

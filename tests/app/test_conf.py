@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from run_abort import conf
+from tests import settings as started_with
 
 
 class TestSettings:
@@ -49,6 +52,57 @@ class TestSettings:
         settings.RUN_ABORT = {"HEARTBEAT": "10"}
         with pytest.raises(ImproperlyConfigured, match=r"RUN_ABORT\['HEARTBEAT'\] is '10'.*number"):
             conf.settings()
+
+
+BASE = {"REDIS_URL": "redis://real", "HOLDS": True, "LISTEN": "auto"}
+CUT_OFF = {"REDIS_URL": False, "REQUESTS": False, "HOLDS": False, "LISTEN": False}
+
+
+class TestInTestsOfAProject:
+    @pytest.fixture(autouse=True)
+    def project(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Its tests have asked for nothing."""
+        with monkeypatch.context() as patch:
+            patch.setattr(conf, "_replaced", [])
+            patch.setattr(conf, "_made", {})
+            for key, value in BASE.items():
+                patch.setitem(started_with.RUN_ABORT, key, value)
+            yield
+
+    def counts(self) -> dict[str, object]:
+        now = conf.settings()
+        return {key: getattr(now, key) for key in CUT_OFF}
+
+    @pytest.mark.parametrize(
+        ("override", "asked"),
+        [
+            (BASE, {}),
+            (BASE | {"HEARTBEAT": 5}, {}),
+            ({}, {}),
+            ({"REDIS_URL": None, "PUSH": "redis"}, {}),
+            ({"REDIS_URL": "redis://test"}, {"REDIS_URL": "redis://test"}),
+            ({"REQUESTS": True, "HOLDS": True}, {"REQUESTS": True}),
+            ({"LISTEN": True}, {"LISTEN": True}),
+            # The alias counts. Neither the URL of the settings nor the environment does.
+            (BASE | {"CACHE_ALIAS": "other"}, {"REDIS_URL": ""}),
+        ],
+    )
+    def test_what_an_override_gives_another_value_counts(
+        self, settings: Any, override: dict[str, Any], asked: dict[str, Any]
+    ) -> None:
+        assert self.counts() == CUT_OFF
+        settings.RUN_ABORT = {"HEARTBEAT": 6}
+        settings.RUN_ABORT = override
+        assert self.counts() == CUT_OFF | asked
+        assert override.get("HEARTBEAT", 10) == conf.settings().HEARTBEAT
+
+    def test_ends_with_the_test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.counts() == CUT_OFF
+        with monkeypatch.context() as patch:
+            patch.delattr("django.test.utils._TestState.saved_data")
+            assert mail.outbox == []  # as where messages are kept in memory
+            assert self.counts() == BASE | {"REQUESTS": True}
+        assert self.counts() == CUT_OFF
 
 
 BAD: list[tuple[object, str, str]] = [

@@ -6,6 +6,7 @@ import inspect
 import sys
 import threading
 import time
+import unittest
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.test import override_settings
 
+from example.redis_server import RedisServer
 from run_abort import (
     AbortController,
     AbortSignal,
@@ -37,9 +39,12 @@ from run_abort.testing import (
     abort_after,
     abort_everywhere,
     record_aborts,
+    use_push,
+    use_rows,
+    use_settings,
 )
 from tests.conftest import Configure, threads_of_ours
-from tests.support import Foreign, wait_until
+from tests.support import TIMEOUT, Foreign, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +52,6 @@ def leave_nothing_watched() -> Iterator[None]:
     yield
     assert not current().registry.on_register
     assert current().registry.controller_class is AbortController
-    assert not current().push.only_named
-    assert not current().queues.cut_off
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal
 
@@ -152,15 +155,8 @@ class TestRecordAborts:
             with abortable_run("a"):
                 assert current().listener.status().state in ("off", "stopped")
                 assert not threads_of_ours()
-            assert not checks.check_settings()[0].is_serious()
+            assert not checks.check_settings()
         assert abort_run("a").published
-
-    def test_settings_of_the_test_itself_count(self, db: None, configure: Configure) -> None:
-        redis = {"REDIS_URL": conf.settings().REDIS_URL}
-        with record_aborts(), override_settings(RUN_ABORT={"LISTEN": False, **redis}):
-            outcome = abort_run("a")
-        assert outcome.recorded
-        assert outcome.published
 
     def test_invalid_settings_are_told(self) -> None:
         with override_settings(RUN_ABORT={"XYZ": 1}):
@@ -199,6 +195,76 @@ class TestRecordAborts:
             assert begun.wait(60)
         assert ended
         starter.join()
+
+
+@pytest.fixture
+def as_in_a_project(monkeypatch: pytest.MonkeyPatch, shared_redis: RedisServer) -> Iterator[None]:
+    """The tests have asked for nothing, and the environment names a Redis."""
+    with monkeypatch.context() as patch:
+        patch.setenv("REDIS_URL", shared_redis.url)
+        patch.setattr(conf, "_replaced", [])
+        patch.setattr(conf, "_made", {})
+        yield
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("as_in_a_project")
+class TestUse:
+    def test_rows_keep_requests_and_publish_nothing(self) -> None:
+        with use_rows():
+            outcome = abort_run("a")
+            with pytest.raises(RunAborted), abortable_run("a"):
+                raise AssertionError("not reached")
+        assert (outcome.recorded, outcome.published) == (True, False)
+        with abortable_run("a"):
+            pass
+
+    def test_as_a_decorator(self) -> None:
+        @use_rows()
+        def function() -> bool:
+            return abort_run("a").recorded
+
+        @use_rows()
+        async def coroutine() -> bool:
+            return conf.settings().REQUESTS
+
+        @use_rows()
+        class Case(unittest.TestCase):
+            def test(self) -> None:
+                assert abort_run("a").recorded
+
+        assert function()
+        assert asyncio.run(coroutine())
+        result = unittest.TestResult()
+        Case("test").run(result)
+        assert result.wasSuccessful(), result
+        assert not abort_run("a").recorded
+
+    def test_a_push_is_on_a_channel_of_its_own(self, shared_redis: RedisServer) -> None:
+        with shared_redis.client() as client, use_push() as channel:
+            outcome = abort_run("a")
+            assert (outcome.recorded, outcome.published) == (True, True)
+            with pytest.raises(RunAborted), abortable_run("b") as signal:
+                wait_until(current().listener.is_listening)
+                Foreign(client, conf.Settings.CHANNEL).publish("b")
+                Foreign(client, channel).publish("other")
+                wait_until(lambda: current().listener.status().messages)
+                assert not signal.aborted
+                Foreign(client, channel).publish("b")
+                assert signal.wait(TIMEOUT)
+        with use_push() as another:
+            assert another != channel
+
+    def test_an_override_within_counts(self, run_abort_push: str) -> None:
+        with override_settings(RUN_ABORT={"REQUESTS": False}):
+            assert run_abort_push == conf.settings().CHANNEL
+            outcome = abort_run("a")
+        assert (outcome.recorded, outcome.published) == (False, True)
+
+    def test_the_settings_as_they_are(self) -> None:
+        with use_settings():
+            outcome = abort_run("a")
+        assert (outcome.recorded, outcome.published) == (True, True)
 
 
 def work(run_id: str = "job") -> None:

@@ -96,7 +96,7 @@ def test_a_project_with_pytest_django(run: Run) -> None:
             from django.db import connection
 
             import project
-            from run_abort import RunAborted, abortable_run, conf
+            from run_abort import RunAborted, abort_run, abortable_run, conf
             from run_abort._runtime.runtime import current
             from run_abort.testing import abort_after, abort_everywhere
 
@@ -111,15 +111,15 @@ def test_a_project_with_pytest_django(run: Run) -> None:
                 with pytest.raises(RuntimeError, match="Database access not allowed"):
                     connection.ensure_connection()
 
-            def test_stop_button(aborts, client):
+            def test_stop_button(run_aborts, client):
                 client.post("/imports/7/stop/")
-                assert aborts.run_ids == ["import-7"]
-                assert (aborts[0].reason, aborts[0].actor) == ("button", "anna")
+                assert run_aborts.run_ids == ["import-7"]
+                assert (run_aborts[0].reason, run_aborts[0].actor) == ("button", "anna")
 
-            def test_abort_after(aborts):
+            def test_abort_after(run_aborts):
                 with abort_after(1), pytest.raises(RunAborted):
                     project.import_rows()
-                assert aborts == []
+                assert run_aborts == []
 
             def reset():
                 del project.rows[:], project.files[:]
@@ -127,35 +127,46 @@ def test_a_project_with_pytest_django(run: Run) -> None:
             def check():
                 assert project.rows == project.files
 
-            def test_right(aborts):
+            def test_right(run_aborts):
                 abort_everywhere(project.import_rows, before=reset, after=check)
 
             @pytest.mark.django_db
-            def test_right_with_a_database(aborts):
+            def test_right_with_a_database(run_aborts):
                 abort_everywhere(project.import_rows, before=reset, after=check)
 
-            def test_wrong(aborts):
+            def test_wrong(run_aborts):
                 abort_everywhere(project.import_rows_wrongly, before=reset, after=check)
 
             @pytest.mark.parametrize("first", [1, 2])
-            def test_other_settings(aborts, settings, first):
+            def test_other_settings(run_aborts, settings, first):
                 settings.PLACE = "test"
                 assert not conf.settings().REQUESTS
 
             def test_settings_are_as_they_were(settings):
                 assert settings.PLACE == "settings"
                 assert not hasattr(settings, "RUN_ABORT")
-                assert conf.settings().REQUESTS
 
             @pytest.mark.django_db
-            def test_settings_of_the_test_count(aborts, settings):
-                settings.RUN_ABORT = {"LISTEN": False}
-                from run_abort import abort_run
+            def test_settings_of_the_test_count(run_aborts, settings):
+                settings.RUN_ABORT = {"REQUESTS": True}
                 assert abort_run("a").recorded
+
+            @pytest.mark.django_db
+            def test_rows(run_abort_rows):
+                assert abort_run("a").recorded
+
+            def test_nothing_is_asked_for():
+                assert not abort_run("a").asked
+
+            @pytest.mark.filterwarnings("default::DeprecationWarning")
+            def test_former_name(aborts):
+                abort_run("a")
+                assert aborts.run_ids == ["a"]
         """,
     )
-    assert "1 failed, 9 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 failed, 12 passed, 1 warning" in done.stdout, done.stdout + done.stderr
     assert "FAILED test_project.py::test_wrong" in done.stdout
+    assert "fixture 'aborts' is now called 'run_aborts'" in done.stdout
     assert "an abort at 2 of 4 checkpoints leaves something broken:" in done.stdout
     lines = dedent(PROJECT).splitlines()
     line = max(number for number, line in enumerate(lines, 1) if "raise_if_aborted" in line)
@@ -180,11 +191,11 @@ def test_a_project_without_pytest_django(run: Run) -> None:
             def settings():
                 raise AssertionError("of the project's own")
 
-            def test_stop_button(aborts):
+            def test_stop_button(run_aborts):
                 import project
 
                 project.stop(None, 7)
-                assert aborts.run_ids == ["import-7"]
+                assert run_aborts.run_ids == ["import-7"]
         """,
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
@@ -200,12 +211,12 @@ def test_where_django_is_not_configured_only_who_uses_it_is_told(
             def test_other():
                 pass
 
-            def test_stop_button(aborts):
+            def test_stop_button(run_aborts):
                 raise AssertionError("not reached")
         """,
     )
     assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
-    assert "the fixture 'aborts' needs Django's settings: " in done.stdout
+    assert "the fixtures of run_abort need Django's settings: " in done.stdout
     assert "Traceback" not in done.stdout
 
 

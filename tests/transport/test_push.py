@@ -121,21 +121,6 @@ class TestWhichRedis:
         settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:2"}
         assert push.transport() is not first
 
-    def test_only_one_that_the_setting_names(
-        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("REDIS_URL", "redis://localhost")
-        settings.CACHES = {"default": django_redis("redis://localhost")}
-        settings.RUN_ABORT = {}
-        assert self.source(push) == "CACHES['default']"
-        push.only_named = True
-        assert self.source(push) is None
-        settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
-        assert self.source(push) == "RUN_ABORT['REDIS_URL']"
-        settings.RUN_ABORT = {}
-        push.only_named = False
-        assert self.source(push) == "CACHES['default']"
-
     def test_one_that_cannot_be_used(self, push: Push, settings: Any) -> None:
         settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:port"}
         with pytest.raises(ImproperlyConfigured, match="not valid"):

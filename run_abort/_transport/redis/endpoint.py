@@ -73,23 +73,23 @@ class RedisTransport:
 
 
 class Found(NamedTuple):
-    """A result of :func:`find`, with the inputs other than the settings.
+    """A result of :func:`find`, with what it was made from.
 
     :ivar transport: None if no Redis is configured.
-    :ivar only_named: the parameter of :func:`find`.
+    :ivar options: the settings.
     :ivar by_settings: whether the settings decided, so that the environment does not matter.
     :ivar url: the environment's ``REDIS_URL`` if it matters.
     """
 
     transport: RedisTransport | None
-    only_named: bool
+    options: conf.Settings
     by_settings: bool = True
     url: str | None = None
 
-    def is_valid(self, *, only_named: bool) -> bool:
-        """Whether :func:`find` would return the same, unless settings have changed."""
-        is_same = self.by_settings or self.url == _environment_url()
-        return is_same and self.only_named == only_named
+    def is_valid(self) -> bool:
+        """Whether :func:`find` would return the same."""
+        is_same = self.by_settings or self.url == os.environ.get("REDIS_URL")
+        return is_same and self.options is conf.settings()
 
 
 def may_be_configured() -> bool:
@@ -97,7 +97,7 @@ def may_be_configured() -> bool:
     options = conf.settings()
     if _is_forbidden(options):
         return False
-    if options.REDIS_URL or _environment_url():
+    if options.REDIS_URL or _environment_url(options):
         return True
     configured: Mapping[str, Any] = django_settings.CACHES.get(options.CACHE_ALIAS, {})
     backend: str = configured.get("BACKEND", "")
@@ -106,26 +106,23 @@ def may_be_configured() -> bool:
     return bool(backend) and not is_djangos
 
 
-def find(*, only_named: bool) -> Found:
+def find() -> Found:
     """Make a transport over the configured Redis. Opens no connection.
 
-    :param only_named: whether to use a Redis only if ``RUN_ABORT["REDIS_URL"]`` names it.
     :raises Exception: if the configured Redis cannot be used.
     """
     options = conf.settings()
     if _is_forbidden(options):
-        return Found(None, only_named)
+        return Found(None, options)
     if options.REDIS_URL:
         pool = _url_pool(options.REDIS_URL)
-        return Found(_transport("RUN_ABORT['REDIS_URL']", pool), only_named)
-    if only_named:
-        return Found(None, only_named)
+        return Found(_transport("RUN_ABORT['REDIS_URL']", pool), options)
     alias_pool = _alias_pool(options.CACHE_ALIAS)
     if alias_pool is not None:
-        return Found(_transport(f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool), only_named)
-    url = _environment_url()
+        return Found(_transport(f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool), options)
+    url = _environment_url(options)
     found = _transport("the environment's REDIS_URL", _url_pool(url)) if url else None
-    return Found(found, only_named, by_settings=False, url=url)
+    return Found(found, options, by_settings=options.REDIS_URL is not None, url=url)
 
 
 def _is_forbidden(options: conf.Settings) -> bool:
@@ -143,8 +140,8 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _environment_url() -> str | None:
-    return os.environ.get("REDIS_URL")
+def _environment_url(options: conf.Settings) -> str | None:
+    return os.environ.get("REDIS_URL") if options.REDIS_URL is None else None
 
 
 def _url_pool(url: str) -> ConnectionPool:
