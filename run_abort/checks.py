@@ -56,7 +56,7 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
     if not options.REDIS_URL:
         if alias not in django_settings.CACHES:
             yield Error(
-                f"RUN_ABORT['CACHE_ALIAS'] is {alias!r}, but CACHES has no such alias.",
+                "RUN_ABORT['CACHE_ALIAS'] names no alias of CACHES.",
                 hint=f"The aliases are {', '.join(sorted(django_settings.CACHES)) or 'none'}.",
                 id="run_abort.E005",
             )

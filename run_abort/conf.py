@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,17 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-__all__ = ["LOCAL", "Problem", "Settings", "problems", "replace", "restore", "settings"]
+__all__ = [
+    "LOCAL",
+    "URL_RULE",
+    "Problem",
+    "Settings",
+    "is_plain_url",
+    "problems",
+    "replace",
+    "restore",
+    "settings",
+]
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,17 @@ class Settings:
         dotted path, called with the user, the run ID and ``"abort"``, ``"see"`` or ``"clear"``,
         which returns a ``bool``. None: the permissions of Django.
     :ivar PROCESS_DIR: directory of the PID files of programs on this host; None disables them.
+    :ivar SIGNING_KEY: the key that signs the messages of this process and verifies those of others,
+        at least 32 characters; or a list of keys, of which the first signs and all verify. If
+        None, they are derived from ``SECRET_KEY`` and ``SECRET_KEY_FALLBACKS``.
+    :ivar UNSIGNED: ``"accept"``: a message without a signature aborts its run; ``"refuse"``: not.
     :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
         first ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process listens from
         ``ready()`` on; False: no process listens.
     :ivar notifies_queues: whether task queues are notified of requests. Not a key.
     """
 
-    REDIS_URL: str | Literal[False] | None = None
+    REDIS_URL: str | Literal[False] | None = field(default=None, repr=False)
     CACHE_ALIAS: str = "default"
     PUSH: Literal["auto", "redis", "none"] = "auto"
     CHANNEL: str = "sentri:run-abort"
@@ -76,6 +90,8 @@ class Settings:
     HEARTBEAT: float = 10.0
     MAY_ABORT: Callable[..., Any] | str | None = None
     PROCESS_DIR: str | None = None
+    SIGNING_KEY: str | Sequence[str] | None = field(default=None, repr=False)
+    UNSIGNED: Literal["accept", "refuse"] = "accept"
     LISTEN: Literal["auto"] | bool = "auto"
     notifies_queues: bool = True
 
@@ -94,7 +110,7 @@ class Problem(NamedTuple):
     hint: str
 
 
-KEYS: Final = tuple(field.name for field in fields(Settings) if field.name.isupper())
+KEYS: Final = tuple(each.name for each in fields(Settings) if each.name.isupper())
 
 # The app cut off from everything outside of this process.
 LOCAL: Final[Mapping[str, Any]] = {
@@ -120,9 +136,16 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
     "PUSH": ("auto", "redis", "none"),
     "REQUESTS": (True, False),
     "HOLDS": (True, False),
+    "UNSIGNED": ("accept", "refuse"),
     "LISTEN": ("auto", True, False),
 }
-_URL_SCHEMES: Final = ("redis", "rediss", "unix")
+_SECRET: Final = ("REDIS_URL", "SIGNING_KEY")  # their values are not shown
+_MIN_KEY_LENGTH: Final = 32  # characters
+_URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+URL_RULE: Final = (
+    "a URL that begins with redis://, rediss:// or unix://, in whose password special characters "
+    "are percent-encoded, such as %2F for /"
+)
 
 
 # What counts now, by whether a test environment is set up.
@@ -242,6 +265,8 @@ def problems(raw: object) -> Iterator[Problem]:
         elif key == "MAY_ABORT":
             if not value or not (callable(value) or isinstance(value, str)):
                 yield _wrong("type", key, value, "a function or its dotted path")
+        elif key == "SIGNING_KEY":
+            yield from _key_problems(value)
         elif key != "REDIS_URL" or value is not False:
             yield from _text_problems(key, value)
 
@@ -272,21 +297,42 @@ def _text_problems(key: str, value: object) -> Iterator[Problem]:
         yield _wrong("range", key, value, "a string that is not empty")
     elif key == "PROCESS_DIR" and not Path(value).is_absolute():
         yield _wrong("range", key, value, "an absolute path")
-    elif key == "REDIS_URL" and urlsplit(value).scheme not in _URL_SCHEMES:
-        # Do not show the URL, which may contain a password.
-        yield Problem(
-            "range",
-            "RUN_ABORT['REDIS_URL'] is not a Redis URL.",
-            "It must start with redis://, rediss:// or unix://.",
-        )
+    elif key == "REDIS_URL" and not (value.startswith(_URL_SCHEMES) and is_plain_url(value)):
+        yield _wrong("range", key, value, URL_RULE)
+
+
+def is_plain_url(url: str) -> bool:
+    """Whether the URL can be parsed as its author meant it.
+
+    Of a password with an unescaped ``/``, ``#`` or ``?``, a part would be taken for a host, a port
+    or a path, and be shown in errors.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    is_cut = "@" in parts.path + parts.fragment or "@" in parts.query.partition("=")[0]
+    return not is_cut or parts.scheme == "unix"
+
+
+def _key_problems(value: object) -> Iterator[Problem]:
+    keys = value if isinstance(value, (list, tuple)) else [value]
+    if not keys or not all(isinstance(each, str) for each in keys):
+        yield _wrong("type", "SIGNING_KEY", value, "a string, or a list of strings")
+    elif min(map(len, keys)) < _MIN_KEY_LENGTH:
+        expected = f"{_MIN_KEY_LENGTH} characters long or longer, each of them"
+        yield _wrong("range", "SIGNING_KEY", value, expected)
 
 
 def _wrong(kind: Literal["type", "range"], key: str, value: object, expected: str) -> Problem:
-    return Problem(kind, f"RUN_ABORT[{key!r}] is {_shown(value)}.", f"It must be {expected}.")
+    shown = "wrong; its value is not shown" if key in _SECRET else _shown(value)
+    return Problem(kind, f"RUN_ABORT[{key!r}] is {shown}.", f"It must be {expected}.")
 
 
 def _shown(value: object) -> str:
     text = repr(value)
+    if "://" in text:  # a URL may contain a password
+        return f"a {type(value).__name__} that is not shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

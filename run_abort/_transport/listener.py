@@ -307,12 +307,7 @@ class Listener:
         # A server that confirms subscriptions and closes them at once causes one warning.
         level = logging.INFO if lasted < STEADY and self._was_short else logging.WARNING
         self._was_short = 0 < lasted < STEADY
-        logger.log(
-            level,
-            "Not listening for aborts on %s: %s; trying again",
-            conf.settings().CHANNEL,
-            self._last_error,
-        )
+        logger.log(level, "Not listening for aborts: %s; trying again", self._last_error)
         logger.debug("Traceback of the error", exc_info=error)
         self._enter(life, "reconnecting")
         self.lost()

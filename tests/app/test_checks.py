@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import SystemCheckError
 
-from run_abort import checks
+from run_abort import checks, conf, health, publish_run_abort
+from run_abort._runtime.runtime import Runtime
 from run_abort.checks import check_deployment, check_settings
 from tests.app.test_conf import BAD
 from tests.conftest import Configure
+from tests.support import wait_until
 
 REDIS = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
@@ -94,6 +98,63 @@ def test_the_environment_names_one_too(settings: Any, monkeypatch: pytest.Monkey
     assert ids() == []
     monkeypatch.setenv("REDIS_URL", "localhost")
     assert ids() == ["E007"]
+
+
+DJANGOS = "django.core.cache.backends.redis.RedisCache"
+PASSWORD = "hunter2{}s3cret"
+
+
+@pytest.mark.parametrize("character", "/#?@:%[")
+@pytest.mark.parametrize(
+    ("run_abort", "caches", "environment"),
+    [
+        ({"REDIS_URL": "redis://:{}@localhost"}, LOCMEM, None),
+        ({"REDIS_URL": "http://:{}@localhost"}, LOCMEM, None),
+        ({"REDIS_URL": ("redis://:{}@localhost",)}, LOCMEM, None),
+        ({"REDIS_URL": {"password": "{}"}}, LOCMEM, None),
+        ({"PROCESS_DIR": ["redis://:{}@localhost"]}, LOCMEM, None),
+        ({"SIGNING_KEY": "{}"}, LOCMEM, None),
+        ("redis://:{}@localhost", LOCMEM, None),
+        ({}, LOCMEM, "redis://:{}@localhost"),
+        ({}, LOCMEM, "redis://user:{}@localhost"),
+        ({}, LOCMEM, "redis://12:{}@localhost"),
+        ({}, REDIS | {"LOCATION": "redis://:{}@localhost"}, None),
+        ({}, REDIS | {"LOCATION": ["redis://:{}@localhost"], "BACKEND": DJANGOS}, None),
+    ],
+)
+def test_no_password_is_shown_however_it_is_written(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    runtime: Runtime,
+    run_abort: Any,
+    caches: dict[str, Any],
+    environment: str | None,
+    character: str,
+) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{}", PASSWORD.format(character))
+        if isinstance(value, dict):
+            return {key: filled(each) for key, each in value.items()}
+        return type(value)(map(filled, value))
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: [])
+    monkeypatch.setenv("REDIS_URL", filled(environment or ""))
+    settings.CACHES = {"default": filled(caches)}
+    settings.RUN_ABORT = filled(run_abort)
+    found = run_checks(include_deployment_checks=True)
+    shown = [repr(each) for each in found]
+    for step in (runtime.listener.ensure_started, lambda: publish_run_abort("a"), conf.settings):
+        try:
+            shown.append(repr(step()))
+        except ImproperlyConfigured as error:
+            shown.extend(traceback.format_exception(error))
+    runtime.listener.start()
+    wait_until(lambda: runtime.listener.status().state not in {"starting", "listening"})
+    shown += [repr(health()), repr(runtime.push._found), caplog.text]
+    assert "hunter" not in "".join(shown)
+    assert "s3cret" not in "".join(shown)
 
 
 def test_no_check_uses_the_network(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,13 @@ BAD: list[tuple[object, str, str]] = [
     ({"REDIS_URL": ""}, "range", "not empty"),
     ({"REDIS_URL": "localhost:6379"}, "range", "redis://"),
     ({"REDIS_URL": "http://localhost"}, "range", "redis://"),
+    ({"REDIS_URL": "redis://["}, "range", "redis://"),
+    ({"REDIS_URL": "redis://:a/b@localhost"}, "range", "%2F"),
+    ({"SIGNING_KEY": 7}, "type", "a list of strings"),
+    ({"SIGNING_KEY": []}, "type", "a list of strings"),
+    ({"SIGNING_KEY": ["x" * 32, None]}, "type", "a list of strings"),
+    ({"SIGNING_KEY": ["x" * 32, "x" * 31]}, "range", "32 characters"),
+    ({"UNSIGNED": True}, "range", '"accept" or "refuse"'),
     ({"CACHE_ALIAS": None}, "type", "a string"),
     ({"CHANNEL": b"x"}, "type", "a string"),
     ({"CHANNEL": ""}, "range", "not empty"),
@@ -148,10 +155,6 @@ class TestProblems:
 
     def test_several_are_told_at_once(self) -> None:
         assert len(list(conf.problems({"A": 1, "CHANNEL": 1, "HEARTBEAT": 0}))) == 3
-
-    def test_a_url_is_not_shown_for_it_may_hold_a_password(self) -> None:
-        (problem,) = conf.problems({"REDIS_URL": "http://:secret@localhost"})
-        assert "secret" not in problem.message + problem.hint
 
     def test_a_long_value_is_cut(self) -> None:
         (problem,) = conf.problems({"LISTEN": "x" * 1000})

@@ -7,9 +7,10 @@ import it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
@@ -72,7 +73,8 @@ class RedisTransport:
         self._publisher.close()
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Found:
     """A result of :func:`find`, with what it was made from.
 
     :ivar transport: None if no Redis is configured.
@@ -84,7 +86,7 @@ class Found(NamedTuple):
     transport: RedisTransport | None
     options: conf.Settings
     by_settings: bool = True
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
 
     def is_valid(self) -> bool:
         """Whether :func:`find` would return the same."""
@@ -109,19 +111,19 @@ def may_be_configured() -> bool:
 def find() -> Found:
     """Make a transport over the configured Redis. Opens no connection.
 
-    :raises Exception: if the configured Redis cannot be used.
+    :raises Exception: if the configured Redis cannot be used. Its text contains no part of a URL.
     """
     options = conf.settings()
     if _is_forbidden(options):
         return Found(None, options)
     if options.REDIS_URL:
-        pool = _url_pool(options.REDIS_URL)
-        return Found(_transport("RUN_ABORT['REDIS_URL']", pool), options)
-    alias_pool = _alias_pool(options.CACHE_ALIAS)
-    if alias_pool is not None:
-        return Found(_transport(f"CACHES[{options.CACHE_ALIAS!r}]", alias_pool), options)
+        transport = _transport("RUN_ABORT['REDIS_URL']", _url_pool, options.REDIS_URL)
+        return Found(transport, options)
+    transport = _transport(f"CACHES[{options.CACHE_ALIAS!r}]", _alias_pool, options.CACHE_ALIAS)
+    if transport is not None:
+        return Found(transport, options)
     url = _environment_url(options)
-    found = _transport("the environment's REDIS_URL", _url_pool(url)) if url else None
+    found = _transport("the environment's REDIS_URL", _url_pool, url) if url else None
     return Found(found, options, by_settings=options.REDIS_URL is not None, url=url)
 
 
@@ -129,8 +131,14 @@ def _is_forbidden(options: conf.Settings) -> bool:
     return options.PUSH == "none" or options.REDIS_URL is False
 
 
-def _transport(source: str, pool: ConnectionPool) -> RedisTransport:
-    return RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
+def _transport(
+    source: str, pool_of: Callable[[str], ConnectionPool | None], name: str
+) -> RedisTransport | None:
+    try:
+        pool = pool_of(name)
+    except ValueError:  # its text may contain a part of the password
+        raise ImproperlyConfigured(f"{source} is not {conf.URL_RULE}") from None
+    return None if pool is None else RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
 
 
 def _is_local(host: str) -> bool:
@@ -147,10 +155,14 @@ def _environment_url(options: conf.Settings) -> str | None:
 def _url_pool(url: str) -> ConnectionPool:
     from redis import ConnectionPool
 
-    try:
-        return ConnectionPool.from_url(url)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"The Redis URL is not valid: {error}") from error
+    return ConnectionPool.from_url(_checked(url))
+
+
+def _checked(url: str) -> str:
+    """:raises ValueError: if the URL would be misunderstood."""
+    if not conf.is_plain_url(url):
+        raise ValueError
+    return url
 
 
 def _alias_pool(alias: str) -> ConnectionPool | None:
@@ -159,15 +171,19 @@ def _alias_pool(alias: str) -> ConnectionPool | None:
     if configured is None:
         return None
     cache: Any = caches[alias]
+    locations = configured.get("LOCATION", "")
+    urls = locations.split(",") if isinstance(locations, str) else locations
     if hasattr(cache, "client"):
-        return _django_redis_pool(alias, configured)
+        return _django_redis_pool(alias, [_checked(url) for url in urls])
     if hasattr(getattr(cache, "_cache", None), "get_client"):  # Django's own RedisCache
+        for url in urls:
+            _checked(url)
         pool: ConnectionPool = cache._cache.get_client(None, write=True).connection_pool
         return pool
     return None
 
 
-def _django_redis_pool(alias: str, configured: Mapping[str, Any]) -> ConnectionPool | None:
+def _django_redis_pool(alias: str, urls: Sequence[str]) -> ConnectionPool | None:
     from django_redis import get_redis_connection
 
     try:
@@ -180,7 +196,5 @@ def _django_redis_pool(alias: str, configured: Mapping[str, Any]) -> ConnectionP
     factory = cache.client.connection_factory
     # A new pool, because django-redis keeps one pool per URL: two aliases with the same URL get the
     # options of the alias that was used first.
-    location = configured.get("LOCATION", "")
-    first = location.split(",")[0] if isinstance(location, str) else location[0]
-    pool: ConnectionPool = factory.get_connection_pool(factory.make_connection_params(first))
+    pool: ConnectionPool = factory.get_connection_pool(factory.make_connection_params(urls[0]))
     return pool
