@@ -137,6 +137,13 @@ def _check_production(options: conf.Settings, transport: Transport) -> Iterator[
             "check.",
             id="run_abort.W005",
         )
+    if options.UNSIGNED == "accept":
+        yield CheckWarning(
+            "RUN_ABORT['UNSIGNED'] is \"accept\": every client that may publish on the channel of "
+            f"{transport.source} can abort every run.",
+            hint='Set it to "refuse". If other programs publish unsigned aborts, silence this.',
+            id="run_abort.W006",
+        )
 
 
 def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:

@@ -256,19 +256,22 @@ def problems(raw: object) -> Iterator[Problem]:
             close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
             yield Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
-        elif value is None and getattr(Settings, key) is None:
-            continue
-        elif key in _DURATIONS:
-            yield from _duration_problems(key, value)
-        elif key in _CHOICES:
-            yield from _choice_problems(key, value)
-        elif key == "MAY_ABORT":
-            if not value or not (callable(value) or isinstance(value, str)):
-                yield _wrong("type", key, value, "a function or its dotted path")
-        elif key == "SIGNING_KEY":
-            yield from _key_problems(value)
-        elif key != "REDIS_URL" or value is not False:
-            yield from _text_problems(key, value)
+        elif value is not None or getattr(Settings, key) is not None:
+            yield from _value_problems(key, value)
+
+
+def _value_problems(key: str, value: object) -> Iterator[Problem]:
+    if key in _DURATIONS:
+        yield from _duration_problems(key, value)
+    elif key in _CHOICES:
+        yield from _choice_problems(key, value)
+    elif key == "MAY_ABORT":
+        if not value or not (callable(value) or isinstance(value, str)):
+            yield _wrong("type", key, value, "a function or its dotted path")
+    elif key == "SIGNING_KEY":
+        yield from _key_problems(value)
+    elif key != "REDIS_URL" or value is not False:
+        yield from _text_problems(key, value)
 
 
 def _duration_problems(key: str, value: object) -> Iterator[Problem]:

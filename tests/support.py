@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import queue
@@ -29,6 +31,7 @@ from run_abort._core import procfs
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
+FOREIGN = "inst_" + "0" * 32  # the origin of a program that is not ours
 TIMEOUT = 60.0  # seconds; only a failing test waits for as long
 
 # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
@@ -340,15 +343,35 @@ class TlsProxy:
 
 
 class Foreign:
-    """A program that is not ours and speaks the bare wire contract."""
+    """A program that is not ours and speaks the wire contract.
+
+    :ivar key: with which it signs: the one that this app derives from the tests' ``SECRET_KEY``.
+    """
 
     def __init__(self, client: Any, channel: str) -> None:
         self.client = client
         self.channel = channel
+        self.key = hmac.digest(b"tests", b"run_abort.SIGNING_KEY", "sha256")
 
     def publish(self, run_id: object, **more: object) -> int:
-        message = {"runId": run_id, "origin": "inst_" + "0" * 32, **more}
-        return self.publish_raw(json.dumps(message))
+        """Publish the bare message."""
+        return self.publish_raw(json.dumps({"runId": run_id, "origin": FOREIGN, **more}))
+
+    def publish_signed(self, run_id: str, **more: str) -> int:
+        """Publish a message with an ``id``, a ``reason``, an ``actor`` or a ``cause``."""
+        return self.publish_raw(json.dumps(self.signed(run_id, **more)))
+
+    def signed(self, run_id: str, *, age: float = 0.0, **more: str) -> dict[str, Any]:
+        """A signed message.
+
+        :param age: seconds since it was signed.
+        """
+        at = round((time.time() - age) * 1000)
+        message = {"runId": run_id, "origin": FOREIGN, **more, "at": at}
+        names = ("runId", "origin", "id", "reason", "actor", "cause", "at")
+        fields = [self.channel, *(str(message.get(name, "")) for name in names)]
+        data = b"".join(b"%d:%b" % (len(each.encode()), each.encode()) for each in fields)
+        return message | {"sig": hmac.new(self.key, data, hashlib.sha256).hexdigest()}
 
     def publish_raw(self, payload: str | bytes) -> int:
         listeners: int = self.client.publish(self.channel, payload)

@@ -31,6 +31,9 @@ class Health:
     :ivar database: whether requests are also read from the database, so that none is lost while
         the listener is not listening. The database need not be reachable.
     :ivar held: number of open blocks of ``abortable_run`` in this process.
+    :ivar unsigned: number of messages that this process received without a signature.
+    :ivar refused: number of messages whose signature did not fit, was over 60 s old or was received
+        before, or that had none with ``UNSIGNED`` at ``"refuse"``.
     """
 
     ok: bool
@@ -42,6 +45,8 @@ class Health:
     redis: bool
     database: bool
     held: int
+    unsigned: int
+    refused: int
 
 
 def health() -> Health:
@@ -73,4 +78,6 @@ def health() -> Health:
         redis=redis,
         database=database,
         held=len(runtime.registry.holdings()),
+        unsigned=runtime.trust.unsigned,
+        refused=runtime.trust.refused,
     )

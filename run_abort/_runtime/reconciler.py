@@ -36,6 +36,7 @@ logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
+BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 
 
 class Reconciler:
@@ -72,6 +73,8 @@ class Reconciler:
         # Until when requests may have to be published again; 0 if there are none.
         self._push_until = 0.0
         self._failed = False
+        self._has_to_look = False
+        self._may_look_at = 0.0  # in seconds of time.monotonic()
 
     def ensure_started(self) -> None:
         """Start the thread if it does not run. Called once the run is in the registry."""
@@ -81,6 +84,7 @@ class Reconciler:
         while not life.stopping:
             try:
                 life.pause(self.interval())
+                self._wait_to_look(life)
                 if self.reconcile(life):
                     return
             except Exception:
@@ -96,12 +100,26 @@ class Reconciler:
 
         :param age: seconds since the listener was started.
         """
-        if conf.settings().REQUESTS and (len(self._registry) or self._dispatch.has_audience()):
+        if self._has_use():
             self._catch_up.note(age)
             if self.service.ensure_started():
                 self.hurry()
             else:  # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended
                 self.reconcile(Life(0.0))
+
+    def _has_use(self) -> bool:
+        """Whether there is something here that a request may be for."""
+        is_awaited = len(self._registry) or self._dispatch.has_audience()
+        return bool(conf.settings().REQUESTS and is_awaited)
+
+    def look(self) -> None:
+        """Catch up soon, because a message came that has no authority.
+
+        At most once a second, however many come: each is answered by a look that begins after it.
+        """
+        if not self._has_to_look and self._has_use():
+            self._has_to_look = True
+            self.subscribed(0.0)
 
     def push_later(self) -> None:
         """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""
@@ -134,8 +152,15 @@ class Reconciler:
 
     # Called by the thread.
 
+    def _wait_to_look(self, life: Life) -> None:
+        if self._has_to_look:
+            life.pause(max(self._may_look_at - time.monotonic(), 0.0))
+            self._may_look_at = time.monotonic() + BETWEEN_LOOKS
+
     def interval(self) -> float:
         """Seconds until the next :meth:`reconcile`."""
+        if self._has_to_look:
+            return 0.0
         options = conf.settings()
         is_well = self._is_listening() and not self._failed
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
@@ -147,6 +172,7 @@ class Reconciler:
         """
         if life.stopping:
             return True
+        self._has_to_look = False  # what comes from now on is for the next time
         self._failed = not self._holder.refresh()
         if conf.settings().REQUESTS:
             self._failed |= not self._abort_held()

@@ -27,6 +27,7 @@ from run_abort._store.requests import Requests
 from run_abort._transport.codec import decode
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
+from run_abort._transport.trust import Trust
 
 from .disconnects import Disconnects
 from .dispatch import Dispatch
@@ -54,7 +55,8 @@ class Runtime:
         self.facts = Facts(self.origin)
         self.events = Events(self.registry, self.facts)
         self.dispatch = Dispatch(self.registry)
-        self.push = Push(self.origin)
+        self.trust = Trust()
+        self.push = Push(self.origin, self.trust)
         self.recorder = Recorder()
         self.postponed = Postponed()
         self.requests = Requests(self.recorder, self.postponed)
@@ -82,6 +84,8 @@ class Runtime:
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)
+        self.dispatch.repeated.add(self.reconciler.hurry)
+        self.listener.subscribed.add(lambda age: self.trust.subscribed())
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)
 
@@ -95,10 +99,14 @@ class Runtime:
 
         :return: False if it is malformed; what is left to do, or True.
         """
-        request = decode(data)
-        if request is None:
+        message = decode(data)
+        if message is None:
             return False
-        if request.origin == origin:
+        if message.request.origin == origin:
+            return True
+        request = self.trust.judge(message)
+        if request is None:
+            self.reconciler.look()
             return True
         return self.dispatch.hear(request) or True
 
@@ -127,6 +135,8 @@ class Runtime:
 
     def settings_changed(self, setting: str) -> None:
         """Stop the parts that use a setting of Django that was overridden. They start on demand."""
+        if setting in {"RUN_ABORT", "SECRET_KEY", "SECRET_KEY_FALLBACKS"}:
+            self.trust.forget_keys()
         if setting in {"RUN_ABORT", "CACHES"}:
             self.listener.stop()
             self.push.forget()

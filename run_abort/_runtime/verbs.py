@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from run_abort._core.ids import clean_id
 from run_abort._core.types import Request
 
 from .facts import Fact
@@ -33,13 +34,17 @@ def publish_run_abort(run_id: str) -> bool:
     Records nothing, and aborts nothing in this process; ``abort_run`` does both. Blocks for at most
     ``PUBLISH_TIMEOUT`` seconds.
 
-    :return: True if Redis accepted the message. False, without raising, if the ID is empty or not a
+    :return: True if Redis accepted the message. False, without raising, if the ID is not a valid
         string, if Redis is not configured or not reachable, or if publishing failed. A failure is
         logged as a warning.
     """
-    if not isinstance(run_id, str) or not run_id:  # type: ignore[redundant-expr]  # untyped callers
+    try:
+        clean = clean_id(run_id)
+    except (TypeError, ValueError):
         return False
-    return current().push.publish([Request(run_id)])[0] is not None
+    if clean != run_id:  # it is a UUID or an instance
+        return False
+    return current().push.publish([Request(clean)])[0] is not None
 
 
 def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:

@@ -2,21 +2,26 @@
 
 A message is a JSON object in UTF-8 with the strings ``runId`` and ``origin``. Other programs send
 and read it, too, so these two names are fixed. Further keys may be added; a reader ignores unknown
-keys.
+keys. What a message says beyond ``runId`` counts only if it is signed.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+import re
+from typing import Any, Final, NamedTuple
 
+from run_abort._core.ids import as_uuid, clean_id
 from run_abort._core.types import Request
+
+from .signing import Signature
 
 __all__ = [
     "MAX_ACTOR_LENGTH",
+    "MAX_CAUSE_LENGTH",
     "MAX_MESSAGE_BYTES",
     "MAX_REASON_LENGTH",
-    "MAX_REQUEST_ID_LENGTH",
+    "Message",
     "decode",
     "encode",
 ]
@@ -24,61 +29,99 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_REASON_LENGTH: Final = 1000  # characters
 MAX_ACTOR_LENGTH: Final = 255  # characters
-MAX_REQUEST_ID_LENGTH: Final = 64  # characters
+MAX_CAUSE_LENGTH: Final = 32  # characters
+MAX_AT: Final = 2**53  # milliseconds; what every JSON parser reads exactly
 
 # Made once, because json.dumps makes an encoder for each message.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _scan: Final = json.JSONDecoder().raw_decode
 _tuple: Final[Any] = tuple.__new__
+_is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
-def encode(request: Request) -> bytes:
+class Message(NamedTuple):
+    """A message that was received.
+
+    :ivar request: has neither ``user_pk`` nor ``requested_at``, which are not sent.
+    :ivar signature: not verified yet. None if there is none: then the request has only its run ID
+        and its origin.
+    """
+
+    request: Request
+    signature: Signature | None
+
+
+def encode(request: Request, signature: Signature | None) -> bytes:
     """The request as a message.
 
-    :raises ValueError: if the message is larger than a receiver accepts.
+    :param signature: of the request. Without one, only its run ID and its origin are sent, because
+        a receiver ignores the rest.
+    :raises ValueError: if the message is larger than a receiver accepts, or contains a lone
+        surrogate, which UTF-8 cannot encode.
     """
     fields: dict[str, object] = {"runId": request.run_id, "origin": request.origin}
-    if request.id:
-        fields["id"] = request.id
-    if request.reason:
-        fields["reason"] = request.reason
-    if request.actor:
-        fields["actor"] = request.actor
-    try:
-        data = _encoder.encode(fields).encode()
-    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
-        data = json.dumps(fields, separators=(",", ":")).encode()
+    if signature is not None:
+        fields |= {"at": signature.at, "sig": signature.value.hex(), "key": signature.key}
+        texts = {
+            "id": request.id,
+            "reason": request.reason,
+            "actor": request.actor,
+            "cause": request.cause,
+        }
+        fields |= {key: text for key, text in texts.items() if text}
+    data = _encoder.encode(fields).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
     return data
 
 
-def decode(data: bytes) -> Request | None:
-    """The request in the message ``data``, or None if that is malformed.
+def decode(data: bytes) -> Message | None:
+    """The message in ``data``, or None if that is malformed.
 
-    The request has neither ``user_pk`` nor ``requested_at``, which are not sent. Only ``runId`` has
-    to be valid. An ``origin``, ``id``, ``reason`` or ``actor`` of the wrong type counts as missing;
-    a long reason or actor is cut.
+    Only ``runId`` has to be valid. An ``id`` that is no UUID counts as missing, and so does a key
+    of the wrong type; a long text is cut.
     """
     fields = _object(data)
     if fields is None:
         return None
     run_id = fields.get("runId")
-    if type(run_id) is not str or not run_id:
+    if type(run_id) is not str:
+        return None
+    try:
+        clean_id(run_id)
+    except ValueError:
         return None
     origin = fields.get("origin")
     if type(origin) is not str:
         origin = ""
-    elif len(fields) == 2:  # the bare message, without optional keys
-        # Without the named tuple's own __new__: most messages come this way, and it takes half.
-        bare: Request = _tuple(Request, (run_id, "", "", "", origin, None, None, ""))
-        return bare
+    if "sig" in fields:
+        return Message(_request(fields, run_id, origin), _signature(fields))
+    # Without the named tuples' own __new__: most messages come this way, and it takes half.
+    bare: Message = _tuple(
+        Message, (_tuple(Request, (run_id, "", "", "", origin, None, None, "")), None)
+    )
+    return bare
+
+
+def _request(fields: dict[str, Any], run_id: str, origin: str) -> Request:
     return Request(
         run_id,
-        id=_text(fields, "id", MAX_REQUEST_ID_LENGTH),
-        reason=_text(fields, "reason", MAX_REASON_LENGTH),
-        actor=_text(fields, "actor", MAX_ACTOR_LENGTH),
+        id=_id(fields.get("id")),
+        reason=_text(fields.get("reason"), MAX_REASON_LENGTH),
+        actor=_text(fields.get("actor"), MAX_ACTOR_LENGTH),
         origin=origin,
+        cause=_text(fields.get("cause"), MAX_CAUSE_LENGTH),
+    )
+
+
+def _signature(fields: dict[str, Any]) -> Signature:
+    at, key = fields.get("at"), fields.get("key")
+    try:
+        value = bytes.fromhex(fields["sig"])
+    except (TypeError, ValueError):
+        value = b""
+    return Signature(
+        at if type(at) is int and 0 <= at < MAX_AT else 0, value, key if type(key) is str else ""
     )
 
 
@@ -93,6 +136,15 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return fields if end == len(text) and type(fields) is dict else None
 
 
-def _text(fields: dict[str, object], key: str, limit: int) -> str:
-    value = fields.get(key)
-    return value[:limit] if isinstance(value, str) else ""
+def _text(value: object, limit: int) -> str:
+    return value[:limit] if type(value) is str else ""
+
+
+def _id(value: object) -> str:
+    """A UUID in its canonical spelling; empty if the value is none."""
+    if type(value) is not str:
+        return ""
+    if _is_uuid(value):  # quick, and true of most
+        return value
+    found = as_uuid(value)
+    return "" if found is None else str(found)

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from run_abort import conf
 from run_abort._concurrency import forks
@@ -14,11 +15,14 @@ from run_abort._core.types import Request
 from . import codec
 from .base import Subscription, Transport
 from .redis import endpoint
+from .trust import Trust
 from .watch import Watch
 
 __all__ = ["Push"]
 
 logger = logging.getLogger("run_abort")
+
+NOTIFICATION: Final = 36  # bytes: a UUID
 
 
 class Push:
@@ -27,10 +31,12 @@ class Push:
     Any thread may use it. Publishing blocks for at most ``PUBLISH_TIMEOUT`` seconds.
 
     :param origin: returns the ID of this process on the wire.
+    :param trust: signs what is published.
     """
 
-    def __init__(self, origin: Callable[[], str]) -> None:
+    def __init__(self, origin: Callable[[], str], trust: Trust) -> None:
         self._origin = origin
+        self._trust = trust
         # Needs no lock: two threads that look it up at once find the same.
         self._found: endpoint.Found | None = None
 
@@ -84,7 +90,7 @@ class Push:
     def _encoded(self, request: Request) -> bytes:
         if not request.origin:
             request = request._replace(origin=self._origin())
-        return codec.encode(request)
+        return codec.encode(request, self._trust.sign(request))
 
     def _log_failure(self, requests: Sequence[Request], error: Exception, level: int) -> None:
         run_id, count = requests[0].run_id, len(requests)
@@ -123,8 +129,10 @@ class Push:
             return None
         if transport is None or not channels:
             return None
-        heartbeat, limit = conf.settings().HEARTBEAT, codec.MAX_REQUEST_ID_LENGTH
-        return Watch(partial(transport.subscribe, *channels, heartbeat=heartbeat, limit=limit))
+        heartbeat = conf.settings().HEARTBEAT
+        return Watch(
+            partial(transport.subscribe, *channels, heartbeat=heartbeat, limit=NOTIFICATION)
+        )
 
     def subscribers(self) -> int | None:
         """The number of processes that receive requests, as the server counts them.

@@ -89,6 +89,10 @@ class _AtScrape(Collector):
         yield CounterMetricFamily(
             "run_abort_reconnects", "Times a lost subscription was re-established", now.reconnects
         )
+        yield CounterMetricFamily(
+            "run_abort_unsigned", "Messages without a signature", now.unsigned
+        )
+        yield CounterMetricFamily("run_abort_refused", "Messages without authority", now.refused)
 
 
 _installed: Final[WeakKeyDictionary[CollectorRegistry, _Metrics]] = WeakKeyDictionary()

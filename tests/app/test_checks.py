@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.checks import CheckMessage, run_checks
-from django.core.management import call_command
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from run_abort import checks, conf, health, publish_run_abort
@@ -190,6 +190,7 @@ class TestDeployment:
             ({"REDIS_URL": FAR, "LISTEN": False}, ["W003"]),
             ({"REDIS_URL": FAR, "REQUESTS": False}, ["W004"]),
             ({"REDIS_URL": FAR, "LISTEN": False, "REQUESTS": False}, ["W003", "W004"]),
+            ({"REDIS_URL": FAR, "UNSIGNED": "accept"}, ["W006"]),
             ({"REDIS_URL": "redis://redis.example"}, ["W005"]),
             ({"REDIS_URL": "redis://:secret@redis.example"}, ["W005"]),
             ({"REDIS_URL": "rediss://redis.example"}, ["W005"]),
@@ -215,7 +216,7 @@ class TestDeployment:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         settings.CACHES = {"default": LOCMEM}
-        settings.RUN_ABORT = run_abort
+        settings.RUN_ABORT = {"UNSIGNED": "refuse", **run_abort}
         found = check_deployment()
         assert [str(each.id).removeprefix("run_abort.") for each in found] == expected
         assert all(each.hint for each in found)
@@ -234,7 +235,7 @@ class TestDeployment:
     ) -> None:
         monkeypatch.delenv("REDIS_URL", raising=False)
         settings.CACHES = {"default": cache}
-        settings.RUN_ABORT = {}
+        settings.RUN_ABORT = {"UNSIGNED": "refuse"}
         found = check_deployment()
         assert len(found) == (0 if lacks is None else 1)
         if lacks is not None:

@@ -170,7 +170,7 @@ class TestCommands:
         code = "from tests.workers import hold; hold('run-1', setup=False)"
         process = start("-c", COMMAND, "shell", "--command", code)
         process.wait_for("holding")
-        assert foreign.publish("run-1", reason="because") == 1
+        assert foreign.publish_signed("run-1", reason="because") == 1
         process.wait_for("aborted run-1 because")
 
 

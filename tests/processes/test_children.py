@@ -50,7 +50,7 @@ def test_multiprocessing(
     parents = 1 if parent == "parent set up" else 0
     # A child that sets itself up, or is set up by its first block, listens once, as itself.
     wait_until(lambda: foreign.publish("nobody") == 3 + parents)
-    foreign.publish("run-1", reason="because")
+    foreign.publish_signed("run-1", reason="because")
     for _ in range(3):
         assert process.wait_for("aborted") == "aborted run-1 because"
     process.wait_for("over [0, 0, 0]")
@@ -79,7 +79,7 @@ def test_a_fork_inside_a_block_leaves_two_that_are_reached(start: Start, foreign
     lines = [process.wait_for("working").split() for _ in range(2)]
     assert {line[1] for line in lines} == {"parent", "child"}
     assert len({line[2] for line in lines}) == 2
-    assert foreign.publish("run-1", reason="because") == 2
+    assert foreign.publish_signed("run-1", reason="because") == 2
     aborted = {process.wait_for("aborted") for _ in range(2)}
     assert aborted == {"aborted parent because", "aborted child because"}
     assert process.wait() == 0

@@ -44,7 +44,7 @@ class OverRedis:
         all_subscribed(child, count)
 
     def abort(self, run_id: str) -> None:
-        assert self._foreign.publish(run_id, reason="because") > 0
+        assert self._foreign.publish_signed(run_id, reason="because") > 0
 
     def assert_nobody_is_left(self) -> None:
         wait_until(lambda: self._foreign.publish("nobody") == 0)

@@ -52,7 +52,7 @@ class TestListenRunAborts:
             ready = process.wait_for("listening on")
             assert foreign.channel in ready
             assert "inst_" in ready
-            assert foreign.publish("run-1", reason="line\nbreak\x1b[31m", actor="ann") == 1
+            assert foreign.publish_signed("run-1", reason="line\nbreak\x1b[31m", actor="ann") == 1
             line = process.wait_for("received")
             assert 'run_id="run-1" reason="line\\nbreak\\u001b[31m" actor="ann"' in line
             assert f'origin="inst_{"0" * 32}"' in line
@@ -66,13 +66,13 @@ class TestListenRunAborts:
             ready = json.loads(process.wait_for("listening"))
             assert ready["event"] == "listening"
             assert ready["channel"] == foreign.channel
-            foreign.publish("rün\ud800", id=abort_id, reason="because", actor="ann")
+            foreign.publish_signed("rün", id=abort_id, reason="because", actor="ann")
             foreign.publish("run-2")
             first, second = (json.loads(process.wait_for("received")) for _ in range(2))
             assert first.pop("time")
             assert first == {
                 "event": "received",
-                "runId": "rün\ud800",
+                "runId": "rün",
                 "abortId": abort_id,
                 "reason": "because",
                 "actor": "ann",

@@ -59,7 +59,7 @@ class TestAbort:
         )
         child.wait_for_all("Listening for aborts", "ready")
         sleeper = pid_in(path)
-        foreign.publish("run-1", reason="because", actor="ann")
+        foreign.publish_signed("run-1", reason="because", actor="ann")
         assert child.wait() == 130
         assert "run 'run-1' was aborted by ann: because" in str(child)
         assert not is_there(sleeper)
@@ -186,6 +186,6 @@ class TestTerminal:
         program = ["sh", "-c", "echo ready; exec sleep 600"]
         child = start("-c", SPAWN, *COMMAND, "run-1", "--", *program)
         child.wait_for_all("Listening for aborts", "ready")
-        foreign.publish("run-1", reason="because")
+        foreign.publish_signed("run-1", reason="because")
         child.wait_for("because")
         child.wait_for("exit 130")

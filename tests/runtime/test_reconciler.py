@@ -249,7 +249,7 @@ class TestMissed:
     def test_they_get_it_once_and_in_the_order_of_request(
         self, heard: list[str], proxy: Proxy, foreign: Foreign
     ) -> None:
-        assert foreign.publish("before", id=str(request("before").pk)) == 1
+        assert foreign.publish_signed("before", id=str(request("before").pk)) == 1
         wait_until(lambda: heard == ["before"])
         self.cut_off(proxy)
         now = datetime.now(UTC)
@@ -264,7 +264,7 @@ class TestMissed:
         self.reconnect(proxy)
         request("after")
         row = request("last")
-        wait_until(lambda: foreign.publish("last", id=str(row.pk)) == 1)
+        wait_until(lambda: foreign.publish_signed("last", id=str(row.pk)) == 1)
         wait_until(lambda: "last" in heard)
         wait_until(lambda: not is_running())
         assert [run_id for run_id in heard if run_id != "after"] == [*expected, "last"]
@@ -353,7 +353,7 @@ class TestMissed:
         run_abort_received.connect(slow)
         try:
             for name in names:
-                foreign.publish(name, id=str(request(name).pk))
+                foreign.publish_signed(name, id=str(request(name).pk))
             wait_until(lambda: len(heard) >= 5)
             pid = os.fork()
             if pid == 0:
@@ -380,7 +380,7 @@ class TestMissed:
         current().dispatch._lanes[-1].worker._limit = 2
         names = [f"run-{number}" for number in range(20)]
         for name in names:
-            foreign.publish(name, id=str(request(name).pk))
+            foreign.publish_signed(name, id=str(request(name).pk))
         wait_until(lambda: len(heard) == len(self.received) == 20)
         release.set()
         wait_until(lambda: len(slow) >= 20)

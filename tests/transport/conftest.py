@@ -10,6 +10,7 @@ from run_abort._core.ids import new_origin
 from run_abort._transport import codec
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
+from run_abort._transport.trust import Trust
 from tests.conftest import Configure, threads_of_ours
 from tests.support import wait_until
 
@@ -25,13 +26,14 @@ class Node:
         self.origin = new_origin()
         self.heard: list[str] = []
         self.receivers: list[Callable[[str], object]] = []
-        self.push = Push(lambda: self.origin)
+        self.push = Push(lambda: self.origin, Trust())
         self.listener = Listener(self.push, origin=lambda: self.origin, handle=self._handle)
 
     def _handle(self, data: bytes, origin: str) -> bool:
-        request = codec.decode(data)
-        if request is None:
+        message = codec.decode(data)
+        if message is None:
             return False
+        request = message.request
         if request.origin != origin:
             self.heard.append(request.run_id)
             for receiver in self.receivers:

@@ -7,42 +7,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_abort._core.ids import new_origin
+from run_abort._core.ids import clean_id, new_origin
 from run_abort._core.types import Request
-from run_abort._transport.codec import MAX_MESSAGE_BYTES, decode, encode
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, decode, encode
+from run_abort._transport.signing import Signature
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
+ID = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
+SIGNATURE = Signature(1_764_142_686_123, b"\xab" * 32, "01234567")
+REQUEST = Request("run-1", ID, "because", "ann", ORIGIN, cause="disconnect")
+
+
+def signed(**fields: object) -> Message:
+    """The message with a signature and these fields."""
+    message = decode(json.dumps({"runId": "r", "sig": "x", **fields}).encode())
+    assert message is not None
+    return message
 
 
 class TestEncode:
-    def test_a_bare_message_has_just_the_two_keys(self) -> None:
-        data = encode(Request("run-1", origin=ORIGIN))
-        assert json.loads(data) == {"runId": "run-1", "origin": ORIGIN}
+    def test_without_a_signature_just_the_two_keys(self) -> None:
+        assert encode(REQUEST, None) == f'{{"runId":"run-1","origin":"{ORIGIN}"}}'.encode()
 
-    def test_the_other_keys(self) -> None:
-        abort_id = str(uuid.uuid4())
-        data = encode(Request("run-1", abort_id, "because", "ann", ORIGIN))
-        assert json.loads(data) == {
+    def test_with_one_all_keys(self) -> None:
+        assert json.loads(encode(REQUEST, SIGNATURE)) == {
             "runId": "run-1",
             "origin": ORIGIN,
-            "id": abort_id,
+            "at": 1_764_142_686_123,
+            "sig": "ab" * 32,
+            "key": "01234567",
+            "id": ID,
             "reason": "because",
             "actor": "ann",
+            "cause": "disconnect",
         }
 
-    def test_what_nobody_would_accept_is_not_sent(self) -> None:
+    def test_what_no_receiver_accepts_is_not_sent(self) -> None:
         with pytest.raises(ValueError, match="larger"):
-            encode(Request("x" * MAX_MESSAGE_BYTES, origin=ORIGIN))
-
-    def test_its_bytes(self) -> None:
-        request = Request("run-1", "7", 'a "b"\n\x01', "Zoë 🙂", ORIGIN)
-        assert (
-            encode(request)
-            == (
-                '{"runId":"run-1","origin":"' + ORIGIN + '","id":"7",'
-                '"reason":"a \\"b\\"\\n\\u0001","actor":"Zoë 🙂"}'
-            ).encode()
-        )
+            encode(Request("x" * MAX_MESSAGE_BYTES, origin=ORIGIN), None)
+        with pytest.raises(ValueError, match="surrogates"):
+            encode(Request("run-\ud83c", origin=ORIGIN), None)
 
 
 class TestDecode:
@@ -52,18 +56,30 @@ class TestDecode:
             b'{"runId":"run-1","origin":"x"}',
             b' \r\n\t{"origin": "x", "runId": "run-1"}\n',
             b'{"runId":"run-1","origin":"x","more":{"deep":[1,2]},"n":1e999}',
-            b'{"runId":"run-1","origin":"x","id":7,"reason":null,"actor":["ann"]}',
+            b'{"runId":"run-1","origin":"x","id":"' + ID.encode() + b'","actor":"ceo","at":7}',
         ],
     )
-    def test_valid(self, data: bytes) -> None:
-        assert decode(data) == Request("run-1", origin="x")
-
-    def test_a_sentwithout_an_origin_keeps_its_other_keys(self) -> None:
-        assert decode(b'{"runId":"r","id":"7"}') == Request("r", id="7")
+    def test_without_a_signature_only_the_run_and_the_origin_count(self, data: bytes) -> None:
+        assert decode(data) == Message(Request("run-1", origin="x"), None)
 
     @pytest.mark.parametrize("data", [b'{"runId":"r"}', b'{"runId":"r","origin":7}'])
-    def test_a_sender_that_does_not_say_who_it_is_is_heard(self, data: bytes) -> None:
-        assert decode(data) == Request("r")
+    def test_a_sender_need_not_say_who_it_is(self, data: bytes) -> None:
+        assert decode(data) == Message(Request("r"), None)
+
+    @pytest.mark.parametrize("wrong", [None, 7.0, True, ["x"], {}])
+    def test_a_key_of_the_wrong_type_counts_as_missing(self, wrong: object) -> None:
+        keys = ("origin", "id", "reason", "actor", "cause", "at", "sig", "key")
+        assert signed(**dict.fromkeys(keys, wrong)) == (Request("r"), Signature(0, b""))
+
+    @pytest.mark.parametrize(
+        "spelling", [ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}", f"urn:uuid:{ID}"]
+    )
+    def test_a_uuid_has_one_spelling(self, spelling: str) -> None:
+        assert signed(id=spelling).request.id == ID
+
+    @pytest.mark.parametrize("request_id", ["", "7", f"{ID}\n", f"{ID}0", "x" * 36])
+    def test_an_id_is_a_uuid(self, request_id: str) -> None:
+        assert signed(id=request_id).request.id == ""
 
     @pytest.mark.parametrize(
         "data",
@@ -84,6 +100,11 @@ class TestDecode:
             b'{"runId":7,"origin":"x"}',
             b'{"runId":["r"],"origin":"x"}',
             b'{"runId":"","origin":"x"}',
+            b'{"runId":"a\\u0000b","origin":"x"}',
+            b'{"runId":"a\\u001b[2J","origin":"x"}',
+            b'{"runId":"a\x7f","origin":"x"}',
+            b'{"runId":"a\\ud800","origin":"x"}',
+            b'{"runId":"' + b"x" * 256 + b'","origin":"x"}',
             b'{"runid":"r","origin":"x"}',
             '{"runId":"r","origin":"x"}'.encode("utf-16"),
             b"[" * 10_000,
@@ -95,25 +116,26 @@ class TestDecode:
         assert decode(data) is None
 
     def test_long_texts_are_cut(self) -> None:
-        fields = {"runId": "r", "origin": "x", "reason": "y" * 5000, "actor": "z" * 5000}
-        request = decode(json.dumps(fields).encode())
-        assert request is not None
-        assert (len(request.reason), len(request.actor)) == (1000, 255)
+        request = signed(reason="y" * 5000, actor="z" * 5000, cause="c" * 5000).request
+        assert (len(request.reason), len(request.actor), len(request.cause)) == (1000, 255, 32)
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_message_or_none(self, data: bytes) -> None:
-        request = decode(data)
-        assert request is None or request.run_id
+        check(decode(data))
 
     @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        st.dictionaries(
+            st.sampled_from(
+                ["runId", "origin", "id", "reason", "actor", "cause", "at", "sig", "key", "x"]
+            ),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.uuids(),
+                lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            ),
         )
     )
     def test_any_json_is_a_message_or_none(self, value: object) -> None:
-        request = decode(json.dumps(value).encode())
-        assert request is None or request.run_id
+        check(decode(json.dumps(value, default=str).encode()))
 
     @given(
         st.builds(
@@ -125,28 +147,31 @@ class TestDecode:
             st.text(max_size=64),
             user_pk=st.none(),
             requested_at=st.none(),
-            cause=st.just(""),
+            cause=st.text(max_size=32),
         ),
     )
     def test_what_is_encoded_comes_back(self, sent: Request) -> None:
         try:
-            data = encode(sent)
+            clean_id(sent.run_id)
+            data = encode(sent, SIGNATURE)
         except ValueError:
             return
-        assert decode(data) == sent
+        assert decode(data) == (sent, SIGNATURE)
 
-    @given(st.characters(codec=None, categories=["Cs"]))
-    def test_half_a_character_travels_too(self, half: str) -> None:
-        request = Request(half, origin=ORIGIN)
-        assert decode(encode(request)) == request
+
+def check(message: Message | None) -> None:
+    """What a message has is of the right kind."""
+    if message is not None:
+        request, signature = message
+        assert clean_id(request.run_id) == request.run_id
+        assert request.id in {"", request.id and str(uuid.UUID(request.id))}
+        assert isinstance(request.origin + request.reason + request.actor + request.cause, str)
+        assert signature is None or type(signature.at) is int
+        assert signature is not None or request == Request(request.run_id, origin=request.origin)
 
 
 def test_an_abort_of_every_legal_length_is_small_enough() -> None:
-    request = Request("🏃" * 255, str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255, new_origin())
-    assert decode(encode(request)) == request
-
-
-def test_half_a_surrogate_pair_is_escaped() -> None:
-    request = Request("run-\ud83c", origin=new_origin())
-    assert encode(request).isascii()
-    assert decode(encode(request)) == request
+    request = Request(
+        "🏃" * 255, str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255, new_origin(), cause="🔥" * 32
+    )
+    assert decode(encode(request, SIGNATURE)) == (request, SIGNATURE)

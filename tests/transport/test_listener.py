@@ -190,7 +190,7 @@ class TestLife:
         assert "the transport cannot be used" in caplog.text
         listener.start_soon()
         wait_until(lambda: listener.status().last_error)
-        assert "not valid" in listener.status().last_error
+        assert "is not a URL" in listener.status().last_error
 
 
 class TestStatus:

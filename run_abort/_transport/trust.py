@@ -1,0 +1,143 @@
+"""Signs the messages of this process, and decides which authority those of others have."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections import OrderedDict
+from typing import Final
+
+from django.conf import settings as django_settings
+from django.utils.encoding import force_bytes
+
+from run_abort import conf
+from run_abort._concurrency.throttle import Throttle
+from run_abort._core.types import Request
+
+from .codec import Message
+from .signing import MAX_AGE, Key, Signature, sign, verify
+
+__all__ = ["Trust"]
+
+logger = logging.getLogger("run_abort")
+
+REMEMBERED: Final = 50_000  # signatures
+
+
+class Trust:
+    """The keys of a process, and what it accepts.
+
+    The keys are derived when the first message is signed or verified: ``SECRET_KEY`` may be set
+    late, or never.
+
+    :ivar unsigned: number of messages without a signature.
+    :ivar refused: number of messages without authority: their signature does not fit, is stale or
+        was received before, or they have none and ``UNSIGNED`` is ``"refuse"``.
+    """
+
+    def __init__(self) -> None:
+        self.unsigned = 0
+        self.refused = 0
+        self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
+        self._heard: OrderedDict[bytes, None] = OrderedDict()  # the last valid signatures
+        self._since = 0  # when this process subscribed, in milliseconds since the epoch
+        self._throttle = Throttle()
+
+    def forget_keys(self) -> None:
+        """Derive the keys again, because settings changed."""
+        self._keys = None
+
+    def subscribed(self) -> None:
+        """Note that messages arrive from now on."""
+        self._since = _now()
+
+    def sign(self, request: Request) -> Signature | None:
+        """Sign a request that is published now. Any thread may call this.
+
+        :return: None if this process has no key.
+        :raises ValueError: if the request contains a lone surrogate.
+        """
+        for key in self._known_keys().values():
+            return sign(key, conf.settings().CHANNEL, request, _now())
+        return None
+
+    def judge(self, message: Message) -> Request | None:
+        """The request to obey; None if the message has no authority. Called by the listener.
+
+        The rows may have what a message without authority is about.
+        """
+        request, signature = message
+        if signature is None:
+            self.unsigned += 1
+            if conf.settings().UNSIGNED == "accept":
+                return request
+            self._refuse(request, "it is not signed, and RUN_ABORT['UNSIGNED'] is \"refuse\"")
+            return None
+        problem = self._problem(request, signature)
+        if problem:
+            self._refuse(request, problem)
+            return None
+        self._heard[signature.value] = None
+        if len(self._heard) > REMEMBERED:
+            self._heard.popitem(last=False)
+        # A server keeps no messages for later. So this one is late, or it is replayed, and its
+        # abort may have been cleared before this process began.
+        is_late = signature.at < self._since and request.id and conf.settings().REQUESTS
+        return None if is_late else request
+
+    def _problem(self, request: Request, signature: Signature) -> str:
+        """Why the signature does not count; empty if it does."""
+        age = (_now() - signature.at) // 1000
+        if abs(age) > MAX_AGE:
+            return f"it is {age} s old: compare the clocks of the hosts"
+        keys = self._known_keys()
+        named = (keys[signature.key],) if signature.key in keys else ()
+        some = named if signature.key else tuple(keys.values())
+        if not verify(some, conf.settings().CHANNEL, request, signature):
+            theirs = repr(signature.key[:8]) if signature.key else "not named"
+            ours = " or ".join(map(repr, keys)) or "missing"
+            return (
+                f"its signature does not fit: its key is {theirs}, the one of this process {ours}"
+            )
+        if signature.value in self._heard:
+            return "it was received before"
+        return ""
+
+    def _refuse(self, request: Request, problem: str) -> None:
+        self.refused += 1
+        if (others := self._throttle.admit()) is not None:
+            logger.warning(
+                "A message about run %r (and %d others since the last warning) aborts nothing by "
+                "itself, because %s. What the database has about it is read",
+                request.run_id,
+                others,
+                problem,
+            )
+
+    def _known_keys(self) -> dict[str, Key]:
+        keys = self._keys
+        if keys is None:
+            # Two threads may derive them at once, and find the same.
+            keys = self._keys = {key.fingerprint: key for key in map(Key, _secrets())}
+        return keys
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _secrets() -> list[bytes]:
+    """The keys that the settings name. The first one signs."""
+    given = conf.settings().SIGNING_KEY
+    if given is not None:
+        return [each.encode() for each in ([given] if isinstance(given, str) else given)]
+    try:
+        names = [django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS]
+        secrets = list(map(force_bytes, names))
+    except Exception as error:  # SECRET_KEY may be missing, or be read late from somewhere
+        logger.warning(
+            "Messages are neither signed nor trusted: this process has no key: %s", error
+        )
+        return []
+    return [hmac.digest(each, b"run_abort.SIGNING_KEY", "sha256") for each in secrets if each]
