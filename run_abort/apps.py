@@ -8,10 +8,11 @@ import sys
 from typing import Final
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 from django.core.management import __path__ as core_path
 from django.core.management import find_commands, get_commands, load_command_class
 from django.urls import register_converter
+from django.urls.converters import get_converters
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
@@ -21,6 +22,8 @@ from ._runtime.kind import MANAGERS, program_of
 from ._runtime.runtime import current
 
 logger = logging.getLogger("run_abort")
+
+CONVERTER: Final = "run_abort_id"  # its name in paths
 
 # Django's commands that do not end by themselves.
 SERVERS: Final = frozenset({"runserver", "testserver"})
@@ -34,9 +37,10 @@ class RunAbortConfig(AppConfig):
     verbose_name = _("Run aborts")
 
     def ready(self) -> None:
-        register_converter(RunIdConverter, "run_abort_id")
-        register(checks.check_settings)
-        register(checks.check_deployment, deploy=True)
+        if CONVERTER not in get_converters():  # tests that override INSTALLED_APPS come here again
+            register_converter(RunIdConverter, CONVERTER)
+        register(checks.check_settings, "run_abort")
+        register(checks.check_deployment, "run_abort", Tags.security, deploy=True)
         try:
             listen = conf.settings().LISTEN
             if listen is True or (listen == "auto" and _is_long_lived()):

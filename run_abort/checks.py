@@ -1,14 +1,15 @@
-"""System checks of the settings. They use neither the network nor the database."""
+"""System checks, with the tag ``run_abort``. They use neither the network nor the database."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
+from django.urls import get_resolver
 from django.utils.module_loading import import_string
 
 from . import conf
@@ -23,6 +24,9 @@ _IDS: Final = {
     "type": "run_abort.E003",
     "range": "run_abort.E004",
 }
+
+_APPS: Final = ("django.contrib.auth", "django.contrib.contenttypes")
+_MIDDLEWARE: Final = "django.contrib.auth.middleware.AuthenticationMiddleware"
 
 # Options of a django-redis alias that are dotted paths.
 _PATHS: Final = (
@@ -45,7 +49,59 @@ def check_settings(
         Error(problem.message, hint=problem.hint, id=_IDS[problem.kind])
         for problem in conf.problems(raw)
     ]
-    return found or list(_check_redis(explicit="CACHE_ALIAS" in raw))
+    if found:
+        return found
+    return [*_check_rule(), *_check_users(), *_check_redis(explicit="CACHE_ALIAS" in raw)]
+
+
+def _check_rule() -> Iterator[CheckMessage]:
+    rule = conf.settings().MAY_ABORT
+    try:
+        found = import_string(rule) if isinstance(rule, str) else rule
+        problem = "" if found is None or callable(found) else "which is not a function"
+    except Exception as error:
+        problem = f"which cannot be imported: {error}"
+    if problem:
+        yield Error(
+            f"RUN_ABORT['MAY_ABORT'] is {rule!r}, {problem}.",
+            hint="Name a function that takes the user, the run ID and the action. Until then users "
+            "may do nothing.",
+            id="run_abort.E009",
+        )
+
+
+def _check_users() -> Iterator[CheckMessage]:
+    if missing := [app for app in _APPS if not apps.is_installed(app)]:
+        yield Error(
+            f"INSTALLED_APPS lacks {' and '.join(missing)}.",
+            hint="Add it: an abort request refers to a user, and permissions decide who may make "
+            "one.",
+            id="run_abort.E010",
+        )
+    elif _serves_our_urls() and not any(map(_sets_user, django_settings.MIDDLEWARE)):
+        yield Error(
+            "The URLs include run_abort.urls, but MIDDLEWARE lacks AuthenticationMiddleware.",
+            hint=f"Add {_MIDDLEWARE!r}, after the one for sessions. Without it every visitor is "
+            "anonymous, and may abort nothing.",
+            id="run_abort.E011",
+        )
+
+
+def _serves_our_urls() -> bool:
+    try:
+        return "run_abort" in get_resolver().app_dict
+    except Exception:  # Django's own check reports it
+        return False
+
+
+def _sets_user(middleware: str) -> bool:
+    try:
+        found = import_string(middleware)
+    except ImportError:  # Django reports it
+        return False
+    # By its name, because importing it needs django.contrib.auth in INSTALLED_APPS.
+    bases = getattr(found, "__mro__", ())
+    return any(f"{base.__module__}.{base.__qualname__}" == _MIDDLEWARE for base in bases)
 
 
 def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
@@ -92,13 +148,13 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             hint="Set RUN_ABORT['REDIS_URL'], or remove RUN_ABORT['REQUESTS'].",
             id="run_abort.W002",
         )
-    elif options.LISTEN is not False:
+    else:
         yield CheckWarning(
             "No Redis is configured: running processes receive aborts of other processes only "
             f"through the database, within {options.POLL_INTERVAL:g} s.",
             hint="Set RUN_ABORT['REDIS_URL'] or the environment variable REDIS_URL, or use Redis "
             f"for the cache alias {options.CACHE_ALIAS!r}. If this is intended, set "
-            "RUN_ABORT['LISTEN'] to False.",
+            "RUN_ABORT['PUSH'] to \"none\".",
             id="run_abort.W001",
         )
 

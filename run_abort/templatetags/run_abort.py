@@ -73,10 +73,18 @@ def abort_button(
     }
 
 
-@register.inclusion_tag("run_abort/abort_button_media.html")
-def abort_button_media() -> dict[str, Any]:
-    """Link the style sheet and the script of the buttons, for the ``<head>``."""
-    return {}
+@register.inclusion_tag("run_abort/abort_button_media.html", takes_context=True)
+def abort_button_media(context: Context) -> dict[str, Any]:
+    """Link the style sheet and the script of the buttons, for the ``<head>``.
+
+    Under a content security policy with nonces they have the nonce of the request.
+    """
+    nonce = context.get("csp_nonce")
+    request = context.get("request")
+    for name in ("_csp_nonce", "csp_nonce"):  # of Django 6 and of django-csp
+        nonce = nonce if nonce is not None else getattr(request, name, None)
+    # As text, because Django adds a nonce to the policy once it was used.
+    return {} if nonce is None else {"csp_nonce": str(nonce)}
 
 
 def _nothing(why: str) -> dict[str, Any]:

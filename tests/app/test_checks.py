@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.core.checks import CheckMessage, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
@@ -64,9 +65,11 @@ def test_all_is_well(configure: Configure) -> None:
         ({"default": LOCMEM}, {"REDIS_URL": "redis://localhost:port"}, ["E007"]),
         ({"default": LOCMEM}, {"CACHE_ALIAS": "default"}, ["E008"]),
         ({"default": LOCMEM}, {}, ["W001"]),
-        ({"default": LOCMEM}, {"LISTEN": False}, []),
+        ({"default": LOCMEM}, {"LISTEN": False}, ["W001"]),
+        ({"default": LOCMEM}, {"REDIS_URL": False}, []),
+        ({"default": LOCMEM}, {"PUSH": "none"}, []),
+        ({"default": LOCMEM}, {"PUSH": "none", "CACHE_ALIAS": "default"}, []),
         ({"default": LOCMEM}, {"REQUESTS": False}, ["W002"]),
-        ({"default": LOCMEM}, {"REQUESTS": False, "LISTEN": False}, ["W002"]),
         ({"default": LOCMEM}, {"REDIS_URL": "unix:///tmp/redis.sock"}, []),
     ],
 )
@@ -81,6 +84,46 @@ def test_where_redis_is(
     settings.CACHES = caches
     settings.RUN_ABORT = run_abort
     assert ids() == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (lambda user, run_id, action: False, []),
+        ("tests.web.test_permissions.allow_all", []),
+        ("tests.web.nothing.may_abort", ["E009"]),
+        ("tests.settings.nothing", ["E009"]),
+        ("tests.settings.SECRET_KEY", ["E009"]),
+    ],
+)
+def test_the_rule_is_a_function(configure: Configure, rule: object, expected: list[str]) -> None:
+    configure(MAY_ABORT=rule)
+    assert ids() == expected
+
+
+class TestUsers:
+    def test_apps_that_are_missing(self, configure: Configure, settings: Any) -> None:
+        settings.INSTALLED_APPS = ["run_abort"]
+        (message,) = check_settings()
+        assert message.id == "run_abort.E010"
+        assert "django.contrib.auth and django.contrib.contenttypes" in message.msg
+
+    def test_a_middleware_that_is_missing(self, configure: Configure, settings: Any) -> None:
+        with_it = settings.MIDDLEWARE
+        without = [each for each in with_it if "Authentication" not in each]
+        for middleware, urls, expected in (
+            (without, "tests.urls", ["E011"]),
+            ([*without, "tests.app.test_checks.OurMiddleware"], "tests.urls", []),
+            ([*without, "tests.nothing"], "tests.urls", ["E011"]),
+            (without, "django.contrib.auth.urls", []),
+            (without, "tests.no_urls", []),
+        ):
+            settings.MIDDLEWARE, settings.ROOT_URLCONF = middleware, urls
+            assert ids() == expected
+
+
+class OurMiddleware(AuthenticationMiddleware):
+    """A project's own."""
 
 
 def test_a_sharded_client_is_not_one_redis(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +220,9 @@ def run_ours(**options: Any) -> list[CheckMessage]:
 def test_the_check_is_registered(settings: Any) -> None:
     settings.RUN_ABORT = {"CHANEL": "x"}
     assert "run_abort.E002" in [message.id for message in run_ours()]
-    with pytest.raises(SystemCheckError, match=r"Did you mean 'CHANNEL'\?"):
-        call_command("check", "run_abort")
+    for arguments in (["run_abort"], ["--tag", "run_abort"]):
+        with pytest.raises(SystemCheckError, match=r"Did you mean 'CHANNEL'\?"):
+            call_command("check", *arguments)
 
 
 class TestDeployment:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import django
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -65,7 +66,8 @@ class JobProgressView(OnlySeven, AbortProgressView):
 
 
 def page(request: HttpRequest, run_id: str) -> HttpResponse:
-    return HttpResponse(render("{% abort_button run_id %}", request, run_id=run_id))
+    source = "{% abort_button_media %}{% abort_button run_id %}"
+    return HttpResponse(render(source, request, run_id=run_id))
 
 
 urlpatterns = [
@@ -310,6 +312,47 @@ def test_the_media_are_files_of_ours() -> None:
     assert "defer" in script
     for url in (link["href"], script["src"]):
         assert finders.find(str(url).removeprefix("/static/"))
+
+
+@pytest.mark.parametrize("of", ["context", "_csp_nonce", "csp_nonce"])
+def test_they_have_the_nonce_of_the_request(of: str) -> None:
+    request = RequestFactory().get("/")
+    context = {"csp_nonce": "n1"} if of == "context" else {}
+    if not context:
+        setattr(request, of, "n1")
+    parsed = Parsed(render("{% abort_button_media %}", request, **context))
+    assert [each["nonce"] for each in parsed.all("link") + parsed.all("script")] == ["n1", "n1"]
+
+
+if django.VERSION >= (6, 0):
+
+    @pytest.mark.parametrize("processors", [[], ["django.template.context_processors.csp"]])
+    def test_a_policy_of_nonces_alone_lets_them_load(
+        settings: Any, ann: User, configure: Configure, processors: list[str]
+    ) -> None:
+        settings.MIDDLEWARE = [
+            *settings.MIDDLEWARE,
+            "django.middleware.csp.ContentSecurityPolicyMiddleware",
+        ]
+        options = settings.TEMPLATES[0]["OPTIONS"]
+        options = {"context_processors": [*options["context_processors"], *processors]}
+        settings.TEMPLATES = [settings.TEMPLATES[0] | {"OPTIONS": options}]
+        nonce = "<CSP_NONCE_SENTINEL>"  # CSP.NONCE
+        settings.SECURE_CSP = {"script-src": [nonce], "style-src": [nonce]}
+        client = Client()
+        client.force_login(ann)
+        for address, tags in (("/page/run-1/", 2), ("/runs/run-1/abort/", len(processors))):
+            response = client.get(address)
+            parsed = Parsed(response.content.decode())
+            nonces = [
+                each["nonce"]
+                for each in parsed.all("link") + parsed.all("script")
+                if "nonce" in each
+            ]
+            assert len(nonces) == tags
+            for each in nonces:
+                policy = f"script-src 'nonce-{each}'; style-src 'nonce-{each}'"
+                assert response["Content-Security-Policy"] == policy
 
 
 def test_with_context_processors_it_is_the_same(ann: User) -> None:
