@@ -7,7 +7,6 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from example import browser as plain
 from tests.e2e.looks import check_looks
 from tests.e2e.tabs import Tabs
 
@@ -88,9 +87,3 @@ def test_the_form_needs_no_javascript(tabs: Tabs) -> None:
     expect(part(page, 1)).to_contain_text("convert")
     abort(page)
     expect(page.locator("#state")).to_have_text("stopped")
-
-
-def test_an_unknown_kind_starts_nothing(ada: plain.Browser) -> None:
-    page = ada.submit(ada.visit("/"), "/runs/new/", parts="1", kind="fibre")
-    assert page.url.endswith("/runs/new/")
-    assert "Select a valid choice." in page.text

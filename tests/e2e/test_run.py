@@ -200,16 +200,6 @@ class TestLoggedOutMeanwhile:
         page.goto(path_of(run_id))
         return page
 
-    def test_the_page_says_so_and_looks_no_more(
-        self, tabs: Tabs, site: Site, start_run: StartRun
-    ) -> None:
-        page = self.open(tabs, site, start_run(1))
-        self.leave(page)
-        expect(page.get_by_role("alert")).to_contain_text("You are logged out.")
-        looked = requests_of(page, "")
-        page.clock.run_for(5 * MINUTE)
-        assert not looked
-
     def test_the_button_says_so(self, tabs: Tabs, site: Site, start_run: StartRun) -> None:
         page = self.open(tabs, site, start_run(1))
         tabs.watch_over(page).provokes("^response: 401 ", "^console: .*status of 401")

@@ -84,39 +84,6 @@ def test_the_subscription_is_killed_again_and_again(ear: Ear, own_redis: RedisSe
             ear.hears(f"after {number}")
 
 
-def test_it_is_killed_while_messages_pour_in(ear: Ear, own_redis: RedisServer) -> None:
-    stop = threading.Event()
-
-    def pour() -> None:
-        with own_redis.client() as client:
-            foreign = Foreign(client, ear.foreign.channel)
-            while not stop.is_set():
-                foreign.publish("noise")
-
-    thread = threading.Thread(target=pour)
-    thread.start()
-    try:
-        with own_redis.client() as client:
-            for _ in range(30):
-                client.client_kill_filter(_type="pubsub")
-                time.sleep(0.01)
-    finally:
-        stop.set()
-        thread.join()
-    ear.hears("after it")
-
-
-def test_a_link_is_cut_and_restored(configure: Configure, proxy: Proxy, foreign: Foreign) -> None:
-    configure(REDIS_URL=proxy.url)
-    ear = Ear(foreign)
-    for number in range(5):
-        proxy.refusing = True
-        proxy.cut()
-        wait_until(lambda: state() == "reconnecting")
-        proxy.refusing = False
-        ear.hears(f"after {number}")
-
-
 def test_a_frozen_server_is_noticed_by_our_own_ping(
     configure: Configure,
     own_redis: RedisServer,
@@ -188,21 +155,6 @@ def test_a_channel_that_is_forbidden_then_allowed(
         wait_until(lambda: state() == "reconnecting")
         admin.execute_command(f"ACL SETUSER bob &{channel_name}")
         ear.hears("after it")
-
-
-def test_a_server_that_is_slow_to_start(configure: Configure, channel_name: str) -> None:
-    server = RedisServer()
-    try:
-        configure(REDIS_URL=server.url)
-        heard: list[str] = []
-        assert subscribe_to_run_aborts(heard.append)
-        wait_until(lambda: state() == "reconnecting")
-        wait_until(lambda: current().listener.status().last_error)
-        server.start()
-        with server.client() as client:
-            Ear(Foreign(client, channel_name))
-    finally:
-        server.close()
 
 
 def test_something_that_is_not_redis(

@@ -107,32 +107,6 @@ abort_run("run-1", reason="because")
     assert AbortRequest.objects.get().published_at is None
 
 
-def test_one_that_dies_in_the_middle_of_a_batch_has_asked_for_all_or_none(
-    project: dict[str, Any],
-) -> None:
-    code = """
-import signal
-from tests.child import *
-from django.db.models import QuerySet
-from run_abort import abort_runs
-from run_abort._store import requests
-inserts = 0
-insert = QuerySet._insert
-def dying(self, *args, **kwargs):
-    global inserts
-    inserts += 1
-    if inserts == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return insert(self, *args, **kwargs)
-QuerySet._insert = dying
-requests.BATCH = 100
-abort_runs([f"run-{number}" for number in range(1000)])
-"""
-    with Child("-c", code, settings=project) as aborter:
-        assert aborter.wait() == -signal.SIGKILL
-    assert AbortRequest.objects.count() == 0
-
-
 RACES = 10_000
 
 

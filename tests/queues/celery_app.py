@@ -10,7 +10,7 @@ from celery import Celery, signals
 from run_abort.contrib.celery import AbortableTask, TaskAborted
 from run_abort.signals import run_aborted
 from tests.queues import job_table, work
-from tests.queues.work import begin, say
+from tests.queues.work import say
 
 app = Celery("tests", broker=os.environ.get("BROKER"), backend=os.environ.get("RESULTS"))
 app.conf.update(
@@ -34,45 +34,25 @@ class TestsTask(AbortableTask):
         say("never begins:", self.request.args[0], error)
 
 
-@app.task(base=TestsTask, autoretry_for=(Exception,), max_retries=5, retry_backoff=False)
-def look(name: str) -> None:
-    work.look(name)
-
-
-@app.task(base=AbortableTask)
-def done(name: str) -> str:
-    begin(name)
-    return name
-
-
-@app.task(base=AbortableTask)
-def swallow(name: str) -> None:
-    work.swallow(name)
-
-
-@app.task(base=AbortableTask, abort_grace=0.2, abort_insist="interrupt")
-def compute(name: str) -> None:
-    work.compute(name)
-
-
-@app.task(base=AbortableTask, abort_grace=0, abort_insist="interrupt")
-def block(name: str) -> None:
-    work.block(name)
-
-
-@app.task(base=AbortableTask)
-def clean_up(name: str) -> None:
-    work.clean_up(name)
-
-
-@app.task(base=AbortableTask)
-def clean_up_until(path: str) -> None:
-    work.clean_up_until(path)
-
-
-@app.task(base=AbortableTask)
-def fail(name: str) -> None:
-    work.fail(name)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "look": {
+        "base": TestsTask,
+        "autoretry_for": (Exception,),
+        "max_retries": 5,
+        "retry_backoff": False,
+    },
+    "done": {},
+    "swallow": {},
+    "compute": work.INSISTING,
+    "block": work.BLOCKING,
+    "clean_up": {},
+    "clean_up_until": {},
+    "fail": {},
+}
+for name, options in OPTIONS.items():
+    app.task(**{"base": AbortableTask, "name": f"{__name__}.{name}", **options})(
+        getattr(work, name)
+    )
 
 
 @app.task(base=AbortableTask)

@@ -38,46 +38,19 @@ broker.add_middleware(GroupCallbacks(Barriers(url=os.environ["RESULTS"])))
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor(min_backoff=100)
-def look(name: str) -> None:
-    work.look(name)
-
-
-@dramatiq.actor
-def done(name: str) -> str:
-    begin(name)
-    return name
-
-
-@dramatiq.actor(min_backoff=100)
-def swallow(name: str) -> None:
-    work.swallow(name)
-
-
-@dramatiq.actor(min_backoff=100, abort_grace=0.2, abort_insist="interrupt")
-def compute(name: str) -> None:
-    work.compute(name)
-
-
-@dramatiq.actor(abort_grace=0, abort_insist="interrupt")
-def block(name: str) -> None:
-    work.block(name)
-
-
-@dramatiq.actor
-def clean_up(name: str) -> None:
-    work.clean_up(name)
-
-
-@dramatiq.actor(max_retries=1, min_backoff=100)
-def fail(name: str) -> None:
-    work.fail(name)
-
-
-@dramatiq.actor(max_retries=1, min_backoff=2000)
-def fail_slowly(name: str) -> None:
-    """Wait for another time, after each failure."""
-    work.fail(name)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "look": {"min_backoff": 100},
+    "done": {},
+    "swallow": {"min_backoff": 100},
+    "compute": {"min_backoff": 100, **work.INSISTING},
+    "block": work.BLOCKING,
+    "clean_up": {},
+    "fail": {"max_retries": 1, "min_backoff": 100},
+}
+for name, options in OPTIONS.items():
+    dramatiq.actor(getattr(work, name), actor_name=name, **options)
+# Waits for another time, after each failure.
+dramatiq.actor(work.fail, actor_name="fail_slowly", max_retries=1, min_backoff=2000)
 
 
 @dramatiq.actor(max_retries=0, time_limit=500, abort_insist="interrupt")

@@ -241,7 +241,7 @@ class RedisTasks(AbortableHuey, RedisHuey):  # type: ignore[misc]
 
 class HueyDriver(Driver):
     kinds = ("thread", "process")
-    label = "tests.queues.huey_app."
+    label = "tests.queues.work."
     draining = "Shutting down gracefully"
     attempts = 2
     end_signal = signal.SIGINT
@@ -250,11 +250,12 @@ class HueyDriver(Driver):
         super().__init__(place, kind)
         self.huey = self.connect("tests")
         options = {"look": {"retries": 3}, "swallow": {"retries": 3}, "fail": {"retries": 1}}
-        names = ("look", "done", "swallow", "compute", "block", "clean_up", "fail", "note_error")
+        names = ("look", "done", "swallow", "compute", "block", "clean_up", "fail")
         self.tasks = {
-            name: self.task(self.huey, "tests.queues.huey_app", name, **options.get(name, {}))
+            name: self.task(self.huey, "tests.queues.work", name, **options.get(name, {}))
             for name in names
         }
+        self.tasks["note_error"] = self.task(self.huey, "tests.queues.huey_app", "note_error")
 
     def connect(self, name: str) -> RedisTasks:
         huey = RedisTasks(name, url=self.place.broker.url)

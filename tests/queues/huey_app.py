@@ -11,7 +11,7 @@ from huey import RedisHuey
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from run_abort.signals import run_aborted
 from tests.queues import work
-from tests.queues.work import begin, say
+from tests.queues.work import say
 
 django.setup()
 
@@ -27,45 +27,17 @@ class Tasks(AbortableHuey, RedisHuey):  # type: ignore[misc]
 huey = Tasks("tests", url=os.environ.get("BROKER"))
 
 
-@huey.task(retries=3)
-def look(name: str) -> None:
-    work.look(name)
-
-
-@huey.task()
-def done(name: str) -> str:
-    begin(name)
-    return name
-
-
-@huey.task(retries=3)
-def swallow(name: str) -> None:
-    work.swallow(name)
-
-
-@huey.task(abort_grace=0.2, abort_insist="interrupt")
-def compute(name: str) -> None:
-    work.compute(name)
-
-
-@huey.task(abort_grace=0, abort_insist="interrupt")
-def block(name: str) -> None:
-    work.block(name)
-
-
-@huey.task()
-def clean_up(name: str) -> None:
-    work.clean_up(name)
-
-
-@huey.task(retries=1)
-def fail(name: str) -> None:
-    work.fail(name)
-
-
-@huey.task()
-def collect(results: Any) -> None:
-    say("began", "collect", results)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "look": {"retries": 3},
+    "done": {},
+    "swallow": {"retries": 3},
+    "compute": work.INSISTING,
+    "block": work.BLOCKING,
+    "clean_up": {},
+    "fail": {"retries": 1},
+}
+for name, options in OPTIONS.items():
+    huey.task(**options)(getattr(work, name))
 
 
 @huey.task()

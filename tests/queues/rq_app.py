@@ -11,9 +11,12 @@ import django
 from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, abort_options
 from run_abort.signals import run_aborted
 from tests.queues import work
-from tests.queues.work import begin, say
+from tests.queues.work import begin, clean_up, done, fail, look, say, swallow  # noqa: F401
 
 django.setup()
+
+compute = abort_options(grace=0.2, insist="interrupt")(work.compute)
+block = abort_options(grace=0, insist="interrupt")(work.block)
 
 
 class TestsJob(AbortableJob):
@@ -28,37 +31,10 @@ class TestsWorker(AbortableWorker):
     abort_kill_after = 1.0
 
 
-def look(name: str) -> None:
-    work.look(name)
-
-
 async def look_async(name: str) -> None:
     """Wait for the signal, in an event loop."""
     begin(name)
     await work.own_signal().wait_async()
-
-
-def done(name: str) -> str:
-    begin(name)
-    return name
-
-
-def swallow(name: str) -> None:
-    work.swallow(name)
-
-
-@abort_options(grace=0.2, insist="interrupt")
-def compute(name: str) -> None:
-    work.compute(name)
-
-
-@abort_options(grace=0, insist="interrupt")
-def block(name: str) -> None:
-    work.block(name)
-
-
-def clean_up(name: str) -> None:
-    work.clean_up(name)
 
 
 def stick(name: str) -> None:
@@ -73,10 +49,6 @@ def finish(name: str) -> str:
     begin(name)
     time.sleep(4)
     return "finished"
-
-
-def fail(name: str) -> None:
-    work.fail(name)
 
 
 def on_stopped(job: Any, connection: Any) -> None:

@@ -14,7 +14,7 @@ from celery import chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from example.redis_server import RedisServer
-from run_abort import AbortSignal, abort_run, abortable_run, clear_run_abort, current_signal
+from run_abort import AbortSignal, abort_run, abortable_run, current_signal
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
 from tests.processes.conftest import package
@@ -27,16 +27,6 @@ from tests.support import TIMEOUT, wait_until
 def celery(place: Place) -> Iterator[CeleryDriver]:
     with CeleryDriver(place) as driver:
         yield driver
-
-
-class TestBeforeStart:
-    def test_one_that_was_cleared_begins(self, celery: CeleryDriver) -> None:
-        result = celery.tasks["done"].delay("one")
-        abort_run("not this one")
-        clear_run_abort(result.id)
-        worker = celery.start()
-        assert result.get(timeout=TIMEOUT) == "one"
-        end(worker)
 
 
 class TestSignals:
@@ -73,20 +63,6 @@ class TestUnwell:
             assert celery.tasks["look"].AsyncResult(result.id).state == "PENDING"
             end(worker)
             assert not [line for line in worker.output if line.startswith("signal task_failure")]
-
-    def test_when_the_broker_restarts(self, celery: CeleryDriver, own_redis: RedisServer) -> None:
-        worker = celery.start()
-        result = celery.tasks["look"].delay("one")
-        worker.wait_for("began one")
-        own_redis.kill()
-        abort(result.id)
-        celery.assert_aborted(result)
-        own_redis.start()
-        worker.wait_for("Connected to redis", timeout=60)
-        again = celery.tasks["look"].delay("two")
-        worker.wait_for("began two", timeout=60)
-        abort(again.id)
-        celery.assert_aborted(again)
 
 
 class TestCanvas:
@@ -219,15 +195,6 @@ class TestResult:
         with pytest.raises(CeleryTimeoutError):
             result.get(timeout=1.2)
         assert 1.2 <= time.monotonic() - started < TIMEOUT
-
-    def test_who_waits_is_told(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
-        result = celery.tasks["look"].delay("one")
-        worker.wait_for("began one")
-        abort(result.id)
-        with pytest.raises(TaskAborted, match="was aborted by ann: because"):
-            result.get(timeout=TIMEOUT)
-        end(worker)
 
 
 class TestInProcess:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -17,8 +16,7 @@ from dramatiq.middleware import Callbacks, Retries
 from dramatiq.results import ResultFailure, ResultMissing, Results
 from dramatiq.results.backends import StubBackend
 
-from example.redis_server import RedisServer
-from run_abort import clear_run_abort, current_signal
+from run_abort import current_signal
 from run_abort.contrib.dramatiq import Abortable
 from tests.queues.drivers import DramatiqDriver, Place
 from tests.queues.work import abort, began, end, escalations, own_signal
@@ -86,43 +84,6 @@ class TestBeforeStart:
         driver.assert_aborted(delayed)
         driver.assert_aborted(failed)
         wait_until(lambda: began(worker) == ["failed"])
-
-    def test_one_that_was_cleared_begins(self, driver: DramatiqDriver) -> None:
-        message = driver.actors["done"].send("one")
-        abort(message.message_id)
-        clear_run_abort(message.message_id)
-        driver.start()
-        assert driver.result(message) == "one"
-
-
-class TestUnwell:
-    def test_an_async_one_while_the_worker_drains(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
-        message = driver.actors["look_async"].send("one")
-        worker.wait_for("began one")
-        worker.send(signal.SIGTERM)
-        worker.wait_for(driver.draining)
-        abort(message.message_id)
-        assert worker.wait() == 0, str(worker)
-        driver.assert_aborted(message)
-
-    def test_when_the_broker_restarts(
-        self,
-        driver: DramatiqDriver,
-        own_redis: RedisServer,
-    ) -> None:
-        worker = driver.start()
-        message = driver.actors["look"].send("one")
-        worker.wait_for("began one")
-        own_redis.kill()
-        abort(message.message_id)
-        driver.assert_aborted(message)
-        own_redis.start()
-        again = driver.actors["look"].send("two")
-        worker.wait_for("began two")
-        abort(again.message_id)
-        driver.assert_aborted(again)
-        wait_until(lambda: began(worker) == ["one", "two"])
 
 
 class TestComposition:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from tests.queues.drivers import DRIVERS, Driver, RqDriver, began_all
+from example.redis_server import RedisServer
+from run_abort import clear_run_abort
+from tests.queues.drivers import (
+    DRIVERS,
+    CeleryDriver,
+    Driver,
+    HueyDriver,
+    RqDriver,
+    began_all,
+)
 from tests.queues.work import (
     CLEANUP_TIME,
     abort,
@@ -141,6 +150,35 @@ def test_one_that_waits_behind_another_never_begins(driver: Driver) -> None:
     driver.assert_aborted(first)
     driver.assert_aborted(second, has_begun=False)
     assert began(worker) == ["one"]
+    end(worker, driver.end_signal)
+
+
+@every_queue
+def test_one_that_was_cleared_begins(driver: Driver) -> None:
+    sent = driver.send("done", "one")
+    abort(driver.run_id(sent))
+    clear_run_abort(driver.run_id(sent))
+    worker = driver.start()
+    assert driver.result(sent) == "one"
+    end(worker, driver.end_signal)
+
+
+@pytest.mark.parametrize("driver", ["celery", "dramatiq", "huey-process"], indirect=True)
+def test_one_is_aborted_while_the_broker_is_away(driver: Driver, own_redis: RedisServer) -> None:
+    worker = driver.start()
+    sent = driver.send("look", "one")
+    wait_until_it_hears(worker, "one")
+    own_redis.kill()
+    assert abort(driver.run_id(sent), wait=15).stopped
+    if not isinstance(driver, HueyDriver):  # its results are lost with its broker
+        driver.assert_aborted(sent)
+    own_redis.start()
+    if isinstance(driver, CeleryDriver):
+        worker.wait_for("Connected to redis")
+    again = driver.send("look", "two")
+    worker.wait_for("began two")
+    abort(driver.run_id(again))
+    driver.assert_aborted(again)
     end(worker, driver.end_signal)
 
 

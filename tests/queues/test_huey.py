@@ -15,13 +15,11 @@ from django.conf import settings
 from huey import MemoryHuey
 from huey.api import Result
 
-from example.redis_server import RedisServer
-from run_abort import clear_run_abort
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
 from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
-from tests.support import ROOT, TIMEOUT, wait_until
+from tests.support import ROOT, wait_until
 
 
 @pytest.fixture
@@ -79,32 +77,8 @@ class TestBeforeStart:
         abort("one")
         assert work.UNPICKLED == []
 
-    def test_a_cleared_id_begins(self, driver: HueyDriver) -> None:
-        def send() -> Any:
-            return driver.huey.enqueue(driver.tasks["done"].s("one", id="one"))
-
-        worker = driver.start()
-        abort("one")
-        driver.assert_aborted(send())
-        clear_run_abort("one")
-        assert send().get(blocking=True, timeout=TIMEOUT) == "one"
-        end(worker, signal.SIGINT)
-
 
 class TestUnwell:
-    def test_when_the_broker_restarts(self, driver: HueyDriver, own_redis: RedisServer) -> None:
-        worker = driver.start("process")
-        result = driver.tasks["look"]("one")
-        wait_until_it_hears(worker, "one")
-        own_redis.kill()
-        assert abort(result.id, wait=10).stopped
-        own_redis.start()
-        again = driver.tasks["look"]("two")
-        worker.wait_for("began two")
-        abort(again.id)
-        driver.assert_aborted(again)
-        end(worker, signal.SIGINT)
-
     @pytest.mark.parametrize("kind", HueyDriver.kinds)
     def test_one_that_is_asked_to_end_at_once(self, driver: HueyDriver, kind: str) -> None:
         worker = driver.start(kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -11,13 +10,8 @@ from typing import Any
 import pytest
 from django.utils.module_loading import import_string
 
-from example.redis_server import RedisServer
-from run_abort import clear_run_abort
 from run_abort.contrib.tasks import TaskAborted, abortable_task
-from run_abort.models import RunHold
-from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.processes.conftest import subscribed
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
 from tests.queues.work import abort, end, escalations, wait_until_it_hears
@@ -78,68 +72,6 @@ class TestWhileRunning:
 
         wait_until(is_left_as_it_was)
         end(worker)
-
-
-class TestBeforeStart:
-    def test_one_that_was_cleared_begins(self, driver: TasksDriver) -> None:
-        result = tasks.done.enqueue("one")
-        abort(result.id)
-        assert clear_run_abort(result.id)
-        worker = driver.start()
-        assert driver.result(result) == "one"
-        end(worker)
-
-
-class TestUnwell:
-    def test_while_the_worker_drains_the_next_one_waits(self, driver: TasksDriver) -> None:
-        worker = driver.start()
-        result, next_one = tasks.look.enqueue("one"), tasks.look.enqueue("two")
-        worker.wait_for("began one")
-        worker.send(signal.SIGINT)
-        worker.wait_for(driver.draining)
-        abort(result.id)
-        assert worker.wait() == 0, str(worker)
-        driver.assert_aborted(result)
-        next_one.refresh()
-        assert next_one.status == "READY"
-
-    def test_when_redis_restarts(
-        self,
-        driver: TasksDriver,
-        own_redis: RedisServer,
-        configure: Configure,
-    ) -> None:
-        driver.place.project["RUN_ABORT"] |= {"REDIS_URL": own_redis.url, "POLL_INTERVAL": 0.2}
-        configure(REQUESTS=True, LISTEN=False, REDIS_URL=own_redis.url)
-        worker = driver.start()
-        subscribed(worker)
-        first = tasks.look.enqueue("one")
-        worker.wait_for("began one")
-        own_redis.kill()
-        outcome = abort(first.id)
-        assert (outcome.published, outcome.recorded) == (False, True)
-        driver.assert_aborted(first)
-        own_redis.start()
-        subscribed(worker)
-        second = tasks.look.enqueue("two")
-        wait_until_it_hears(worker, "two")
-        assert abort(second.id, wait=10).stopped
-        driver.assert_aborted(second)
-        end(worker)
-
-    def test_a_worker_that_was_killed_has_not_said_that_it_stopped(
-        self, driver: TasksDriver
-    ) -> None:
-        worker = driver.start()
-        result = tasks.clean_up.enqueue("one")
-        worker.wait_for("began one")
-        outcome = abort(result.id)
-        wait_until(lambda: RunHold.objects.filter(request=outcome.request_id).exists())
-        worker.send(signal.SIGKILL)
-        worker.wait()
-        assert RunHold.objects.get(request=outcome.request_id).left_at is None
-        result.refresh()
-        assert result.status == "RUNNING"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -29,6 +29,10 @@ def tell(run_id: str, way: str, **facts: Any) -> None:
     say("told of", run_id, way)
 
 
+INSISTING = {"abort_grace": 0.2, "abort_insist": "interrupt"}
+BLOCKING = {"abort_grace": 0, "abort_insist": "interrupt"}
+
+
 def own_signal() -> AbortSignal:
     """The signal of the task that calls this."""
     signal = current_signal()
@@ -41,6 +45,11 @@ def look(name: str) -> NoReturn:
     begin(name)
     while True:
         own_signal().sleep(0.05)
+
+
+def done(name: str) -> str:
+    begin(name)
+    return name
 
 
 def swallow(name: str) -> NoReturn:

@@ -234,30 +234,6 @@ class TestInterleavings:
         assert process.told == ["aborted", "stopped"]
         assert process.counted(request) == 1
 
-    def test_that_holds_for_a_block_of_another_thread(self, process: Process) -> None:
-        entered, is_left = threading.Event(), threading.Event()
-
-        def work() -> None:
-            signal, leave = process.hold()
-            entered.set()
-            assert signal.wait(TIMEOUT)
-            leave()
-            is_left.set()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        assert entered.wait(TIMEOUT)
-        mine, leave_mine = process.hold()
-        # The aborting thread waits here, before it emits its event.
-        mine._when_aborted(lambda: is_left.wait(TIMEOUT))
-        process.registry.abort(new_request())
-        thread.join()
-        assert is_left.is_set()
-        assert process.told == ["aborted"]
-        assert process.facts.recorded[0]["controllers"] == 2
-        leave_mine()
-        assert process.told == ["aborted", "stopped"]
-
     def test_it_has_not_stopped_while_others_of_the_batch_work(self, process: Process) -> None:
         blocks = [process.hold() for _ in range(3)]
         (fast, leave_fast), (_, leave_second), (_, leave_third) = blocks

@@ -28,7 +28,7 @@ from run_abort import (
 from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import database, holder, holds, recorder
+from run_abort._store import database, holder, holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
 from tests.support import TIMEOUT, wait_until
@@ -480,15 +480,6 @@ def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtim
     # A wait that was given up does not hold the loop's end.
     assert time.monotonic() - began < TIMEOUT / 2
     elsewhere.holder.leave(controller)
-
-
-def test_the_recorder_is_one_thread(runtime: Runtime) -> None:
-    assert recorder.LINGER > 0
-    for number in range(10):
-        with abortable_run(f"import-{number}"):
-            pass
-    names = [thread.name for thread in threading.enumerate()]
-    assert names.count("run_abort-recorder") <= 1
 
 
 def test_hold_of_an_unnamed_request(runtime: Runtime) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
-from tests.support import TIMEOUT, wait_until
+from tests.support import TIMEOUT, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -176,18 +175,9 @@ def test_a_callers_connection_is_used_in_its_transaction_on_sqlite_alone(rows: R
         assert (used == id(connections["default"])) is (connection.vendor == "sqlite")
 
 
-@pytest.fixture
-def _unmigrated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE run_abort_runprocess RENAME TO elsewhere")
-    yield
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE elsewhere RENAME TO run_abort_runprocess")
-
-
-@pytest.mark.usefixtures("_unmigrated")
 def test_missing_tables_are_explained(rows: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == -1
+    with unmigrated("run_abort_runprocess"):
+        assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == -1
     assert "manage.py migrate run_abort" in caplog.text
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -45,8 +45,10 @@ class TestWhatGoes:
     def test_what_is_older_goes_and_the_rest_stays(self) -> None:
         for days in (400, 91, 89, 0):
             requested(f"run-{days}", days=days)
+        assert count(90) == Old(prunable=2, standing=0)
         assert prune(90) == 2
         assert left() == ["run-89", "run-0"]
+        assert prune(90) == 0
 
     @pytest.mark.parametrize("age", [0.5, timedelta(hours=12)])
     def test_an_age_is_days_or_a_timedelta(self, age: float | timedelta) -> None:
@@ -72,16 +74,6 @@ class TestWhatGoes:
         assert count(1) == Old(prunable=1, standing=0)
         assert prune(1) == 1
 
-    def test_what_is_younger_counts_as_neither(self) -> None:
-        requested("run-1", days=1)
-        requested("run-2", days=1, cleared=True)
-        assert count(2) == Old(0, 0)
-        assert prune(2) == 0
-        assert len(left()) == 2
-
-    def test_nothing_to_delete_is_fine(self) -> None:
-        assert prune(1) == 0
-
     def test_what_is_requested_meanwhile_is_not_touched(self) -> None:
         for number in range(3):
             requested(f"old-{number}", days=30)
@@ -106,38 +98,26 @@ class TestBatches:
             numbers.append(number)
             seen.append(left())
 
-        with CaptureQueriesContext(connection) as queries:
-            assert prune(90, batch=3, on_batch=on_batch) == 7
+        assert prune(90, batch=3, on_batch=on_batch) == 7
         assert numbers == [3, 3, 1]
         # The oldest first, and gone for others before the next begin.
         assert seen[0] == ["run-103", "run-102", "run-101", "run-100"]
         assert seen[1] == ["run-100"]
-        deletes = [q["sql"] for q in queries.captured_queries if q["sql"].startswith("DELETE")]
-        assert sum("run_abort_abortrequest" in sql for sql in deletes) == 3
-        assert sum("run_abort_runhold" in sql for sql in deletes) == 6
-        assert len(deletes) == 9
-        selects = [q["sql"] for q in queries.captured_queries if "LIMIT 3" in q["sql"]]
-        assert len(selects) == 3
 
     @pytest.mark.parametrize(("rows", "batches"), [(0, 0), (1, 1), (4, 2), (5, 3)])
     def test_the_queries_are_four_for_each_and_at_most_two_more(
         self, rows: int, batches: int
     ) -> None:
-        for number in range(rows):
-            requested(f"run-{number}", days=100)
+        at = timezone.now() - timedelta(days=100)  # of the same moment
+        AbortRequest.objects.bulk_create(
+            AbortRequest(run_id=f"run-{number}", requested_at=at) for number in range(rows)
+        )
         with CaptureQueriesContext(connection) as queries:
             assert prune(90, batch=2) == rows
         words = [query["sql"].split()[0] for query in queries.captured_queries]
         assert words.count("DELETE") == 3 * batches
         assert words.count("SELECT") == 1 + batches + (rows % 2 == 0)
         assert set(words) <= {"SELECT", "DELETE", "BEGIN", "COMMIT"}
-
-    def test_requests_of_the_same_moment_are_not_left_behind(self) -> None:
-        at = timezone.now() - timedelta(days=100)
-        AbortRequest.objects.bulk_create(
-            AbortRequest(run_id=f"run-{number}", requested_at=at) for number in range(10)
-        )
-        assert prune(90, batch=3) == 10
 
     def test_those_that_are_kept_do_not_end_it_early(self) -> None:
         for number in range(5):
@@ -215,13 +195,6 @@ class TestBatches:
             prune(90, batch=1, on_batch=on_batch)
         assert left() == ["run-1", "run-2", "run-3"]
 
-    def test_inside_a_transaction_it_is_part_of_that(self) -> None:
-        requested("run-1", days=100)
-        with transaction.atomic():
-            assert prune(90) == 1
-            transaction.set_rollback(True)
-        assert left() == ["run-1"]
-
 
 class TestInput:
     @pytest.mark.parametrize(
@@ -241,20 +214,6 @@ class TestInput:
         with pytest.raises(ValueError, match="1 to 10000 rows"):
             prune(90, batch=batch)
         assert left() == ["run-1"]
-
-    def test_the_database_is_the_one_that_is_written_to(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked: list[object] = []
-
-        def db_for_write(model: object, **hints: object) -> str:
-            asked.append(model)
-            return "default"
-
-        monkeypatch.setattr("run_abort._store.retention.router.db_for_write", db_for_write)
-        count(90)
-        prune(90)
-        assert asked == [AbortRequest, AbortRequest]
 
     def test_a_failing_database_is_not_hidden(self) -> None:
         with unmigrated():
