@@ -57,27 +57,31 @@ def spawn(fn: Callable[[], object], *, name: str) -> None:
     An exception of ``fn`` is logged. If no thread can be started (thread limit, late stage of the
     interpreter's exit), ``fn`` is called at once in the calling thread.
     """
-    if not _start(fn, name=name):
+    if not _start(partial(_body, fn), name=name):
         call_logged(fn)
 
 
 def _start(
-    fn: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
+    body: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
 ) -> bool:
-    """Call ``fn`` on a thread of its own.
+    """Call ``body`` on a thread of its own.
 
-    :param daemon: whether the interpreter may exit while ``fn`` runs.
+    :param daemon: whether the interpreter may exit meanwhile.
     :param joined: whether a fork waits for it, up to ``JOIN_TIMEOUT``.
     :return: False, with a warning in the log, if no thread can be started.
     """
-    thread = threading.Thread(target=_body, args=(fn,), name=name, daemon=daemon)
+    thread = threading.Thread(target=body, name=name, daemon=daemon)
     try:
         thread.start()
     except RuntimeError:
-        _warn_of_no_thread(fn)
+        level = logging.DEBUG if is_ending() else logging.WARNING
+        logger.log(level, "No thread can be started: %s runs in its caller's", name_of(body))
         return False
     if joined:
-        _remember(thread)
+        for helper in tuple(_helpers):
+            if not helper.is_alive():
+                _helpers.pop(helper, None)
+        _helpers[thread] = None
     return True
 
 
@@ -92,21 +96,13 @@ def submit(fn: Callable[[], T], *, name: str, daemon: bool = True) -> Future[T]:
     :param daemon: whether the interpreter may exit while ``fn`` runs.
     """
     future: Future[T] = Future()
-    thread = threading.Thread(
-        target=_fulfil, args=(future, fn), kwargs={"at_end": thread_ends}, name=name, daemon=daemon
-    )
-    try:
-        thread.start()
-    except RuntimeError:
-        _warn_of_no_thread(fn)
-        _fulfil(future, fn)  # without thread_ends: the caller's connections stay open
-    else:
-        _remember(thread)
+    if not _start(partial(_fulfil, fn, future, thread_ends), name=name, daemon=daemon, joined=True):
+        _fulfil(fn, future)  # without thread_ends: the caller's connections stay open
     return future
 
 
 def _fulfil(
-    future: Future[T], fn: Callable[[], T], at_end: Callable[[], object] | None = None
+    fn: Callable[[], T], future: Future[T], at_end: Callable[[], object] | None = None
 ) -> None:
     try:
         result = fn()
@@ -120,46 +116,24 @@ def _fulfil(
     set_outcome()
 
 
-def _warn_of_no_thread(fn: Callable[..., object]) -> None:
-    level = logging.DEBUG if is_ending() else logging.WARNING
-    logger.log(level, "No thread can be started: %s runs in its caller's", name_of(fn))
-
-
 def is_ending() -> bool:
     """Whether the interpreter exits, when no thread can be started any more."""
     # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
     return sys.is_finalizing() or not threading.main_thread().is_alive()
 
 
-def _remember(thread: threading.Thread) -> None:
-    for helper in tuple(_helpers):
-        if not helper.is_alive():
-            _helpers.pop(helper, None)
-    _helpers[thread] = None
-
-
 class TimeUpError(TimeoutError):
     """Raised by :func:`call_bounded` when the time is up."""
 
 
-def call_bounded(
-    fn: Callable[[], T],
-    timeout: float,
-    *,
-    name: str,
-    on_late: Callable[[Future[T]], object] | None = None,
-) -> T:
+def call_bounded(fn: Callable[[], T], timeout: float, *, name: str) -> T:
     """Call ``fn`` on a thread of its own and wait for its result, at most ``timeout`` seconds.
 
-    :param on_late: called with the finished future if ``fn`` ends after the time was up; usually
-        in the thread of ``fn``.
     :raises TimeUpError: when the time is up. ``fn`` goes on: a thread cannot be cancelled.
     :raises Exception: what ``fn`` raised within the time.
     """
     future = submit(fn, name=name)
     if not wait([future], timeout).done:
-        if on_late is not None:
-            future.add_done_callback(on_late)
         raise TimeUpError
     return future.result()
 
@@ -214,7 +188,8 @@ class SerialWorker(Generic[T]):
             self._running = True
             self._idle.clear()
             # Within the lock: if the interpreter exits next, it waits for threads already started.
-            if _start(self._drain, name=self._name, daemon=not self._ours, joined=self._ours):
+            body = partial(_body, self._drain)
+            if _start(body, name=self._name, daemon=not self._ours, joined=self._ours):
                 return True
         call_logged(self._drain)
         return True
@@ -248,11 +223,7 @@ class SerialWorker(Generic[T]):
 
 
 def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:
-    """Wait until all the workers are idle.
-
-    :param timeout: seconds to wait at most, for all of them.
-    :return: whether they are.
-    """
+    """Wait until all the workers are idle, at most ``timeout`` seconds; return whether they are."""
     deadline = time.monotonic() + timeout
     return all(worker.wait_idle(max(deadline - time.monotonic(), 0)) for worker in workers)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, suppress
-from types import TracebackType
 from typing import ClassVar, Final
 
 from run_abort._concurrency.workers import in_event_loop, spawn
@@ -93,12 +92,7 @@ class EndsChildren(AbstractContextManager[None]):
             self._watch = _Watch(self._signal, self._grace)
 
     @kept_exit
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         with Shield():
             if self.held is not None:
                 self.held.spend()

@@ -37,7 +37,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Final
 
 from run_abort.exceptions import RunAborted
@@ -224,10 +223,6 @@ class Interruption:
         """Whether the ``with`` statement has ended and the block is open all the same."""
         return self.is_open and bool(self._over)
 
-    def is_of(self, target: _Target | None) -> bool:
-        """Whether ``target`` is the thread of the block."""
-        return self._target is target
-
     def raised(self) -> type[RunAborted]:
         """The class to raise. CPython instantiates it when the exception arrives."""
         if self._raised is None:
@@ -339,12 +334,7 @@ class Shield:
                 self.take_down()
             raise
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         try:
             self.take_down()
         except RunAborted:
@@ -369,5 +359,5 @@ def after_fork_in_child() -> None:
     if target is not None:
         target.lock = threading.RLock()
     for each in tuple(open_interruptions):
-        if not each.is_of(target):
+        if each._target is not target:
             del open_interruptions[each]

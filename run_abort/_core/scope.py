@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
 from typing import Final, Protocol
 
 from run_abort._concurrency.workers import in_event_loop
@@ -172,10 +171,7 @@ class Scope:
 
     @kept_exit
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: object, exc: BaseException | None, traceback: object
     ) -> bool | None:
         if self._is_kept:
             return self._leave_kept(exc)
@@ -222,10 +218,7 @@ class Scope:
         return controller.signal
 
     async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: object, exc: BaseException | None, traceback: object
     ) -> bool | None:
         try:
             signal = self._end()

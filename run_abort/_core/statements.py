@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
-from types import TracebackType
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from run_abort._concurrency.workers import spawn
@@ -85,12 +84,7 @@ class Cancels(AbstractContextManager[None]):
             self._remove = self._signal.add_callback(cancel)
 
     @kept_exit
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         with Shield():
             self._leave()
             if exc is not None and self._signal.aborted:

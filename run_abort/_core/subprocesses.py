@@ -100,7 +100,7 @@ class Attachment:
 def attach(signal: Signal, process: Process, grace: float) -> Callable[[], bool]:
     """End ``process`` and its descendants on an abort; see ``AbortSignal.attach``."""
     attachment = _attachment(signal, process, grace)
-    return _nothing_to_detach if attachment is None else attachment.detach
+    return (lambda: False) if attachment is None else attachment.detach
 
 
 def _attachment(signal: Signal, process: Process, grace: float) -> Attachment | None:
@@ -109,10 +109,6 @@ def _attachment(signal: Signal, process: Process, grace: float) -> Attachment | 
     if family is None or process.returncode is not None:
         return None
     return Attachment(signal, family, grace)
-
-
-def _nothing_to_detach() -> bool:
-    return False
 
 
 class Run:

@@ -60,14 +60,11 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
     ]
 
 
-def open_holds(
-    alias: str, *, run_ids: Collection[str] = (), host: str = "", limit: int = MAX_ROWS
-) -> list[Hold]:
+def open_holds(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> list[Hold]:
     """The blocks that are open, in order of entry.
 
     :param run_ids: only those of these runs or groups; all if empty.
     :param host: only those on this host; all if empty.
-    :param limit: the largest number of holds.
     """
     with limited(alias, writes=False):
         rows = tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
@@ -76,7 +73,7 @@ def open_holds(
         if host:
             there = tables().RunProcess.objects.using(alias).filter(host=host)
             rows = rows.filter(process_id__in=there.values("pk"))
-        found = {row.pk: row for row in rows.order_by("entered_at")[:limit]}
+        found = {row.pk: row for row in rows.order_by("entered_at")[:MAX_ROWS]}
         groups = _groups_of(alias, found)
         processes = _processes_of(alias, found.values())
     return [

@@ -6,9 +6,11 @@ from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
 from math import inf
 
+from run_abort._core.controller import GRACE
+from run_abort._core.escalation import MAX_GRACE
 from run_abort._core.ids import clean_id
 
-__all__ = ["add_run_ids", "count", "positive_number", "run_id", "seconds"]
+__all__ = ["add_grace", "add_run_ids", "count", "positive_number", "run_id", "seconds"]
 
 
 def add_run_ids(
@@ -31,6 +33,17 @@ def positive_number(text: str, *, of: str, most: float = inf) -> float:
 
 
 seconds = partial(positive_number, of="seconds")
+
+
+def add_grace(parser: ArgumentParser, *, for_: str = "") -> None:
+    """Add the option ``--grace``; ``for_`` names the option that it belongs to."""
+    parser.add_argument(
+        "--grace",
+        type=partial(seconds, most=MAX_GRACE),
+        default=GRACE,
+        metavar="SECONDS",
+        help=f"{for_}time from SIGTERM to SIGKILL; default: %(default)g",
+    )
 
 
 def count(text: str, *, most: float = inf) -> int:

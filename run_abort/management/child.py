@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 __all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Program"]
@@ -58,12 +58,7 @@ class Program:
             self._handle(number)
         return self._process
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._restore()
 
     def wait(self) -> int:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -25,27 +24,11 @@ class TestCallBounded:
             call_bounded(fails, 20, name="run_abort-test")
         assert not isinstance(raised.value, TimeUpError)
 
-    def test_waits_no_longer_than_told_and_says_later_what_came(self) -> None:
+    def test_waits_no_longer_than_told(self) -> None:
         release = threading.Event()
-        late: list[Future[str]] = []
-
-        def slow() -> str:
-            release.wait(20)
-            return "late"
-
-        started = time.monotonic()
         with pytest.raises(TimeUpError):
-            call_bounded(slow, 0.05, name="run_abort-test", on_late=late.append)
-        assert time.monotonic() - started < 5
-        assert late == []
+            call_bounded(lambda: release.wait(20), 0.05, name="run_abort-test")
         release.set()
-        wait_until(lambda: late)
-        assert late[0].result() == "late"
-
-    def test_in_time_nothing_is_said_later(self) -> None:
-        late: list[Future[int]] = []
-        call_bounded(lambda: 7, 20, name="run_abort-test", on_late=late.append)
-        assert late == []
 
 
 class TestSerialWorker:

@@ -54,6 +54,7 @@ def test_the_row_says_the_truth(driver: Driver) -> None:
     wait_until(lambda: has_succeeded(running_sent))
     for name, status in (("done", "done"), ("fail", "failed")):
         wait_for_status(send(driver, name)[0], status)
+    worker.wait_for("began fail")
     assert [line for line in worker.output if line.startswith("began")] == [
         "began look",
         "began done",

@@ -9,20 +9,18 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
-from run_abort._core.controller import GRACE
 from run_abort._core.process_tree import can_hold
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store import database
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
-from run_abort.management.arguments import seconds
+from run_abort.management.arguments import add_grace, seconds
 from run_abort.management.environment import has_endpoint, log_to, require_endpoint
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
@@ -30,7 +28,6 @@ from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
 from run_abort.signals import run_abort_received
 
 TOUCH_EVERY: Final = 86_400.0  # seconds
-MAX_GRACE: Final = 86_400.0  # seconds
 TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file", "directory")
 JSON_FIELDS: Final = ("channel", "run_id", "abort_id", *TEXT_FIELDS[1:])
 
@@ -86,13 +83,7 @@ class Command(BaseCommand):
             help="when a run is aborted, end the programs of this user and host that have a PID "
             "file <run ID>.<anything>.pid in RUN_ABORT['PROCESS_DIR'], with their descendants",
         )
-        parser.add_argument(
-            "--grace",
-            type=partial(seconds, most=MAX_GRACE),
-            default=GRACE,
-            metavar="SECONDS",
-            help="for --processes: time from SIGTERM to SIGKILL; default: %(default)g",
-        )
+        add_grace(parser, for_="for --processes: ")
 
     def handle(
         self,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 
-from run_abort._core.controller import GRACE
 from run_abort.exceptions import RunAborted
-from run_abort.management.arguments import run_id, seconds
+from run_abort.management.arguments import add_grace, run_id
 from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, Program
 from run_abort.runs import abortable_run
 
 ABORTED: Final = 130  # as after a Ctrl-C
-MAX_GRACE: Final = 86_400.0  # seconds
 
 
 class Command(BaseCommand):
@@ -54,13 +51,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--label", help="description of the run, for people; default: the program's name"
         )
-        parser.add_argument(
-            "--grace",
-            type=partial(seconds, most=MAX_GRACE),
-            default=GRACE,
-            metavar="SECONDS",
-            help="time from SIGTERM to SIGKILL; default: %(default)g",
-        )
+        add_grace(parser)
 
     def handle(
         self,
