@@ -8,7 +8,6 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.looks import check_looks
 from tests.e2e.tabs import Tabs
-from tests.support import wait_until
 
 
 def open_answer(tabs: Tabs, **options: str) -> Page:
@@ -29,20 +28,6 @@ def test_it_grows_until_it_is_stopped(tabs: Tabs) -> None:
     expect(page.get_by_role("status")).to_have_text("Stopped on 1 process.")
     expect(answer).to_have_text(re.compile(r"\[stopped by ada\]$"))
     check_looks(page, "answer-stopped")
-
-
-def test_a_closed_page_stops_it(tabs: Tabs) -> None:
-    page = open_answer(tabs, user="admin")
-    run_id = page.locator("[data-run-abort] summary span").inner_text().removeprefix(": ")
-    page.goto("/admin/run_abort/abortrequest/")
-    row = page.get_by_role("row").filter(has_text=run_id)
-
-    def is_listed() -> bool:
-        page.reload()
-        return row.count() == 1
-
-    wait_until(is_listed)
-    expect(row).to_contain_text("The connection to the client was lost")
 
 
 def test_who_may_not_abort_has_no_button(tabs: Tabs) -> None:
