@@ -275,9 +275,20 @@ class AbortController:
     :ivar began: whether its block was entered, so that its body runs or has run.
     :ivar is_open: whether its block was entered and not left; ``current`` writes it.
     :ivar outer: the controller of the block around it, if one was open.
+    :ivar spared_by: IDs of requests that were cleared before its block was entered. A push of one
+        may arrive late, and is not for this block.
     """
 
-    __slots__ = ("__weakref__", "began", "is_open", "label", "left_at", "outer", "signal")
+    __slots__ = (
+        "__weakref__",
+        "began",
+        "is_open",
+        "label",
+        "left_at",
+        "outer",
+        "signal",
+        "spared_by",
+    )
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
@@ -288,6 +299,7 @@ class AbortController:
         self.began = False
         self.is_open = False
         self.outer: AbortController | None = None
+        self.spared_by: frozenset[str] = frozenset()
 
     @property
     def closed(self) -> bool:

@@ -136,7 +136,9 @@ class Registry:
         holders = self._holders.get(request.run_id)
         if not holders:
             return None
-        controllers = tuple(holders.copy())
+        controllers = _not_spared(holders.copy(), request)
+        if not controllers:
+            return None
         with Shield():
             aborted = Aborted(request, "channel", time.time(), controllers, self.events)
             abort_all(aborted)
@@ -151,7 +153,8 @@ class Registry:
         """
         # This thread may work on the run itself. An interrupt here would leave locks locked.
         with Shield():
-            aborted = Aborted(request, way, time.time(), tuple(controllers), self.events)
+            struck = _not_spared(controllers, request)
+            aborted = Aborted(request, way, time.time(), struck, self.events)
             try:
                 number = abort_all(aborted)
                 self.events(aborted)
@@ -182,3 +185,9 @@ class Registry:
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}
+
+
+def _not_spared(
+    controllers: Iterable[AbortController], request: Request
+) -> tuple[AbortController, ...]:
+    return tuple(each for each in controllers if request.id not in each.spared_by)

@@ -73,6 +73,13 @@ class CatchUp:
         """
         self._gaps.append(Gap(self._dispatch.recent(), time.monotonic() - age))
 
+    def note_tick(self) -> None:
+        """Note that requests may have been missed although the link is well.
+
+        A Redis Cluster loses what it has not yet passed from one node to another.
+        """
+        self._gaps.append(Gap(self._dispatch.recent(), self._started))
+
     def resume(self, since: datetime, *, began: datetime) -> None:
         """Continue from where another process ended.
 

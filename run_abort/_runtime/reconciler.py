@@ -176,6 +176,8 @@ class Reconciler:
         self._failed = not self._holder.refresh()
         if conf.settings().REQUESTS:
             self._failed |= not self._abort_held()
+            if self._is_listening() and len(self._registry):
+                self._catch_up.note_tick()
             self._failed |= not self._catch_up.run(life)
             self._failed |= not self._push_again()
         return not self._is_needed() and self.service.retire(life, self._is_needed)

@@ -142,8 +142,8 @@ class Holder:
         entry.is_postponed = True
         self._postponed.add(here, partial(self._enter_later, entry))
         found: Future[Request | None] = Future()
-        read = partial(requests.standing_for, ids=ids)
-        found.set_result(_first(self._recorder.call(read, otherwise=[]), ids))
+        read = partial(requests.known_for, ids=ids)
+        found.set_result(_first(self._recorder.call(read, otherwise=None), entry))
         return found
 
     def _enter_later(self, entry: _Entry) -> None:
@@ -261,8 +261,8 @@ class Holder:
                 self._outage.report(error)
         if not options.REQUESTS:
             return [None] * len(entries)
-        found = requests.standing_for(alias, {each for entry in entries for each in entry.ids})
-        return [_first(found, entry.ids) for entry in entries]
+        known = requests.known_for(alias, {each for entry in entries for each in entry.ids})
+        return [_first(known, entry) for entry in entries]
 
     def _insert(self, alias: str, entries: Sequence[_Entry]) -> None:
         with limited(alias, writes=True):
@@ -381,5 +381,11 @@ def _holds(alias: str) -> QuerySet[RunHold]:
     return holds
 
 
-def _first(found: Sequence[Request], ids: Sequence[str]) -> Request | None:
-    return next((request for request in found if request.run_id in ids), None)
+def _first(known: requests.Known | None, entry: _Entry) -> Request | None:
+    """The first standing request for a block; let the push of a cleared one spare it."""
+    if known is None:
+        return None
+    cleared = [request.id for request in known.cleared if request.run_id in entry.ids]
+    if cleared:
+        entry.controller.spared_by = frozenset(cleared)
+    return next((request for request in known.standing if request.run_id in entry.ids), None)

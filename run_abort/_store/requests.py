@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from django.db import connections
+from django.db.models import Q
 
 from run_abort import conf
 from run_abort._core.types import DISCONNECT, Request
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
     from .recorder import Recorder
 
-__all__ = ["Requests", "chunks", "standing_for"]
+__all__ = ["Requests", "chunks", "known_for", "standing_for"]
 
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
+# Seconds after a request was cleared in which its push may still arrive: links may be frozen.
+LATE: Final = 600.0
 
 T = TypeVar("T")
 
@@ -127,25 +130,44 @@ class Requests:
         return self._recorder.call(read, otherwise=None)
 
 
+class Known(NamedTuple):
+    """The requests for some runs.
+
+    :ivar standing: those that stand, in the order in which they were made.
+    :ivar cleared: those that were cleared lately.
+    """
+
+    standing: list[Request]
+    cleared: list[Request]
+
+
 def standing_for(alias: str, ids: Iterable[str]) -> list[Request]:
     """The standing requests for any of ``ids``, in the order in which they were made."""
+    return known_for(alias, ids).standing
+
+
+def known_for(alias: str, ids: Iterable[str]) -> Known:
+    """The requests for any of ``ids``."""
     known = set(ids)
-    found: list[Request] = []
+    standing: list[Request] = []
+    cleared: list[Request] = []
     with limited(alias, writes=False):
         for some in chunks(sorted(known), alias):
             if not _has_any(alias, some):
                 continue
-            rows = _standing(alias, run_id__in=some).values_list(*_FIELDS)
-            # Compared again, because some databases ignore case.
-            found += [_request(row) for row in rows if row[1] in known]
-    return sorted(found, key=attrgetter("requested_at"))
+            rows = _recent(alias, Q(cleared_at=None) | Q(cleared_at__gt=Now(-LATE)))
+            rows = rows.filter(run_id__in=some)
+            for *row, cleared_at in rows.values_list(*_FIELDS, "cleared_at"):
+                if row[1] in known:  # compared again, because some databases ignore case
+                    (standing if cleared_at is None else cleared).append(_request(row))
+    return Known(sorted(standing, key=attrgetter("requested_at")), cleared)
 
 
 def _has_any(alias: str, ids: Sequence[str]) -> bool:
-    """Whether there is a request for any of these that was not cleared.
+    """Whether there was ever a request for any of these.
 
     Each block begins with this question, and most have none. Django needs longer to make the
-    statement of :func:`_standing` than the database to answer it.
+    statement of :func:`known_for` than the database to answer it.
     """
     connection = connections[alias]
     quote = connection.ops.quote_name
@@ -153,8 +175,7 @@ def _has_any(alias: str, ids: Sequence[str]) -> bool:
     table = quote(database.model()._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT 1 FROM {table} WHERE {quote('run_id')} IN ({marks})"  # noqa: S608
-            f" AND {quote('cleared_at')} IS NULL",
+            f"SELECT 1 FROM {table} WHERE {quote('run_id')} IN ({marks})",  # noqa: S608
             ids,
         )
         return cursor.fetchone() is not None
@@ -219,7 +240,7 @@ def _unpublished(alias: str, origin: str, within: float, limit: int) -> list[Req
         return [_request(row) for row in rows.values_list(*_FIELDS)[:limit]]
 
 
-def _request(row: tuple[Any, ...]) -> Request:
+def _request(row: Sequence[Any]) -> Request:
     """A request from ``_FIELDS`` of its row."""
     at, run_id, request_id, reason, actor, origin = row
     return Request(run_id, str(request_id), reason, actor, origin, requested_at=aware(at))
@@ -227,11 +248,13 @@ def _request(row: tuple[Any, ...]) -> Request:
 
 def _standing(alias: str, **more: Any) -> QuerySet[AbortRequest]:
     """The requests that abort blocks which are entered now."""
+    return _recent(alias, Q(cleared_at=None, **more))
+
+
+def _recent(alias: str, which: Q) -> QuerySet[AbortRequest]:
     since = Now(-conf.settings().REQUEST_TTL)
     requests: QuerySet[AbortRequest] = database.model()._base_manager.using(alias)
-    # Without an order, and in one call: each block begins with this, and a further call costs more
-    # than the database.
-    return requests.order_by().filter(requested_at__gt=since, cleared_at=None, **more)
+    return requests.order_by().filter(which, requested_at__gt=since)
 
 
 def chunks(ids: Sequence[T], alias: str, *, each: int = 1) -> Iterator[Sequence[T]]:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from django.utils import timezone
 from example.redis_server import RedisServer, free_port
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
 from run_abort._concurrency.service import Life
+from run_abort._core.types import Request
 from run_abort._runtime import catch_up
 from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
@@ -400,6 +402,18 @@ class TestMissed:
         wait_until(lambda: not is_running() and len(heard) >= len(names))
         assert heard == names
 
+    def test_what_redis_lost_on_a_link_that_is_well_is_read_while_a_run_is_held(
+        self, heard: list[str], proxy: Proxy, configure: Configure
+    ) -> None:
+        """As a cluster does whose node fails before it has passed a message to the others."""
+        configure(REQUESTS=True, REDIS_URL=proxy.url, RECONCILE_INTERVAL=0.1)
+        with abortable_run("run-1") as signal:
+            wait_until(current().listener.is_listening)
+            request("lost")
+            wait_until(lambda: (heard, self.received) == (["lost"], ["lost"]))
+            assert not signal.aborted
+        assert heard == ["lost"]
+
     def test_without_receivers_and_handlers_nothing_is_read(
         self, configure: Configure, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -410,6 +424,22 @@ class TestMissed:
         wait_until(current().listener.is_listening)
         assert not is_running()
         assert asked == []
+
+
+@pytest.mark.parametrize("groups", [(), ("parent",)])
+def test_a_push_that_comes_after_its_request_was_cleared_spares_the_rerun(
+    runtime: Runtime, polling: None, groups: tuple[str, ...]
+) -> None:
+    """A link may be frozen for longer than it takes to clear the request and to start again."""
+    asked = groups[0] if groups else "run-1"
+    late = request(asked)
+    assert clear_run_abort(asked) == 1
+    aborted: list[bool] = []
+    with pytest.raises(RunAborted), abortable_run("run-1", groups=groups) as rerun:
+        for key in (late.pk, uuid.uuid4()):
+            runtime.dispatch.receive(Request(asked, str(key), origin="inst_x"))
+            aborted.append(rerun.aborted)
+    assert aborted == [False, True]
 
 
 def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
