@@ -80,11 +80,18 @@ class TestInTestsOfAProject:
             (BASE | {"HEARTBEAT": 5}, {}),
             ({}, {}),
             ({"REDIS_URL": None, "PUSH": "redis"}, {}),
-            ({"REDIS_URL": "redis://test"}, {"REDIS_URL": "redis://test"}),
+            ({"REDIS_URL": "redis://test"}, BASE | {"REQUESTS": True, "REDIS_URL": "redis://test"}),
+            (
+                {"REDIS_URL": "redis://test", "REQUESTS": False},
+                {"REDIS_URL": "redis://test", "HOLDS": True, "LISTEN": "auto"},
+            ),
             ({"REQUESTS": True, "HOLDS": True}, {"REQUESTS": True}),
             ({"LISTEN": True}, {"LISTEN": True}),
             # The alias counts. Neither the URL of the settings nor the environment does.
-            (BASE | {"CACHE_ALIAS": "other"}, {"REDIS_URL": ""}),
+            (
+                BASE | {"CACHE_ALIAS": "other"},
+                BASE | {"REQUESTS": True, "REDIS_URL": ""},
+            ),
         ],
     )
     def test_what_an_override_gives_another_value_counts(
