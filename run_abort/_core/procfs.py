@@ -17,6 +17,7 @@ __all__ = [
     "children_file",
     "effective_uid",
     "entry_of",
+    "ids_of",
     "is_current",
     "processes",
 ]
@@ -68,8 +69,25 @@ def effective_uid(pid: int) -> int | None:
 
     :raises OSError: if there are too many open files.
     """
-    lines = (_read(pid, "status") or "").splitlines()
-    return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+    words = _status(pid, "Uid")
+    return int(words[1]) if words else None
+
+
+def ids_of(pid: int) -> tuple[int, ...]:
+    """The IDs of a process in each PID namespace in which it has one, from ours to its own.
+
+    Empty if it has exited.
+
+    :raises OSError: if there are too many open files.
+    """
+    return tuple(map(int, _status(pid, "NSpid")))
+
+
+def _status(pid: int, name: str) -> list[str]:
+    for line in (_read(pid, "status") or "").splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1:]
+    return []
 
 
 def _read(pid: int, name: str) -> str | None:

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from run_abort._core import procfs
 from run_abort.management.pidfiles import files
 from run_abort.management.pidfiles.files import PidFile, check_directory, judge, pid_files
+from tests.processes.conftest import program
+from tests.support import wait_until
+
+# The next process that it starts gets the ID that it is told.
+IN_CONTAINER = """
+echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid
+sh -c 'echo $$ > "$0"; sleep 600' "$0" &
+wait
+"""
 
 
 @pytest.fixture
@@ -55,6 +66,29 @@ class TestNames:
         write(tmp_path, name, 7)
         assert list(pid_files(tmp_path)) == []
 
+    @pytest.mark.parametrize(
+        "name",
+        [b"a%0Ab.x.pid", b"a%FF.x.pid", b"a\xff.x.pid", b"a.x\n.pid", b"a.\xff.pid", b"%00.x.pid"],
+    )
+    def test_name_what_can_be_no_run(
+        self, tmp_path: Path, process: subprocess.Popen[bytes], name: bytes
+    ) -> None:
+        write(tmp_path, os.fsdecode(name), process.pid)
+        judgement = judge(only(tmp_path))
+        assert judgement.verdict == "not believed"
+        assert "must not contain" in judgement.why
+
+    @given(name=st.binary(max_size=30), text=st.binary(max_size=80))
+    def test_any_bytes(
+        self, tmp_path_factory: pytest.TempPathFactory, name: bytes, text: bytes
+    ) -> None:
+        directory = tmp_path_factory.mktemp("pids")
+        for byte in (b"/", b"\0"):
+            name = name.replace(byte, b"%2F")
+        (directory / os.fsdecode(name + b".x.pid")).write_bytes(text)
+        for file in pid_files(directory):
+            assert judge(file, dict).verdict in {"not believed", "stale"}
+
     def test_a_directory_that_is_missing_has_none(self, tmp_path: Path) -> None:
         assert list(pid_files(tmp_path / "missing")) == []
 
@@ -97,8 +131,8 @@ class TestJudge:
     @pytest.mark.parametrize(
         ("age", "verdict"),
         [
-            (3600, "stale"),
-            (70, "stale"),
+            # As if the clock had been set forward since.
+            (3600, "not believed"),
             (10, "not believed"),
             (1, "believed"),
             (-30, "believed"),
@@ -129,6 +163,41 @@ class TestJudge:
         assert (judgement.verdict, judgement.process) == ("not believed", None)
         assert "another user" in judgement.why
 
+    @pytest.mark.parametrize("which", ["the listener", "its parent"])
+    def test_what_the_listener_would_end_with(
+        self,
+        tmp_path: Path,
+        process: subprocess.Popen[bytes],
+        monkeypatch: pytest.MonkeyPatch,
+        which: str,
+    ) -> None:
+        entry = procfs.entry_of(process.pid if which == "the listener" else os.getpid())
+        assert entry is not None
+        path = write(tmp_path, "run-1.main.pid", entry.pid)
+        began = procfs.boot_time() + entry.began
+        os.utime(path, (began, began))
+        monkeypatch.setattr(os, "getpid", lambda: process.pid)
+        assert judge(only(tmp_path)).why == "the listener would end with its process"
+
+    def test_a_process_of_another_container_with_the_same_id(
+        self, tmp_path: Path, process: subprocess.Popen[bytes]
+    ) -> None:
+        # An ID of its own namespace, in a directory that both see.
+        path = tmp_path / "run-1.main.pid"
+        container = [program("unshare"), "--map-root-user", "--pid", "--fork", "--kill-child"]
+        with subprocess.Popen(
+            [*container, "sh", "-c", IN_CONTAINER, path, str(process.pid)]
+        ) as other:
+            try:
+                wait_until(path.exists)
+                wait_until(path.read_text)
+                assert only(tmp_path).pid == process.pid
+                assert "another PID namespace" in judge(only(tmp_path)).why
+            finally:
+                other.kill()
+        # Without the other one it would be believed.
+        assert judge(only(tmp_path)).process == procfs.entry_of(process.pid)
+
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user")
     def test_nor_is_one_that_really_is(self, tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "600"], user="nobody") as process:
@@ -149,7 +218,7 @@ class TestRemove:
         path = write(tmp_path, "run-1.main.pid", 7)
         files.remove(only(tmp_path))
         assert not path.exists()
-        files.remove(PidFile(path, "run-1", 7, 0, 0, 0))
+        files.remove(PidFile(path, "run-1", "main", 7, 0, 0, 0))
 
     def test_one_that_has_taken_its_place_stays(self, tmp_path: Path) -> None:
         path = write(tmp_path, "run-1.main.pid", 7)
@@ -171,11 +240,19 @@ class TestDirectory:
         (tmp_path / "file").touch()
         assert "not a directory" in check_directory(tmp_path / "file")
 
-    def test_one_that_everybody_may_write_to(self, tmp_path: Path) -> None:
-        tmp_path.chmod(0o777)
-        assert "world-writable" in check_directory(tmp_path)
-        tmp_path.chmod(0o1777)
-        assert check_directory(tmp_path) == ""
+    @pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
+    @pytest.mark.parametrize("where", ["it", "a parent", "a parent behind a link"])
+    def test_one_that_others_may_write_to(self, tmp_path: Path, mode: int, where: str) -> None:
+        directory = tmp_path / "parent" / "pids"
+        directory.mkdir(parents=True)
+        (tmp_path / "link").symlink_to(directory)
+        open_ = directory if where == "it" else directory.parent
+        used = tmp_path / "link" if "link" in where else directory
+        assert check_directory(used) == ""
+        open_.chmod(mode)
+        assert f"{open_} can be written by other users" in check_directory(used)
+        open_.chmod(mode | 0o1000)
+        assert check_directory(used) == ""
 
     def test_one_of_another_user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         number: Any = os.geteuid()

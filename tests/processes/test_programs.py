@@ -190,19 +190,24 @@ class TestLife:
         assert process.poll() is None
 
     def test_stale_files_are_removed_and_doubtful_ones_told_of(
-        self, start: Start, directory: Path
+        self, start: Start, directory: Path, program: Program
     ) -> None:
         with subprocess.Popen(["true"]) as process:
             process.wait()
         (directory / "run-1.gone.pid").write_text(f"{process.pid}\n")
-        (directory / "run-1.text.pid").write_text("no number\n")
         (directory / "other").write_text("not ours")
+        for number in range(10):
+            (directory / f"run-1.{number}.pid").write_text("no number\n")
         child = start(*LISTEN)
-        child.wait_for_all("run-1.text.pid is ignored", '"listening"')
+        told = child.wait_for("PID files are ignored")
+        assert "'run-1.0.pid': it contains no process ID; 'run-1.1.pid'" in told
+        assert told.endswith("; and 5 others")
         wait_until(lambda: not (directory / "run-1.gone.pid").exists())
-        time.sleep(1.5)  # it looks again, and says no more
-        assert {path.name for path in directory.iterdir()} == {"run-1.text.pid", "other"}
-        assert str(child).count("is ignored") == 1
+        (directory / "run-1.late.pid").write_text("no number\n")
+        program("run-2.main")
+        wait_until_held("run-2")  # it has looked again, and says no more
+        assert len(list(directory.iterdir())) == 13
+        assert str(child).count("ignored") == 1
 
     def test_a_listener_that_ends_leaves_programs_alone(
         self, start: Start, program: Program
@@ -243,4 +248,4 @@ class TestConfiguration:
         directory.chmod(0o777)
         child: Child = start(*LISTEN)
         assert child.wait() == 1
-        assert "world-writable" in str(child)
+        assert "can be written by other users" in str(child)

@@ -3,24 +3,35 @@
 A PID file ``<run ID>.<anything>.pid`` contains a process ID. Programs in any language can write it.
 Slashes and percent signs in the run ID are percent-encoded; ``<anything>`` has no dot.
 
-A PID file may be wrong: an old one may name a process ID that the kernel has reused. So a file is
-believed only if it was written soon after the process began, by the user of that process.
+A PID file may be wrong: an old one may name a process ID that the kernel has reused, and one of
+another container may name a process of that container. So a file is believed only if it was written
+soon after the process began, by the user of that process, and if no process of another PID
+namespace has the same ID. What ends with the process must not include the listener.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
 from run_abort._core import procfs
+from run_abort._core.ids import clean_id
 from run_abort._core.procfs import Entry
 
-__all__ = ["Judgement", "PidFile", "check_directory", "judge", "pid_files", "remove"]
+__all__ = [
+    "Judgement",
+    "PidFile",
+    "check_directory",
+    "judge",
+    "pid_files",
+    "processes_elsewhere",
+    "remove",
+]
 
 SUFFIX: Final = ".pid"
 MAX_BYTES: Final = 64
@@ -29,9 +40,6 @@ MAX_BYTES: Final = 64
 BEFORE: Final = 1.5
 # A program may write its file some time after its start.
 AFTER: Final = 60.0
-# A file that is older than its process by more than this is stale. If it is older by less, the
-# clock may have been set.
-STALE: Final = 60.0
 
 Verdict = Literal["believed", "not believed", "stale"]
 
@@ -40,7 +48,8 @@ class PidFile(NamedTuple):
     """A PID file, as it was when it was read."""
 
     path: Path
-    run_id: str
+    run_id: str  # not checked
+    label: str  # not checked
     pid: int | None  # None if the file contains none
     written_at: float  # seconds since the epoch
     owner: int  # a user ID
@@ -57,16 +66,24 @@ class Judgement(NamedTuple):
 
 def check_directory(directory: Path) -> str:
     """The reason why the directory cannot be trusted; empty if it can."""
+    if not directory.exists():
+        return f"{directory} cannot be used: No such file or directory"
+    if not directory.is_dir():
+        return f"{directory} is not a directory"
+    # Who can write to a parent can put another directory in its place.
+    found = (each for path in (directory, directory.resolve()) for each in (path, *path.parents))
+    return next(filter(None, map(_why_untrusted, found)), "")
+
+
+def _why_untrusted(directory: Path) -> str:
     try:
         found = directory.stat()
     except OSError as error:
         return f"{directory} cannot be used: {error.strerror}"
-    if not stat.S_ISDIR(found.st_mode):
-        return f"{directory} is not a directory"
     if found.st_uid not in {0, os.geteuid()}:
         return f"{directory} belongs to another user"
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        return f"{directory} is world-writable and has no sticky bit"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
+        return f"{directory} can be written by other users and has no sticky bit"
     return ""
 
 
@@ -76,13 +93,13 @@ def pid_files(directory: Path) -> Iterator[PidFile]:
     with suppress(OSError):
         names = sorted(path.name for path in directory.iterdir())
     for name in names:
-        run_id, _dot, anything = name.removesuffix(SUFFIX).rpartition(".")
-        if name.endswith(SUFFIX) and run_id and anything:
+        run_id, _dot, label = name.removesuffix(SUFFIX).rpartition(".")
+        if name.endswith(SUFFIX) and run_id and label:
             with suppress(OSError):
-                yield _read(directory / name, unquote(run_id, errors="replace"))
+                yield _read(directory / name, unquote(run_id, errors="surrogateescape"), label)
 
 
-def _read(path: Path, run_id: str) -> PidFile:
+def _read(path: Path, run_id: str, label: str) -> PidFile:
     # Do not follow symbolic links, and do not block on a named pipe.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -92,27 +109,72 @@ def _read(path: Path, run_id: str) -> PidFile:
         os.close(fd)
     word = text.strip()
     pid = int(word) if word.isdigit() and len(text) <= MAX_BYTES else None
-    return PidFile(path, run_id, pid, found.st_mtime, found.st_uid, found.st_ino)
+    return PidFile(path, run_id, label, pid, found.st_mtime, found.st_uid, found.st_ino)
 
 
-def judge(file: PidFile) -> Judgement:
-    """Decide whether to believe the file."""
-    if file.owner != os.geteuid():
-        return Judgement("not believed", "it belongs to another user")
-    if file.pid is None or file.pid < 2:
-        return Judgement("not believed", "it contains no process ID")
-    process = procfs.entry_of(file.pid)
+def processes_elsewhere() -> Mapping[int, Sequence[Entry]]:
+    """The processes of this user in other PID namespaces, by each of their IDs, ours and theirs."""
+    found: dict[int, list[Entry]] = {}
+    for entry in procfs.processes():
+        ids = procfs.ids_of(entry.pid)
+        if len(ids) > 1 and procfs.effective_uid(entry.pid) == os.geteuid():
+            for pid in ids:
+                found.setdefault(pid, []).append(entry)
+    return found
+
+
+def judge(
+    file: PidFile, elsewhere: Callable[[], Mapping[int, Sequence[Entry]]] = processes_elsewhere
+) -> Judgement:
+    """Decide whether to believe the file.
+
+    :param elsewhere: returns what :func:`processes_elsewhere` does.
+    """
+    if why := _why_refused(file):
+        return Judgement("not believed", why)
+    pid = file.pid or 0
+    if any(not _why_not_of(file, each) for each in elsewhere().get(pid, ())):
+        return Judgement("not believed", "a process of another PID namespace has its ID")
+    process = procfs.entry_of(pid)
     if process is None or process.is_dead:
         return Judgement("stale", "its process is gone")
-    if procfs.effective_uid(file.pid) != os.geteuid():
+    if procfs.effective_uid(pid) != os.geteuid():
         return Judgement("not believed", "its process belongs to another user")
-    age = file.written_at - (procfs.boot_time() + process.began)
-    if age < -BEFORE:
-        verdict: Verdict = "stale" if age < -STALE else "not believed"
-        return Judgement(verdict, "it is older than its process")
-    if age > AFTER:
-        return Judgement("not believed", "it is much newer than its process")
+    if why := _why_not_of(file, process):
+        return Judgement("not believed", why)
+    if process.pid in {os.getpgrp(), *_ancestors(os.getpid())}:
+        return Judgement("not believed", "the listener would end with its process")
     return Judgement("believed", process=process)
+
+
+def _why_refused(file: PidFile) -> str:
+    if file.owner != os.geteuid():
+        return "it belongs to another user"
+    if file.pid is None or file.pid < 2:
+        return "it contains no process ID"
+    try:
+        clean_id(file.run_id)
+        clean_id(file.label)
+    except ValueError as error:
+        return f"its name: {error}"
+    return ""
+
+
+def _why_not_of(file: PidFile, process: Entry) -> str:
+    """Why the process cannot have written the file; empty if it can."""
+    age = file.written_at - (procfs.boot_time() + process.began)
+    # If it is older, the ID was used again, or the clock was set since.
+    if age < -BEFORE:
+        return "it is older than its process"
+    return "it is much newer than its process" if age > AFTER else ""
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    """Yield the process and its ancestors."""
+    entry = procfs.entry_of(pid)
+    while entry is not None:
+        yield entry.pid
+        entry = procfs.entry_of(entry.parent)
 
 
 def remove(file: PidFile) -> None:

@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
 from run_abort._core.process_tree import Family, end, family_of_stranger, kill
@@ -18,7 +20,7 @@ from run_abort._core.procfs import Entry
 from run_abort.runs import hold
 
 from . import files
-from .files import PidFile
+from .files import Judgement, PidFile
 
 __all__ = ["Programs"]
 
@@ -26,6 +28,7 @@ logger = logging.getLogger("run_abort")
 
 LOOK: Final = 1.0  # seconds between two scans of the directory
 MAX_HELD: Final = 10_000
+NAMED: Final = 5  # files in one warning
 
 Key = tuple[str, int, float]
 OnEnded = Callable[[PidFile, bool], object]
@@ -43,8 +46,7 @@ class _Program:
         self._family = family
         self._grace = grace
         self._on_ended = on_ended
-        label = file.path.name.removesuffix(files.SUFFIX).rpartition(".")[2]
-        self.signal, self._release = hold(file.run_id, label=label, grace=grace)
+        self.signal, self._release = hold(file.run_id, label=file.label, grace=grace)
         self._remove = self.signal.add_callback(partial(spawn, self._end, name="run_abort-program"))
 
     def is_there(self) -> bool:
@@ -92,7 +94,9 @@ class Programs:
         self._grace = grace
         self._on_ended = on_ended
         self._held: dict[Key, _Program] = {}
-        self._warned: dict[Key, str] = {}  # the last logged reason not to believe a file
+        self._ignored: dict[Key, str] = {}  # why a file is not believed
+        self._unlogged: dict[Key, str] = {}  # those of them that no warning has counted yet
+        self._throttle = Throttle()
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="run_abort-programs", daemon=True)
@@ -131,13 +135,15 @@ class Programs:
                 del self._held[key]
                 if is_gone:
                     files.remove(program.file)
-        self._warned = {key: why for key, why in self._warned.items() if key in found}
+        self._ignored = {key: why for key, why in self._ignored.items() if key in found}
+        self._unlogged = {key: why for key, why in self._unlogged.items() if key in found}
+        elsewhere = cache(files.processes_elsewhere)
         for key, file in found.items():
             if key not in self._held:
-                self._judge(key, file)
+                self._judge(key, file, files.judge(file, elsewhere))
+        self._warn()
 
-    def _judge(self, key: Key, file: PidFile) -> None:
-        judgement = files.judge(file)
+    def _judge(self, key: Key, file: PidFile, judgement: Judgement) -> None:
         if judgement.verdict == "stale":
             files.remove(file)
         elif judgement.process is None:
@@ -153,15 +159,19 @@ class Programs:
             if procfs.entry_of(process.pid) is not None:
                 self._distrust(key, "its process cannot be held: too many open files?")
             return
-        try:
-            self._held[key] = _Program(
-                file, process, family, grace=self._grace, on_ended=self._on_ended
-            )
-        except ValueError as error:
-            self._distrust(key, str(error))
+        self._held[key] = _Program(
+            file, process, family, grace=self._grace, on_ended=self._on_ended
+        )
 
     def _distrust(self, key: Key, why: str) -> None:
-        """Log once why a file is ignored."""
-        if self._warned.get(key) != why:
-            self._warned[key] = why
-            logger.warning("The PID file %s is ignored: %s", key[0], why)
+        if self._ignored.get(key) != why:
+            self._ignored[key] = self._unlogged[key] = why
+
+    def _warn(self) -> None:
+        """Log which files are ignored, and why: each once, in a line now and then."""
+        if not self._unlogged or self._throttle.admit() is None:
+            return
+        named = [f"{key[0]!r}: {why}" for key, why in islice(self._unlogged.items(), NAMED)]
+        others = f"; and {more} others" if (more := len(self._unlogged) - len(named)) else ""
+        logger.warning("PID files are ignored: %s%s", "; ".join(named), others)
+        self._unlogged.clear()
