@@ -7,6 +7,7 @@ use the names below.
 from __future__ import annotations
 
 from .abort import AbortView
+from .api import aabort_response, abort_response, aprogress_response, progress_response
 from .health import HealthView
 from .permissions import amay, has_run_permission, may, run_object
 from .progress import AbortProgressView
@@ -15,8 +16,12 @@ __all__ = [
     "AbortProgressView",
     "AbortView",
     "HealthView",
+    "aabort_response",
+    "abort_response",
     "amay",
+    "aprogress_response",
     "has_run_permission",
     "may",
+    "progress_response",
     "run_object",
 ]

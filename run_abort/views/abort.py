@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.utils.decorators import method_decorator
@@ -21,12 +21,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from run_abort._transport.codec import MAX_REASON_LENGTH
-from run_abort.aborts import AbortOutcome
 
-from .guarded import GuardedView, visitor
-from .requesting import ask
+from .guarded import Answer, GuardedView, refusal, visitor
+from .requesting import Asked, ask
 
-__all__ = ["AbortForm", "AbortView"]
+__all__ = ["AbortForm", "AbortView", "abort_answer"]
 
 
 class AbortForm(forms.Form):
@@ -89,24 +88,10 @@ class AbortView(GuardedView):
         reason = form.cleaned_data["reason"]
         wait = None if self._prefers_json() else 0
         asked = ask([self.run_id], user=visitor(request), reason=reason, wait=wait)
-        (outcome,) = asked.outcomes
-        level, text = _message(outcome, is_known=asked.is_known)
-        if not self._prefers_json():
-            messages.add_message(request, level, text, fail_silently=True)
-            return HttpResponseRedirect(self._next(data))
-        if not outcome.asked:
-            return self._refuse(503, text)
-        return JsonResponse(
-            {
-                "ok": True,
-                "runId": outcome.run_id,
-                "requestId": outcome.request_id,
-                "aborted": outcome.local,
-                "recorded": outcome.recorded,
-                "published": outcome.published,
-            },
-            status=202,
-        )
+        if self._prefers_json():
+            return self._json(abort_answer(asked))
+        messages.add_message(request, *_message(asked), fail_silently=True)
+        return HttpResponseRedirect(self._next(data))
 
     def _data(self) -> Mapping[str, Any]:
         if self.request.content_type != "application/json":
@@ -137,19 +122,36 @@ class AbortView(GuardedView):
         return render(self.request, self.template_name, context, status=status)
 
 
-def _message(outcome: AbortOutcome, *, is_known: bool) -> tuple[int, str]:
+def abort_answer(asked: Asked) -> Answer:
+    """The answer to who has asked to abort one run."""
+    (outcome,) = asked.outcomes
+    if not outcome.asked:
+        return refusal(503, _message(asked)[1])
+    facts = {
+        "ok": True,
+        "runId": outcome.run_id,
+        "requestId": outcome.request_id,
+        "aborted": outcome.local,
+        "recorded": outcome.recorded,
+        "published": outcome.published,
+    }
+    return Answer(202, facts)
+
+
+def _message(asked: Asked) -> tuple[int, str]:
     """Level and text of the message about the outcome."""
+    (outcome,) = asked.outcomes
     if not outcome.asked:
         level = messages.ERROR
         text = _(
             "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
             "request."
         )
-    elif is_known and not outcome.holds and not outcome.local:
+    elif asked.is_known and not outcome.holds and not outcome.local:
         level = messages.WARNING
         text = _("Run “%(run_id)s” was asked to abort; no process is known to work on it.")
     elif outcome.published:
-        level = messages.SUCCESS if is_known else messages.INFO
+        level = messages.SUCCESS if asked.is_known else messages.INFO
         text = _("Run “%(run_id)s” was asked to abort.")
     elif outcome.recorded:
         level = messages.INFO

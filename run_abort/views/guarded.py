@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -13,7 +13,33 @@ from run_abort._core.ids import clean_id
 
 from .permissions import UNKNOWN, Action, is_missing, is_true, may
 
-__all__ = ["GuardedView", "visitor"]
+__all__ = ["Answer", "GuardedView", "denial", "refusal", "visitor"]
+
+
+class Answer(NamedTuple):
+    """Status and JSON of a response."""
+
+    status: int
+    data: dict[str, Any]
+
+
+def refusal(status: int, error: str) -> Answer:
+    """The answer to a request that fails."""
+    return Answer(status, {"ok": False, "error": error})
+
+
+def denial(user: Any, run_id: str | None) -> Answer:
+    """The answer to a user who may not do something to a run.
+
+    :param run_id: None if it is malformed.
+    """
+    if run_id is None:
+        return refusal(404, _("There is no such run."))
+    if not getattr(user, "is_authenticated", False):
+        return refusal(401, _("Log in to abort a run."))
+    if is_missing(run_id):
+        return refusal(404, _("There is no such run."))
+    return refusal(403, _("You may not abort this run."))
 
 
 def visitor(request: HttpRequest) -> Any:
@@ -65,28 +91,30 @@ class GuardedView(View):
             return self._deny()
         except Http404:
             if self._prefers_json():
-                return self._refuse(404, _("There is no such run."))
+                return self._json(denial(None, None))
             raise
 
     def _deny(self) -> HttpResponse:
-        if not getattr(visitor(self.request), "is_authenticated", False):
-            if self._prefers_json():
-                return self._refuse(401, _("Log in to abort a run."))
-            # Importing it needs django.contrib.auth in INSTALLED_APPS, which a check asks for.
-            from django.contrib.auth.views import redirect_to_login
-
-            return redirect_to_login(self.request.get_full_path())
-        if is_missing(self.run_id):
-            raise Http404
+        answer = denial(visitor(self.request), self.run_id)
         if self._prefers_json():
-            return self._refuse(403, _("You may not abort this run."))
-        raise PermissionDenied(_("You may not abort this run."))
+            return self._json(answer)
+        if answer.status == 404:
+            raise Http404
+        if answer.status == 403:
+            raise PermissionDenied(answer.data["error"])
+        # Importing it needs django.contrib.auth in INSTALLED_APPS, which a check asks for.
+        from django.contrib.auth.views import redirect_to_login
+
+        return redirect_to_login(self.request.get_full_path())
 
     def _prefers_json(self) -> bool:
         preferred = self.request.get_preferred_type(["text/html", "application/json"])
         return preferred == "application/json"
 
+    def _json(self, answer: Answer) -> HttpResponse:
+        return JsonResponse(answer.data, status=answer.status)
+
     def _refuse(self, status: int, error: str) -> HttpResponse:
         if self._prefers_json():
-            return JsonResponse({"ok": False, "error": error}, status=status)
+            return self._json(refusal(status, error))
         return HttpResponse(error, status=status, content_type="text/plain; charset=utf-8")

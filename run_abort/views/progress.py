@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext_lazy
 from django.views.decorators.cache import never_cache
 
 from run_abort import conf
+from run_abort._core.ids import as_uuid
 from run_abort._core.types import Hold, HoldState
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
@@ -22,9 +22,9 @@ from run_abort._store.clock import Now
 from run_abort._store.connection import limited
 from run_abort.models import AbortRequest
 
-from .guarded import GuardedView
+from .guarded import Answer, GuardedView, refusal
 
-__all__ = ["AbortProgressView"]
+__all__ = ["AbortProgressView", "asked_of", "find", "progress_answer"]
 
 # Seconds after the request until no change is expected of what is lost or not known.
 PATIENCE: Final = 30.0
@@ -95,22 +95,8 @@ class AbortProgressView(GuardedView):
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Read the holds; this aborts nothing."""
-        run_id = self.run_id
-        try:
-            request_id = uuid.UUID(request.GET.get("abort", ""))
-        except ValueError:
-            return self._refuse(400, _("“abort” must be the ID of an abort request."))
-        found = _Found(None, [])
-        if conf.settings().REQUESTS or conf.settings().HOLDS:
-            read = partial(_read, asked=holds.Asked(request_id, run_id))
-            answer = current().recorder.call(read, otherwise=None)
-            if answer is None:
-                return self._refuse(503, _("The database does not answer."))
-            found = answer
-            if found.age is None and conf.settings().REQUESTS:
-                return self._refuse(404, _("This run has no such abort request."))
-        ids = {"ok": True, "runId": run_id, "requestId": str(request_id)}
-        return JsonResponse(ids | _report(found, run_id))
+        asked = asked_of(self.run_id, request.GET.get("abort", ""))
+        return self._json(progress_answer(asked, find(asked)))
 
     def http_method_not_allowed(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -122,6 +108,31 @@ class AbortProgressView(GuardedView):
 
     def _prefers_json(self) -> bool:
         return True
+
+
+def asked_of(run_id: str, request_id: object) -> holds.Asked | None:
+    """The request that is asked about; None if the ID is not one of a request."""
+    key = as_uuid(str(request_id))
+    return None if key is None else holds.Asked(key, run_id)
+
+
+def find(asked: holds.Asked | None) -> _Found | None:
+    """What the rows say; None if the database does not answer. Waits for it."""
+    if asked is None or not (conf.settings().REQUESTS or conf.settings().HOLDS):
+        return _Found(None, [])
+    return current().recorder.call(partial(_read, asked=asked), otherwise=None)
+
+
+def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
+    """The answer to who may see the progress."""
+    if asked is None:
+        return refusal(400, _("“abort” must be the ID of an abort request."))
+    if found is None:
+        return refusal(503, _("The database does not answer."))
+    if found.age is None and conf.settings().REQUESTS:
+        return refusal(404, _("This run has no such abort request."))
+    ids = {"ok": True, "runId": asked.run_id, "requestId": str(asked.request_id)}
+    return Answer(200, ids | _report(found, asked.run_id))
 
 
 def _read(alias: str, asked: holds.Asked) -> _Found:
