@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from django.core.signals import setting_changed
@@ -57,6 +61,69 @@ class Node:
             self.push.after_fork_in_child()
             self.listener.after_fork_in_child()
         return pid
+
+
+class Trickling:
+    """A server that begins an answer, and goes on with it byte by byte while the link is open.
+
+    :ivar good: the number of messages that it takes, and answers as it should, before that.
+    :ivar links: the links that are open.
+    """
+
+    def __init__(self, channel: str) -> None:
+        self._subscribed = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (
+            len(channel),
+            channel.encode(),
+        )
+        self._message = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$9999\r\n" % (
+            len(channel),
+            channel.encode(),
+        )
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
+        self.good = 0
+        self.links: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                link, _ = self._server.accept()
+                self.links.append(link)
+                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: socket.socket) -> None:
+        with suppress(OSError):
+            while data := link.recv(4096):
+                if b"SUBSCRIBE" in data:
+                    self._trickle(link, self._subscribed + self._message)
+                elif b"PUBLISH" not in data:
+                    link.sendall(b"+OK\r\n" * data.count(b"CLIENT"))
+                elif self.good:
+                    self.good -= 1
+                    link.sendall(b":1\r\n")
+                else:
+                    self._trickle(link, b":")
+        link.close()
+        self.links.remove(link)
+
+    def _trickle(self, link: socket.socket, beginning: bytes) -> None:
+        link.sendall(beginning)
+        while True:
+            time.sleep(0.01)
+            link.sendall(b"1")
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        wait_until(lambda: not self.links)
+
+
+@pytest.fixture
+def trickling(channel_name: str) -> Iterator[Trickling]:
+    trickling = Trickling(channel_name)
+    yield trickling
+    trickling.close()
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from run_abort._core.types import Request
 from run_abort._transport import backoff
 from run_abort._transport import listener as module
 from run_abort._transport.listener import Listener
+from run_abort._transport.redis import connections
 from run_abort._transport.redis.connections import Subscription
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, wait_until
-from tests.transport.conftest import Node
+from tests.transport.conftest import Node, Trickling
 
 
 class TestLife:
@@ -299,6 +300,20 @@ class TestLostLink:
         assert caplog.text.count("trying again") == 1
         foreign.publish("run-2")
         wait_until(lambda: node.heard == ["run-1", "run-2"])
+
+    def test_a_message_without_an_end_counts_as_one(
+        self,
+        configure: Configure,
+        listener: Listener,
+        trickling: Trickling,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(connections, "PONG_TIMEOUT", 0.3)
+        configure(REDIS_URL=trickling.url, HEARTBEAT=0.3)
+        assert listener.ensure_started()
+        wait_until(lambda: listener.status().state == "reconnecting", timeout=20)
+        assert "without an end" in listener.status().last_error
+        assert listener.stop()
 
 
 class TestBackoff:

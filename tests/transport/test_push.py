@@ -22,7 +22,7 @@ from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
 from tests.conftest import Configure
 from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
-from tests.transport.conftest import Node
+from tests.transport.conftest import Node, Trickling
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
 
@@ -293,6 +293,18 @@ class TestBlackHole:
         assert self.seconds(lambda: results.append(publish(push))) < 2
         assert results == [False]
 
+    def test_also_if_it_answers_byte_by_byte_without_end(
+        self, push: Push, configure: Configure, trickling: Trickling
+    ) -> None:
+        configure(REDIS_URL=trickling.url, PUBLISH_TIMEOUT=0.4)
+        trickling.good = 1
+        assert publish(push)
+        results = []
+        assert self.seconds(lambda: results.append(publish(push))) < 5  # over the kept link
+        assert self.seconds(lambda: results.append(publish(push))) < 5  # over a new one
+        assert results == [False, False]
+        wait_until(lambda: not trickling.links)  # no thread waits any more
+
     def test_also_where_names_are_looked_up_in_vain(
         self, push: Push, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -500,3 +512,19 @@ class TestTls:
             configure(REDIS_URL=f"rediss://127.0.0.1:{proxy.port}/0")
             assert not publish(push)
             assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+
+    def test_so_is_one_of_another_host(
+        self,
+        push: Push,
+        configure: Configure,
+        shared_redis: RedisServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            url = f"rediss://localhost:{proxy.port}/0?ssl_ca_certs={CERTIFICATE}"
+            configure(REDIS_URL=url)
+            assert not publish(push)
+            assert "ostname mismatch" in caplog.text
+            for unchecked in ("ssl_check_hostname=False", "ssl_cert_reqs=none"):
+                configure(REDIS_URL=f"{url}&{unchecked}")
+                assert publish(push)

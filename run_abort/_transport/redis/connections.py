@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
-from redis.connection import UnixDomainSocketConnection
+from redis.connection import SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import ConnectionError as LinkLostError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as SilenceError
@@ -56,7 +56,8 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
     """A connection, not yet connected, with the project's options for the pool.
 
     Some options are replaced: no retries, RESP2 (faster to read), bytes, the time-out, and no
-    ``SELECT``, because channels ignore the database number.
+    ``SELECT``, because channels ignore the database number. The host names of certificates are
+    checked, unless the project says otherwise.
 
     :param timeout: seconds, for TCP, and again for each reply.
     """
@@ -76,6 +77,9 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
     }
     if not issubclass(pool.connection_class, UnixDomainSocketConnection):
         options["socket_keepalive"] = True
+    is_verified = options.get("ssl_cert_reqs", "required") not in (None, "none", ssl.CERT_NONE)
+    if issubclass(pool.connection_class, SSLConnection) and is_verified:
+        options.setdefault("ssl_check_hostname", True)  # redis-py 5 does not by default
     connection: Connection = pool.connection_class(**options)
     return connection
 
@@ -109,6 +113,9 @@ class Subscription:
         self._on_silence = on_silence
         self._pinged = False
         self._is_hurried = False  # whether the time limit is that of receive_before()
+        # When the reply that is being read has to be complete, in seconds of time.monotonic(); 0 if
+        # none is.
+        self._due = 0.0
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
@@ -118,8 +125,10 @@ class Subscription:
         """
         self._connection.connect()
         self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+        deadline = time.monotonic() + CONNECT_TIMEOUT
         while self._reader.confirmed < len(self._channels):
             self._reader.feed(self._read())
+            _check(deadline)
         _set_timeout(self._connection, self._heartbeat)
 
     def receive(self) -> bytes:
@@ -131,10 +140,7 @@ class Subscription:
         if self._is_hurried:
             self._is_hurried = False
             _set_timeout(self._connection, PONG_TIMEOUT if self._pinged else self._heartbeat)
-        while True:
-            message = self._reader.next()
-            if message is not None:
-                return message
+        while (message := self._next()) is None:
             try:
                 data = self._read()
             except TimeoutError:
@@ -144,6 +150,7 @@ class Subscription:
                 self._pinged = False
                 _set_timeout(self._connection, self._heartbeat)
             self._reader.feed(data)
+        return message
 
     def receive_before(self, deadline: float) -> bytes | None:
         """Wait for the next message and return it; None if none has come by the deadline.
@@ -151,7 +158,7 @@ class Subscription:
         :param deadline: in seconds of ``time.monotonic()``.
         :raises redis.RedisError: or ``OSError``, when the connection is lost.
         """
-        while (message := self._reader.next()) is None:
+        while (message := self._next()) is None:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
@@ -160,6 +167,20 @@ class Subscription:
             with suppress(TimeoutError):
                 self._reader.feed(self._read())
                 self._pinged = False
+        return message
+
+    def _next(self) -> bytes | None:
+        """The next message, if it is complete.
+
+        :raises redis.ConnectionError: if the server takes too long to complete what it began.
+        """
+        message = self._reader.next()
+        if message is not None or not self._reader.is_within:
+            self._due = 0.0
+        elif not self._due:
+            self._due = time.monotonic() + PONG_TIMEOUT
+        else:
+            _check(self._due)
         return message
 
     def _read(self) -> bytes:
@@ -183,10 +204,7 @@ class Subscription:
 
         It cannot interrupt a TCP connect, which takes a bounded time.
         """
-        sock = self._connection._sock
-        if sock is not None:
-            with suppress(OSError):  # the other thread has closed it
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        _interrupt(self._connection)
 
     def close(self) -> None:
         """Close the connection. In a forked child this closes the copy and sends nothing."""
@@ -234,17 +252,18 @@ class Publisher:
 
     def _over_new(self, use: Callable[[Connection], T], deadline: float) -> T:
         """The result of ``use(connection)``, in a helper thread, with a new connection."""
+        connection = new_connection(self._pool, timeout=_remaining(deadline))
         try:
             if not self._connecting.acquire(timeout=_remaining(deadline)):
                 raise TimeoutError
-            connect = partial(self._connect, use, deadline)
+            connect = partial(self._connect, connection, use)
             return call_bounded(connect, _remaining(deadline), name="run_abort-publish")
         except TimeoutError as error:
+            _interrupt(connection)  # the thread may wait for the end of a reply
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
 
-    def _connect(self, use: Callable[[Connection], T], deadline: float) -> T:
+    def _connect(self, connection: Connection, use: Callable[[Connection], T]) -> T:
         try:
-            connection = new_connection(self._pool, timeout=_remaining(deadline))
             connection.connect()
             return use(connection)
         finally:
@@ -261,7 +280,7 @@ class Publisher:
                     raise TimeoutError
                 some = commands[start : start + PIPELINE]
                 sock.sendall(b"".join(some))
-                listeners += _read_integers(sock, len(some))
+                listeners += _read_integers(sock, len(some), deadline)
         except BaseException:
             connection.disconnect()
             raise
@@ -298,7 +317,7 @@ def _count(connection: Connection, channel: str) -> int:
         connection.disconnect()
 
 
-def _read_integers(sock: socket.socket, count: int) -> list[int]:
+def _read_integers(sock: socket.socket, count: int, deadline: float) -> list[int]:
     """The replies to ``count`` commands.
 
     :raises redis.RedisError: if one of them is not a number, such as an error.
@@ -306,11 +325,26 @@ def _read_integers(sock: socket.socket, count: int) -> list[int]:
     replies = b""
     while replies.count(b"\r\n") < count:
         replies += _receive(sock)
+        _check(deadline)
     lines = replies.split(b"\r\n")[:-1]
     for line in lines:
         if not line.startswith(b":"):
             raise RedisError(line[1:].decode(errors="replace"))
     return [int(line[1:]) for line in lines]
+
+
+def _interrupt(connection: Connection) -> None:
+    """Make what another thread does with the connection raise. It cannot interrupt connecting."""
+    sock = connection._sock
+    if sock is not None:
+        with suppress(OSError):  # the other thread has closed it
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _check(deadline: float) -> None:
+    """:raises redis.ConnectionError: if the deadline is over, within a reply."""
+    if time.monotonic() > deadline:
+        raise LinkLostError("a reply without an end")
 
 
 def _receive(sock: socket.socket) -> bytes:

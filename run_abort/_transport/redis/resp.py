@@ -8,6 +8,8 @@ __all__ = ["MessageReader", "ReplyError"]
 
 _CRLF: Final = b"\r\n"
 _MAX_OTHER: Final = 256 * 1024  # the largest size of a reply other than a message, in bytes
+_MAX_DEPTH: Final = 8  # of arrays within arrays
+_MAX_DIGITS: Final = 12  # of a size
 
 
 class ReplyError(Exception):
@@ -34,10 +36,15 @@ class MessageReader:
         self._unwanted = 0  # bytes still to come of a message that is too large
         self.confirmed = 0
 
+    @property
+    def is_within(self) -> bool:
+        """Whether a reply has begun that is not complete."""
+        return self._at < len(self._buffer) or self._unwanted > 0
+
     def feed(self, data: bytes) -> None:
         """Add bytes from the connection, once :meth:`next` has returned None.
 
-        :raises ReplyError: if the server's answer to ``SUBSCRIBE`` is an error.
+        :raises ReplyError: if the server's answer to ``SUBSCRIBE`` is an error or not RESP2.
         """
         if self._unwanted:
             dropped = min(self._unwanted, len(data))
@@ -51,7 +58,7 @@ class MessageReader:
     def next(self) -> bytes | None:
         """The next message; None if it is not complete yet.
 
-        :raises ReplyError: if the server sent an error instead.
+        :raises ReplyError: if the server sent an error, or something that is not RESP2.
         """
         if not self._buffer.startswith(self._head, self._at) and not self._skip_others():
             return None
@@ -60,7 +67,7 @@ class MessageReader:
         start = buffer.find(_CRLF, size_at) + 2
         if start < 2:
             return None
-        size = int(buffer[size_at : start - 2])
+        size = _size(buffer[size_at : start - 2])
         end = start + size
         if end + 2 <= len(buffer):
             self._at = end + 2
@@ -89,7 +96,7 @@ class MessageReader:
             self._at = end
         return True
 
-    def _end_of_reply(self, at: int) -> int:
+    def _end_of_reply(self, at: int, depth: int = 0) -> int:
         """The end of the reply that begins at ``at``; negative if it is not complete yet."""
         end = self._buffer.find(_CRLF, at) + 2
         if end < 2:
@@ -97,15 +104,25 @@ class MessageReader:
         kind, value = self._buffer[at : at + 1], self._buffer[at + 1 : end - 2]
         if kind == b"-":
             raise ReplyError(value.decode(errors="replace"))
-        if kind == b"*":
-            for _ in range(int(value)):
-                end = self._end_of_reply(end)
-                if end < 0:
-                    return -1
-        elif kind == b"$" and value != b"-1":
-            end += int(value) + 2
-            if end > len(self._buffer):
-                return -1
-        elif kind not in {b"$", b"+", b":"}:
+        if kind in {b"+", b":"} or value == b"-1":  # of "$" or "*": nothing
+            return end
+        if kind == b"$":
+            end += _size(value) + 2
+            return end if end <= len(self._buffer) else -1
+        if kind != b"*" or depth == _MAX_DEPTH:
             raise ReplyError(f"this is not Redis: {self._buffer[at : at + 40]!r}")
+        for _ in range(_size(value)):
+            end = self._end_of_reply(end, depth + 1)
+            if end < 0:
+                return -1
         return end
+
+
+def _size(digits: bytes) -> int:
+    """The size that the digits are.
+
+    :raises ReplyError: if they are none.
+    """
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise ReplyError(f"this is no size: {digits[:40]!r}")
+    return int(digits)
