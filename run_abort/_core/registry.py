@@ -121,11 +121,6 @@ class Registry:
         holders = self._holders.get(request.run_id)
         return self.abort_controllers(tuple(holders.copy()), request, way) if holders else 0
 
-    def can_abort(self, run_id: str) -> bool:
-        """Whether a block that is neither aborted nor finishing answers to the ID."""
-        holders = self._holders.get(run_id, {})
-        return any(not each.signal._verdict for each in holders.copy())
-
     def abort_first(self, request: Request) -> Callable[[], None] | None:
         """Abort as :meth:`abort` does a request that was pushed, and leave the event for later.
 

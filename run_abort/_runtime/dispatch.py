@@ -2,9 +2,9 @@
 
 First the controllers are aborted, then the receivers of ``run_abort_received`` are called, both in
 the thread that received the request. Then the handlers of ``subscribe_to_run_aborts`` are called,
-each on a thread of its own. All of them get each request once. A block that was entered since looks
-into the database: the request may have been cleared meanwhile. What the full queue of a handler
-refuses is read from there, too.
+each on a thread of its own. Receivers and handlers get each request once. Controllers may get it
+again, which has no effect. What the full queue of a handler refuses is read again from the
+database.
 """
 
 from __future__ import annotations
@@ -99,8 +99,6 @@ class Dispatch:
 
     :ivar dispatched: called with each request once receivers have returned and handlers have it
         in their queues, in the thread that received it.
-    :ivar repeated: called when a request has come again, and a block is open that it has not
-        aborted. The request may stand, or may have been cleared before the block was entered.
     :ivar fell_behind: called when the full queue of a handler has refused a request that can be
         read again from the database.
     """
@@ -108,7 +106,6 @@ class Dispatch:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.dispatched: Hook[[Request]] = Hook()
-        self.repeated: Hook[[]] = Hook()
         self.fell_behind: Hook[[]] = Hook()
         self._seen = _Seen()
         self._recent: deque[str] = deque(maxlen=RECENT)
@@ -170,17 +167,14 @@ class Dispatch:
         :return: does the rest, and raises nothing. None if that is done, because nothing was
             aborted.
         """
-        is_new = not request.id or self._seen.add((request.id, request.run_id))
-        if not is_new and self._registry.can_abort(request.run_id):
-            self.repeated()
-        emit = self._registry.abort_first(request) if is_new else None
+        emit = self._registry.abort_first(request)
         if emit is None:
-            self._tell(request, is_new=is_new)
+            self._tell(request)
             return None
 
         def rest() -> None:
             emit()
-            self._tell(request, is_new=True)
+            self._tell(request)
 
         return rest
 
@@ -190,17 +184,18 @@ class Dispatch:
         if rest is not None:
             rest()
 
-    def _tell(self, request: Request, *, is_new: bool) -> None:
+    def _tell(self, request: Request) -> None:
         thread = threading.get_ident()
         self._receiving.add(thread)
         try:
-            self._pass_on(request, is_new=is_new)
+            self._pass_on(request)
         finally:
             self._receiving.discard(thread)
         if self.dispatched.functions:
             self.dispatched(request)
 
-    def _pass_on(self, request: Request, *, is_new: bool) -> None:
+    def _pass_on(self, request: Request) -> None:
+        is_new = not request.id or self._seen.add((request.id, request.run_id))
         if is_new and self._has_receivers():
             call_logged(partial(self._call_receivers, request))
         for lane in tuple(self._lanes):

@@ -84,8 +84,6 @@ class Runtime:
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)
-        self.dispatch.repeated.add(self.reconciler.hurry)
-        self.listener.subscribed.add(lambda age: self.trust.subscribed())
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)
 

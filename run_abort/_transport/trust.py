@@ -41,16 +41,11 @@ class Trust:
         self.refused = 0
         self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
         self._heard: OrderedDict[bytes, None] = OrderedDict()  # the last valid signatures
-        self._since = 0  # when this process subscribed, in milliseconds since the epoch
         self._throttle = Throttle()
 
     def forget_keys(self) -> None:
         """Derive the keys again, because settings changed."""
         self._keys = None
-
-    def subscribed(self) -> None:
-        """Note that messages arrive from now on."""
-        self._since = _now()
 
     def sign(self, request: Request) -> Signature | None:
         """Sign a request that is published now. Any thread may call this.
@@ -81,10 +76,7 @@ class Trust:
         self._heard[signature.value] = None
         if len(self._heard) > REMEMBERED:
             self._heard.popitem(last=False)
-        # A server keeps no messages for later. So this one is late, or it is replayed, and its
-        # abort may have been cleared before this process began.
-        is_late = signature.at < self._since and request.id and conf.settings().REQUESTS
-        return None if is_late else request
+        return request
 
     def _problem(self, request: Request, signature: Signature) -> str:
         """Why the signature does not count; empty if it does."""

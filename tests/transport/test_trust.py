@@ -111,19 +111,6 @@ class TestAuthority:
             assert judged(fields | {"sig": sig}, by) is None
         assert by.refused == 3
 
-    def test_one_of_before_the_subscription_is_left_to_the_rows(
-        self, now: list[int], configure: Configure
-    ) -> None:
-        fields, bare = published(), published(Request("run-1", origin="inst_x"))
-        now[0] += 1
-        by = Trust()
-        by.subscribed()
-        configure(UNSIGNED="refuse", REQUESTS=True)
-        assert judged(fields, by) is None
-        assert judged(bare, by) is not None  # it has no row
-        assert by.refused == 0
-        assert judged(published(), by) == REQUEST
-
     def test_unsigned(self, configure: Configure) -> None:
         fields = {"runId": "run-1", "origin": "inst_x"}
         assert judged(fields) is None
