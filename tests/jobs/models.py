@@ -9,7 +9,8 @@ from run_abort import current_signal
 
 
 class Team(models.Model):
-    admins = models.ManyToManyField(settings.AUTH_USER_MODEL, related_name="+")
+    # No constraint: this app has no migrations, so its tables are made before those of users.
+    admins = models.ManyToManyField(settings.AUTH_USER_MODEL, related_name="+", db_constraint=False)
 
     def __str__(self) -> str:
         return f"team {self.pk}"
@@ -17,7 +18,12 @@ class Team(models.Model):
 
 class Job(models.Model):
     owner = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_constraint=False,
     )
     team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True)
     name = models.CharField(max_length=100)
