@@ -40,12 +40,12 @@ def test_counts_what_happens(
             foreign.publish("run-2")
             assert signal.wait(20)
     # The listener's thread yields to the one that it has woken before it tells of that.
-    wait_until(lambda: value(registry, "aborted_total", way="channel") == 1)
+    wait_until(lambda: value(registry, "stop_seconds_count") == 2)
     assert value(registry, "requested_total") == 1
     assert value(registry, "published_total") == 1
     assert value(registry, "aborted_total", way="local") == 2
     assert value(registry, "aborted_total", way="channel") == 1
-    assert value(registry, "stop_seconds_count") == 2
+    assert (value(registry, "unsigned_total"), value(registry, "refused_total")) == (1, 0)
     assert 0 <= (value(registry, "stop_seconds_sum") or 0) < 20
     assert value(registry, "held_runs") == 0
     assert "run-1" not in generate_latest(registry).decode()
