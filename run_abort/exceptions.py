@@ -8,7 +8,22 @@ if TYPE_CHECKING:
     from datetime import datetime
     from subprocess import CompletedProcess
 
-__all__ = ["RunAborted", "TaskAborted"]
+__all__ = ["RunAborted", "TaskAborted", "visible"]
+
+
+def visible(text: object) -> str:
+    """A text from elsewhere, as it goes to a log, a terminal or a page: on one line.
+
+    Control characters, line breaks, characters that reverse the direction of text, lone surrogates
+    and all others that are not printable become escapes. HTML is not escaped; the result is a plain
+    ``str``, which templates escape.
+    """
+    line = str.__str__(str(text))  # str() of Django's SafeString is one
+    if line.isprintable():
+        return line
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+    )
 
 
 class RunAborted(BaseException):
@@ -54,9 +69,9 @@ class RunAborted(BaseException):
     def __str__(self) -> str:
         text = f"run {self.run_id!r} was aborted"
         if self.actor:
-            text += f" by {self.actor}"
+            text += f" by {visible(self.actor)}"
         if self.reason:
-            text += f": {self.reason}"
+            text += f": {visible(self.reason)}"
         if self.standing_id:
             at = self.requested_at
             when = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S %Z}".rstrip()

@@ -24,6 +24,7 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
+from run_abort.exceptions import visible
 
 __all__ = ["Fact", "FactName", "Facts"]
 
@@ -183,5 +184,9 @@ class Facts:
 def _log(fact: Fact) -> None:
     if logger.isEnabledFor(logging.INFO):
         values = ((key, getattr(fact, name)) for name, key in _EXTRA.items())
-        extra = {key: value for key, value in values if value is not None}
+        extra = {
+            key: visible(value) if isinstance(value, str) else value
+            for key, value in values
+            if value is not None
+        }
         logger.info(_LINES[fact.name], fact.abort_id or "without an ID", fact.run_id, extra=extra)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from run_abort import conf
 from run_abort._transport.listener import State
+from run_abort.exceptions import visible
 
 from .runtime import current
 
@@ -64,7 +65,7 @@ def health() -> Health:
         database = options.REQUESTS
         redis = runtime.push.may_be_configured() and runtime.push.transport() is not None
     except Exception as error:
-        last_error = f"{type(error).__name__}: {error}"
+        last_error = f"{type(error).__name__}: {visible(error)}"
     else:
         if now.state in {"off", "stopped"}:
             ok = database and not (redis and options.LISTEN is not False)

@@ -16,6 +16,7 @@ from django.db.utils import ProgrammingError
 
 from run_abort import conf
 from run_abort._concurrency.workers import in_event_loop, thread_ends
+from run_abort.exceptions import visible
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -175,7 +176,7 @@ class Outage:
                 self._what,
                 self._effect,
                 type(error).__name__,
-                str(error) or f"no answer within {timeout():g} s",
+                visible(error) or f"no answer within {timeout():g} s",
                 ADVICE if _may_be_unmigrated(error) else "",
             )
 

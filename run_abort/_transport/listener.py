@@ -21,6 +21,7 @@ from run_abort._concurrency import forks
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._concurrency.throttle import Throttle
+from run_abort.exceptions import visible
 
 from .backoff import STEADY, Backoff
 from .base import Subscription
@@ -142,7 +143,9 @@ class Listener:
         try:
             return self._push.transport() is not None
         except Exception as error:
-            logger.warning("Not listening for aborts: the transport cannot be used: %s", error)
+            logger.warning(
+                "Not listening for aborts: the transport cannot be used: %s", visible(error)
+            )
             return False
 
     def start(self, *, rest: float = 0.0) -> bool:
@@ -301,7 +304,7 @@ class Listener:
         logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
 
     def _link_lost(self, life: Life, error: BaseException, lasted: float) -> None:
-        self._last_error = f"{type(error).__name__}: {error}"
+        self._last_error = f"{type(error).__name__}: {visible(error)}"
         if self._phase[0] == "reconnecting":
             return
         # A server that confirms subscriptions and closes them at once causes one warning.

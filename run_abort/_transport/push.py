@@ -11,6 +11,7 @@ from typing import Final
 from run_abort import conf
 from run_abort._concurrency import forks
 from run_abort._core.types import Request
+from run_abort.exceptions import visible
 
 from . import codec
 from .base import Subscription, Transport
@@ -95,10 +96,11 @@ class Push:
     def _log_failure(self, requests: Sequence[Request], error: Exception, level: int) -> None:
         run_id, count = requests[0].run_id, len(requests)
         if count == 1:
-            logger.log(level, "The abort of run %r was not published: %s", run_id, error)
+            text = "The abort of run %r was not published: %s"
+            logger.log(level, text, run_id, visible(error))
         else:
             text = "The aborts of %d runs, %r among them, were not published: %s"
-            logger.log(level, text, count, run_id, error)
+            logger.log(level, text, count, run_id, visible(error))
 
     def notify(self, request_ids: Sequence[str]) -> None:
         """Tell the processes that watch these requests that their rows have changed.
@@ -113,7 +115,7 @@ class Push:
             if transport is not None and request_ids:
                 transport.publish([(_channel_of(each), each.encode()) for each in request_ids])
         except Exception as error:
-            logger.debug("No notification of changed rows was sent: %s", error)
+            logger.debug("No notification of changed rows was sent: %s", visible(error))
 
     def watch(self, request_ids: Sequence[str]) -> Watch | None:
         """Receive the notifications about these requests. Raises nothing.
@@ -125,7 +127,7 @@ class Push:
             transport = self.transport()
             channels = tuple(map(_channel_of, request_ids))
         except Exception as error:
-            logger.debug("Notifications cannot be received: %s", error)
+            logger.debug("Notifications cannot be received: %s", visible(error))
             return None
         if transport is None or not channels:
             return None
@@ -146,7 +148,7 @@ class Push:
             transport = self.transport()
             return None if transport is None else transport.count(conf.settings().CHANNEL)
         except Exception as error:
-            logger.debug("The number of subscribers is not known: %s", error)
+            logger.debug("The number of subscribers is not known: %s", visible(error))
             return None
 
     def subscription(self) -> Subscription | None:

@@ -14,6 +14,7 @@ from django.utils.encoding import force_bytes
 from run_abort import conf
 from run_abort._concurrency.throttle import Throttle
 from run_abort._core.types import Request
+from run_abort.exceptions import visible
 
 from .codec import Message
 from .signing import MAX_AGE, Key, Signature, sign, verify
@@ -129,7 +130,7 @@ def _secrets() -> list[bytes]:
         secrets = list(map(force_bytes, names))
     except Exception as error:  # SECRET_KEY may be missing, or be read late from somewhere
         logger.warning(
-            "Messages are neither signed nor trusted: this process has no key: %s", error
+            "Messages are neither signed nor trusted: this process has no key: %s", visible(error)
         )
         return []
     return [hmac.digest(each, b"run_abort.SIGNING_KEY", "sha256") for each in secrets if each]

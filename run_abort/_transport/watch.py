@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from run_abort._concurrency.workers import submit
+from run_abort.exceptions import visible
 
 from .backoff import Backoff
 from .base import Subscription
@@ -126,7 +127,8 @@ class Watch:
         return link
 
     def _lost(self, error: Exception, *, lasted: float = 0.0) -> None:
-        logger.debug("Notifications cannot be received: %s: %s", type(error).__name__, error)
+        text = "Notifications cannot be received: %s: %s"
+        logger.debug(text, type(error).__name__, visible(error))
         self._drop()
         self._retry_at = time.monotonic() + self._backoff.next(lasted)
 

@@ -16,9 +16,8 @@ from django.utils.translation import ngettext
 
 from run_abort._core.types import HoldState
 from run_abort.aborts import AbortOutcome
+from run_abort.exceptions import visible
 from run_abort.views.abort import AbortForm
-
-from .wording import visible
 
 __all__ = ["confirm", "confirm_abort", "context_of", "echoed", "log_text", "names", "tell"]
 

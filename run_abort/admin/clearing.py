@@ -16,11 +16,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from run_abort.aborts import clear_run_abort
+from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 from run_abort.views.permissions import may, may_some
 
 from .asking import confirm, echoed, names
-from .wording import visible
 
 __all__ = ["ClearRunsAdmin"]
 

@@ -21,13 +21,14 @@ from run_abort._core.ids import clean_id
 from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store.overview import Overview, overview
+from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
 from run_abort.views.requesting import ask
 
 from .asking import confirm_abort, context_of, log_text, tell
-from .wording import duration, visible
+from .wording import duration
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
 

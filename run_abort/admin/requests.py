@@ -18,12 +18,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from run_abort._store.clock import Now
+from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
 
 from .clearing import ClearRunsAdmin
 from .live import LiveRunsAdmin
 from .story import story_of
-from .wording import visible
 
 __all__ = ["AbortRequestAdmin"]
 

@@ -16,9 +16,10 @@ from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from run_abort._store.clock import aware
+from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
 
-from .wording import duration, visible
+from .wording import duration
 
 __all__ = ["MAX_HOLDS", "Fact", "story_of"]
 

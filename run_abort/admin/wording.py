@@ -1,4 +1,4 @@
-"""How the admin displays untrusted text and durations."""
+"""How the admin displays durations."""
 
 from __future__ import annotations
 
@@ -6,19 +6,7 @@ from datetime import timedelta
 
 from django.utils.translation import gettext as _
 
-__all__ = ["duration", "visible"]
-
-
-def visible(text: str) -> str:
-    """Escape characters of ``text`` that are not printable, such as control characters.
-
-    Templates escape HTML.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
+__all__ = ["duration"]
 
 
 def duration(span: timedelta) -> str:

@@ -35,7 +35,7 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
-from run_abort.exceptions import RunAborted, TaskAborted
+from run_abort.exceptions import RunAborted, TaskAborted, visible
 from run_abort.runs import abortable_run
 
 __all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "cancel_aborted"]
@@ -241,7 +241,9 @@ def _cancel(queue: Queue, request: Request) -> None:
         canceled = queue.connection.transaction(cancel, job.key, value_from_callable=True)
     except (RedisError, InvalidJobOperation) as reason:
         logger.warning(
-            "RQ did not cancel the job %r; its worker stops it at its start: %s", run_id, reason
+            "RQ did not cancel the job %r; its worker stops it at its start: %s",
+            run_id,
+            visible(reason),
         )
         return
     if canceled:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from django.core.management.base import CommandError
 
 from run_abort._runtime.runtime import current
+from run_abort.exceptions import visible
 
 __all__ = ["has_endpoint", "log_to", "require_endpoint"]
 
@@ -24,7 +25,7 @@ def has_endpoint() -> bool:
     try:
         return current().push.transport() is not None
     except Exception as error:
-        raise CommandError(f"The configured Redis cannot be used: {error}") from error
+        raise CommandError(f"The configured Redis cannot be used: {visible(error)}") from error
 
 
 def require_endpoint() -> None:

@@ -15,6 +15,7 @@ from django.urls import NoReverseMatch, get_script_prefix, resolve, reverse
 from django.utils.translation import gettext as _
 
 from run_abort._core.ids import clean_id
+from run_abort.exceptions import visible
 from run_abort.views.abort import AbortForm
 from run_abort.views.guarded import GuardedView
 
@@ -61,11 +62,13 @@ def abort_button(
     run_id = _plain(clean_id(run))
     action = _url(request, view, run, run_id)
     if not _may(request, action):
-        return _nothing(f"“{request.user}” may not abort the run “{run_id}”: see MAY_ABORT")
+        return _nothing(
+            f"“{request.user}” may not abort the run “{visible(run_id)}”: see MAY_ABORT"
+        )
     return {
         "action": action,
         "progress": _url(request, progress, run, run_id) if progress else "",
-        "run_id": _plain(name) or run_id,
+        "run_id": visible(name) or visible(run_id),
         "label": label or _("Abort"),
         "next": _plain(next or request.get_full_path()),
         "form": AbortForm(initial={"reason": _plain(reason)}, auto_id=False),

@@ -21,6 +21,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
 from run_abort._transport.codec import MAX_REASON_LENGTH
+from run_abort.exceptions import visible
 
 from .guarded import Answer, GuardedView, refusal, visitor
 from .requesting import Asked, ask
@@ -118,7 +119,7 @@ class AbortView(GuardedView):
         return get_script_prefix()
 
     def _ask(self, form: AbortForm, data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-        context = {"run_id": self.run_id, "form": form, "next": self._next(data)}
+        context = {"run_id": visible(self.run_id), "form": form, "next": self._next(data)}
         return render(self.request, self.template_name, context, status=status)
 
 
@@ -162,4 +163,4 @@ def _message(asked: Asked) -> tuple[int, str]:
     else:
         level = messages.WARNING
         text = _("Run “%(run_id)s” was asked to abort in this process only.")
-    return level, text % {"run_id": outcome.run_id}
+    return level, text % {"run_id": visible(outcome.run_id)}

@@ -20,6 +20,7 @@ from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from run_abort._store.clock import Now
 from run_abort._store.connection import limited
+from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 
 from .guarded import Answer, GuardedView, refusal
@@ -173,7 +174,7 @@ def _sentences(state: State, states: Counter[HoldState], run_id: str) -> Iterato
     if state == "asked":
         yield _("Asked to abort.")
     elif state == "idle":
-        yield _("No process is working on run “%(run_id)s”.") % {"run_id": run_id}
+        yield _("No process is working on run “%(run_id)s”.") % {"run_id": visible(run_id)}
     elif state == "stopped":
         yield STOPPED % {"count": states["stopped"]}
     else:

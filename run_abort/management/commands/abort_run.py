@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort._core.types import Hold
 from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
+from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, seconds
 
 
@@ -54,7 +55,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=2) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
-            self.stdout.write(style(f"{outcome.run_id}: {_facts(outcome)}"))
+            self.stdout.write(style(f"{visible(outcome.run_id)}: {_facts(outcome)}"))
             for line in _findings(outcome) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):

@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
 from run_abort._store import retention
+from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
 
 
@@ -61,7 +62,7 @@ class Command(BaseCommand):
             old = retention.count(older_than)
         except Error as error:
             raise CommandError(
-                f"The database failed after {deleted} request(s) were deleted: {error}\n"
+                f"The database failed after {deleted} request(s) were deleted: {visible(error)}\n"
                 "If the table is missing, run 'manage.py migrate run_abort'. Then run this again: "
                 "it continues where it stopped."
             ) from error

@@ -17,6 +17,7 @@ from run_abort._core.types import Hold
 from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
 from run_abort._store.overview import Overview, overview
+from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
 from run_abort.management.environment import log_to
 
@@ -123,8 +124,8 @@ def _block(hold: Hold, now: datetime) -> tuple[str, ...]:
     if hold.state == "lost":
         state = f"lost: not heard of for {_age(hold.since, now)}; it may still work"
     return (
-        _quoted(hold.run_id),
-        _quoted(hold.label) if hold.label else "",
+        f'"{visible(hold.run_id)}"',
+        f'"{visible(hold.label)}"' if hold.label else "",
         f"for {_age(hold.entered_at, now)}",
         state,
     )
@@ -153,17 +154,12 @@ def _sentences(found: Overview, subscribers: int | None) -> Iterator[str]:
     else:
         yield "No Redis is configured."
     if here.last_error:
-        yield f"Error: {_plain(here.last_error)}"
+        yield f"Error: {here.last_error}"
 
 
 def _plain(text: str) -> str:
-    """Text of a cell, quoted only if it is empty or not printable."""
-    return text if text and text.isprintable() else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    # JSON escapes control characters, which must not reach the terminal from untrusted text.
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    """Text of a cell, quoted if it is empty."""
+    return visible(text) or '""'
 
 
 def _facts(found: Overview, subscribers: int | None) -> dict[str, Any]:

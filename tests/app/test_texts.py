@@ -1,0 +1,126 @@
+"""Texts from elsewhere, on their way to a log, a terminal or a page."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.template import RequestContext, Template
+from django.test import Client, RequestFactory
+from django.urls import reverse
+
+from run_abort import RunAborted, abort_run
+from run_abort._core.types import Request
+from run_abort._runtime.runtime import Runtime
+from run_abort.exceptions import TaskAborted, visible
+from tests.conftest import Configure
+from tests.support import wait_until
+
+NASTY = "a\x1b[2J\r\nb\x9b\u2028\u202ec\ud800"
+SHOWN = r"a\x1b[2J\r\nb\x9b\u2028\u202ec\ud800"
+RUN = "run\u202e\u2066-1"  # what an ID may contain
+SHOWN_RUN = r"run\u202e\u2066-1"
+
+
+def test_is_made_visible() -> None:
+    assert visible(NASTY) == SHOWN
+    assert visible("Zoë's 🏃 run") == "Zoë's 🏃 run"
+
+
+@pytest.mark.parametrize("kind", [RunAborted, TaskAborted])
+def test_in_an_exception(kind: Any) -> None:
+    error = kind(RUN, NASTY, NASTY)
+    assert str(error) == f"run '{SHOWN_RUN}' was aborted by {SHOWN}: {SHOWN}"
+    assert repr(error).isprintable()
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.reason, str(again)) == (NASTY, str(error))
+
+
+class TestLog:
+    @pytest.fixture(autouse=True)
+    def _all(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG, "run_abort")
+
+    def check(self, caplog: pytest.LogCaptureFixture, *parts: str) -> None:
+        assert all(record.getMessage().isprintable() for record in caplog.records)
+        assert all(part in caplog.text for part in parts)
+
+    def test_of_facts(
+        self, configure: Configure, runtime: Runtime, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL=False)
+        abort_run(RUN, reason=NASTY, actor=NASTY)
+        assert runtime.facts.wait_recorded(20)
+        self.check(caplog, SHOWN_RUN)
+        (extra,) = [vars(record) for record in caplog.records if "abort_reason" in vars(record)]
+        for key in ("abort_reason", "abort_actor", "abort_run_id"):
+            assert extra[key].isprintable()
+
+    def test_of_what_a_server_says(
+        self,
+        configure: Configure,
+        runtime: Runtime,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError(NASTY[:-1])
+
+        transport = runtime.push.transport()
+        for name in ("publish", "subscribe", "count"):
+            monkeypatch.setattr(type(transport), name, fail)
+        runtime.push.publish([Request(RUN)])
+        runtime.push.publish([Request(RUN), Request(RUN)])
+        runtime.push.notify(["6f9619ff-8b86-4d01-b42d-00cf4fc964ff"])
+        runtime.push.subscribers()
+        runtime.recorder.outage.report(OSError(NASTY[:-1]))
+        runtime.listener.start()
+        wait_until(lambda: runtime.listener.status().last_error)
+        assert runtime.listener.stop()
+        assert runtime.listener.status().last_error == f"OSError: {SHOWN[:-6]}"
+        self.check(caplog, SHOWN[:-6])
+
+
+@pytest.mark.django_db(transaction=True)
+class TestTerminal:
+    def output(self, *args: str) -> str:
+        out = io.StringIO()
+        call_command(*args, stdout=out)
+        return out.getvalue()
+
+    def test_of_commands(self, configure: Configure) -> None:
+        configure(REQUESTS=True)
+        for command in ("abort_run", "clear_run_abort"):
+            shown = self.output(command, RUN)
+            assert SHOWN_RUN in shown
+            assert shown.rstrip("\n").isprintable()
+
+
+@pytest.mark.django_db
+class TestPage:
+    def test_of_the_button(self, configure: Configure) -> None:
+        request = RequestFactory().get("/")
+        request.user = User.objects.create_superuser("ada")
+        text = "{% load run_abort %}{% abort_button run %}{% abort_button run name=nasty %}"
+        context = RequestContext(request, {"run": RUN, "nasty": NASTY})
+        page = Template(text).render(context)
+        assert SHOWN_RUN in page
+        assert SHOWN in page
+        assert "\u202e" not in page
+
+    def test_of_the_abort_view(self, configure: Configure) -> None:
+        client = Client()
+        client.force_login(User.objects.create_superuser("ada"))
+        url = reverse("run_abort:abort", args=[RUN])
+        page = client.get(url).content.decode()
+        assert SHOWN_RUN in page
+        assert "\u202e" not in page
+        client.post(url, {"reason": NASTY.removesuffix("\ud800"), "next": "/admin/"})
+        page = client.get("/admin/").content.decode()
+        assert SHOWN_RUN in page
+        assert "\u202e" not in page
