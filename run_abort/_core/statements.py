@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
@@ -20,7 +20,9 @@ from run_abort.exceptions import RunAborted
 from .cpython import is_connecting_or_in_transition, running_statement
 from .exits import Held, kept_exit
 from .interrupts import Interruption, Shield
-from .types import Escalation
+
+if TYPE_CHECKING:
+    from .controller import AbortSignal
 
 __all__ = ["Cancels", "stop_instead"]
 
@@ -33,26 +35,13 @@ AGAIN_SELDOM: Final = 1.0
 CONTROL: Final = ("RELEASE", "ROLLBACK")
 
 
-class Signal(Protocol):
-    """The part of ``AbortSignal`` that this module uses."""
-
-    @property
-    def aborted(self) -> bool: ...
-    @property
-    def run_id(self) -> str: ...
-    def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
-    def escalated(self, escalation: Escalation) -> None: ...
-    def exception(self) -> RunAborted: ...
-    def raise_if_aborted(self) -> None: ...
-
-
 class Cancels(AbstractContextManager[None]):
     """A block in which an abort cancels statements; see ``AbortSignal.cancels``.
 
     :raises ValueError: if this app cannot cancel statements on this kind of database.
     """
 
-    def __init__(self, signal: Signal, connection: Any) -> None:
+    def __init__(self, signal: AbortSignal, connection: Any) -> None:
         self._signal = signal
         # The connection of the calling thread: django.db.connection is a proxy for one per thread.
         self._connection = connection = connection.close_if_unusable_or_obsolete.__self__
@@ -207,7 +196,7 @@ class Cancels(AbstractContextManager[None]):
             return self._is_cancelling
 
 
-def stop_instead(interruption: Interruption, signal: Signal) -> bool:
+def stop_instead(interruption: Interruption, signal: AbortSignal) -> bool:
     """Stop a block that could not be interrupted because a database statement runs in its thread.
 
     Its next statement on this connection is refused: by the time that a short one is to be
@@ -236,7 +225,7 @@ class _Refusal(NamedTuple):
     """An execute wrapper that interrupts the block where its next statement would begin."""
 
     interruption: Interruption
-    signal: Signal
+    signal: AbortSignal
 
     def __call__(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any

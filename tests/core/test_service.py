@@ -84,15 +84,6 @@ class TestStart:
         assert loop.service.start()
         loop.begun(1)
 
-    def test_a_thread_that_has_ended_is_replaced(self) -> None:
-        ran: list[Life] = []
-        service = Service(NAME, ran.append)
-        service.start()
-        wait_until(lambda: ran and not service.is_running)
-        service.start()
-        wait_until(lambda: len(ran) == 2)
-        assert service.stop()
-
 
 class TestStop:
     def test_it_ends_the_thread_and_another_life_may_begin(self, loop: Loop) -> None:
@@ -164,19 +155,6 @@ class TestRetire:
 
         service = Service(NAME, run)
         return service, outcomes
-
-    def test_it_ends_when_there_is_nothing_to_do(self) -> None:
-        service, outcomes = self.retiring(lambda: False)
-        service.start()
-        wait_until(lambda: outcomes == [True] and threads() == 0)
-        assert not service.is_running
-
-    def test_it_goes_on_when_there_is(self) -> None:
-        service, outcomes = self.retiring(lambda: True)
-        service.start()
-        wait_until(lambda: outcomes == [False])
-        assert service.is_running
-        assert service.stop()
 
     def test_forced_a_start_while_it_retires_leaves_one_thread(self) -> None:
         """The start comes between the thread's resignation and its last look."""

@@ -281,27 +281,6 @@ print("took", took, time.perf_counter() - started, "redis" in sys.modules)
         assert redis == "False"
         assert float(ready) < float(setup) / 4
 
-    def test_the_root_is_imported_without_django_settings_or_redis(self) -> None:
-        code = """
-import sys
-for name in ("django", "redis", "django_redis", "asgiref"):
-    sys.modules[name] = None
-import run_abort
-import run_abort.exceptions, run_abort._core.controller, run_abort._core.registry
-import run_abort._concurrency.workers, run_abort._concurrency.forks
-import run_abort._transport.codec, run_abort._transport.redis.resp
-from run_abort import AbortController, RunAborted
-controller = AbortController("run-1")
-controller.abort()
-try:
-    controller.signal.raise_if_aborted()
-except RunAborted:
-    print("works")
-"""
-        with Child("-c", code) as process:
-            process.wait_for("works")
-            assert process.wait() == 0
-
     def test_importing_the_root_loads_nothing(self) -> None:
         code = """
 import json, sys

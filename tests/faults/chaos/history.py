@@ -139,6 +139,13 @@ class Life:
     registry: list[str] = field(default_factory=list)
 
 
+def _copy(fact: Fact, to: object, *names: str, at: str) -> None:
+    """Give ``to`` what the fact says, and the attribute ``at`` the time of the fact."""
+    setattr(to, at, fact["at"])
+    for name in names:
+        setattr(to, name, fact[name])
+
+
 class History:
     """Everything that happened."""
 
@@ -190,11 +197,7 @@ class History:
 
     def _left(self, fact: Fact) -> None:
         block = self._block(fact)
-        block.left = fact["at"]
-        block.ending = fact["ending"]
-        block.how = fact["how"]
-        block.reason = fact["reason"]
-        block.flag = fact["flag"]
+        _copy(fact, block, "ending", "how", "reason", "flag", at="left")
         block.about = fact.get("about", "")
 
     def _requested(self, fact: Fact) -> None:
@@ -202,13 +205,8 @@ class History:
         self.requests[number] = Request(number, fact["process"], fact["run"], fact["at"])
 
     def _returned(self, fact: Fact) -> None:
-        request = self.requests[fact["request"]]
-        request.returned = fact["at"]
-        request.id = fact["id"]
-        request.waited = fact["waited"]
-        request.stopped = fact["stopped"]
-        request.recorded = fact["recorded"]
-        request.published = fact["published"]
+        names = ("id", "waited", "stopped", "recorded", "published")
+        _copy(fact, self.requests[fact["request"]], *names, at="returned")
 
     def _published(self, fact: Fact) -> None:
         self.strangers[fact["run"]].append(fact["at"])
@@ -228,17 +226,10 @@ class History:
             self.killed.add(fact["target"])
 
     def _ready(self, fact: Fact) -> None:
-        life = self._life(fact)
-        life.ready = fact["at"]
-        life.hears = fact["hears"]
+        _copy(fact, self._life(fact), "hears", at="ready")
 
     def _over(self, fact: Fact) -> None:
-        life = self._life(fact)
-        life.over = fact["at"]
-        life.listening = fact["listening"]
-        life.threads = fact["threads"]
-        life.sockets = fact["sockets"]
-        life.registry = fact["registry"]
+        _copy(fact, self._life(fact), "listening", "threads", "sockets", "registry", at="over")
 
     def _failed(self, fact: Fact) -> None:
         self.failures.append(fact)
