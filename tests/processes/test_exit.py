@@ -23,7 +23,7 @@ from run_abort.facts import on_fact
 from run_abort.signals import run_aborted
 
 def receiver(run_id, **kwargs):
-    time.sleep(0.2)
+    time.sleep(1)  # longer than all hooks
     say("received", run_id)
 
 run_aborted.connect(receiver)
