@@ -57,34 +57,6 @@ def test_multiprocessing(
     assert process.wait() == 0
 
 
-FORK_IN_A_BLOCK = """
-from tests.child import *
-
-try:
-    with abortable_run("run-1") as signal:
-        wait_until_listening()
-        pid = os.fork()
-        wait_until_listening()
-        say("working", "parent" if pid else "child", current().listener.status().origin)
-        signal.sleep(60)
-except RunAborted as error:
-    say("aborted", "parent" if pid else "child", error.reason)
-    if pid:
-        os.waitpid(pid, 0)
-"""
-
-
-def test_a_fork_inside_a_block_leaves_two_that_are_reached(start: Start, foreign: Foreign) -> None:
-    process = start("-c", FORK_IN_A_BLOCK)
-    lines = [process.wait_for("working").split() for _ in range(2)]
-    assert {line[1] for line in lines} == {"parent", "child"}
-    assert len({line[2] for line in lines}) == 2
-    assert foreign.publish_signed("run-1", reason="because") == 2
-    aborted = {process.wait_for("aborted") for _ in range(2)}
-    assert aborted == {"aborted parent because", "aborted child because"}
-    assert process.wait() == 0
-
-
 def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
     start: Start, foreign: Foreign
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from run_abort import abort_run, clear_run_abort
+from run_abort import abort_run
 from tests.processes.conftest import Start, holds_of
 from tests.support import Child, is_there, wait_until
 
@@ -91,20 +91,3 @@ def test_a_run_stops_with_its_children_and_their_programs(work: Work) -> None:
     # Whichever reads the requests first: the block that is entered, or the reconciler.
     assert (hold.state, hold.way) in [("stopped", "start"), ("stopped", "reconcile")]
     assert stranger.process.poll() is None
-
-
-def test_a_child_can_be_aborted_alone_and_a_cleared_parent_has_children_again(work: Work) -> None:
-    parent = work("import-1")
-    child = work("import-1-part-1", "import-1")
-    for process in (parent, child):
-        process.wait_for("working on")
-        wait_until(partial(is_subscribed, process))
-
-    assert abort_run("import-1-part-1", wait=10).stopped
-    assert child.wait() == 0
-    assert parent.process.poll() is None
-
-    assert abort_run("import-1", wait=10).stopped
-    assert clear_run_abort("import-1") == 1
-    again = work("import-1-part-2", "import-1")
-    again.wait_for("working on import-1-part-2")

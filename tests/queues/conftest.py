@@ -11,7 +11,8 @@ from example.redis_server import RedisServer
 from tests.conftest import Configure
 from tests.processes.conftest import LOGGING, Start, start
 from tests.queues.drivers import DRIVERS, Driver, Place
-from tests.support import shared_rows
+from tests.queues.work import end
+from tests.support import Child, shared_rows
 
 __all__ = ["start"]  # a fixture
 
@@ -45,3 +46,11 @@ def driver(place: Place, request: pytest.FixtureRequest) -> Iterator[Driver]:
     name, _, kind = request.param.partition("-")
     with DRIVERS[name](place, kind) as driver:
         yield driver
+
+
+@pytest.fixture
+def worker(driver: Driver) -> Iterator[Child]:
+    """A worker that has begun before the test; it ends when it is asked to."""
+    worker = driver.start()
+    yield worker
+    end(worker, driver.end_signal)

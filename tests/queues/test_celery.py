@@ -20,11 +20,11 @@ from run_abort.contrib.celery import AbortableTask, TaskAborted
 from tests.processes.conftest import package
 from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place
 from tests.queues.work import abort, began, end, own_signal
-from tests.support import TIMEOUT, wait_until
+from tests.support import TIMEOUT, Child, wait_until
 
 
 @pytest.fixture
-def celery(place: Place) -> Iterator[CeleryDriver]:
+def driver(place: Place) -> Iterator[CeleryDriver]:
     with CeleryDriver(place) as driver:
         yield driver
 
@@ -32,17 +32,17 @@ def celery(place: Place) -> Iterator[CeleryDriver]:
 class TestSignals:
     """Those of Celery, as ``docs/queues.md`` has them."""
 
-    def test_of_a_task_that_is_aborted_whenever(self, celery: CeleryDriver) -> None:
-        never = celery.send("look", "never")
+    def test_of_a_task_that_is_aborted_whenever(self, driver: CeleryDriver) -> None:
+        never = driver.send("look", "never")
         abort(never.id)
-        worker = celery.start()
-        celery.assert_aborted(never)
-        result = celery.send("look", "one")
+        worker = driver.start()
+        driver.assert_aborted(never)
+        result = driver.send("look", "one")
         worker.wait_for("began one")
         abort(result.id)
-        celery.assert_aborted(result)
+        driver.assert_aborted(result)
         end(worker)
-        name = celery.label + "look"
+        name = driver.label + "look"
         sent = [f"signal task_prerun {name} ", f"signal task_postrun {name} IGNORED"] * 2
         assert [line for line in worker.output if line.startswith("signal")] == sent
 
@@ -51,87 +51,85 @@ class TestUnwell:
     def test_while_the_backend_is_away_it_has_not_failed(
         self, place: Place, own_redis: RedisServer
     ) -> None:
-        with RedisServer() as results, CeleryDriver(place, backend=results.url) as celery:
-            worker = celery.start()
-            result = celery.send("look", "one")
+        with RedisServer() as results, CeleryDriver(place, backend=results.url) as driver:
+            worker = driver.start()
+            result = driver.send("look", "one")
             worker.wait_for("began one")
             results.kill()
             abort(result.id)
             worker.wait_for(f"The end of the aborted task {result.id!r} could not be stored")
             results.start()
-            assert celery.result(celery.send("done", "two")) == "two"
-            assert celery.tasks["look"].AsyncResult(result.id).state == "PENDING"
+            assert driver.result(driver.send("done", "two")) == "two"
+            assert driver.tasks["look"].AsyncResult(result.id).state == "PENDING"
             end(worker)
             assert not [line for line in worker.output if line.startswith("signal task_failure")]
 
 
 class TestCanvas:
-    def test_a_chain_by_its_root(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
-        last = chain(celery.tasks["look"].si("one"), celery.tasks["done"].si("two")).delay()
+    def test_a_chain_by_its_root(self, driver: CeleryDriver, worker: Child) -> None:
+        last = chain(driver.tasks["look"].si("one"), driver.tasks["done"].si("two")).delay()
         worker.wait_for("began one")
         abort(last.parent.id)
-        celery.assert_aborted(last.parent)
-        celery.assert_aborted(last)
+        driver.assert_aborted(last.parent)
+        driver.assert_aborted(last)
         wait_until(lambda: began(worker) == ["one"])
-        end(worker)
 
-    def test_a_chain_that_has_come_to_its_second_task(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
-        last = chain(celery.tasks["done"].si("one"), celery.tasks["look"].si("two")).delay()
+    def test_a_chain_that_has_come_to_its_second_task(
+        self, driver: CeleryDriver, worker: Child
+    ) -> None:
+        last = chain(driver.tasks["done"].si("one"), driver.tasks["look"].si("two")).delay()
         worker.wait_for("began two")
         outcome = abort(last.parent.id, wait=10)
         assert outcome.stopped
-        celery.assert_aborted(last)
+        driver.assert_aborted(last)
         assert last.parent.get(timeout=5) == "one"
-        end(worker)
 
-    def test_a_group(self, celery: CeleryDriver) -> None:
-        worker = celery.start(concurrency=2)
-        results = group(celery.tasks["look"].si(name) for name in ("one", "two", "three")).delay()
+    def test_a_group(self, driver: CeleryDriver) -> None:
+        worker = driver.start(concurrency=2)
+        results = group(driver.tasks["look"].si(name) for name in ("one", "two", "three")).delay()
         worker.wait_for("began")
         worker.wait_for("began")
         abort(results.id)
         for result in results:
-            celery.assert_aborted(result)
+            driver.assert_aborted(result)
         end(worker)
 
-    def test_a_chord_by_its_root_and_its_body_never_begins(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
+    def test_a_chord_by_its_root_and_its_body_never_begins(
+        self, driver: CeleryDriver, worker: Child
+    ) -> None:
         body = chord(
-            [celery.tasks["look"].si("one"), celery.tasks["look"].si("two")],
-            celery.tasks["collect"].s(),
+            [driver.tasks["look"].si("one"), driver.tasks["look"].si("two")],
+            driver.tasks["collect"].s(),
         )()
         worker.wait_for("began")
         worker.wait_for("began")
         abort(body.parent.id)
         for result in body.parent:
-            celery.assert_aborted(result)
+            driver.assert_aborted(result)
         wait_until(lambda: body.state == "FAILURE")
         assert "began collect" not in str(worker)
-        end(worker)
 
-    def test_one_aborted_task_of_a_chord_is_no_success_to_it(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
+    def test_one_aborted_task_of_a_chord_is_no_success_to_it(
+        self, driver: CeleryDriver, worker: Child
+    ) -> None:
         body = chord(
-            [celery.tasks["look"].si("one"), celery.tasks["done"].si("two")],
-            celery.tasks["collect"].s(),
+            [driver.tasks["look"].si("one"), driver.tasks["done"].si("two")],
+            driver.tasks["collect"].s(),
         )()
         worker.wait_for("began one")
         wait_until(lambda: any(each.state == "SUCCESS" for each in body.parent))
         (one,) = [each for each in body.parent if each.state != "SUCCESS"]
         abort(one.id)
-        celery.assert_aborted(one)
+        driver.assert_aborted(one)
         wait_until(lambda: body.state == "FAILURE")
         assert "began collect" not in str(worker)
-        end(worker)
 
 
 class TestStates:
     """No abort changes the state of a task but the task's own end, whatever keeps the results."""
 
     @pytest.fixture(params=["redis", DJANGO_DB])
-    def celery(self, place: Place, request: pytest.FixtureRequest) -> Iterator[CeleryDriver]:
+    def driver(self, place: Place, request: pytest.FixtureRequest) -> Iterator[CeleryDriver]:
         backend = ""
         if request.param == DJANGO_DB:
             package("django_celery_results")
@@ -139,58 +137,56 @@ class TestStates:
         with CeleryDriver(place, backend=backend) as driver:
             yield driver
 
-    def wait_until_controlled(self, celery: CeleryDriver) -> None:
+    def wait_until_controlled(self, driver: CeleryDriver) -> None:
         """Wait until the worker has executed what it was asked for through Celery's control."""
-        assert celery.client.control.broadcast("ping", reply=True, limit=1, timeout=TIMEOUT)
+        assert driver.client.control.broadcast("ping", reply=True, limit=1, timeout=TIMEOUT)
 
-    def test_one_that_is_over_keeps_its_own(self, celery: CeleryDriver) -> None:
-        worker = celery.start()
-        done, failed = celery.send("done", "one"), celery.send("fail", "two")
-        assert celery.result(done) == "one"
-        celery.assert_failed(failed)
+    def test_one_that_is_over_keeps_its_own(self, driver: CeleryDriver, worker: Child) -> None:
+        done, failed = driver.send("done", "one"), driver.send("fail", "two")
+        assert driver.result(done) == "one"
+        driver.assert_failed(failed)
         for each in (done, failed):
             abort(each.id)
-        self.wait_until_controlled(celery)
-        again = [celery.tasks["done"].AsyncResult(each.id).state for each in (done, failed)]
+        self.wait_until_controlled(driver)
+        again = [driver.tasks["done"].AsyncResult(each.id).state for each in (done, failed)]
         assert again == ["SUCCESS", "FAILURE"]
-        end(worker)
 
     @pytest.mark.parametrize("task", ["block", "clean_up_until"])
     def test_one_that_still_runs_is_not_ready(
-        self, celery: CeleryDriver, task: str, tmp_path: Path
+        self, driver: CeleryDriver, task: str, tmp_path: Path
     ) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
-        worker = celery.start()
-        result = celery.send(task, str(pipe))
+        worker = driver.start()
+        result = driver.send(task, str(pipe))
         worker.wait_for(f"began {pipe}")
         abort(result.id)
-        self.wait_until_controlled(celery)
+        self.wait_until_controlled(driver)
         if task == "clean_up_until":
             worker.wait_for("cleaning up")
         assert (result.state, result.ready()) == ("PENDING", False)
         with pipe.open("w"):
             pass  # it goes on
-        celery.assert_aborted(result)
+        driver.assert_aborted(result)
         end(worker)
 
-    def test_one_that_waits_is_not_ready_before_its_turn(self, celery: CeleryDriver) -> None:
-        worker = celery.start(concurrency=1)
-        first, second = celery.send("look", "one"), celery.send("look", "two")
+    def test_one_that_waits_is_not_ready_before_its_turn(self, driver: CeleryDriver) -> None:
+        worker = driver.start(concurrency=1)
+        first, second = driver.send("look", "one"), driver.send("look", "two")
         worker.wait_for("began one")
         abort(second.id)
-        self.wait_until_controlled(celery)
+        self.wait_until_controlled(driver)
         assert second.state == "PENDING"
         abort(first.id)
         for each in (first, second):
-            celery.assert_aborted(each)
+            driver.assert_aborted(each)
         assert began(worker) == ["one"]
         end(worker)
 
 
 class TestResult:
-    def test_waiting_ends_at_its_time(self, celery: CeleryDriver) -> None:
-        result = celery.tasks["look"].delay("one")
+    def test_waiting_ends_at_its_time(self, driver: CeleryDriver) -> None:
+        result = driver.tasks["look"].delay("one")
         started = time.monotonic()
         with pytest.raises(CeleryTimeoutError):
             result.get(timeout=1.2)
@@ -199,9 +195,9 @@ class TestResult:
 
 class TestInProcess:
     def test_called_as_a_function_it_has_a_signal_that_never_aborts(
-        self, celery: CeleryDriver
+        self, driver: CeleryDriver
     ) -> None:
-        @celery.client.task(base=AbortableTask)
+        @driver.client.task(base=AbortableTask)
         def own() -> AbortSignal:
             return own_signal()
 
@@ -209,17 +205,17 @@ class TestInProcess:
         assert current_signal() is None
 
     def test_called_as_a_function_within_a_run_it_belongs_to_that(
-        self, celery: CeleryDriver
+        self, driver: CeleryDriver
     ) -> None:
-        @celery.client.task(base=AbortableTask)
+        @driver.client.task(base=AbortableTask)
         def own() -> AbortSignal:
             return own_signal()
 
         with abortable_run("one") as signal:
             assert own() is signal
 
-    def test_one_that_calls_itself_keeps_its_signal(self, celery: CeleryDriver) -> None:
-        @celery.client.task(base=AbortableTask, bind=True)
+    def test_one_that_calls_itself_keeps_its_signal(self, driver: CeleryDriver) -> None:
+        @driver.client.task(base=AbortableTask, bind=True)
         def work(self: Any, depth: int) -> None:
             signals.append(own_signal())
             if depth:
@@ -231,8 +227,8 @@ class TestInProcess:
         assert len(signals) == 6
         assert len(set(signals)) == 1
 
-    def test_one_that_calls_itself_swallows_no_abort(self, celery: CeleryDriver) -> None:
-        @celery.client.task(base=AbortableTask, bind=True)
+    def test_one_that_calls_itself_swallows_no_abort(self, driver: CeleryDriver) -> None:
+        @driver.client.task(base=AbortableTask, bind=True)
         def work(self: Any, depth: int) -> None:
             if not depth:
                 abort_run(self.request.id)
@@ -247,7 +243,7 @@ class TestInProcess:
         assert swallowed == []
 
     def test_what_can_no_longer_begin_is_marked_before_the_task_itself(
-        self, celery: CeleryDriver, monkeypatch: pytest.MonkeyPatch
+        self, driver: CeleryDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Who waits for the last of a chain is told of the first, and may look at the last."""
         stored = []
@@ -255,10 +251,10 @@ class TestInProcess:
         def store_result(task_id: str, *args: Any, **options: Any) -> None:
             stored.append(task_id)
 
-        monkeypatch.setattr(celery.client.backend, "store_result", store_result)
-        monkeypatch.setattr(celery.client.backend, "mark_as_failure", lambda *args, **options: None)
+        monkeypatch.setattr(driver.client.backend, "store_result", store_result)
+        monkeypatch.setattr(driver.client.backend, "mark_as_failure", lambda *args, **options: None)
 
-        @celery.client.task(base=AbortableTask)
+        @driver.client.task(base=AbortableTask)
         def work() -> None: ...
 
         rest = [{"options": {"task_id": name}} for name in ("third", "second")]
@@ -266,8 +262,8 @@ class TestInProcess:
         module._mark(work, request, TaskAborted("first", "because", "ann"))
         assert stored == ["third", "second", "first"]
 
-    def test_eagerly_it_is_a_run_and_fails(self, celery: CeleryDriver) -> None:
-        @celery.client.task(base=AbortableTask, bind=True)
+    def test_eagerly_it_is_a_run_and_fails(self, driver: CeleryDriver) -> None:
+        @driver.client.task(base=AbortableTask, bind=True)
         def work(self: Any) -> None:
             abort_run(self.request.id, reason="because")
             own_signal().raise_if_aborted()
@@ -277,14 +273,14 @@ class TestInProcess:
         assert isinstance(result.result, TaskAborted)
         assert result.result.reason == "because"
 
-    def test_a_project_may_name_the_run(self, celery: CeleryDriver) -> None:
+    def test_a_project_may_name_the_run(self, driver: CeleryDriver) -> None:
         class Named(AbortableTask):
             abstract = True
 
             def get_run_id(self, request: Any) -> str:
                 return f"import-{request.args[0]}"
 
-        @celery.client.task(base=Named)
+        @driver.client.task(base=Named)
         def work(number: int) -> str:
             return own_signal().run_id
 

@@ -20,7 +20,7 @@ from run_abort import current_signal
 from run_abort.contrib.dramatiq import Abortable
 from tests.queues.drivers import DramatiqDriver, Place
 from tests.queues.work import abort, began, end, escalations, own_signal
-from tests.support import wait_until
+from tests.support import Child, wait_until
 
 
 @pytest.fixture
@@ -30,13 +30,11 @@ def driver(place: Place) -> Iterator[DramatiqDriver]:
 
 
 class TestWhileRunning:
-    def test_a_time_limit_stays_one(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
+    def test_a_time_limit_stays_one(self, driver: DramatiqDriver, worker: Child) -> None:
         message = driver.actors["exceed"].send("one")
         with pytest.raises(ResultFailure, match="actor raised TimeLimitExceeded"):
             driver.result(message)
         assert driver.result(driver.actors["done"].send("two")) == "two"
-        end(worker)
 
     def test_one_that_works_on_another_run_is_aborted_with_it(self, driver: DramatiqDriver) -> None:
         worker = driver.start()

@@ -27,6 +27,7 @@ from tests.queues.work import (
     escalations,
     wait_until_it_hears,
 )
+from tests.support import Child
 
 every_kind = pytest.mark.parametrize(
     "driver",
@@ -37,9 +38,10 @@ every_queue = pytest.mark.parametrize("driver", DRIVERS, indirect=True)
 
 
 @every_kind
-def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(driver: Driver) -> None:
+def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(
+    driver: Driver, worker: Child
+) -> None:
     """One looks at its signal, one swallows every exception, and one never looks."""
-    worker = driver.start()
     tasks: dict[str, set[str]] = {"look": set(), "swallow": set(), "compute": {"interrupt"}}
     for name, steps in tasks.items():
         sent = driver.send(name, name)
@@ -52,7 +54,6 @@ def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(driver: Drive
     assert driver.result(driver.send("done", "next")) == "next"
     began_all(worker, *tasks, "next")
     assert "swallowed" not in str(worker)
-    end(worker, driver.end_signal)
 
 
 @every_queue
@@ -74,8 +75,7 @@ def test_one_in_c_code_is_never_said_to_have_stopped(driver: Driver, tmp_path: P
 
 
 @every_queue
-def test_one_that_cleans_up_is_waited_for(driver: Driver) -> None:
-    worker = driver.start()
+def test_one_that_cleans_up_is_waited_for(driver: Driver, worker: Child) -> None:
     sent = driver.send("clean_up", "one")
     wait_until_it_hears(worker, "one")
     started = time.monotonic()
@@ -83,15 +83,12 @@ def test_one_that_cleans_up_is_waited_for(driver: Driver) -> None:
     assert time.monotonic() - started >= CLEANUP_TIME
     worker.wait_for("cleaned up one")
     driver.assert_aborted(sent)
-    end(worker, driver.end_signal)
 
 
 @every_queue
-def test_one_that_fails_by_itself_has_failed(driver: Driver) -> None:
-    worker = driver.start()
+def test_one_that_fails_by_itself_has_failed(driver: Driver, worker: Child) -> None:
     driver.assert_failed(driver.send("fail", "one"))
     began_all(worker, *["one"] * driver.attempts)
-    end(worker, driver.end_signal)
 
 
 @every_kind
@@ -164,8 +161,9 @@ def test_one_that_was_cleared_begins(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("driver", ["celery", "dramatiq", "huey-process"], indirect=True)
-def test_one_is_aborted_while_the_broker_is_away(driver: Driver, own_redis: RedisServer) -> None:
-    worker = driver.start()
+def test_one_is_aborted_while_the_broker_is_away(
+    driver: Driver, own_redis: RedisServer, worker: Child
+) -> None:
     sent = driver.send("look", "one")
     wait_until_it_hears(worker, "one")
     own_redis.kill()
@@ -179,7 +177,6 @@ def test_one_is_aborted_while_the_broker_is_away(driver: Driver, own_redis: Redi
     worker.wait_for("began two")
     abort(driver.run_id(again))
     driver.assert_aborted(again)
-    end(worker, driver.end_signal)
 
 
 @every_kind

@@ -19,7 +19,7 @@ from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
 from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, Child, wait_until
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ class Memory(AbortableHuey, MemoryHuey):  # type: ignore[misc]
 
 
 class TestWhileRunning:
-    def test_a_pipeline_does_not_go_on(self, driver: HueyDriver) -> None:
-        worker = driver.start()
+    def test_a_pipeline_does_not_go_on(self, driver: HueyDriver, worker: Child) -> None:
         first = (
             driver.tasks["look"]
             .s("one")
@@ -48,7 +47,6 @@ class TestWhileRunning:
             driver.assert_aborted(result)
         worker.wait_for(f"on_error TaskCanceled run {first.id!r} was aborted by ann: because")
         wait_until(lambda: began(worker) == ["one"])
-        end(worker, signal.SIGINT)
 
 
 class TestBeforeStart:

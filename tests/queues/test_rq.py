@@ -59,25 +59,22 @@ class TestWhileRunning:
         wait_until(lambda: f"told of {job.id} channel" in worker.output)
         end(worker)
 
-    def test_its_callback_for_what_failed_is_called(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_its_callback_for_what_failed_is_called(self, driver: RqDriver, worker: Child) -> None:
         job = driver.send(
             "fail", "one", retry=None, on_failure=Callback(driver.label + "on_failure")
         )
         driver.assert_failed(job)
         wait_until(lambda: "on_failure" in worker.output)
-        end(worker)
 
-    def test_one_that_is_a_coroutine(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_one_that_is_a_coroutine(self, driver: RqDriver, worker: Child) -> None:
         job = driver.send("look_async", "one")
         worker.wait_for("began one")
         abort(job.id)
         driver.assert_aborted(job)
-        end(worker)
 
-    def test_its_callback_for_what_was_stopped_is_called(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_its_callback_for_what_was_stopped_is_called(
+        self, driver: RqDriver, worker: Child
+    ) -> None:
         job = driver.send(
             "look",
             "one",
@@ -89,10 +86,8 @@ class TestWhileRunning:
         driver.assert_aborted(job)
         wait_until(lambda: "on_stopped because" in worker.output)
         assert "on_failure" not in worker.output
-        end(worker)
 
-    def test_what_depends_on_it_does_not_begin(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_what_depends_on_it_does_not_begin(self, driver: RqDriver, worker: Child) -> None:
         job = driver.send("look", "one")
         after = [
             driver.send("done", "two", depends_on=job),
@@ -104,10 +99,8 @@ class TestWhileRunning:
         assert driver.result(driver.send("done", "four")) == "four"
         assert [each.get_status() for each in after] == ["deferred", "deferred"]
         wait_until(lambda: began(worker) == ["one", "four"])
-        end(worker)
 
-    def test_a_group_by_its_id(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_a_group_by_its_id(self, driver: RqDriver, worker: Child) -> None:
         group = Group.create(connection=driver.queue.connection)
         jobs = group.enqueue_many(
             driver.queue,
@@ -121,7 +114,6 @@ class TestWhileRunning:
         for job, has_begun in zip(jobs, (True, False), strict=True):
             driver.assert_aborted(job, has_begun=has_begun)
         wait_until(lambda: began(worker) == ["one"])
-        end(worker)
 
 
 class TestBeforeStart:
@@ -235,8 +227,9 @@ class TestBeforeStart:
         assert "run_abort" not in job.get_meta()
         end(worker)
 
-    def test_one_that_was_stopped_and_cleared_begins_again(self, driver: RqDriver) -> None:
-        worker = driver.start()
+    def test_one_that_was_stopped_and_cleared_begins_again(
+        self, driver: RqDriver, worker: Child
+    ) -> None:
         job = driver.send("look", "one")
         worker.wait_for("began one")
         abort(job.id)
@@ -247,7 +240,6 @@ class TestBeforeStart:
         assert "run_abort" not in job.get_meta()
         abort(job.id)
         driver.assert_aborted(job)
-        end(worker)
 
 
 class TestLastRung:
@@ -281,8 +273,9 @@ class TestLastRung:
 
 
 class TestUnwell:
-    def test_when_the_server_of_rq_restarts(self, driver: RqDriver, own_redis: RedisServer) -> None:
-        worker = driver.start()
+    def test_when_the_server_of_rq_restarts(
+        self, driver: RqDriver, own_redis: RedisServer, worker: Child
+    ) -> None:
         job = driver.send("look", "one")
         worker.wait_for("began one")
         own_redis.kill()
@@ -293,7 +286,6 @@ class TestUnwell:
         worker.wait_for("began two")
         abort(again.id)
         driver.assert_aborted(again)
-        end(worker)
 
     def test_a_command_ends_although_the_server_of_rq_is_frozen(
         self, driver: RqDriver, own_redis: RedisServer

@@ -14,8 +14,8 @@ from run_abort.contrib.tasks import TaskAborted, abortable_task
 from tests.jobs.models import Job
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
-from tests.queues.work import abort, end, escalations, wait_until_it_hears
-from tests.support import wait_until
+from tests.queues.work import abort, escalations, wait_until_it_hears
+from tests.support import Child, wait_until
 
 # Django 6 has its own, and a project may still use the package.
 PACKAGES = [name for name in ("django.tasks", "django_tasks") if find_spec(name)]
@@ -28,19 +28,16 @@ def driver(place: Place) -> Iterator[TasksDriver]:
 
 
 class TestWhileRunning:
-    def test_one_that_waits_in_an_event_loop(self, driver: TasksDriver) -> None:
-        worker = driver.start()
+    def test_one_that_waits_in_an_event_loop(self, driver: TasksDriver, worker: Child) -> None:
         result = tasks.wait.enqueue("one")
         wait_until_it_hears(worker, "one")
         assert abort(result.id, wait=10).stopped
         driver.assert_aborted(result)
         assert driver.result(tasks.done.enqueue("two")) == "two"
-        end(worker)
 
     def test_one_that_swallows_its_cancellation_is_cancelled_again(
-        self, driver: TasksDriver
+        self, driver: TasksDriver, worker: Child
     ) -> None:
-        worker = driver.start()
         result = tasks.resist.enqueue("one")
         wait_until_it_hears(worker, "one")
         outcome = abort(result.id, wait=15)
@@ -48,19 +45,17 @@ class TestWhileRunning:
         assert escalations(outcome) == {"cancel"}
         driver.assert_aborted(result)
         assert driver.result(tasks.done.enqueue("two")) == "two"
-        end(worker)
 
-    def test_a_project_may_name_the_run_and_its_groups(self, driver: TasksDriver) -> None:
-        worker = driver.start()
+    def test_a_project_may_name_the_run_and_its_groups(
+        self, driver: TasksDriver, worker: Child
+    ) -> None:
         result = tasks.named.enqueue("one", groups=["tenant"])
         wait_until_it_hears(worker, "one")
         assert abort("tenant", wait=10).stopped
         driver.assert_aborted(result, run_id="import-one")
         assert driver.result(tasks.named.enqueue("two", groups=[])) == "import-two 1"
-        end(worker)
 
-    def test_no_thread_is_left_of_an_aborted_task(self, driver: TasksDriver) -> None:
-        worker = driver.start()
+    def test_no_thread_is_left_of_an_aborted_task(self, driver: TasksDriver, worker: Child) -> None:
         for task in (tasks.compute, tasks.resist):
             result = task.enqueue(task.name)
             wait_until_it_hears(worker, task.name)
@@ -71,7 +66,6 @@ class TestWhileRunning:
             return set(driver.result(result)) == {"MainThread", "run_abort-listener"}
 
         wait_until(is_left_as_it_was)
-        end(worker)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

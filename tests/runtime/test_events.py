@@ -12,7 +12,6 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -191,13 +190,6 @@ class TestDelivery:
         told = [each.get("rung") for each in process.facts.recorded]
         assert told == [None, *["interrupt"] * 19, "terminate"]
         leave()
-
-    def test_a_request_without_an_id_goes_by_the_name_of_its_run(self, process: Process) -> None:
-        _, leave = process.hold()
-        process.registry.abort(Request("run-1"))
-        leave()
-        assert process.told == ["aborted", "stopped"]
-        assert {values["abort_id"] for values in process.facts.recorded} == {""}
 
     def test_flipped_names_the_blocks_that_this_request_aborted(self, process: Process) -> None:
         flipped: list[tuple[list[str], Request, Way]] = []
@@ -404,17 +396,6 @@ def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) 
     process.registry.events(in_future)
     leave()
     assert process.facts.recorded[-1]["seconds"] == 0.0
-
-
-def test_times_are_those_of_the_events(process: Process) -> None:
-    _, leave = process.hold()
-    before = datetime.now(UTC)
-    process.registry.abort(new_request())
-    leave()
-    aborted, stopped = process.facts.recorded
-    assert before <= aborted["at"] <= stopped["at"] <= datetime.now(UTC)
-    took = (stopped["at"] - aborted["at"]).total_seconds()
-    assert stopped["seconds"] == pytest.approx(took, abs=1e-5)
 
 
 def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
