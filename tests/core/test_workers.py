@@ -126,7 +126,7 @@ class TestFork:
         future.result(20)
 
     def test_run_in_the_callers_thread_nothing_of_the_callers_is_closed(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         def refuse(self: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
@@ -135,8 +135,9 @@ class TestFork:
         monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
         thread_ends.add(lambda: steps.append("closed"))
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        assert workers.submit(lambda: 7, name="run_abort-test").result() == 7
+        assert workers.submit(threading.active_count, name="run_abort-test").result()
         assert steps == []
+        assert "No thread can be started: active_count runs" in caplog.text
 
     def test_everything_is_done_before_there_is_a_result(
         self, monkeypatch: pytest.MonkeyPatch
