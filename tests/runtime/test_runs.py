@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
@@ -47,7 +48,11 @@ class TestRequestedBefore:
             raise AssertionError("it runs")
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
         assert raised.value.request_id
-        assert "clear_run_abort('run-1') lets it start again" in str(raised.value)
+        assert re.search(
+            r"requested at \d{4}(-\d\d){2} (\d\d:){2}\d\d UTC, before it started; "
+            r"clear_run_abort\('run-1'\) lets it start again\)$",
+            str(raised.value),
+        )
         assert list(current().registry.holders()) == []
 
     @pytest.mark.parametrize("by", ["the block's own look", "a push that comes before that"])

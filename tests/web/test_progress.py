@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.http import HttpRequest, HttpResponse
-from django.test import Client, RequestFactory
+from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from run_abort import abortable_run
 from run_abort._runtime.runtime import Runtime
 from run_abort.models import AbortRequest, RunHold
-from run_abort.views.progress import PATIENCE, AbortProgressView
+from run_abort.views.progress import PATIENCE
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.rows import LEASE, hold_row, process_row
@@ -148,20 +147,6 @@ class TestRefusals:
         response = bob.get(url(abort=request_id), headers={"accept": "text/html"})
         assert response.status_code == 403
         assert response.json() == {"ok": False, "error": "You may not abort this run."}
-
-    def test_a_project_may_decide_by_run(self) -> None:
-        class MyView(AbortProgressView):
-            def has_abort_permission(self, run_id: str) -> bool:
-                return run_id == "run-7"
-
-        def get(run_id: str) -> HttpResponse:
-            request: HttpRequest = RequestFactory().get("/", {"abort": str(uuid.uuid4())})
-            request.user = User(username="bob")
-            response: HttpResponse = MyView.as_view()(request, run_id=run_id)
-            return response
-
-        assert get("run-7").status_code == 404
-        assert get("run-8").status_code == 403
 
     @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
     def test_other_methods(self, client: Client, method: str) -> None:
