@@ -57,6 +57,8 @@ def _is_long_lived() -> bool:
     ``execute_from_command_line`` in another way is not seen: the process counts as a script. Any
     program whose first argument is the name of a command counts as that command.
     """
+    if "pytest" in sys.modules and "PYTEST_VERSION" in os.environ:  # not if only imported
+        return False
     argv: list[str] = getattr(sys, "argv", [])
     program, command = [*argv, "", ""][:2]
     app = get_commands().get(command)

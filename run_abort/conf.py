@@ -1,8 +1,8 @@
 """The settings: one dict ``RUN_ABORT`` in the project's settings, every key optional.
 
-While a test environment of Django is set up, or pytest runs, the app is local: the values of
-``LOCAL`` count in place of those with which the process was started. A test gets the others back if
-it overrides ``RUN_ABORT`` with another value for them, or by ``run_abort.testing``.
+While a test environment of Django is set up, the app is local: the values of ``LOCAL`` count in
+place of those with which the process was started. A test gets the others back if it overrides
+``RUN_ABORT`` with another value for them, or by ``run_abort.testing``.
 """
 
 from __future__ import annotations
@@ -160,8 +160,7 @@ def settings() -> Settings:
     :raises ImproperlyConfigured: if a setting is invalid. The message names the first invalid
         setting and its valid values. The system checks report all of them.
     """
-    loaded = sys.modules
-    is_test = ("django.test.utils" in loaded or "run_abort.pytest_plugin" in loaded) and _is_test()
+    is_test = "django.test.utils" in sys.modules and _is_test_environment()
     return _made.get(is_test) or _made.setdefault(is_test, _make(is_test))
 
 
@@ -231,15 +230,13 @@ def _raw_dict(holder: object) -> Mapping[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _is_test() -> bool:
-    """Whether pytest runs in this process, or Django's test environment is set up.
+def _is_test_environment() -> bool:
+    """Whether ``setup_test_environment`` was called, and its counterpart was not.
 
     ``mail.outbox`` would not tell: the e-mail backend locmem makes it in any process.
     """
-    plugin, utils = map(sys.modules.get, ("run_abort.pytest_plugin", "django.test.utils"))
-    return bool(getattr(plugin, "runs", ())) or hasattr(
-        getattr(utils, "_TestState", None), "saved_data"
-    )
+    state = getattr(sys.modules["django.test.utils"], "_TestState", None)
+    return "saved_data" in getattr(state, "__dict__", {})
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:

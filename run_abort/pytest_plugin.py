@@ -12,22 +12,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from .testing import Aborts
 
-__all__ = ["aborts", "run_abort_push", "run_abort_rows", "run_aborts", "runs"]
-
-# Not empty once pytest runs in this process: from then on the app is local.
-runs: Final[list[pytest.Parser]] = []
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Note that pytest runs. The first hook: pytest-django sets Django up in a later one."""
-    runs.append(parser)
+__all__ = ["aborts", "run_abort_push", "run_abort_rows", "run_aborts"]
 
 
 @pytest.fixture

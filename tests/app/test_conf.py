@@ -10,7 +10,7 @@ from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from run_abort import conf, pytest_plugin
+from run_abort import conf
 from tests import settings as started_with
 
 
@@ -106,8 +106,6 @@ class TestInTestsOfAProject:
     def test_ends_with_the_test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.counts() == CUT_OFF
         with monkeypatch.context() as patch:
-            patch.setattr(pytest_plugin, "runs", [])
-            assert self.counts() == CUT_OFF
             patch.delattr("django.test.utils._TestState.saved_data")
             assert mail.outbox == []  # as where messages are kept in memory
             assert self.counts() == BASE | {"REQUESTS": True}

@@ -95,26 +95,8 @@ TESTS = """
     class Four(Aborts, TransactionTestCase): pass
 """
 
-# Of a project that does without pytest-django, and so without Django's test environment.
-PLAIN_CONFTEST = """
-    import django
-
-    django.setup()
-"""
-PLAIN_TESTS = """
-    from run_abort import abort_run, abortable_run
-    from run_abort._runtime.runtime import current
-
-    def test_abort():
-        with abortable_run("shop.import:1", catch=True) as signal:
-            assert abort_run("shop.import:1").local == 1
-            assert current().listener.status().state == "off"
-        assert not abort_run("shop.import:1").asked
-"""
-
 DJANGO = ["manage.py", "test"]
 PYTEST = ["-m", "pytest", "-pno:cacheprovider", "-pno:randomly"]
-PLAIN = [*PYTEST, "-pno:django"]
 
 
 @pytest.fixture
@@ -149,7 +131,6 @@ def names_redis(by: str, url: str, channel: str) -> tuple[str, dict[str, str]]:
         ([*DJANGO, "--parallel", "2"], "setting"),
         (PYTEST, "django.core.cache.backends.redis.RedisCache"),
         ([*PYTEST, "-n", "4"], "django_redis.cache.RedisCache"),
-        (PLAIN, "environment"),
     ],
 )
 def test_a_real_run_goes_on(
@@ -162,9 +143,6 @@ def test_a_real_run_goes_on(
 ) -> None:
     settings, environment = names_redis(named_by, shared_redis.url, foreign.channel)
     (shop / "settings.py").write_text(dedent(SETTINGS) + settings)
-    if runner is PLAIN:
-        (shop / "conftest.py").write_text(dedent(PLAIN_CONFTEST))
-        (shop / "shop" / "tests.py").write_text(dedent(PLAIN_TESTS))
     worker = start("-c", WORK)
     worker.wait_for("working")
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
