@@ -25,7 +25,7 @@ from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
-from run_abort.views.requesting import ask
+from run_abort.views.requesting import request_aborts
 
 from .asking import confirm_abort, context_of, log_text, tell
 from .wording import duration
@@ -94,7 +94,7 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
             reason = form.cleaned_data["reason"]
-            found = ask([run_id], user=request.user, reason=reason, wait=self.abort_wait)
+            found = request_aborts([run_id], user=request.user, reason=reason, wait=self.abort_wait)
             (outcome,) = found.outcomes
             if outcome.asked and found.made:
                 row = AbortRequest(pk=outcome.request_id, run_id=run_id)

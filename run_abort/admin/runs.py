@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 from run_abort._core.ids import clean_id
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import is_true, may, may_some
-from run_abort.views.requesting import ask
+from run_abort.views.requesting import request_aborts
 
 from .asking import confirm_abort, echoed, log_text, tell
 
@@ -196,7 +196,7 @@ class AbortRunsMixin(ModelAdmin):
                 asked.append((clean_id(self.get_run_id(obj)), obj))
         run_ids = [run_id for run_id, _obj in asked]
         wait = self.abort_wait if len(run_ids) <= MAX_AWAITED else None
-        found = ask(run_ids, user=request.user, reason=reason, wait=wait)
+        found = request_aborts(run_ids, user=request.user, reason=reason, wait=wait)
         was_asked = {each.run_id for each in found.outcomes if each.asked} & found.made
         for run_id, obj in asked:
             if run_id in was_asked:

@@ -24,7 +24,7 @@ from run_abort._transport.codec import MAX_REASON_LENGTH
 from run_abort.exceptions import visible
 
 from .guarded import Answer, GuardedView, refusal, visitor
-from .requesting import Asked, ask
+from .requesting import Requested, request_aborts
 
 __all__ = ["AbortForm", "AbortView", "abort_answer"]
 
@@ -88,10 +88,10 @@ class AbortView(GuardedView):
 
         reason = form.cleaned_data["reason"]
         wait = None if self._prefers_json() else 0
-        asked = ask([self.run_id], user=visitor(request), reason=reason, wait=wait)
+        requested = request_aborts([self.run_id], user=visitor(request), reason=reason, wait=wait)
         if self._prefers_json():
-            return self._json(abort_answer(asked))
-        messages.add_message(request, *_message(asked), fail_silently=True)
+            return self._json(abort_answer(requested))
+        messages.add_message(request, *_message(requested), fail_silently=True)
         return HttpResponseRedirect(self._next(data))
 
     def _data(self) -> Mapping[str, Any]:
@@ -123,11 +123,11 @@ class AbortView(GuardedView):
         return render(self.request, self.template_name, context, status=status)
 
 
-def abort_answer(asked: Asked) -> Answer:
-    """The answer to who has asked to abort one run."""
-    (outcome,) = asked.outcomes
+def abort_answer(requested: Requested) -> Answer:
+    """The answer to a request to abort one run."""
+    (outcome,) = requested.outcomes
     if not outcome.asked:
-        return refusal(503, _message(asked)[1])
+        return refusal(503, _message(requested)[1])
     facts = {
         "ok": True,
         "runId": outcome.run_id,
@@ -139,20 +139,20 @@ def abort_answer(asked: Asked) -> Answer:
     return Answer(202, facts)
 
 
-def _message(asked: Asked) -> tuple[int, str]:
+def _message(requested: Requested) -> tuple[int, str]:
     """Level and text of the message about the outcome."""
-    (outcome,) = asked.outcomes
+    (outcome,) = requested.outcomes
     if not outcome.asked:
         level = messages.ERROR
         text = _(
             "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
             "request."
         )
-    elif asked.is_known and not outcome.holds and not outcome.local:
+    elif requested.is_known and not outcome.holds and not outcome.local:
         level = messages.WARNING
         text = _("Run “%(run_id)s” was asked to abort; no process is known to work on it.")
     elif outcome.published:
-        level = messages.SUCCESS if asked.is_known else messages.INFO
+        level = messages.SUCCESS if requested.is_known else messages.INFO
         text = _("Run “%(run_id)s” was asked to abort.")
     elif outcome.recorded:
         level = messages.INFO

@@ -21,7 +21,7 @@ from .abort import AbortForm, abort_answer
 from .guarded import Answer, denial, refusal
 from .permissions import amay, may
 from .progress import asked_of, find, progress_answer
-from .requesting import ask
+from .requesting import request_aborts
 
 __all__ = ["aabort_response", "abort_response", "aprogress_response", "progress_response"]
 
@@ -41,7 +41,9 @@ def abort_response(user: Any, run: object, *, reason: str = "") -> JsonResponse:
         return _response(denial(user, run_id))
     if not form.is_valid():
         return _response(_invalid(form))
-    return _response(abort_answer(ask([run_id], user=user, reason=form.cleaned_data["reason"])))
+    return _response(
+        abort_answer(request_aborts([run_id], user=user, reason=form.cleaned_data["reason"]))
+    )
 
 
 async def aabort_response(user: Any, run: object, *, reason: str = "") -> JsonResponse:
@@ -53,7 +55,7 @@ async def aabort_response(user: Any, run: object, *, reason: str = "") -> JsonRe
         return _response(_invalid(form))
     reason = form.cleaned_data["reason"]
     return _response(
-        abort_answer(await _threaded(partial(ask, [run_id], user=user, reason=reason)))
+        abort_answer(await _threaded(partial(request_aborts, [run_id], user=user, reason=reason)))
     )
 
 

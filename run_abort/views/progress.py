@@ -125,7 +125,7 @@ def find(asked: holds.Asked | None) -> _Found | None:
 
 
 def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
-    """The answer to who may see the progress."""
+    """The answer to a user who may see the progress."""
     if asked is None:
         return refusal(400, _("“abort” must be the ID of an abort request."))
     if found is None:

@@ -16,12 +16,12 @@ from run_abort._store.requests import chunks
 from run_abort.aborts import AbortOutcome, abort_runs, awaited, who
 from run_abort.models import AbortRequest
 
-__all__ = ["REPEAT", "Asked", "ask"]
+__all__ = ["REPEAT", "Requested", "request_aborts"]
 
 REPEAT: Final = 5.0  # seconds
 
 
-class Asked(NamedTuple):
+class Requested(NamedTuple):
     """What became of the requests of a user.
 
     :ivar outcomes: one for each distinct run, in the order in which they were given.
@@ -34,9 +34,9 @@ class Asked(NamedTuple):
     is_known: bool
 
 
-def ask(
+def request_aborts(
     run_ids: Iterable[object], *, user: Any, reason: str = "", wait: float | None = None
-) -> Asked:
+) -> Requested:
     """``abort_runs`` for a user.
 
     If the user has requested the abort of a run within the last five seconds, and that was not
@@ -55,7 +55,7 @@ def ask(
     is_known = wait is not None and bool(outcomes) and can_look()
     if wait is not None and is_known:
         outcomes = awaited(outcomes, wait)
-    return Asked(outcomes, frozenset(made), is_known)
+    return Requested(outcomes, frozenset(made), is_known)
 
 
 def _recent(ids: Sequence[str], user: Any) -> dict[str, AbortOutcome]:
