@@ -1,10 +1,11 @@
-"""Blocks of runs that tests hold in this process."""
+"""Blocks of runs that tests hold in this process, and receivers of signals."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from run_abort import RunAborted, abortable_run
 from tests.support import TIMEOUT
@@ -37,3 +38,15 @@ def held(run_id: str, label: str = "", *, is_stubborn: bool = False) -> Iterator
     finally:
         leave.set()
         thread.join(TIMEOUT)
+
+
+@contextmanager
+def connected(signal: Any, *receivers: Callable[..., object]) -> Iterator[None]:
+    """The receivers get the signal within the ``with`` block."""
+    for receiver in receivers:
+        signal.connect(receiver)
+    try:
+        yield
+    finally:
+        for receiver in receivers:
+            signal.disconnect(receiver)

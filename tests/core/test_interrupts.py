@@ -78,6 +78,13 @@ class Worker:
         return self.ended_by
 
 
+def abort(core: Core, work: Callable[[], object]) -> BaseException | None:
+    """Abort the run once a thread works on it; how that ended."""
+    worker = Worker(work)
+    core.abort_when_held()
+    return worker.join()
+
+
 class TestThread:
     def test_one_that_does_not_look_is_interrupted(self, core: Core) -> None:
         def work() -> None:
@@ -112,9 +119,7 @@ class TestThread:
                 while True:
                     pass
 
-        worker = Worker(work)
-        core.abort_when_held()
-        assert isinstance(worker.join(), RunAborted)
+        assert isinstance(abort(core, work), RunAborted)
         assert core.happened() == ["Aborted", "Escalated", "Left"]
 
     def test_one_that_leaves_in_time_is_not(self, core: Core) -> None:
@@ -123,9 +128,7 @@ class TestThread:
                 signal.wait(20)
             raise AssertionError
 
-        worker = Worker(work)
-        core.abort_when_held()
-        assert isinstance(worker.join(), RunAborted)
+        assert isinstance(abort(core, work), RunAborted)
         time.sleep(0.2)
         assert core.happened() == ["Aborted", "Left"]
 
@@ -144,9 +147,7 @@ class TestThread:
                         if len(swallowed) == 3:
                             raise
 
-        worker = Worker(work)
-        core.abort_when_held()
-        assert isinstance(worker.join(), RunAborted)
+        assert isinstance(abort(core, work), RunAborted)
         assert len(swallowed) == 3
         assert core.escalations() == ["interrupt"] * 3
 
@@ -187,9 +188,7 @@ class TestThread:
                 except BaseException:
                     pass
 
-        worker = Worker(work)
-        core.abort_when_held()
-        assert isinstance(worker.join(), RunAborted)
+        assert isinstance(abort(core, work), RunAborted)
 
     def test_one_in_a_call_of_c_code_is_interrupted_after_it_and_not_said_to_have_stopped(
         self, core: Core
@@ -226,9 +225,7 @@ class TestThread:
                     while steps[0] < 2:
                         pass
 
-            worker = Worker(work)
-            core.abort_when_held()
-            assert isinstance(worker.join(), RunAborted)
+            assert isinstance(abort(core, work), RunAborted)
             assert list(core.registry.holders()) == []
             assert not interrupts.open_interruptions
 
@@ -259,9 +256,7 @@ class TestShield:
                     wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
                     raise ValueError("within")
 
-        worker = Worker(work)
-        core.abort_when_held()
-        error = worker.join()
+        error = abort(core, work)
         assert isinstance(error, RunAborted)
         assert isinstance(error.__context__, ValueError)
 
@@ -423,9 +418,7 @@ class TestNested:
                 except RunAborted as error:
                     outcome.append(error.run_id)
 
-        worker = Worker(work)
-        core.abort_when_held()
-        assert worker.join() is None
+        assert abort(core, work) is None
         assert outcome == ["run-1"]
 
 

@@ -245,15 +245,20 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
+def cancelling() -> int:
+    """The number of times that this task is to be cancelled."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
 class TestAsync:
     def test_not_aborted_it_leaves_normally(self, core: Core) -> None:
         async def main() -> None:
             async with core.block("run-1") as signal:
                 await asyncio.sleep(0)
             assert not signal.aborted
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
+            assert cancelling() == 0
 
         run(main)
 
@@ -271,9 +276,7 @@ class TestAsync:
                         loop.call_later(0.01, core.abort, "run-1", "because")
                     await asyncio.sleep(30)
             assert isinstance(raised.value.__cause__, asyncio.CancelledError)
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
+            assert cancelling() == 0
             await asyncio.sleep(0)  # nothing of the cancellation is left
 
         run(main)
@@ -354,9 +357,7 @@ class TestAsync:
                     abort_soon(core, "run-1")
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.sleep(30)
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
+            assert cancelling() == 0
 
         run(main)
 
@@ -393,9 +394,7 @@ class TestAsync:
                         abort_soon(core, "all")
                         await asyncio.sleep(30)
             assert raised.value.run_id == "outer"
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
+            assert cancelling() == 0
 
         run(main)
 

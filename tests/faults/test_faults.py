@@ -15,6 +15,7 @@ from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
 from run_abort._transport.redis.connections import Subscription
 from run_abort.signals import run_abort_received
+from tests.blocks import connected
 from tests.conftest import Configure
 from tests.support import Foreign, Proxy, wait_until
 
@@ -203,19 +204,18 @@ def test_a_subscriber_that_redis_throws_out_for_slowness(ear: Ear, own_redis: Re
 
     with own_redis.client() as client:
         client.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
-        run_abort_received.connect(receiver)
-        try:
-            ear.foreign.publish("slow")
-            with client.pipeline(transaction=False) as pipeline:
+        with connected(run_abort_received, receiver):
+            try:
+                ear.foreign.publish("slow")
+                with client.pipeline(transaction=False) as pipeline:
 
-                def pour() -> bool:
-                    for _ in range(2000):
-                        pipeline.publish(ear.foreign.channel, b"x" * 1000)
-                    return pipeline.execute()[-1] == 0
+                    def pour() -> bool:
+                        for _ in range(2000):
+                            pipeline.publish(ear.foreign.channel, b"x" * 1000)
+                        return pipeline.execute()[-1] == 0
 
-                wait_until(pour)
-        finally:
-            run_abort_received.disconnect(receiver)
-            release.set()
+                    wait_until(pour)
+            finally:
+                release.set()
     wait_until(lambda: current().listener.status().reconnects >= 1)
     ear.hears("after it")

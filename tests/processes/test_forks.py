@@ -17,7 +17,7 @@ from run_abort._concurrency.workers import SerialWorker
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
-from tests.blocks import held
+from tests.blocks import connected, held
 from tests.conftest import Configure, threads_of_ours
 from tests.processes.conftest import fork, holds_of, open_holds, succeeds
 from tests.support import TIMEOUT, Child, Foreign, wait_until
@@ -95,14 +95,11 @@ class TestListener:
         def receiver(**kwargs: Any) -> None:
             codes.append(succeeds(fork(lambda: True)))
 
-        run_abort_received.connect(receiver)
-        try:
+        with connected(run_abort_received, receiver):
             foreign.publish("run-1")
             wait_until(lambda: codes)
             assert foreign.publish("run-2") == 1
             wait_until(lambda: codes == [True, True])
-        finally:
-            run_abort_received.disconnect(receiver)
         assert is_listening()
 
     def test_a_busy_receiver_does_not_hold_up_a_fork_for_ever(
@@ -119,14 +116,13 @@ class TestListener:
             at_work.set()
             release.wait(20)
 
-        run_abort_received.connect(receiver)
-        try:
-            foreign.publish("run-1")
-            assert at_work.wait(20)
-            assert succeeds(fork(lambda: True))
-        finally:
-            run_abort_received.disconnect(receiver)
-            release.set()
+        with connected(run_abort_received, receiver):
+            try:
+                foreign.publish("run-1")
+                assert at_work.wait(20)
+                assert succeeds(fork(lambda: True))
+            finally:
+                release.set()
         assert "is busy and stays alive at the fork" in caplog.text
         wait_until(is_listening)
 

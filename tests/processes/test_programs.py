@@ -60,6 +60,13 @@ def program(directory: Path) -> Iterator[Program]:
         yield start
 
 
+def listener(start: Start, *options: str) -> Child:
+    """A listener that is subscribed."""
+    child = start(*LISTEN, *options)
+    child.wait_for('"listening"')
+    return child
+
+
 def wait_until_held(run_id: str) -> None:
     """Its listener has written that it works on the run."""
     wait_until(lambda: open_holds(run_id))
@@ -73,8 +80,7 @@ class TestAbort:
         directory: Path,
         foreign: Foreign,
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        child = listener(start)
         process = program("run-1.main", "sleep 600 & wait")
         other = program("run-2.main")
         wait_until_held("run-1")
@@ -94,8 +100,7 @@ class TestAbort:
     def test_kills_what_does_not_obey(
         self, start: Start, program: Program, foreign: Foreign
     ) -> None:
-        child = start(*LISTEN, "--grace", "0.3")
-        child.wait_for('"listening"')
+        child = listener(start, "--grace", "0.3")
         process = program("run-1.main", "trap '' TERM; while :; do sleep 1; done")
         wait_until_held("run-1")
         foreign.publish("run-1")
@@ -105,8 +110,7 @@ class TestAbort:
     def test_of_one_whose_file_was_just_written(
         self, start: Start, program: Program, foreign: Foreign
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        listener(start)
         time.sleep(0.3)  # it has just looked, and will not for a while
         process = program("a%2Fb.main")
         foreign.publish("a/b")
@@ -134,8 +138,7 @@ class TestDatabase:
     def test_one_that_starts_after_the_abort_is_ended_and_its_hold_tells(
         self, start: Start, program: Program
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        child = listener(start)
         outcome = abort_run("run-1")
         process = program("run-1.main")
         child.wait_for('"ended"')
@@ -148,8 +151,7 @@ class TestDatabase:
     def test_the_one_who_waits_is_told_when_it_is_gone(
         self, start: Start, program: Program
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        child = listener(start)
         process = program(
             "run-1.main", "trap 'sleep 0.5; exit 3' TERM; while :; do sleep 0.1; done"
         )
@@ -166,7 +168,7 @@ class TestLife:
     def test_one_that_ends_by_itself_is_forgotten_and_its_file_removed(
         self, start: Start, program: Program, directory: Path
     ) -> None:
-        start(*LISTEN).wait_for('"listening"')
+        listener(start)
         process = program("run-1.main", "sleep 2")
         wait_until_held("run-1")
         process.wait()
@@ -180,7 +182,7 @@ class TestLife:
         directory: Path,
         foreign: Foreign,
     ) -> None:
-        start(*LISTEN).wait_for('"listening"')
+        listener(start)
         process = program("run-1.main")
         wait_until_held("run-1")
         (directory / "run-1.main.pid").unlink()
@@ -212,8 +214,7 @@ class TestLife:
     def test_a_listener_that_ends_leaves_programs_alone(
         self, start: Start, program: Program
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        child = listener(start)
         process = program("run-1.main")
         wait_until_held("run-1")
         child.send(signal.SIGTERM)
@@ -223,8 +224,7 @@ class TestLife:
     def test_one_that_is_being_ended_is_waited_for(
         self, start: Start, program: Program, foreign: Foreign
     ) -> None:
-        child = start(*LISTEN)
-        child.wait_for('"listening"')
+        child = listener(start)
         process = program("run-1.main", "trap 'sleep 1; exit 3' TERM; while :; do sleep 0.1; done")
         wait_until_held("run-1")
         foreign.publish("run-1")

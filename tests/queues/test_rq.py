@@ -19,6 +19,7 @@ from run_abort import abort_run, clear_run_abort
 from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, TaskAborted, cancel_aborted
 from run_abort.signals import run_aborted
+from tests.blocks import connected
 from tests.processes.conftest import package
 from tests.queues import work
 from tests.queues.drivers import Place, RqDriver
@@ -177,14 +178,11 @@ class TestBeforeStart:
         told: list[Any] = []
         driver.queue.job_class = Product
         cancel_aborted(driver.queue)
-        run_aborted.connect(on_run_aborted)
-        try:
+        with connected(run_aborted, on_run_aborted):
             job = driver.send("look", "one")
             abort(job.id)
             abort(job.id)  # which is over by now
             assert current().dispatch.wait_for_handlers(TIMEOUT)
-        finally:
-            run_aborted.disconnect(on_run_aborted)
         assert sorted(told, key=len) == [
             (job.id, f"run {job.id!r} was aborted by ann: because"),
             (job.id, "start", 0),

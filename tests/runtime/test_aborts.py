@@ -34,6 +34,7 @@ from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database, requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
+from tests.blocks import connected
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.support import TIMEOUT, Foreign, wait_until
@@ -127,11 +128,8 @@ class TestAbortRun:
         def receiver(**kwargs: Any) -> None:
             seen.append(kwargs)
 
-        run_abort_requested.connect(receiver)
-        try:
+        with connected(run_abort_requested, receiver):
             outcome = abort_run("run-1", reason="because", actor="ann")
-        finally:
-            run_abort_requested.disconnect(receiver)
         (facts,) = seen
         assert facts.pop("signal") is run_abort_requested
         assert facts == {
@@ -155,14 +153,9 @@ class TestAbortRun:
             heard.append(run_id)
 
         nameless = [functools.partial(fails, error) for error in (ValueError(), RunAborted("x"))]
-        for receiver in (fails, *nameless, behind):
-            run_abort_requested.connect(receiver)
-        try:
+        with connected(run_abort_requested, fails, *nameless, behind):
             assert abort_run("run-1").asked
             assert asyncio.run(aabort_run("run-2")).asked
-        finally:
-            for receiver in (fails, *nameless, behind):
-                run_abort_requested.disconnect(receiver)
         assert heard == ["run-1", "run-2"]
         assert "fails" in caplog.text
 
@@ -283,11 +276,8 @@ class TestAsync:
             await asyncio.sleep(0)
             seen.append(run_id)
 
-        run_abort_requested.connect(receiver)
-        try:
+        with connected(run_abort_requested, receiver):
             asyncio.run(aabort_run("run-1"))
-        finally:
-            run_abort_requested.disconnect(receiver)
         assert seen == ["run-1"]
 
     def test_abort_run_in_a_coroutine_works_too(self, with_all: None) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from run_abort._runtime.dispatch import Dispatch
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received, run_aborted
+from tests.blocks import connected
 from tests.support import wait_until
 
 
@@ -28,15 +29,6 @@ def dispatch(runtime: Runtime) -> Dispatch:
 def heard_of(run_id: str, request_id: str = "", reason: str = "", actor: str = "") -> Request:
     """A request that another process made."""
     return Request(run_id, request_id, reason, actor, "inst_x")
-
-
-@contextmanager
-def connected(signal: Any, receiver: Callable[..., object]) -> Iterator[None]:
-    signal.connect(receiver)
-    try:
-        yield
-    finally:
-        signal.disconnect(receiver)
 
 
 @contextmanager
@@ -279,11 +271,8 @@ class TestAnnounce:
 
         def receiver(**kwargs: Any) -> None: ...
 
-        run_aborted.connect(receiver, weak=False)
-        try:
+        with connected(run_aborted, receiver):
             dispatch.announce([AbortController("run-1")], Request("run-1"), "local")
-        finally:
-            run_aborted.disconnect(receiver)
         assert "missed the abort of run 'run-1'" in caplog.text
 
     def test_one_signal_for_each_run_however_many_its_shards(self, dispatch: Dispatch) -> None:

@@ -159,7 +159,9 @@ class TestTheLog:
             }
             (fact,) = (fact for fact in told if fact.name == fields["abort_name"])
             assert fields == {
-                f"abort_{name.removeprefix('abort_')}": value
+                f"abort_{name.removeprefix('abort_')}": "wrong\\nfile"
+                if name == "reason"
+                else value
                 for name, value in dataclasses.asdict(fact).items()
                 if value is not None
             }

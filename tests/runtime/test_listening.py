@@ -23,6 +23,7 @@ from run_abort._transport.backoff import MIN_DELAY
 from run_abort._transport.codec import MAX_MESSAGE_BYTES, encode
 from run_abort._transport.redis.resp import MessageReader
 from run_abort.signals import run_abort_received
+from tests.blocks import connected
 from tests.conftest import Configure
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
@@ -216,9 +217,6 @@ class TestReceivers:
 
         current().listener.ensure_started()
         wait_until(is_listening)
-        run_abort_received.connect(receiver)
-        try:
+        with connected(run_abort_received, receiver):
             foreign.publish("run-1")
             wait_until(lambda: seen and seen[0].connection is None)
-        finally:
-            run_abort_received.disconnect(receiver)

@@ -23,6 +23,7 @@ from run_abort._runtime.runtime import Runtime, current, install
 from run_abort._store.requests import Requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
+from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, unmigrated, wait_until
 
@@ -352,8 +353,7 @@ class TestMissed:
         def slow(**kwargs: Any) -> None:
             time.sleep(0.02)
 
-        run_abort_received.connect(slow)
-        try:
+        with connected(run_abort_received, slow):
             for name in names:
                 foreign.publish_signed(name, id=str(request(name).pk))
             wait_until(lambda: len(heard) >= 5)
@@ -364,8 +364,6 @@ class TestMissed:
             assert len(heard) < 80
             wait_until(lambda: len(heard) >= 100)
             wait_until(lambda: not is_running())
-        finally:
-            run_abort_received.disconnect(slow)
         assert sorted(heard) == sorted(self.received) == sorted(names)
 
     def test_what_the_full_queue_of_a_handler_refuses_is_read_again(

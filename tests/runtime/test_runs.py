@@ -19,6 +19,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database
 from run_abort.signals import run_aborted
+from tests.blocks import connected
 from tests.support import TIMEOUT, unmigrated, wait_until
 
 
@@ -70,13 +71,10 @@ class TestRequestedBefore:
         outcome = abort_run("run-1")
         if by != "the block's own look":
             monkeypatch.setattr(runtime.holder, "enter", push_first)
-        run_aborted.connect(receiver)
-        try:
+        with connected(run_aborted, receiver):
             with pytest.raises(RunAborted), abortable_run("run-1"):
                 pass
             wait_until(lambda: seen)
-        finally:
-            run_aborted.disconnect(receiver)
         assert seen == [("run-1", outcome.request_id, "start")]
 
     def test_an_abort_between_registering_and_reading_is_not_lost(
