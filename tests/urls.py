@@ -3,7 +3,6 @@ from __future__ import annotations
 from django.contrib import admin
 from django.urls import include, path
 
-from run_abort.views import HealthView
 from tests import views
 
 urlpatterns = [
@@ -19,7 +18,7 @@ urlpatterns = [
     path("stream/<run_id>/", views.stream),
     path("stream-async/<run_id>/", views.stream_async),
     path("admin/", admin.site.urls),
-    path("health/", HealthView.as_view(), name="health"),
+    path("health/", include("run_abort.views.health")),
     path("runs/", include("run_abort.urls")),
     path("accounts/", include("django.contrib.auth.urls")),
 ]

@@ -1,4 +1,4 @@
-"""The health view, for probes."""
+"""The health view, for probes: ``path("health/", include("run_abort.views.health"))``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import re
 from typing import Final
 
 from django.http import HttpRequest, JsonResponse
+from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.cache import never_cache
 
 from run_abort._runtime.health import health
 
-__all__ = ["HealthView"]
+__all__ = ["HealthView", "app_name", "urlpatterns"]
+
+app_name = "run_abort_health"
 
 # The class name before the error's message. The message may name hosts, so it is not shown.
 _ERROR_CLASS: Final = re.compile(r"\w+(?=:)")
@@ -46,3 +49,6 @@ class HealthView(View):
             },
             status=200 if now.ok else 503,
         )
+
+
+urlpatterns = [path("", HealthView.as_view(), name="health")]
