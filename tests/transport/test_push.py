@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ from run_abort._core.types import Request
 from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
 from tests.conftest import Configure
-from tests.support import CERTIFICATE, Foreign, Proxy, TlsProxy, wait_until
+from tests.support import CERTIFICATE, ROOT, Foreign, Proxy, TlsProxy, wait_until
 from tests.transport.conftest import Node, Trickling
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
@@ -479,6 +480,41 @@ class TestAliasTraps:
         node.listen()
         assert publish(push)
         wait_until(lambda: node.listener.status().messages == 1)
+
+
+class TestAccessRules:
+    """Those of docs/security.md."""
+
+    @pytest.mark.parametrize(
+        ("user", "listens", "publishes", "counts"),
+        [
+            ("app", True, True, True),
+            ("worker", True, False, False),
+            ("monitor", False, False, True),
+        ],
+    )
+    def test_let_each_role_do_what_it_needs(
+        self,
+        node: Node,
+        configure: Configure,
+        own_redis: RedisServer,
+        channel_name: str,
+        user: str,
+        listens: bool,
+        publishes: bool,
+        counts: bool,
+    ) -> None:
+        text = (ROOT / "docs" / "security.md").read_text()
+        (rule,) = re.findall(rf"^    ACL SETUSER {user} on >(\w+) (.*)$", text, re.MULTILINE)
+        password, rights = rule[0], rule[1].replace("&app", f"&{channel_name}")
+        with own_redis.client() as client:
+            client.execute_command(f"ACL SETUSER {user} on >{password} {rights}")
+        configure(REDIS_URL=f"redis://{user}:{password}@127.0.0.1:{own_redis.port}/0")
+        node.listener.ensure_started()
+        wait_until(lambda: node.listener.status().state in {"listening", "reconnecting"})
+        assert node.listener.is_listening() is listens
+        assert publish(node.push) is publishes
+        assert (node.push.subscribers() is not None) is counts
 
 
 class TestTls:
