@@ -49,8 +49,6 @@ class TestMessages:
             b'{"runId":7,"origin":"x"}',
             b'{"runId":"","origin":"x"}',
             b'{"runId":"a\\u0000b","origin":"x"}',
-            b'{"runId":"a\\ud800","origin":"x"}',
-            b'{"runId":"' + b"x" * 256 + b'","origin":"x"}',
             b'{"runId":"x","origin":"x","pad":"' + b"x" * MAX_MESSAGE_BYTES + b'"}',
             b"[" * 200_000,
             b"x" * 5_000_000,
