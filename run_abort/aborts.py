@@ -265,11 +265,13 @@ class _Batch(NamedTuple):
 
     :ivar wait: seconds to wait for the blocks; 0 for no waiting.
     :ivar at: when they were made, in UTC.
+    :ivar made: the same, in seconds of ``time.monotonic()``.
     """
 
     requests: list[Request]
     wait: float
     at: datetime
+    made: float
 
     @classmethod
     def of(
@@ -294,7 +296,7 @@ class _Batch(NamedTuple):
             Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, cause=cause)
             for run_id in ids
         ]
-        return cls(some, seconds if some else 0.0, datetime.now(UTC))
+        return cls(some, seconds if some else 0.0, datetime.now(UTC), time.monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry
@@ -311,7 +313,8 @@ class _Batch(NamedTuple):
         if any(published):
             # The threads that were just aborted need the interpreter and the processor first.
             time.sleep(REST)
-        held = runtime.requests.record(self.requests, runtime.registry.holders)
+        look = runtime.registry.holders
+        held = runtime.requests.record(self.requests, look, made=self.made)
         recorded = held is not None
         if held is not None:
             # Blocks of this process that were entered before the commit; later ones read the row.

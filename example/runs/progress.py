@@ -154,5 +154,6 @@ def _facts_of(hold: RunHold) -> Iterator[_Fact]:
 
 def _after(request: AbortRequest, time: datetime) -> str:
     """How long after the request that was, by the clocks of the hosts."""
-    ms = (time - request.requested_at) / timedelta(milliseconds=1)
+    # The request's time is the database's, the other one this host's.
+    ms = max((time - request.requested_at) / timedelta(milliseconds=1), 0.0)
     return _("%(ms)s ms") % {"ms": number_format(ms, decimal_pos=1)}

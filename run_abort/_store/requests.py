@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -46,18 +47,23 @@ class Requests:
         self._recorder = recorder
         self._postponed = postponed
 
-    def record(self, some: Sequence[Request], look: Callable[[], T]) -> T | None:
+    def record(
+        self, some: Sequence[Request], look: Callable[[], T], *, made: float | None = None
+    ) -> T | None:
         """Commit the requests as rows, all or none, whatever transaction the caller is in.
 
         In a transaction on SQLite they are written there, and if it is rolled back, again after it.
 
         :param some: requests of this process, each with an ID.
         :param look: called right after the commit, in the recorder's thread.
+        :param made: when they were made, in seconds of ``time.monotonic()``; now if None.
         :return: the result of ``look``; None if the rows were not written, or too late.
         """
 
+        since = time.monotonic() if made is None else made
+
         def write(alias: str) -> T:
-            _insert(alias, some)
+            _insert(alias, some, since)
             return look()
 
         return self._write(write, again=True)
@@ -181,7 +187,8 @@ def _has_any(alias: str, ids: Sequence[str]) -> bool:
         return cursor.fetchone() is not None
 
 
-def _insert(alias: str, some: Sequence[Request]) -> None:
+def _insert(alias: str, some: Sequence[Request], made: float) -> None:
+    age = time.monotonic() - made
     host = socket.gethostname()
     model = database.model()
     rows = [
@@ -193,7 +200,7 @@ def _insert(alias: str, some: Sequence[Request]) -> None:
             user_id=request.user_pk,
             origin=request.origin,
             host=host,
-            requested_at=Now(),
+            requested_at=Now(-age),  # they were published before, and may have been obeyed by now
             cause=request.cause,
             # A client that is gone does not keep others from starting the run.
             cleared_at=Now() if request.cause == DISCONNECT else None,

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -69,8 +70,11 @@ class TestAbortRun:
 
         def publishing(some: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
             steps.append(f"aborted here: {signal.aborted}, rows: {AbortRequest.objects.count()}")
+            time.sleep(0.05)
+            pushed_at.append(datetime.now(UTC))
             return publish(some, quiet=quiet)
 
+        pushed_at: list[datetime] = []
         monkeypatch.setattr(runtime.push, "publish", publishing)
         with pytest.raises(RunAborted), abortable_run("run-1") as signal:
             outcome = abort_run("run-1", reason="because", actor="ann")
@@ -80,6 +84,7 @@ class TestAbortRun:
         assert outcome.asked
         assert (row.run_id, row.reason, row.actor) == ("run-1", "because", "ann")
         assert row.origin == runtime.origin()
+        assert row.requested_at < pushed_at[0]  # when it was made, not when it was written
         assert runtime.recorder.flush(TIMEOUT)
         assert AbortRequest.objects.get().published_at
 
