@@ -306,11 +306,11 @@ class TestNoGapInTheAbortersOwnProcess:
             block.__enter__()
             entered.append(block)
 
-        def recording(*args: Any) -> Any:
+        def recording(*args: Any, **options: Any) -> Any:
             thread = threading.Thread(target=enter)
             thread.start()
             thread.join()
-            return record(*args)
+            return record(*args, **options)
 
         monkeypatch.setattr(rows, "record", recording)
         return entered
