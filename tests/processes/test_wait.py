@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 
 from example.redis_server import RedisServer
 from run_abort import AbortOutcome, aabort_run, abort_run, abort_runs
+from run_abort.models import RunProcess
 from tests.conftest import Configure, threads_of_ours
 from tests.processes.conftest import Start, holds_of
 from tests.support import TIMEOUT, Child, wait_until
@@ -102,6 +104,21 @@ def test_each_holder_tells_when_it_left(hold: Any) -> None:
     assert other.process.poll() is None
 
 
+def freeze(child: Child) -> None:
+    """Stop the process, but not while it writes: on SQLite no other could write then."""
+
+    def is_frozen() -> bool:
+        child.send(signal.SIGSTOP)
+        try:
+            RunProcess.objects.filter(pk="nobody").update(pid=0)
+        except OperationalError:
+            child.send(signal.SIGCONT)
+            return False
+        return True
+
+    wait_until(is_frozen)
+
+
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
@@ -119,7 +136,7 @@ def test_a_holder_that_does_not_hear_has_not_stopped(
         options |= {"LISTEN": False, "POLL_INTERVAL": 5.0, "LEASE": 60.0}
     child = hold(label=kind)
     if kind == "frozen":
-        child.send(signal.SIGSTOP)
+        freeze(child)
     elif kind == "killed":
         child.send(signal.SIGKILL)
     outcome = abort_run("run-1", wait=2.5)
