@@ -184,8 +184,8 @@ def spin() -> None:
 
 def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:
     def is_interrupted() -> bool:
-        threading.Thread(target=abort, daemon=True).start()
         with suppress(RunAborted):
+            threading.Timer(0.05, abort).start()
             spin()
             return False
         return True
@@ -193,5 +193,5 @@ def test_a_child_that_is_forked_inside_is_interrupted_too() -> None:
     with pytest.raises(RunAborted):
         with abortable_run("run-1", grace=0, insist="interrupt"):
             assert succeeds(fork(is_interrupted))
-            threading.Thread(target=abort).start()
+            threading.Timer(0.05, abort).start()
             spin()
