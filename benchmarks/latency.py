@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BARE = "redis-py: publish, listen, Event.set"
 PUSH = "publish_run_abort"
+UNSIGNED = "publish_run_abort, without a key"
 SQLITE = "abort_run, row in SQLite"
 POSTGRESQL = "abort_run, row in PostgreSQL"
 WAITS = "waits"
@@ -37,6 +38,7 @@ LOOKS = "looks each ms"
 WARM_UP = 5  # rounds that are not counted
 OLDEST = 2.0  # seconds, of a job
 GOALS = {WAITS: (1.3, 1.5), LOOKS: (1.6, None)}  # of the ratios at the median and at p95
+SIGNING = 1.05  # goal of the ratio of a signed push to one without a key, at the median
 
 Database = dict[str, Any]
 Way = tuple[str, ...]  # how it is aborted, and what the job does
@@ -73,7 +75,9 @@ def start(
         return process
 
     yield (BARE, WAITS), Side(started(send_with_redis_py, url), started(wait_with_redis_py, url))
-    yield (PUSH, WAITS), Side(started(send, url), started(work, url, None, wait))
+    for name, is_signed in ((PUSH, True), (UNSIGNED, False)):
+        receiver = started(work, url, None, wait, is_signed)
+        yield (name, WAITS), Side(started(send, url, is_signed), receiver)
     for name, database in databases.items():
         sender = started(send_with_row, url, database)
         for what, job in ((WAITS, wait), (LOOKS, look)):
@@ -108,13 +112,26 @@ def report(times: Mapping[Way, Times]) -> None:
     count = min(len(taken.latencies) for taken in times.values())
     columns = ["", "job", "median", "p95", "ratio", "p95 ratio"]
     latencies = {way: taken.latencies for way, taken in times.items()}
-    goals = {way: GOALS[way[1]] for way in times if way[0] not in {BARE, PUSH}}
+    goals = {way: GOALS[way[1]] for way in times if way[0] not in {BARE, PUSH, UNSIGNED}}
     show(
         f"latency: from the call to the stop of a job in another process, µs ({count} each)",
         [*columns, "goal", "goal for p95"],
         rows(latencies, goals),
         texts=2,
         note="PostgreSQL runs with fsync=off, SQLite in WAL mode with synchronous=NORMAL.",
+    )
+    signed, unsigned = (PUSH, WAITS), (UNSIGNED, WAITS)
+    show(
+        f"latency: of a signed push, µs ({count} each)",
+        [*columns, "goal"],
+        [
+            row[:7]
+            for row in rows(
+                {unsigned: latencies[unsigned], signed: latencies[signed]},
+                {signed: (SIGNING, None)},
+            )
+        ],
+        texts=2,
     )
     show(
         f"latency: the call itself, µs ({count} each)",
@@ -184,10 +201,14 @@ def open_databases() -> Iterator[dict[str, Database]]:
 
 
 def work(
-    pipe: Connection, url: str, database: Database | None, job: Callable[[AbortSignal], None]
+    pipe: Connection,
+    url: str,
+    database: Database | None,
+    job: Callable[[AbortSignal], None],
+    is_signed: bool = True,
 ) -> None:
     """Work on each run that the pipe sends; send when the job stopped."""
-    set_up_django(database, REDIS_URL=url)
+    set_up_django(database, is_signed=is_signed, REDIS_URL=url)
 
     from run_abort import RunAborted, abortable_run
 
@@ -249,8 +270,8 @@ def send_with_redis_py(pipe: Connection, url: str) -> None:
     send_each(pipe, lambda run_id: client.publish(BARE, run_id))
 
 
-def send(pipe: Connection, url: str) -> None:
-    set_up_django(REDIS_URL=url, LISTEN=False)
+def send(pipe: Connection, url: str, is_signed: bool = True) -> None:
+    set_up_django(is_signed=is_signed, REDIS_URL=url, LISTEN=False)
 
     from run_abort import publish_run_abort
 

@@ -82,10 +82,13 @@ def wait_for_end(pipe: Connection) -> None:
     pipe.poll(None)
 
 
-def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> None:
+def set_up_django(
+    database: dict[str, Any] | None = None, *, is_signed: bool = True, **run_abort: Any
+) -> None:
     """Configure and load Django with this app, in this process.
 
     :param database: value of ``DATABASES["default"]``; with None the app uses no database.
+    :param is_signed: whether there is a key for the signatures of messages.
     :param run_abort: keys of ``RUN_ABORT``.
     """
     os.environ.pop("REDIS_URL", None)
@@ -93,6 +96,7 @@ def set_up_django(database: dict[str, Any] | None = None, **run_abort: Any) -> N
     settings.configure(
         INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "run_abort"],
         DATABASES={"default": database} if database else {},
+        SECRET_KEY="for the benchmarks alone" if is_signed else "",
         RUN_ABORT={"REQUESTS": has_rows, "HOLDS": has_rows, **run_abort},
         USE_TZ=True,
         LOGGING_CONFIG=None,
