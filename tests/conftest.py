@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
+from django.db import connections
 
 from example.redis_server import RedisServer
 from run_abort._runtime.runtime import Runtime, install
@@ -77,6 +79,18 @@ def listening(configure: Configure, runtime: Runtime) -> None:
     """This process is subscribed."""
     assert runtime.listener.ensure_started()
     wait_until(runtime.listener.is_listening)
+
+
+@pytest.fixture(autouse=True)
+def no_connection_of_async_code() -> Iterator[None]:
+    """The thread that sync code of async tests runs on lives on, with its connection.
+
+    SQLite leaves its journal mode as it is while another connection is open.
+    """
+    yield
+    executor = SyncToAsync.single_thread_executor
+    if executor._threads:
+        executor.submit(connections.close_all).result(TIMEOUT)
 
 
 @pytest.fixture(autouse=True)
