@@ -65,7 +65,7 @@ def measure(threads: int, count: int) -> dict[str, list[int]]:
         stack.enter_context(receiver).receive()
         senders = {
             BARE: stack.enter_context(worker(send_with_redis_py, server.url)),
-            PUSH: stack.enter_context(worker(send, server.url)),
+            PUSH: stack.enter_context(worker(send, server.url, PUSH)),
         }
         return race(senders, arrivals, pause=SWITCHES if threads else PAUSE)
 
@@ -115,7 +115,7 @@ def hold_runs(url: str, moments: Arrivals) -> None:
 
     Uses no database, so that only the push can abort the runs.
     """
-    set_up_django(REDIS_URL=url)
+    set_up_django(REDIS_URL=url, CHANNEL=PUSH)
 
     from run_abort import abortable_run
 

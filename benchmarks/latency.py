@@ -3,8 +3,8 @@
 The job takes that time itself. It waits for its signal, or looks at it each millisecond, and is 0
 to 2 s old. The bare channel is redis-py's ``publish``, and a thread with ``listen()`` that sets the
 ``threading.Event`` for which a job waits. Each way has its own sending and its own receiving
-process. In each round every way aborts one job, in random order, so that changes of the machine's
-load affect all of them alike.
+process, on a channel of their own: else each push would wake all of them. In each round every way
+aborts one job, in random order, so that changes of the machine's load affect all of them alike.
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ def start(
 
     yield (BARE, WAITS), Side(started(send_with_redis_py, url), started(wait_with_redis_py, url))
     for name, is_signed in ((PUSH, True), (UNSIGNED, False)):
-        receiver = started(work, url, None, wait, is_signed)
-        yield (name, WAITS), Side(started(send, url, is_signed), receiver)
+        receiver = started(work, url, name, None, wait, is_signed)
+        yield (name, WAITS), Side(started(send, url, name, is_signed), receiver)
     for name, database in databases.items():
-        sender = started(send_with_row, url, database)
         for what, job in ((WAITS, wait), (LOOKS, look)):
-            yield (name, what), Side(sender, started(work, url, database, job))
+            channel = f"{name}, {what}"
+            sender = started(send_with_row, url, channel, database)
+            yield (name, what), Side(sender, started(work, url, channel, database, job))
 
 
 def race(sides: Mapping[Way, Side], rounds: int) -> dict[Way, Times]:
@@ -203,12 +204,13 @@ def open_databases() -> Iterator[dict[str, Database]]:
 def work(
     pipe: Connection,
     url: str,
+    channel: str,
     database: Database | None,
     job: Callable[[AbortSignal], None],
     is_signed: bool = True,
 ) -> None:
     """Work on each run that the pipe sends; send when the job stopped."""
-    set_up_django(database, is_signed=is_signed, REDIS_URL=url)
+    set_up_django(database, is_signed=is_signed, REDIS_URL=url, CHANNEL=channel)
 
     from run_abort import RunAborted, abortable_run
 
@@ -270,16 +272,16 @@ def send_with_redis_py(pipe: Connection, url: str) -> None:
     send_each(pipe, lambda run_id: client.publish(BARE, run_id))
 
 
-def send(pipe: Connection, url: str, is_signed: bool = True) -> None:
-    set_up_django(is_signed=is_signed, REDIS_URL=url, LISTEN=False)
+def send(pipe: Connection, url: str, channel: str, is_signed: bool = True) -> None:
+    set_up_django(is_signed=is_signed, REDIS_URL=url, CHANNEL=channel, LISTEN=False)
 
     from run_abort import publish_run_abort
 
     send_each(pipe, publish_run_abort)
 
 
-def send_with_row(pipe: Connection, url: str, database: Database) -> None:
-    set_up_django(database, REDIS_URL=url, LISTEN=False)
+def send_with_row(pipe: Connection, url: str, channel: str, database: Database) -> None:
+    set_up_django(database, REDIS_URL=url, CHANNEL=channel, LISTEN=False)
 
     from django.core.management import call_command
     from django.db import connection
