@@ -221,6 +221,7 @@ def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runt
     """As when a thread that was stuck is replaced, and its jobs are done again."""
     with abortable_run("import-1"):
         (entry,) = runtime.holder._open.values()
+    assert runtime.recorder.flush(TIMEOUT)  # leaving does not wait for its row
     runtime.recorder.put(runtime.holder._enter, entry).result(TIMEOUT)
     assert not RunHold.objects.exists()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 import json
 import uuid
 from typing import Any
@@ -46,6 +47,20 @@ def judged(fields: dict[str, Any], by: Trust | None = None) -> Request | None:
     message = decode(json.dumps(fields).encode())
     assert message is not None
     return (by or Trust()).judge(message)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200])
+def test_it_is_the_hmac_of_the_standard_library(size: int) -> None:
+    secret, data = bytes(range(200))[:size] or b"k", b"x" * size
+    assert Key(secret).hmac(data) == hmac.digest(secret, data, "sha256")
+
+
+@pytest.mark.parametrize("text", ["", "because", "Grund: größer 🙂"])
+def test_each_field_is_behind_its_number_of_bytes(text: str) -> None:
+    fields = ["channel", "run-1", "inst_x", "", text, "", "", "7"]
+    expected = b"".join(b"%d:%s" % (len(each.encode()), each.encode()) for each in fields)
+    request = Request("run-1", reason=text, origin="inst_x")
+    assert signing.canonical("channel", request, 7) == expected
 
 
 class TestAuthority:
