@@ -85,4 +85,7 @@ def verify(keys: Iterable[Key], channel: str, request: Request, signature: Signa
         data = canonical(channel, request, signature.at)
     except UnicodeEncodeError:
         return False
-    return any(compare_digest(key.hmac(data), signature.value) for key in keys)
+    for key in keys:  # noqa: SIM110  a generator takes a call more for each message
+        if compare_digest(key.hmac(data), signature.value):
+            return True
+    return False

@@ -41,11 +41,13 @@ class Trust:
         self.unsigned = 0
         self.refused = 0
         self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
+        self._settings = object()  # another one whenever settings change
         self._heard: OrderedDict[bytes, None] = OrderedDict()  # the last valid signatures
         self._throttle = Throttle()
 
     def forget_keys(self) -> None:
         """Derive the keys again, because settings changed."""
+        self._settings = object()
         self._keys = None
 
     def sign(self, request: Request) -> Signature | None:
@@ -112,7 +114,10 @@ class Trust:
         keys = self._keys
         if keys is None:
             # Two threads may derive them at once, and find the same.
+            settings = self._settings
             keys = self._keys = {key.fingerprint: key for key in map(Key, _secrets())}
+            if self._settings is not settings:  # they may be those of before
+                self._keys = None
         return keys
 
 

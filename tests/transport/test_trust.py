@@ -63,6 +63,25 @@ def test_each_field_is_behind_its_number_of_bytes(text: str) -> None:
     assert signing.canonical("channel", request, 7) == expected
 
 
+def test_keys_that_were_derived_while_the_settings_changed_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trusting = Trust()
+    secrets = trust._secrets
+
+    def changing() -> list[bytes]:
+        found = secrets()
+        trusting.forget_keys()
+        monkeypatch.setattr(trust, "_secrets", lambda: [b"new"])
+        return found
+
+    monkeypatch.setattr(trust, "_secrets", changing)
+    trusting.sign(REQUEST)
+    signature = trusting.sign(REQUEST)
+    assert signature is not None
+    assert signature.key == Key(b"new").fingerprint
+
+
 class TestAuthority:
     def test_a_signed_message_has_it(self) -> None:
         assert judged(published()) == REQUEST
