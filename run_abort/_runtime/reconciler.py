@@ -102,10 +102,13 @@ class Reconciler:
         """
         if self._has_use():
             self._catch_up.note(age)
-            if self.service.ensure_started():
-                self.hurry()
-            else:  # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended
-                self.reconcile(Life(0.0))
+            self._begin()
+
+    def _begin(self) -> None:
+        if self.service.ensure_started():
+            self.hurry()
+        else:  # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended
+            self.reconcile(Life(0.0))
 
     def _has_use(self) -> bool:
         """Whether there is something here that a request may be for."""
@@ -119,7 +122,7 @@ class Reconciler:
         """
         if not self._has_to_look and self._has_use():
             self._has_to_look = True
-            self.subscribed(0.0)
+            self._begin()
 
     def push_later(self) -> None:
         """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""
@@ -140,7 +143,7 @@ class Reconciler:
 
     def is_caught_up(self) -> bool:
         """Whether receivers and handlers have got the missed requests of all known gaps."""
-        return not self._catch_up.is_needed()
+        return not self._has_to_look and not self._catch_up.is_needed()
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread and wait for its end. The next ``abortable_run`` starts it again.
@@ -172,12 +175,14 @@ class Reconciler:
         """
         if life.stopping:
             return True
+        keeps_requests = conf.settings().REQUESTS
+        is_tick = self._is_listening() and bool(len(self._registry))
+        if keeps_requests and (self._has_to_look or is_tick):
+            self._catch_up.look(0.0 if self._has_to_look else None)
         self._has_to_look = False  # what comes from now on is for the next time
         self._failed = not self._holder.refresh()
-        if conf.settings().REQUESTS:
+        if keeps_requests:
             self._failed |= not self._abort_held()
-            if self._is_listening() and len(self._registry):
-                self._catch_up.note_tick()
             self._failed |= not self._catch_up.run(life)
             self._failed |= not self._push_again()
         return not self._is_needed() and self.service.retire(life, self._is_needed)
@@ -209,10 +214,7 @@ class Reconciler:
         if not options.REQUESTS:
             return options.HOLDS and bool(len(self._registry))
         return bool(
-            len(self._registry)
-            or self._catch_up.is_needed()
-            or self._push_until
-            or self._holder.waits
+            len(self._registry) or not self.is_caught_up() or self._push_until or self._holder.waits
         )
 
     # After a fork.

@@ -412,6 +412,24 @@ class TestMissed:
             assert not signal.aborted
         assert heard == ["lost"]
 
+    def test_gaps_do_not_pile_up_while_the_database_is_away(
+        self, heard: list[str], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with abortable_run("run-1"):
+            assert runtime.reconciler.stop()  # this thread does what it does
+            monkeypatch.setattr(runtime.reconciler, "ensure_started", lambda: None)
+            monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
+            monkeypatch.setattr(runtime.requests, "since", lambda *args, **options: None)
+            for _ in range(5):
+                runtime.reconciler.look()
+                runtime.reconciler.reconcile(Life(0.0))
+            assert len(runtime.reconciler._catch_up._gaps) == 1
+            request("missed")
+            monkeypatch.undo()
+            runtime.reconciler.ensure_started()
+            runtime.reconciler.hurry()
+            wait_until(lambda: heard == ["missed"])
+
     def test_without_receivers_and_handlers_nothing_is_read(
         self, configure: Configure, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
