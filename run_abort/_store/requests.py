@@ -181,7 +181,8 @@ def _has_any(alias: str, ids: Sequence[str]) -> bool:
     table = quote(database.model()._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT 1 FROM {table} WHERE {quote('run_id')} IN ({marks})",  # noqa: S608
+            f"SELECT 1 FROM {table} WHERE {quote('run_id')} IN ({marks})"  # noqa: S608
+            f" {connection.ops.limit_offset_sql(0, 1)}",
             ids,
         )
         return cursor.fetchone() is not None
