@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from ._concurrency.workers import spawn
 from ._core.controller import GRACE, AbortController, AbortSignal
 from ._core.scope import Scope
-from ._core.types import Request
+from ._core.types import Request, Way
 from ._runtime.runtime import Runtime, current
 
 __all__ = ["abortable_run", "hold"]
@@ -100,14 +100,14 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
             # On a thread of its own, because the abort calls the callbacks of the signal.
             spawn(lambda: self._abort(controller, request), name="run_abort-late")
 
-    def _abort(self, controller: AbortController, request: Request) -> None:
-        self._process.registry.abort_controllers([controller], request, "start")
+    def _abort(self, controller: AbortController, request: Request, way: Way = "start") -> None:
+        self._process.registry.abort_controllers([controller], request, way)
 
     def abort_alone(self, reason: str) -> None:
         """Abort this block and no other. Does nothing unless it is open."""
         if self._controller is not None:
             request = Request(self._ids[0], reason=reason, origin=self._process.origin())
-            self._process.registry.abort_controllers([self._controller], request, "local")
+            self._abort(self._controller, request, "local")
 
     def _ended(self, controller: AbortController) -> None:
         self._process.holder.leave(controller)

@@ -56,8 +56,10 @@ def check_server(on_disconnect: OnDisconnect) -> None:
 
     :raises ImproperlyConfigured: if it is ``"run"``, and known to have none.
     """
+    if on_disconnect != "run":
+        return
     server = kind_of_process()
-    if on_disconnect == "run" and (not _IS_POSSIBLE or server in _WITHOUT):
+    if not _IS_POSSIBLE or server in _WITHOUT:
         raise ImproperlyConfigured(
             "abort_on_disconnect='run' has no effect on a sync view with "
             f"{server if _IS_POSSIBLE else sys.platform}, which does not tell that a client has "
