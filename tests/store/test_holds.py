@@ -185,29 +185,33 @@ def test_holding_costs_one_update_per_interval(runtime: Runtime) -> None:
         assert RunProcess.objects.get().seen_until > before
 
 
-def test_the_database_is_away_when_a_block_begins(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The holds cannot be written, until this is undone."""
+
     def fail(*args: Any, **how: Any) -> Any:
         raise OSError("away")
 
     monkeypatch.setattr(holder, "limited", fail)
+    return monkeypatch
+
+
+def test_the_database_is_away_when_a_block_begins(
+    runtime: Runtime, away: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with abortable_run("import-1"), abortable_run("import-2"):
         assert not runtime.holder.refresh()
         assert open_here(runtime) == []
         assert not runtime.holder.refresh()
         assert caplog.text.count("OSError: away") == 1
-        monkeypatch.undo()
+        away.undo()
         wait_until(lambda: len(open_here(runtime)) == 2)
 
 
+@pytest.mark.usefixtures("away")
 def test_an_outage_is_told_once_though_blocks_come_and_go(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: Any, **how: Any) -> Any:
-        raise OSError("away")
-
-    monkeypatch.setattr(holder, "limited", fail)
     for _ in range(3):
         with abortable_run("import-1"):
             pass

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
@@ -36,13 +36,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def recorded_and_published(configure: Configure) -> None:
     configure(REQUESTS=True)
-
-
-@pytest.fixture
-def ann() -> User:
-    user = User.objects.create_user("ann")
-    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
-    return user
 
 
 @pytest.fixture

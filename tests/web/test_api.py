@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import connections
 from django.http import JsonResponse
 from django.test import Client
@@ -36,13 +36,6 @@ Call = Callable[..., JsonResponse]
 @pytest.fixture(autouse=True)
 def rows(configure: Configure) -> None:
     configure(REQUESTS=True, LISTEN=False)
-
-
-@pytest.fixture
-def ann() -> User:
-    user = User.objects.create_user("ann")
-    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
-    return user
 
 
 def in_loop(function: Callable[..., Any]) -> Call:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.http import HttpRequest
 from django.test import Client
 from django.urls import path
@@ -80,13 +80,6 @@ def scheme(request: pytest.FixtureRequest, settings: Any, configure: Configure) 
 @pytest.fixture
 def job() -> Job:
     return Job.objects.create(name="one")
-
-
-@pytest.fixture
-def ann() -> User:
-    user = User.objects.create_user("ann")
-    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
-    return user
 
 
 def post(client: Client, job: Job, **headers: str) -> Any:

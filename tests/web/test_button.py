@@ -8,7 +8,7 @@ from typing import Any
 
 import django
 import pytest
-from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.contrib.staticfiles import finders
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -82,13 +82,6 @@ urlpatterns = [
 def own_urls() -> Iterator[None]:
     with override_settings(ROOT_URLCONF="tests.web.test_button"):
         yield
-
-
-@pytest.fixture
-def ann() -> User:
-    user = User.objects.create_user("ann")
-    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
-    return user
 
 
 def request_of(user: User | AnonymousUser, url: str = "/runs/?page=2") -> HttpRequest:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -30,11 +30,9 @@ def rows(configure: Configure) -> None:
 
 
 @pytest.fixture
-def client() -> Client:
-    user = User.objects.create_user("ann")
-    user.user_permissions.add(Permission.objects.get(codename="abort_run"))
+def client(ann: User) -> Client:
     client = Client()
-    client.force_login(user)
+    client.force_login(ann)
     return client
 
 
