@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
 
 from . import conf
-from ._concurrency.workers import submit
+from ._concurrency.workers import shielded, submit
 from ._core.controller import AbortController
 from ._core.ids import RunID, clean_id
 from ._core.interrupts import Shield
@@ -47,8 +45,6 @@ logger = logging.getLogger("run_abort")
 MAX_AWAITED: Final = 1_000  # runs
 MAX_WAIT: Final = 3600.0  # seconds
 REST: Final = 0.001  # seconds between the push and the row
-
-T = TypeVar("T")
 
 # send_robust itself fails on a receiver without a name, such as a partial, that raises.
 _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
@@ -177,23 +173,16 @@ async def _aabort(batch: _Batch) -> AbortOutcome:
     # On a thread, not in a task: an abort of this task's own run may end the event loop. The
     # interpreter waits for it at exit.
     sending = submit(partial(_send, batch, local), name="run_abort-abort", daemon=False)
-    (outcome,) = await _shielded(sending)
+    (outcome,) = await shielded(sending)
     if not batch.wait or not can_look():
         return outcome
     lookout = Lookout(current(), batch.requests)
     waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
     try:
-        (outcome,) = await _shielded(waiting)
+        (outcome,) = await shielded(waiting)
     finally:
         lookout.give_up()
     return outcome
-
-
-async def _shielded(future: Future[T]) -> T:
-    """The result; if this task is cancelled, the thread that works on it goes on."""
-    wrapped = asyncio.wrap_future(future)
-    await asyncio.wait({wrapped})
-    return wrapped.result()
 
 
 def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser = "") -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "call_bounded",
     "in_event_loop",
     "is_ending",
+    "shielded",
     "spawn",
     "submit",
     "thread_ends",
@@ -120,6 +121,13 @@ def is_ending() -> bool:
     """Whether the interpreter exits, when no thread can be started any more."""
     # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
     return sys.is_finalizing() or not threading.main_thread().is_alive()
+
+
+async def shielded(future: Future[T]) -> T:
+    """The result of a thread's work. If this task is cancelled, the thread goes on."""
+    wrapped = asyncio.wrap_future(future)
+    await asyncio.wait({wrapped})
+    return wrapped.result()
 
 
 class TimeUpError(TimeoutError):

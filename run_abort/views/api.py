@@ -5,7 +5,6 @@ They check the permission, not a CSRF token: that is for the authentication of t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.http import JsonResponse
 from django.utils.cache import add_never_cache_headers
 
-from run_abort._concurrency.workers import submit
+from run_abort._concurrency.workers import shielded, submit
 from run_abort._core.ids import clean_id
 
 from .abort import AbortForm, abort_answer
@@ -101,5 +100,4 @@ def _response(answer: Answer) -> JsonResponse:
 
 async def _threaded(function: Callable[[], T]) -> T:
     """The result; on a thread of its own, because thread pools may be full."""
-    future = submit(function, name="run_abort-abort", daemon=False)
-    return await asyncio.shield(asyncio.wrap_future(future))
+    return await shielded(submit(function, name="run_abort-abort", daemon=False))
