@@ -114,7 +114,7 @@ def abort_run(
 
     Does not raise if the database or Redis fails: see ``recorded`` and ``published``.
     """
-    return _abort(_Batch.of([run_id], reason, actor, wait))[0]
+    return _abort(Batch.of([run_id], reason, actor, wait))[0]
 
 
 def abort_runs(
@@ -131,7 +131,7 @@ def abort_runs(
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.
     """
-    return _abort(_Batch.of(run_ids, reason, actor, wait))
+    return _abort(Batch.of(run_ids, reason, actor, wait))
 
 
 def abort_run_on_commit(
@@ -165,14 +165,14 @@ async def aabort_run(
     cancelled during the call, perhaps by the abort itself, the request is recorded and published
     all the same. Receivers of ``run_abort_requested`` are called on a thread of their own.
     """
-    return await _aabort(_Batch.of([run_id], reason, actor, wait))
+    return await _aabort(Batch.of([run_id], reason, actor, wait))
 
 
-async def _aabort(batch: _Batch) -> AbortOutcome:
+async def _aabort(batch: Batch) -> AbortOutcome:
     local = batch.here()
     # On a thread, not in a task: an abort of this task's own run may end the event loop. The
     # interpreter waits for it at exit.
-    sending = submit(partial(_send, batch, local), name="run_abort-abort", daemon=False)
+    sending = submit(partial(send, batch, local), name="run_abort-abort", daemon=False)
     (outcome,) = await shielded(sending)
     if not batch.wait or not can_look():
         return outcome
@@ -201,21 +201,21 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
 
 def abort_disconnected(run_id: str, reason: str) -> None:
     """Abort a run as it runs now, because the client of one of its requests has gone."""
-    _abort(_Batch.of([run_id], reason, "", cause=DISCONNECT))
+    _abort(Batch.of([run_id], reason, "", cause=DISCONNECT))
 
 
 async def aabort_disconnected(run_id: str, reason: str) -> None:
     """:func:`abort_disconnected` for asyncio code."""
-    await _aabort(_Batch.of([run_id], reason, "", cause=DISCONNECT))
+    await _aabort(Batch.of([run_id], reason, "", cause=DISCONNECT))
 
 
-def _abort(batch: _Batch) -> list[AbortOutcome]:
+def _abort(batch: Batch) -> list[AbortOutcome]:
     with Shield():  # an interrupt here could leave shared state inconsistent
-        outcomes = _send(batch, batch.here())
+        outcomes = send(batch, batch.here())
     return awaited(outcomes, batch.wait) if batch.wait and can_look() else outcomes
 
 
-def _send(batch: _Batch, local: list[int]) -> list[AbortOutcome]:
+def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
     """Make the requests known to the other processes and to the project."""
     outcomes = batch.elsewhere(local)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
@@ -249,7 +249,7 @@ def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) ->
     ]
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """The requests of one call.
 
     :ivar wait: seconds to wait for the blocks; 0 for no waiting.
@@ -270,7 +270,7 @@ class _Batch(NamedTuple):
         actor: object,
         wait: object = None,
         cause: str = "",
-    ) -> _Batch:
+    ) -> Batch:
         if isinstance(run_ids, (str, bytes)):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
         user_pk, name = who(actor)

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from run_abort import conf
-from run_abort._core.ids import clean_id
+from run_abort._core.interrupts import Shield
 from run_abort._runtime.outcome import can_look
 from run_abort._runtime.runtime import current
 from run_abort._store.clock import Now
 from run_abort._store.connection import limited
 from run_abort._store.requests import chunks
-from run_abort.aborts import AbortOutcome, abort_runs, awaited, who
+from run_abort.aborts import AbortOutcome, Batch, awaited, send, who
 from run_abort.models import AbortRequest
 
 __all__ = ["REPEAT", "Requested", "request_aborts"]
@@ -37,7 +37,7 @@ class Requested(NamedTuple):
 def request_aborts(
     run_ids: Iterable[object], *, user: Any, reason: str = "", wait: float | None = None
 ) -> Requested:
-    """``abort_runs`` for a user.
+    """``abort_runs`` for a user. The blocks of this process are aborted before any I/O.
 
     If the user has requested the abort of a run within the last five seconds, and that was not
     cleared, this is the same request: it makes neither a row nor a push. With ``REQUESTS`` False
@@ -47,10 +47,16 @@ def request_aborts(
         None does not look.
     :raises TypeError: and ``ValueError``, as ``abort_runs``.
     """
-    ids = list(dict.fromkeys(map(clean_id, run_ids)))
-    known = _recent(ids, user)
-    made = [run_id for run_id in ids if run_id not in known]
-    known |= {each.run_id: each for each in abort_runs(made, reason=reason, actor=user)}
+    batch = Batch.of(run_ids, reason, user)
+    ids = [request.run_id for request in batch.requests]
+    with Shield():  # an interrupt here could leave shared state inconsistent
+        local = dict(zip(ids, batch.here(), strict=True))
+        # What has aborted blocks here is no repetition.
+        known = _recent([run_id for run_id in ids if not local[run_id]], user)
+        new = [request for request in batch.requests if request.run_id not in known]
+        made = [request.run_id for request in new]
+        sent = send(batch._replace(requests=new), [local[run_id] for run_id in made])
+    known |= {each.run_id: each for each in sent}
     outcomes = [known[run_id] for run_id in ids]
     is_known = wait is not None and bool(outcomes) and can_look()
     if wait is not None and is_known:

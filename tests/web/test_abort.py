@@ -20,6 +20,7 @@ from django.utils import timezone
 from example.redis_server import free_port
 from run_abort import RunAborted, abortable_run, clear_run_abort
 from run_abort.models import AbortRequest
+from run_abort.views import requesting
 from run_abort.views.abort import AbortView
 from run_abort.views.requesting import REPEAT
 from tests.blocks import held
@@ -321,6 +322,22 @@ class TestClicks:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(click, range(8)))
         assert AbortRequest.objects.count() <= 8
+
+    def test_what_runs_here_is_aborted_before_the_rows_are_read(
+        self, client: Client, ann: User, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recent, seen = requesting._recent, []
+
+        def read(*args: Any) -> Any:
+            seen.append(signal.aborted)
+            return recent(*args)
+
+        monkeypatch.setattr(requesting, "_recent", read)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            same = AbortRequest.objects.create(run_id="run-1", user=ann, actor="ann")
+            # It aborted a block, so it is not the same as the one before.
+            assert not self.ids(client) & {str(same.pk)}
+        assert seen == [True]
 
     def test_a_new_request_is_made_by_another_user_later_and_after_a_clear(
         self, client: Client, ann: User
