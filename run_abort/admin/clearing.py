@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
+from django.views.decorators.http import require_POST
 
 from run_abort.aborts import clear_run_abort
 from run_abort.exceptions import visible
@@ -37,11 +38,11 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return may_some(request.user, "clear")
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.clear_view)
+        view = require_POST(self.admin_site.admin_view(self.clear_view))
         return [path("<path:object_id>/clear/", view, name="run_abort_clear"), *super().get_urls()]
 
     def clear_url(self, request: HttpRequest, row: AbortRequest) -> str:
-        """URL of the button's page; empty if the user may not clear, or nothing is left to."""
+        """URL that the button posts to; empty if the user may not clear, or nothing is left to."""
         if row.cleared_at is not None or not may(request.user, row.run_id, "clear"):
             return ""
         name = "admin:run_abort_clear"
@@ -59,35 +60,9 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if "post" in request.POST:
             self._clear(request, rows)
             return None
-        back = request.get_full_path()
-        return self._confirm(request, rows, back, echoed(request, queryset, ACTION))
-
-    def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Clear the run of one request: ``GET`` asks for confirmation, ``POST`` clears."""
-        row: Any = self.get_object(request, unquote(object_id))
-        if not self.has_view_permission(request, row):
-            raise PermissionDenied
-        if row is None:
-            raise Http404
-        if not may(request.user, row.run_id, "clear"):
-            raise PermissionDenied
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_change"
-        back = reverse(name, args=[quote(row.pk)], current_app=self.admin_site.name)
-        if request.method == "POST":
-            self._clear(request, {row.run_id: row})
-            return HttpResponseRedirect(back)
-        return self._confirm(request, {row.run_id: row}, back)
-
-    def _confirm(
-        self,
-        request: HttpRequest,
-        run_ids: Iterable[str],
-        back: str,
-        fields: Iterable[tuple[str, str]] = (),
-    ) -> HttpResponse:
         allowed = partial(may, request.user, action="clear")
         why_not = _("you may not let it start again")
-        runs = [(visible(each), "" if allowed(each) else why_not) for each in run_ids]
+        runs = [(visible(each), "" if allowed(each) else why_not) for each in rows]
         asked = sum(not why_not for _run, why_not in runs)
         text = ngettext(
             "Earlier requests will no longer stop this run when it is started. They still stop "
@@ -103,9 +78,23 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             runs=runs,
             text=text if asked else _("You may not let any of these runs start again."),
             yes=_("Yes, let them start again") if asked else "",
-            back=back,
-            echoed=fields,
+            back=request.get_full_path(),
+            echoed=echoed(request, queryset, ACTION),
         )
+
+    def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Clear the run of one request."""
+        row: Any = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, row):
+            raise PermissionDenied
+        if row is None:
+            raise Http404
+        if not may(request.user, row.run_id, "clear"):
+            raise PermissionDenied
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_change"
+        back = reverse(name, args=[quote(row.pk)], current_app=self.admin_site.name)
+        self._clear(request, {row.run_id: row})
+        return HttpResponseRedirect(back)
 
     def _clear(self, request: HttpRequest, rows: Mapping[str, AbortRequest]) -> None:
         cleared, unchanged, denied = [], [], []

@@ -104,3 +104,6 @@ def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: St
     for fact in ("Requested", "By ada.", "Published", "Received", "by push", "Stopped"):
         expect(story.get_by_text(fact).first).to_be_visible()
     check_looks(page, "admin-request", of="#content")
+    page.get_by_role("button", name="Let this run start again").click()
+    expect(page.locator(".messagelist")).to_contain_text(f"“{run_id}” can start again.")
+    expect(story.get_by_text("Cleared").first).to_be_visible()

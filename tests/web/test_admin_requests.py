@@ -367,15 +367,13 @@ class TestClear:
         found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
         return [(message.level_tag, str(message)) for message in found]
 
-    def test_the_button_asks_first_and_says_how_to_go_on(self, clearer: Client) -> None:
+    def test_the_button_takes_one_click_and_says_how_to_go_on(self, clearer: Client) -> None:
         abort_run("run-1")
         row = AbortRequest.objects.get()
         page = text(clearer.get(f"{LIST}{row.pk}/change/"))
-        assert f'<a href="{LIST}{row.pk}/clear/">Let this run start again</a>' in page
-        question = text(clearer.get(f"{LIST}{row.pk}/clear/"))
-        assert "Earlier requests will no longer stop this run" in question
-        assert 'value="Yes, let them start again"' in question
-        assert 'name="reason"' not in question
+        assert f'<form method="post" action="{LIST}{row.pk}/clear/">' in page
+        assert "<button>Let this run start again</button>" in page
+        assert clearer.get(f"{LIST}{row.pk}/clear/").status_code == 405
         with pytest.raises(RunAborted), abortable_run("run-1"):
             pass
         response = clearer.post(f"{LIST}{row.pk}/clear/")
@@ -427,7 +425,7 @@ class TestClear:
 
     def test_of_a_request_that_is_gone(self, clearer: Client) -> None:
         for gone in (uuid.uuid4(), "nonsense"):
-            assert clearer.get(f"{LIST}{gone}/clear/").status_code == 404
+            assert clearer.post(f"{LIST}{gone}/clear/").status_code == 404
 
     def test_a_csrf_token_is_needed(self, clearer: Client) -> None:
         clearer.handler.enforce_csrf_checks = True
