@@ -26,6 +26,7 @@ from ._runtime.outcome import Lookout, can_look, is_stopped
 from ._runtime.runtime import current
 from ._store import database
 from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH
+from .exceptions import visible
 from .signals import run_abort_requested, send_to_all
 
 if TYPE_CHECKING:
@@ -77,6 +78,18 @@ class AbortOutcome:
     def asked(self) -> bool:
         """Whether the request aborted a block here, or was recorded or published."""
         return bool(self.local or self.recorded or self.published)
+
+    def __str__(self) -> str:
+        """One line for people, such as ``import-17: asked to abort, recorded, published``."""
+        text = "NOT asked to abort"
+        if self.asked:
+            recorded = "recorded" if self.recorded else "NOT recorded"
+            published = "published" if self.published else "NOT published"
+            text = f"asked to abort, {recorded}, {published}"
+        if self.holds:
+            stopped = sum(hold.state == "stopped" for hold in self.holds)
+            text += f"; {stopped} of {len(self.holds)} block(s) stopped"
+        return f"{visible(self.run_id)}: {text}"
 
 
 def abort_run(

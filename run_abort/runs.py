@@ -42,9 +42,11 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
         raises ``RunAborted`` in its thread, but not within ``signal.shield()``; ``"cancel"``, for
         ``async with``, cancels the task again.
-    :param catch: whether leaving the block swallows its own ``RunAborted``, with what the body
-        raised after the abort; ``signal.aborted`` then tells. Entering raises it all the same,
-        because a context manager cannot skip its body.
+    :param catch: whether leaving the block swallows its own ``RunAborted``; ``signal.aborted`` then
+        tells. An ``Exception`` that the body raised after the abort is swallowed with it, and
+        logged as a warning. The ``RunAborted`` of a block around passes. Entering a run that was
+        aborted before raises ``RunAborted`` all the same, because a context manager cannot skip its
+        body: catch it where the job ends.
     :raises TypeError: at once, if an argument is of the wrong type.
     :raises ValueError: at once, if an ID is empty, longer than 255 characters, or contains a
         control character or a lone surrogate, if ``grace`` is negative or longer than a day, or if

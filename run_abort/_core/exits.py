@@ -5,20 +5,26 @@ The latter is the third part of ``interrupts``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
 from run_abort.exceptions import RunAborted
 
+from . import current
 from .interrupts import Shield, is_interruptible, open_interruptions
 
 if TYPE_CHECKING:
     from .controller import AbortSignal
 
 __all__ = ["Exit", "Held", "KeptBlock", "end_aborted", "kept_exit", "put_up"]
+
+logger = logging.getLogger("run_abort")
+
+_SWALLOWED: Final = "The aborted run %r raised this after its abort; catch=True swallows it"
 
 # None rather than bool alone: type checkers then take it that the body's return is the function's.
 Exit = Callable[..., "bool | None"]
@@ -124,9 +130,15 @@ def end_aborted(
     :raises RunAborted: that of this block, if it replaces ``exc`` and is not swallowed.
     """
     gives_way = exc is None or is_ours or _gives_way(exc, signal)
-    if gives_way and not catch:
-        raise signal.exception() from exc
-    return catch and (gives_way or isinstance(exc, RunAborted))
+    if not catch:
+        if gives_way:
+            raise signal.exception() from exc
+        return False
+    if exc is not None and _is_of_block_around(exc, signal):
+        return False
+    if gives_way and isinstance(exc, (Exception, BaseExceptionGroup)):
+        logger.warning(_SWALLOWED, signal.run_id, exc_info=exc)
+    return gives_way or isinstance(exc, RunAborted)
 
 
 def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
@@ -139,6 +151,15 @@ def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
     if isinstance(exc, RunAborted):
         return exc.run_id != signal.run_id
     return isinstance(exc, Exception)
+
+
+def _is_of_block_around(exc: BaseException, signal: AbortSignal) -> bool:
+    """Whether ``exc`` is, or a group that contains, the RunAborted of an open block around."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(_is_of_block_around(each, signal) for each in exc.exceptions)
+    if not isinstance(exc, RunAborted) or exc.run_id == signal.run_id:
+        return False
+    return exc.run_id in [block.signal.run_id for block in current.open_blocks()]
 
 
 def put_up(shield: Shield) -> RunAborted | None:

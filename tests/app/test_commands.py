@@ -57,8 +57,7 @@ class TestAbortRun:
         with held("run-1"):
             out = call("abort_run", "run-1", "run-2", "--wait=20").splitlines()
         assert out == [
-            "run-1: asked to abort, recorded, published",
-            "    stopped: 1 block(s)",
+            "run-1: asked to abort, recorded, published; 1 of 1 block(s) stopped",
             "run-2: asked to abort, recorded, published",
             "    no process is known to work on it",
         ]

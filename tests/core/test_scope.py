@@ -126,16 +126,50 @@ class TestFinish:
 
 @pytest.mark.parametrize("options", [{}, {"insist": "interrupt", "grace": 60}])
 class TestCatch:
-    def test_it_swallows_its_own_abort(self, core: Core, options: dict[str, Any]) -> None:
+    def test_it_swallows_its_own_abort(
+        self, core: Core, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
         with core.block("run-1", catch=True, **options) as signal:
             core.abort("run-1")
         assert signal.aborted
         with core.block("run-1", catch=True, **options) as signal:
             core.abort("run-1")
             signal.raise_if_aborted()
+        assert not caplog.records
         with core.block("run-1", catch=True, **options):
             core.abort("run-1")
             raise ValueError("a consequence")
+        assert "a consequence" in caplog.text
+
+    def test_that_of_a_block_around_passes(self, core: Core, options: dict[str, Any]) -> None:
+        after: list[str] = []
+
+        def body(outer: AbortSignal) -> None:
+            core.abort("outer")
+            core.abort("inner")
+            outer.raise_if_aborted()
+
+        with pytest.raises(RunAborted) as raised, core.block("outer") as outer:
+            with core.block("inner", catch=True, **options):
+                body(outer)
+            after.append("went on")
+        assert raised.value.run_id == "outer"
+        with pytest.raises(RunAborted), core.block("outer") as outer:
+            with core.block("inner", catch=True, **options):
+                try:
+                    body(outer)
+                except RunAborted as aborted:
+                    raise BaseExceptionGroup("a nursery's", [aborted]) from None
+            after.append("went on")
+        assert not after
+
+    def test_that_of_a_block_within_is_a_consequence(
+        self, core: Core, options: dict[str, Any]
+    ) -> None:
+        with core.block("run-1", catch=True, **options) as signal:
+            with core.block("part-1", groups=["run-1"]):
+                core.abort("run-1")
+        assert signal.aborted
 
     def test_it_swallows_nothing_else(self, core: Core, options: dict[str, Any]) -> None:
         for error in (ValueError("oops"), RunAborted("another"), KeyboardInterrupt()):

@@ -14,7 +14,6 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort._core.types import Hold
 from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
-from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, seconds
 
 
@@ -55,7 +54,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=2) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
-            self.stdout.write(style(f"{visible(outcome.run_id)}: {_facts(outcome)}"))
+            self.stdout.write(style(str(outcome)))
             for line in _findings(outcome) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
@@ -64,20 +63,9 @@ class Command(BaseCommand):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
 
 
-def _facts(outcome: AbortOutcome) -> str:
-    if not outcome.asked:
-        return "NOT asked to abort"
-    recorded = "recorded" if outcome.recorded else "NOT recorded"
-    published = "published" if outcome.published else "NOT published"
-    return f"asked to abort, {recorded}, {published}"
-
-
 def _findings(outcome: AbortOutcome) -> Iterator[str]:
     """Lines about what the holds say."""
-    stopping = _stopping(outcome)
-    if stopped := len(outcome.holds) - len(stopping):
-        yield f"stopped: {stopped} block(s)"
-    for hold in stopping:
+    for hold in _stopping(outcome):
         state = "still stopping" if hold.state == "aborting" else hold.state
         line = f"{state}: process {hold.pid} on {json.dumps(hold.host)}"
         if hold.state == "lost":
