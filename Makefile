@@ -11,6 +11,7 @@
 #              SECONDS=600 SEED=7 DATABASE=postgresql REDIS=cluster
 # make bench   the benchmarks
 # make lint    style and types
+# make docs    the site, in build/docs
 # make messages
 #              find and compile the texts to be translated; needs GNU gettext
 #
@@ -36,7 +37,7 @@ DATABASE ?= sqlite
 REDIS ?= single
 
 .DEFAULT_GOAL := demo
-.PHONY: demo serve test test-all test-slow soak e2e chaos bench lint messages
+.PHONY: demo serve test test-all test-slow soak e2e chaos bench lint docs messages
 
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m example.demo
@@ -73,6 +74,10 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-cache
+
+docs: $(VENV)/.installed-docs
+	@$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet \
+		docs build/docs
 
 messages: $(VENV)/.installed-test
 	@cd run_abort && ../$(RUN) -m django makemessages --locale de --locale zh_Hans --no-obsolete \
