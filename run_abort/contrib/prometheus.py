@@ -4,8 +4,6 @@
         from run_abort.contrib import prometheus
         prometheus.install()
 
-No metric has run IDs as a label, because their number is unbounded.
-
 In the multiprocess mode of ``prometheus_client`` these metrics cover all processes. Only those that
 are read at each scrape are missing; ``manage.py run_abort_status`` shows the same.
 """
@@ -13,13 +11,12 @@ are read at each scrape are missing; ``manage.py run_abort_status`` shows the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client import core as client
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise ImportError(
@@ -28,13 +25,11 @@ except ImportError as error:
     ) from error
 
 from run_abort._runtime.facts import Fact
-from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
 
-__all__ = ["install"]
+from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS
 
-# Seconds, from loops that check their signal at every step to jobs that stop slowly.
-BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+__all__ = ["install"]
 
 
 def install(registry: CollectorRegistry = REGISTRY) -> None:
@@ -53,46 +48,35 @@ def install(registry: CollectorRegistry = REGISTRY) -> None:
 
 class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
-        self._requested = counter("run_abort_requested", "Aborts that this process requested")
-        self._published = counter("run_abort_published", "Requested aborts that Redis accepted")
-        self._aborted = counter("run_abort_aborted", "Blocks aborted in this process", ["way"])
-        self._insisted = counter("run_abort_insisted", "Escalations in this process", ["rung"])
+        self._counters = {
+            fact: Counter(
+                f"run_abort_{counted.metric.name}",
+                counted.metric.description,
+                [counted.label] if counted.label else [],
+                registry=registry,
+            )
+            for fact, counted in COUNTED.items()
+        }
+        name, description = STOP_SECONDS
         self._stop_seconds = Histogram(
-            "run_abort_stop_seconds",
-            "From an abort until its last block here was left",
-            buckets=BUCKETS,
-            registry=registry,
+            f"run_abort_{name}", description, buckets=BUCKETS, registry=registry
         )
 
     def count(self, fact: Fact) -> None:
-        if fact.name == "requested":
-            self._requested.inc()
-        elif fact.name == "published":
-            self._published.inc()
-        elif fact.name == "aborted":
-            self._aborted.labels(fact.way).inc(fact.controllers or 0)
-        elif fact.name == "insisted":
-            self._insisted.labels(fact.rung).inc()
-        else:
+        if fact.name == "stopped":
             self._stop_seconds.observe(fact.seconds or 0)
+            return
+        counter, counted = self._counters[fact.name], COUNTED[fact.name]
+        if counted.label:
+            counter = counter.labels(getattr(fact, counted.label))
+        counter.inc(counted.amount(fact))
 
 
 class _AtScrape(Collector):
-    def collect(self) -> Iterator[Metric]:
-        now = health()
-        held = {controller.signal.run_id for controller, _ in current().registry.holdings()}
-        yield GaugeMetricFamily("run_abort_held_runs", "Runs that this process works on", len(held))
-        yield GaugeMetricFamily(
-            "run_abort_listener_up", "Whether this process listens", now.state == "listening"
-        )
-        yield CounterMetricFamily(
-            "run_abort_reconnects", "Times a lost subscription was re-established", now.reconnects
-        )
-        yield CounterMetricFamily(
-            "run_abort_unsigned", "Messages without a signature", now.unsigned
-        )
-        yield CounterMetricFamily("run_abort_refused", "Messages without authority", now.refused)
+    def collect(self) -> Iterator[client.Metric]:
+        for (name, description), is_counter, read in OBSERVED:
+            family = client.CounterMetricFamily if is_counter else client.GaugeMetricFamily
+            yield family(f"run_abort_{name}", description, read())
 
 
 _installed: Final[WeakKeyDictionary[CollectorRegistry, _Metrics]] = WeakKeyDictionary()

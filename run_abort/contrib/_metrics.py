@@ -1,0 +1,79 @@
+"""The metrics of ``prometheus`` and ``opentelemetry``.
+
+No metric has run IDs as a label, because their number is unbounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from run_abort._runtime.facts import Fact, FactName
+from run_abort._runtime.health import health
+from run_abort._runtime.runtime import current
+
+__all__ = ["BUCKETS", "COUNTED", "OBSERVED", "STOP_SECONDS"]
+
+# Seconds, from loops that check their signal at every step to jobs that stop slowly.
+BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+
+
+class Metric(NamedTuple):
+    """The name of a metric, without its prefix, and what it measures."""
+
+    name: str
+    description: str
+
+
+class Counted(NamedTuple):
+    """A counter of facts.
+
+    :ivar label: the attribute of the fact by which it counts; empty for none.
+    :ivar amount: returns by how much a fact increases it.
+    """
+
+    metric: Metric
+    label: Literal["", "way", "rung"] = ""
+    amount: Callable[[Fact], int] = lambda fact: 1
+
+
+COUNTED: Final[dict[FactName, Counted]] = {
+    "requested": Counted(Metric("requested", "Aborts that this process requested")),
+    "published": Counted(Metric("published", "Requested aborts that Redis accepted")),
+    "aborted": Counted(
+        Metric("aborted", "Blocks aborted in this process"),
+        label="way",
+        amount=lambda fact: fact.controllers or 0,
+    ),
+    "insisted": Counted(Metric("insisted", "Escalations in this process"), label="rung"),
+}
+STOP_SECONDS: Final = Metric("stop_seconds", "From an abort until its last block here was left")
+
+
+class Observed(NamedTuple):
+    """A value that is read when the metrics are collected."""
+
+    metric: Metric
+    is_counter: bool
+    read: Callable[[], int]
+
+
+def _held_runs() -> int:
+    return len({controller.signal.run_id for controller, _ in current().registry.holdings()})
+
+
+OBSERVED: Final = (
+    Observed(Metric("held_runs", "Runs that this process works on"), False, _held_runs),
+    Observed(
+        Metric("listener_up", "Whether this process listens"),
+        False,
+        lambda: int(health().state == "listening"),
+    ),
+    Observed(
+        Metric("reconnects", "Times a lost subscription was re-established"),
+        True,
+        lambda: health().reconnects,
+    ),
+    Observed(Metric("unsigned", "Messages without a signature"), True, lambda: health().unsigned),
+    Observed(Metric("refused", "Messages without authority"), True, lambda: health().refused),
+)
