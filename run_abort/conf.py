@@ -141,10 +141,10 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
 }
 _SECRET: Final = ("REDIS_URL", "SIGNING_KEY")  # their values are not shown
 _MIN_KEY_LENGTH: Final = 32  # characters
-_URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_URL_SCHEMES: Final = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 URL_RULE: Final = (
-    "a URL that begins with redis://, rediss:// or unix://, in whose password special characters "
-    "are percent-encoded, such as %2F for /"
+    "a URL that begins with redis://, rediss://, valkey://, valkeys:// or unix://, in whose "
+    "password special characters are percent-encoded, such as %2F for /"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,7 +61,20 @@ def test_the_license_is_in_it(wheel: ZipFile, metadata: Message) -> None:
 
 def test_it_needs_three_packages_and_no_more(metadata: Message) -> None:
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    names = {line.partition(">")[0].strip() for line in needed}
+    names = {re.split("[<>]", line)[0] for line in needed}
     assert names == {"django", "redis", "django-redis"}
     assert metadata["Requires-Python"] == ">=3.11"
+    assert {line.partition(",")[0] for line in metadata.get_all("Project-URL", [])} >= {
+        "Changelog",
+        "Documentation",
+        "Issues",
+    }
     assert metadata["Name"] == "django-run-abort"
+
+
+def test_the_bounds_of_redis_py_are_the_versions_that_ci_tests(metadata: Message) -> None:
+    (needed,) = [line for line in metadata.get_all("Requires-Dist", []) if line[:6] == "redis<"]
+    majors = re.fullmatch(r"redis<(\d+),>=(\d+)", needed)
+    assert majors
+    tested = ",".join(str(major) for major in range(int(majors[2]), int(majors[1])))
+    assert f"redis{{{tested}}}" in (ROOT / "tox.ini").read_text()

@@ -21,6 +21,8 @@ from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
+from run_abort._transport.redis.endpoint import RedisTransport
+from run_abort.conf import problems
 from tests.conftest import Configure
 from tests.support import CERTIFICATE, ROOT, Foreign, Proxy, TlsProxy, wait_until
 from tests.transport.conftest import Node, Trickling
@@ -109,6 +111,36 @@ class TestWhichRedis:
         assert push.may_be_configured()
         monkeypatch.delenv("REDIS_URL")
         assert self.source(push) is None
+
+    @pytest.mark.parametrize(("scheme", "of_redis"), [("valkey", "redis"), ("valkeys", "rediss")])
+    def test_valkeys_urls_name_the_same(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch, scheme: str, of_redis: str
+    ) -> None:
+        url = "://ann:secret@localhost:7/0"
+
+        def pool() -> redis.ConnectionPool:
+            transport = push.transport()
+            assert isinstance(transport, RedisTransport)
+            return transport.pool
+
+        settings.CACHES = {"default": LOCMEM}
+        settings.RUN_ABORT = {"REDIS_URL": of_redis + url}
+        expected = pool()
+        settings.RUN_ABORT = {"REDIS_URL": scheme + url}
+        assert not list(problems(settings.RUN_ABORT))
+        found = [pool()]
+        settings.RUN_ABORT = {}
+        monkeypatch.setenv("REDIS_URL", scheme + url)
+        found.append(pool())
+        options = {"USERNAME": "ann", "PASSWORD": "secret"}
+        settings.CACHES = {
+            "default": LOCMEM | {"LOCATION": f"{scheme}://localhost:7/0", "OPTIONS": options}
+        }
+        found.append(pool())
+        for each in found:
+            assert each.connection_class is expected.connection_class
+            for key in ("host", "port", "db", "username", "password"):
+                assert each.connection_kwargs.get(key) == expected.connection_kwargs.get(key), key
 
     def test_an_alias_that_is_missing_is_none(self, push: Push, settings: Any) -> None:
         settings.CACHES = {}

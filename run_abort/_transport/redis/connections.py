@@ -42,7 +42,7 @@ _LOST: Final = (LinkLostError, SilenceError, OSError)
 
 
 class Connection(Protocol):
-    """The part of redis-py's connection classes (5 to 8) that this module uses."""
+    """The part of redis-py's connection classes that this module uses, in each major version."""
 
     _sock: socket.socket | None
 
@@ -184,10 +184,7 @@ class Subscription:
         return message
 
     def _read(self) -> bytes:
-        sock = self._connection._sock
-        if sock is None:
-            raise LinkLostError("the link was closed")
-        return _receive(sock)
+        return _receive(_socket_of(self._connection))
 
     def _ping(self) -> None:
         # No option of redis-py detects a frozen or half-open peer: its health check only sends.
@@ -270,11 +267,9 @@ class Publisher:
             self._connecting.release()
 
     def _send(self, connection: Connection, commands: list[bytes], deadline: float) -> list[int]:
-        sock = connection._sock
         listeners: list[int] = []
         try:
-            if sock is None:
-                raise LinkLostError("the link was closed")
+            sock = _socket_of(connection)
             for start in range(0, len(commands), PIPELINE):
                 if start and time.monotonic() > deadline:
                     raise TimeoutError
@@ -333,12 +328,21 @@ def _read_integers(sock: socket.socket, count: int, deadline: float) -> list[int
     return [int(line[1:]) for line in lines]
 
 
+def _socket_of(connection: Connection) -> socket.socket:
+    """The socket, for which redis-py has a private name only.
+
+    :raises redis.ConnectionError: if it is closed.
+    """
+    sock = connection._sock
+    if sock is None:
+        raise LinkLostError("the link was closed")
+    return sock
+
+
 def _interrupt(connection: Connection) -> None:
     """Make what another thread does with the connection raise. It cannot interrupt connecting."""
-    sock = connection._sock
-    if sock is not None:
-        with suppress(OSError):  # the other thread has closed it
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    with suppress(*_LOST):  # not connected yet, or closed by the other thread
+        socket.socket.shutdown(_socket_of(connection), socket.SHUT_RDWR)
 
 
 def _check(deadline: float) -> None:
@@ -368,9 +372,7 @@ def _set_timeout(connection: Connection, seconds: float) -> None:
     Python's own time-out takes two system calls, one that waits and one that reads. In a process
     whose other threads compute, each of them waits for the GIL.
     """
-    sock = connection._sock
-    if sock is None:
-        raise LinkLostError("the link was closed")
+    sock = _socket_of(connection)
     sock.settimeout(None)
     timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

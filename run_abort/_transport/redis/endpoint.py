@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from run_abort._transport.base import Subscription
 
 __all__ = ["Found", "RedisTransport", "find", "may_be_configured"]
+
+
+_CREDENTIALS: Final = ("username", "password")
 
 
 class RedisTransport:
@@ -138,6 +141,9 @@ def _transport(
         pool = pool_of(name)
     except ValueError:  # its text may contain a part of the password
         raise ImproperlyConfigured(f"{source} is not {conf.URL_RULE}") from None
+    except ModuleNotFoundError as error:
+        missing = f"{source} names a Redis, but the package {error.name} is not installed"
+        raise ImproperlyConfigured(missing) from error
     return None if pool is None else RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
 
 
@@ -152,10 +158,17 @@ def _environment_url(options: conf.Settings) -> str | None:
     return os.environ.get("REDIS_URL") if options.REDIS_URL is None else None
 
 
-def _url_pool(url: str) -> ConnectionPool:
+def _url_pool(url: str, **options: str) -> ConnectionPool:
     from redis import ConnectionPool
 
-    return ConnectionPool.from_url(_checked(url))
+    url = _checked(url)
+    if _is_of_valkey(url):
+        url = url.replace("valkey", "redis", 1)
+    return ConnectionPool.from_url(url, **options)
+
+
+def _is_of_valkey(url: str) -> bool:
+    return url.startswith(("valkey://", "valkeys://"))
 
 
 def _checked(url: str) -> str:
@@ -173,6 +186,10 @@ def _alias_pool(alias: str) -> ConnectionPool | None:
     cache: Any = caches[alias]
     locations = configured.get("LOCATION", "")
     urls = locations.split(",") if isinstance(locations, str) else locations
+    if urls and _is_of_valkey(urls[0]):  # of django-valkey, whose pools are not redis-py's
+        options = configured.get("OPTIONS", {})
+        given = {key: options[key.upper()] for key in _CREDENTIALS if options.get(key.upper())}
+        return _url_pool(urls[0], **given)
     if hasattr(cache, "client"):
         return _django_redis_pool(alias, [_checked(url) for url in urls])
     if hasattr(getattr(cache, "_cache", None), "get_client"):  # Django's own RedisCache
