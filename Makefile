@@ -74,6 +74,7 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/zizmor --quiet --offline .github
 
 docs: $(VENV)/.installed-docs
 	@$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet \
