@@ -14,7 +14,13 @@ from docutils import nodes
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 settings.configure(
-    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "run_abort"],
+    INSTALLED_APPS=[
+        "django.contrib.admin",
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.messages",
+        "run_abort",
+    ],
     RUN_ABORT={"LISTEN": False},
     USE_I18N=False,
 )
@@ -39,16 +45,20 @@ myst_enable_extensions = ["colon_fence"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
-# Names of this app have to lead somewhere; others do not.
-nitpick_ignore_regex = [("py:.*", r"(?!run_abort\b).*")]
+# Public names of this app have to lead somewhere; others, and type variables, do not.
+nitpick_ignore_regex = [("py:.*", r"(?!run_abort\b).*|run_abort\._.*|.*\.(_\w+|F|View)")]
 
 html_theme = "furo"
 html_title = f"django-run-abort {release}"
 html_baseurl = "https://django-run-abort.readthedocs.io/en/latest/"
 html_copy_source = False
 html_show_sphinx = False
+html_domain_indices = False
 html_theme_options = {
     "source_repository": "https://github.com/django-run-abort/django-run-abort/",
     "source_branch": "main",

@@ -103,21 +103,24 @@ def abort_run(
 
     First the blocks in this process are aborted, then the request is published to the other
     processes, then it is recorded in the database, then it is published again, for processes that
-    have subscribed meanwhile. If the run has ended, or its ID is unknown, the request is only
-    recorded. The record aborts every block that is entered for this ID within ``REQUEST_TTL``.
+    have subscribed meanwhile. Then the signal ``run_abort_requested`` is sent, in this thread. If
+    the run has ended, or its ID is unknown, the request is only recorded. The record aborts every
+    block that is entered for this ID within ``REQUEST_TTL``. Aborting twice makes two requests and
+    one abort.
 
     Inside a transaction it acts at once, too: the record is committed by a connection of its own,
     and a rollback changes nothing about the abort. On SQLite, which has one writer, the record is
     part of the transaction, and is written again after a rollback. If the abort has to depend on
     the commit, use :func:`abort_run_on_commit`.
 
-    Blocks for at most ``DATABASE_TIMEOUT`` and twice ``PUBLISH_TIMEOUT``. In asyncio code use
-    :func:`aabort_run`.
+    Checks no permission; :func:`run_abort.views.may` does. Blocks for at most ``DATABASE_TIMEOUT``
+    and twice ``PUBLISH_TIMEOUT``. In asyncio code use :func:`aabort_run`.
 
     :param run_id: of the run, or of a group of runs: a ``str``, a ``uuid.UUID``, or a model
         instance, whose ID is ``"<app>.<model>:<primary key>"``.
     :param reason: the reason; cut after 1000 characters.
-    :param actor: the requester: a user of the project, or any text.
+    :param actor: the requester: a user of the project, or any text, which is cut after 255
+        characters.
     :param wait: seconds to wait at most until every block that works on the run was left, up to
         3600. Returns at once if there is none. Inside a transaction on SQLite it does not wait.
     :raises TypeError: if the ID is anything else, such as a bare primary key, or ``wait`` no
@@ -140,6 +143,9 @@ def abort_runs(
     """:func:`abort_run` for many runs at once: one query, one pipeline.
 
     All of their blocks in this process are aborted first. Either all records are written or none.
+    May wait for the database for two seconds more for every 5,000 runs.
+
+    :param run_ids: an iterable of what :func:`abort_run` takes; not a single ID.
     :param wait: as in :func:`abort_run`, for all of them together; for 1,000 runs at most.
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.

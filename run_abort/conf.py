@@ -38,40 +38,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Settings:
-    """``RUN_ABORT`` with its defaults. Durations are in seconds.
+    """``RUN_ABORT`` with its defaults. ``docs/reference/settings.md`` describes the keys.
 
-    :ivar REDIS_URL: URL of Redis. If None, the alias below is used if it is Redis-backed, then the
-        environment variable ``REDIS_URL``, then no Redis. False: no Redis, whatever the
-        environment says.
-    :ivar CACHE_ALIAS: an alias in ``CACHES``, of django-redis or Django's own ``RedisCache``.
-    :ivar PUSH: ``"auto"``: by Redis, if one is configured; ``"redis"``; ``"none"``: no push, the
-        requests are read from the database.
-    :ivar CHANNEL: the pub/sub channel. Channels ignore Redis's database number: two installations
-        on one server need two names.
-    :ivar REQUESTS: whether abort requests are recorded in the database.
-    :ivar HOLDS: whether open blocks are recorded in the database. If False, no run is ever said to
-        have stopped.
-    :ivar REQUEST_TTL: how long a recorded request stops new starts of the run.
-    :ivar RECONCILE_INTERVAL: interval between reads of the requests for held runs while the process
-        listens.
-    :ivar POLL_INTERVAL: the same while Redis is down or absent.
-    :ivar LEASE: how long after its last sign of life a process that holds runs counts as lost;
-        three times the longer of the two intervals if None.
-    :ivar PUBLISH_TIMEOUT: limit for the push. The alias's own time-outs and retries do not extend
-        it.
-    :ivar DATABASE_TIMEOUT: limit for each statement, and for each wait for one.
-    :ivar HEARTBEAT: silence on the connection after which the listener sends a ``PING``.
-    :ivar MAY_ABORT: who may abort a run, see the progress of that, and clear it: a function, or its
-        dotted path, called with the user, the run ID and ``"abort"``, ``"see"`` or ``"clear"``,
-        which returns a ``bool``. None: the permissions of Django.
-    :ivar PROCESS_DIR: directory of the PID files of programs on this host; None disables them.
-    :ivar SIGNING_KEY: the key that signs the messages of this process and verifies those of others,
-        at least 32 characters; or a list of keys, of which the first signs and all verify. If
-        None, they are derived from ``SECRET_KEY`` and ``SECRET_KEY_FALLBACKS``.
-    :ivar UNSIGNED: ``"accept"``: a message without a signature aborts its run; ``"refuse"``: not.
-    :ivar LISTEN: ``"auto"``: long-lived processes listen from ``ready()`` on, others from their
-        first ``abortable_run`` or ``subscribe_to_run_aborts``; True: every process listens from
-        ``ready()`` on; False: no process listens.
+    Durations are in seconds.
+
     :ivar notifies_queues: whether task queues are notified of requests. Not a key.
     """
 

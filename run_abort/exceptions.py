@@ -29,12 +29,11 @@ def visible(text: object) -> str:
 class RunAborted(BaseException):
     """Raised in the code that works on a run after the run was aborted.
 
-    Raised by ``abortable_run`` (on entering and on leaving its block) and by
-    ``AbortSignal.raise_if_aborted()`` and ``AbortSignal.sleep()``.
-
     It derives from ``BaseException``, as ``asyncio.CancelledError`` does, so that a job's own
-    ``except Exception`` cannot swallow an abort and a task queue does not retry it as a failure.
-    It can be pickled.
+    ``except Exception`` cannot swallow an abort, and code that retries on ``Exception`` does not
+    retry it. Catch it where the job ends: in the loop of a worker, too, which it would end. It can
+    be pickled. Its text says who aborted the run and why, and if the run never began, how to let it
+    start again.
 
     :ivar run_id: run ID of the aborted block; empty for a bare ``AbortController()``.
     :ivar reason: reason given with the request; may be empty.

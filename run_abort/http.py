@@ -1,4 +1,4 @@
-"""HTTP requests as abortable runs: long views and streaming responses.
+"""HTTP requests as abortable runs: long views and streaming responses::
 
     @abortable_view(lambda request, pk: f"report-{pk}")
     def report(request, pk):

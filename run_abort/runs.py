@@ -27,7 +27,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     block ends first or the abort comes first.
 
     With ``async with``, an abort also cancels the body's task, as ``asyncio.timeout`` does. The
-    cancellation leaves the block as ``RunAborted``. Other cancellations stay ``CancelledError``.
+    cancellation leaves the block as ``RunAborted``. Other cancellations stay ``CancelledError``. A
+    plain ``with`` in a coroutine cancels nothing: an abort only sets the signal.
 
     Entering starts the listener if needed, writes a row that says that this process works on the
     run, and reads whether an abort was requested before. It waits for the database for at most
@@ -36,18 +37,23 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     :param run_id: a ``str``; a ``uuid.UUID``, which is taken as its ``str``; or a model instance,
         whose ID is ``"<app>.<model>:<primary key>"``.
     :param groups: further IDs that the run answers to: its parent run, its tenant.
-    :param label: what this block does, for people.
-    :param grace: seconds that the block may take to end by itself after an abort. Also for the
-        processes that ``signal.run``, ``signal.attach`` and ``signal.ends_children`` end.
-    :param insist: the escalation after that, repeated until the block is left: ``"interrupt"``
-        raises ``RunAborted`` in its thread, but not within ``signal.shield()``; ``"cancel"``, for
-        ``async with``, cancels the task again.
+    :param label: what this block does, for people: in holds, in ``run_abort_status`` and on the
+        page "Running now".
+    :param grace: seconds, 0 to 86,400, that the block may take to end by itself after an abort.
+        Also those from SIGTERM to SIGKILL for the processes that ``signal.run``, ``signal.attach``
+        and ``signal.ends_children`` end.
+    :param insist: the escalation after that: ``"interrupt"``, for ``with``, raises ``RunAborted``
+        in its thread, but not within ``signal.shield()``; ``"cancel"``, for ``async with``, cancels
+        the task again; or a list of both, for code that is used in both ways. It is repeated until
+        the block is left: after ``grace``, at least 5 seconds, then each time after twice the
+        delay.
     :param catch: whether leaving the block swallows its own ``RunAborted``; ``signal.aborted`` then
         tells. An ``Exception`` that the body raised after the abort is swallowed with it, and
         logged as a warning. The ``RunAborted`` of a block around passes. Entering a run that was
         aborted before raises ``RunAborted`` all the same, because a context manager cannot skip its
         body: catch it where the job ends.
-    :raises TypeError: at once, if an argument is of the wrong type.
+    :raises TypeError: at once, if an argument is of the wrong type. A bare primary key names no
+        run, because rows of two models have the same keys.
     :raises ValueError: at once, if an ID is empty, longer than 255 characters, or contains a
         control character or a lone surrogate, if ``grace`` is negative or longer than a day, or if
         ``insist`` is unknown.
@@ -56,7 +62,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         such as that of a killed subprocess, becomes the ``__cause__``.
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     :raises RuntimeError: on entering for a second time; make a new one for each block. On entering
-        where ``insist`` is not possible.
+        ``async with`` outside of a task. On entering where ``insist`` is not possible:
+        ``"interrupt"`` in an event loop, ``"cancel"`` without one.
     """
 
     __slots__ = ()

@@ -1,7 +1,9 @@
-"""The Django signals: three facts about an abort. Receivers take ``**kwargs``.
+"""The Django signals: three facts about an abort.
 
-All three carry ``run_id`` (str), ``reason`` (str), ``actor`` (str) and ``abort_id``
-(``uuid.UUID``, or None if a foreign sender gave none). The sender is the model ``AbortRequest``.
+The sender is the model ``AbortRequest``. All three carry ``run_id``, ``reason`` and ``actor``
+(``str``), and ``abort_id``: a ``uuid.UUID``, or None if a foreign sender gave none, or one that is
+no UUID. Receivers take ``**kwargs``. What they raise is logged, to ``django.dispatch``, and has no
+other effect.
 """
 
 from __future__ import annotations
@@ -18,20 +20,33 @@ __all__ = ["run_abort_received", "run_abort_requested", "run_aborted"]
 
 logger = logging.getLogger("django.dispatch")
 
-# This process requested an abort. Sent in the caller's thread at the end of the call, whether or
-# not the request was recorded and published. Also carries ``outcome``.
+#: This process called ``abort_run`` or a function built on it. Sent at the end of the call, in the
+#: caller's thread, whether or not the request was recorded and published; for ``aabort_run`` on a
+#: thread of its own. Also carries ``outcome``, the :class:`~run_abort.AbortOutcome`.
 run_abort_requested = Signal()
 
-# This process received an abort that another process requested. Sent once for each abort ID, on the
-# listener's thread, after the controllers of this process were aborted. Also carries ``origin``
-# (str), the ID of the sending process. A slow receiver delays the next messages.
+#: This process received an abort that another process requested. Sent once for each abort ID, after
+#: the controllers of this process were aborted, even if there were none; for a message without an
+#: ID, each time. Not sent without Redis. Also carries ``origin`` (``str``), the ID of the sending
+#: process; empty if it gave none.
+#:
+#: Sent on the listener's thread: a receiver delays the messages after it, and a warning says so
+#: when the receivers of one request have taken longer than a second. Let them do their work in
+#: another thread. The requests that the process has missed are sent after each confirmed
+#: subscription, on the reconciler's thread, so two receivers may run at the same time. Database
+#: connections of the receivers are closed afterwards, unless the settings keep them open.
 run_abort_received = Signal()
 
-# A run was aborted in this process. Sent for each run, on a thread that belongs to this signal.
-# Also carries ``controllers`` (int), how many controllers of the run were aborted, and ``way``
-# (str): "local", "channel" or "reconcile"; "start" if the run was aborted before it began. Then
-# ``controllers`` is 0 if a queue took the job back. ``run_id`` is the run's own ID, even if its
-# group was aborted.
+#: A run was aborted in this process, by any requester. It has not *stopped* yet. Sent for each run
+#: whose controllers were aborted; not for an ``AbortController`` that a project made. ``run_id`` is
+#: the run's own ID, even if its group was aborted. Also carries ``controllers`` (``int``), how many
+#: of the run were aborted, and ``way`` (``str``): ``"local"``, ``"channel"`` or ``"reconcile"``;
+#: ``"start"`` if the run was aborted before it began. Then ``controllers`` is 0 if a queue took the
+#: job back.
+#:
+#: Sent on a thread that belongs to this signal and exists while there is something to send. Up to
+#: 10,000 aborts wait for slow receivers; further ones are not sent, and logged as an error. At exit
+#: the interpreter waits for it for up to a second.
 run_aborted = Signal()
 
 

@@ -47,13 +47,15 @@ _CLOSED: Final = _End(finishing=False)
 class AbortSignal(Programs):
     """Tells the code that works on a run whether the run was aborted.
 
+    Any thread and task of the process may use it. It belongs to its process: pickling it raises
+    ``TypeError``.
+
     :ivar aborted: whether the run was aborted; changes from False to True once. Cheap to read: a
         plain slot. Read-only: the controller writes it.
     :ivar reason: reason given with the request, set before ``aborted``; else empty.
     :ivar actor: who requested the abort, as text, set before ``aborted``; else empty.
     :ivar run_id: the ID of the run; empty for a bare ``AbortController()``.
     :ivar grace: seconds that the work may take to end by itself after the abort.
-    :ivar aborted_by: the abort, set before ``aborted``; else None.
     """
 
     __slots__ = (
@@ -73,7 +75,7 @@ class AbortSignal(Programs):
     def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
         self.run_id = run_id
         self.grace = grace
-        self.aborted_by: Aborted | None = None
+        self.aborted_by: Aborted | None = None  # set before ``aborted``
         # For who collects the events. Not in a weak dictionary there: its callback runs in the
         # thread of the block, and would swallow an interrupt.
         self.request_keys: tuple[str, ...] | None = None
@@ -124,9 +126,12 @@ class AbortSignal(Programs):
             document = convert(file)
             signal.finish()
             store(document)
+            notify(document.owner)
 
-        Either this call comes first or the abort, never both. Blocks around this one can still be
-        aborted. Any thread may call this. A second call does nothing.
+        Without it, an abort between the last two statements leaves a document that is stored and a
+        run that says "aborted". Either this call comes first or the abort, never both. A later
+        request sets no flag, cancels no task and is not escalated. Blocks around this one can still
+        be aborted. Any thread may call this. A second call does nothing.
 
         :raises RunAborted: if the run was aborted.
         """
@@ -185,9 +190,9 @@ class AbortSignal(Programs):
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]:
         """Call ``fn()`` once when the run is aborted.
 
-        ``fn`` runs on a thread of its own, so a slow one delays nothing else. If the run was
-        aborted already, ``fn`` runs at once in the calling thread. Its exceptions are logged. It is
-        never called if the block is left before an abort.
+        ``fn`` runs on a thread of its own, so a slow one delays nothing else; the interpreter waits
+        for that thread at exit. If the run was aborted already, ``fn`` runs at once in the calling
+        thread. Its exceptions are logged. It is never called if the block is left before an abort.
 
         :return: a function that removes the callback. It returns True if ``fn`` will not be called,
             and False if the callback was started or removed before.
@@ -267,16 +272,11 @@ class AbortSignal(Programs):
 class AbortController:
     """Aborts its ``signal``, once.
 
-    ``abortable_run`` makes one for each block. Other code may make its own.
+    ``abortable_run`` makes one for each block. Make your own to use the pair within one process.
 
+    :param run_id: may stay empty.
+    :param grace: seconds, as for :class:`abortable_run`.
     :ivar signal: the :class:`AbortSignal` for the code that works.
-    :ivar label: what its block does, for people; the registry writes it.
-    :ivar left_at: when its block was left, in seconds since the epoch; None before.
-    :ivar began: whether its block was entered, so that its body runs or has run.
-    :ivar is_open: whether its block was entered and not left; ``current`` writes it.
-    :ivar outer: the controller of the block around it, if one was open.
-    :ivar spared_by: IDs of requests that were cleared before its block was entered. A push of one
-        may arrive late, and is not for this block.
     """
 
     __slots__ = (
@@ -294,11 +294,13 @@ class AbortController:
 
     def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
         self.signal = self.signal_class(run_id, grace)
+        # Of its block. The registry writes the label, and ``current`` whether it is open.
         self.label = ""
-        self.left_at: float | None = None
-        self.began = False
+        self.left_at: float | None = None  # seconds since the epoch
+        self.began = False  # whether the body runs or has run
         self.is_open = False
         self.outer: AbortController | None = None
+        # IDs of requests that were cleared before. A push of one may arrive late.
         self.spared_by: frozenset[str] = frozenset()
 
     @property

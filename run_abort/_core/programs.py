@@ -25,9 +25,11 @@ class Programs:
         """Run a program, as ``subprocess.run`` does; end it when the run is aborted.
 
         On an abort the program, its process group and all its descendants get SIGTERM. The
-        processes that are left after ``grace`` seconds get SIGKILL. The program gets a process
-        group of its own, unless ``start_new_session`` or ``process_group`` is given. So it cannot
-        read from a terminal, and a Ctrl-C there does not reach it.
+        processes that are left after ``grace`` seconds get SIGKILL; so do all of them at once at a
+        time-out or another exception, such as ``KeyboardInterrupt``. The program gets a process
+        group of its own, unless ``start_new_session`` or ``process_group`` is given. So a Ctrl-C in
+        the terminal does not reach it, and it is stopped if it reads from there: pass
+        ``stdin=subprocess.DEVNULL`` or ``input``.
 
         :param grace: None takes the grace of the block.
         :param options: those of ``subprocess.run``.
@@ -35,14 +37,14 @@ class Programs:
             all of these processes have exited. Its ``process`` has the exit code and the output so
             far.
         :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as
-            ``subprocess.run`` does. At a time-out all of these processes are killed.
+            ``subprocess.run`` does.
         """
         return Run(self, args, self.grace if grace is None else grace, **options).run()
 
     async def run_async(
         self: Signal, args: Any, *, grace: float | None = None, **options: Any
     ) -> CompletedProcess[Any]:
-        """:meth:`run` for asyncio code; does not block the loop.
+        """:meth:`run` for asyncio code, on a thread of its own; does not block the loop.
 
         If the calling task is cancelled, the processes are ended in the same way, and the task
         waits for that.

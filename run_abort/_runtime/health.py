@@ -21,8 +21,10 @@ class Health:
     :ivar ok: whether this process receives requests as fast as the settings allow. True if it
         listens. Also true if it reads requests from the database, and no Redis is configured or
         ``LISTEN`` is False. False if neither is used, or if the settings are invalid.
-    :ivar state: of the listener: ``"starting"``, ``"listening"``, ``"reconnecting"``,
-        ``"stopped"`` or ``"off"``.
+    :ivar state: of the listener: ``"starting"`` (not yet connected), ``"listening"`` (the server
+        has confirmed the subscription), ``"reconnecting"`` (not, or no longer, confirmed),
+        ``"stopped"`` (or its thread could not be started) or ``"off"`` (not started in this
+        process, or no Redis is configured).
     :ivar since: when the listener entered that state, in UTC.
     :ivar reconnects: number of times a lost subscription was re-established.
     :ivar last_error: why the last connection was lost or refused, or why the settings are invalid;

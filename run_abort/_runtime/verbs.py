@@ -16,12 +16,13 @@ __all__ = ["on_fact", "publish_run_abort", "subscribe_to_run_aborts"]
 def on_fact(hook: Callable[[Fact], object], *, is_short: bool = False) -> Callable[[], None]:
     """Call ``hook(fact)`` for each fact that this process records from now on: for metrics.
 
-    The hook is called on a thread of its own, one fact after the other, and so delays no abort and
-    no other hook. Its exceptions are logged. Adding it again changes nothing. Forked children keep
-    it.
+    The hook is called on a thread of its own, which exists while it has work, one fact after the
+    other. So it delays no abort and no other hook. Up to 50,000 facts wait for a slow hook; further
+    ones are dropped for it, and logged as an error. Its exceptions are logged. Adding it again
+    changes nothing. Forked children keep it.
 
     :param is_short: whether the hook returns quickly, without waiting for anything. If so, a fork
-        waits for it, so that the child does not inherit a lock that it holds.
+        waits up to a second for it, so that the child does not inherit a lock that it holds.
     :return: a function that removes the hook.
     :raises TypeError: if it is not callable.
     """
@@ -48,16 +49,21 @@ def publish_run_abort(run_id: str) -> bool:
 
 
 def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
-    """Call ``on_abort(run_id)`` for each abort that another process requests.
+    """Call ``on_abort(run_id)`` for each abort that another process requests, once for each ID.
 
-    Also for an abort requested up to a minute ago, if this process was not listening then.
+    Also for the requests that this process has missed while it was not subscribed; a message
+    without an ID comes each time. Starts the listener if needed.
 
-    ``on_abort`` is called on a thread of its own, one abort after the other. Its exceptions are
-    logged. Starts the listener if needed. Subscribing the same function again changes nothing.
+    ``on_abort`` is called on a thread of its own, which exists while it has work, one abort after
+    the other. At exit the interpreter waits for it for up to a second. Its exceptions are logged.
+    Up to 10,000 aborts wait for a slow handler. Further ones are logged as an error, and it gets
+    them later from the database, as far as they are there. Subscribing the same function again
+    changes nothing. A handler cannot be unsubscribed.
 
     :param on_abort: takes the run ID, a ``str``.
     :return: False if no Redis is configured, or ``LISTEN`` is False. Then ``on_abort`` is not
-        called. True if a Redis is configured, even if it is not reachable now.
+        called, unless the process is ``manage.py listen_run_aborts``. True if a Redis is
+        configured, even if it is not reachable now.
     :raises TypeError: if ``on_abort`` is not callable.
     :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
     """

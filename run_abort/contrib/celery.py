@@ -1,4 +1,4 @@
-"""Celery: tasks that are abortable runs.
+"""Celery: tasks that are abortable runs::
 
     @app.task(base=AbortableTask)
     def import_file(path):

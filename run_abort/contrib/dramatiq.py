@@ -1,4 +1,4 @@
-"""Dramatiq: messages that are abortable runs.
+"""Dramatiq: messages that are abortable runs::
 
     broker.add_middleware(Abortable())
 

@@ -1,4 +1,4 @@
-"""Huey: tasks that are abortable runs.
+"""Huey: tasks that are abortable runs::
 
     class Tasks(AbortableHuey, RedisHuey):
         pass

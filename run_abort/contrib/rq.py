@@ -1,4 +1,4 @@
-"""RQ: jobs that are abortable runs.
+"""RQ: jobs that are abortable runs::
 
     # rq worker --job-class run_abort.contrib.rq.AbortableJob
     def import_file(path):

@@ -1,4 +1,4 @@
-"""Django's own tasks as abortable runs.
+"""Django's own tasks as abortable runs::
 
     @task(takes_context=True)
     @abortable_task

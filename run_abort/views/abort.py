@@ -41,28 +41,20 @@ class AbortForm(forms.Form):
 class AbortView(GuardedView):
     """``POST`` asks every process that works on the run to stop. ``GET`` shows a confirmation page.
 
-    The run ID comes from the URL. ``reason`` and ``next`` come from the form or a JSON body.
+    The actor is ``request.user``. The methods below are meant to be overridden. They are called in
+    the thread of the view.
 
-    Clients that prefer JSON get ``{"ok": true, "runId": …, "requestId": …, "aborted": <number of
-    controllers in this process>, "recorded": …, "published": …}`` with status 202.
-    Errors are ``{"ok": false, "error": …}`` with 400, 401, 403, 404, 429, or 503 if the request
-    reached neither this process, the database nor Redis.
-
-    Other clients are redirected, with a message, to ``next`` or to the referring page, if that is
-    on this host.
-
-    The same user's request for the same run within five seconds is the same request. Override
-    :meth:`throttle` to refuse more, :meth:`has_abort_permission` to check permissions per run, and
-    :meth:`get_run_id` if the URL names the run in another way.
+    :cvar template_name: of the confirmation page: ``run_abort/abort.html``, which has ``run_id``,
+        ``form`` and ``next`` in its context, and the blocks ``title``, ``style`` and ``content``.
     """
 
     http_method_names = ("get", "head", "options", "post")
     template_name = "run_abort/abort.html"
 
     def throttle(self, run_id: str) -> float | None:
-        """Seconds until the visitor may ask again; None if they may now. Meant to be overridden.
+        """Seconds until the visitor may ask again: the answer is a 429. None, the default: now.
 
-        Called in the thread of the view, before each ``POST`` that is permitted.
+        Called before each ``POST`` that is permitted.
         """
         return None
 

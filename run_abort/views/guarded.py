@@ -58,16 +58,16 @@ class GuardedView(View):
     run_id: str = ""
 
     def has_abort_permission(self, run_id: str) -> bool:
-        """Whether ``self.request.user`` may do this to the run. Meant to be overridden.
+        """Whether ``self.request.user`` may do this to the run; by default what ``may`` answers.
 
-        By default, what :func:`may` answers. Anything but a ``bool`` counts as False.
+        Anything but a ``bool``, a coroutine included, counts as False and is logged.
         """
         return may(visitor(self.request), run_id, self.action)
 
     def get_run_id(self) -> Any:
-        """What names the run; by default the URL's ``run_id``. Meant to be overridden.
+        """What names the run, as ``abort_run`` takes it; by default the URL's ``run_id``.
 
-        :return: as ``abort_run`` takes it: a ``str``, a UUID or a model instance.
+        ``DoesNotExist`` and ``ValueError`` become a 404.
         """
         return self.kwargs["run_id"]
 

@@ -25,12 +25,7 @@ _ERROR_CLASS: Final = re.compile(r"\w+(?=:)")
 class HealthView(View):
     """``GET`` reports whether the serving process can receive aborts: 200 if so, else 503.
 
-    The body is ``{"ok": …, "state": …, "since": …, "reconnects": …, "lastError": …}``.
-    ``lastError`` is the class name of the last error, or null. The view needs no permission, uses
-    neither Redis nor the database, and its response is never cached.
-
-    Use it for readiness probes, not for liveness probes: while Redis is down a restart does not
-    help, and aborts arrive through the database.
+    It needs no permission, uses neither Redis nor the database, and its response is never cached.
     """
 
     http_method_names = ("get", "head")

@@ -74,21 +74,8 @@ class _Found(NamedTuple):
 class AbortProgressView(GuardedView):
     """``GET ?abort=<request ID>`` reports the progress of that abort. The response is always JSON.
 
-    The body is ``{"ok": true, "runId": …, "requestId": …, "state": …, "over": …, "processes":
-    <number of processes that work on the run, or worked on it>, "stopped": <number of these that
-    have stopped>, "lost": <number of these that have not been heard of for long>, "text": <summary
-    for people>}``. ``state`` is
-
-    * ``"asked"``: it is not known which processes work on the run, because no holds are kept;
-    * ``"aborting"``: a process works on the run;
-    * ``"lost"``: each process that works on the run has not been heard of for ``LEASE``. It may
-      still work;
-    * ``"stopped"``: every process that worked on the run has left it;
-    * ``"idle"``: no process works on it.
-
-    ``over`` is True if no further change is expected. Errors are ``{"ok": false, "error": …}`` with
-    400, 401, 403, 404 if this run has no such abort request, 405, or 503 if the database fails.
-    With ``REQUESTS`` or ``HOLDS`` False the state is ``"asked"`` for any request ID.
+    It has the hooks of :class:`AbortView`: override them for both by a mixin. It reads the holds,
+    and asks no process.
     """
 
     action = "see"

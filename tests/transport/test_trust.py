@@ -213,8 +213,8 @@ class TestKeys:
 
 def test_the_vectors_of_the_reference() -> None:
     """Programs in other languages are tested with them."""
-    text = (ROOT / "docs" / "reference.md").read_text()
-    block = text.split("#### Test vectors", 1)[1].split("```")[1]
+    text = (ROOT / "docs/reference/wire.md").read_text()
+    block = text.split("## Test vectors", 1)[1].split("```")[1]
     for vector in json.loads(block.removeprefix("json")):
         fields = vector["message"]
         message = decode(json.dumps(fields).encode())

@@ -43,13 +43,13 @@ class Bearer(HttpBearer):  # type: ignore[misc]
 
 def recipe(needle: str) -> dict[str, Any]:
     """The names in the block of the docs that contains ``needle``."""
-    page = (ROOT / "docs" / "reference.md").read_text().replace("from jobs", "from tests.jobs")
+    page = (ROOT / "docs/reference/http.md").read_text().replace("from jobs", "from tests.jobs")
     (block,) = (
         block for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE) if needle in block
     )
     names: dict[str, Any] = {"TokenAuth": Bearer}
     source = re.sub("^    ", "", block, flags=re.MULTILINE)
-    exec(compile(source, "reference.md", "exec", dont_inherit=True), names)
+    exec(compile(source, "http.md", "exec", dont_inherit=True), names)
     return names
 
 
