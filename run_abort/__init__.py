@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ._core.controller import AbortController, AbortSignal
     from ._core.current import current_signal
+    from ._core.types import Hold
     from ._runtime.health import health
     from ._runtime.verbs import publish_run_abort, subscribe_to_run_aborts
     from .aborts import (
@@ -29,6 +30,7 @@ __all__ = [
     "AbortController",
     "AbortOutcome",
     "AbortSignal",
+    "Hold",
     "RunAborted",
     "aabort_run",
     "abort_run",
@@ -51,6 +53,7 @@ _HOMES: Final = {
     "AbortController": "_core.controller",
     "AbortOutcome": "aborts",
     "AbortSignal": "_core.controller",
+    "Hold": "_core.types",
     "RunAborted": "exceptions",
     "aabort_run": "aborts",
     "abort_run": "aborts",

@@ -300,11 +300,12 @@ class Batch(NamedTuple):
         if seconds and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         origin = current().origin()
+        at = datetime.now(UTC)
         some = [
-            Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, cause=cause)
+            Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
-        return cls(some, seconds if some else 0.0, datetime.now(UTC), time.monotonic())
+        return cls(some, seconds if some else 0.0, at, time.monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry

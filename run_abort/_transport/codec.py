@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from run_abort._core.ids import as_uuid, clean_id
@@ -30,7 +31,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_REASON_LENGTH: Final = 1000  # characters
 MAX_ACTOR_LENGTH: Final = 255  # characters
 MAX_CAUSE_LENGTH: Final = 32  # characters
-MAX_AT: Final = 2**53  # milliseconds; what every JSON parser reads exactly
+MAX_AT: Final = 253_402_300_800_000  # milliseconds; the end of the year 9999
 
 # Made once, because json.dumps makes an encoder for each message.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -42,7 +43,7 @@ _is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullma
 class Message(NamedTuple):
     """A message that was received.
 
-    :ivar request: has neither ``user_pk`` nor ``requested_at``, which are not sent.
+    :ivar request: has no ``user_pk``, which is not sent. It counts as requested when it was signed.
     :ivar signature: not verified yet. None if there is none: then the request has only its run ID
         and its origin.
     """
@@ -95,7 +96,8 @@ def decode(data: bytes) -> Message | None:
     if type(origin) is not str:
         origin = ""
     if "sig" in fields:
-        return Message(_request(fields, run_id, origin), _signature(fields))
+        signature = _signature(fields)
+        return Message(_request(fields, run_id, origin, signature.at), signature)
     # Without the named tuples' own __new__: most messages come this way, and it takes half.
     bare: Message = _tuple(
         Message, (_tuple(Request, (run_id, "", "", "", origin, None, None, "")), None)
@@ -103,13 +105,14 @@ def decode(data: bytes) -> Message | None:
     return bare
 
 
-def _request(fields: dict[str, Any], run_id: str, origin: str) -> Request:
+def _request(fields: dict[str, Any], run_id: str, origin: str, at: int) -> Request:
     return Request(
         run_id,
         id=_id(fields.get("id")),
         reason=_text(fields.get("reason"), MAX_REASON_LENGTH),
         actor=_text(fields.get("actor"), MAX_ACTOR_LENGTH),
         origin=origin,
+        requested_at=datetime.fromtimestamp(at / 1000, UTC) if at else None,
         cause=_text(fields.get("cause"), MAX_CAUSE_LENGTH),
     )
 

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -65,10 +66,13 @@ def send(foreign: Foreign) -> Send:
 
 
 def test_a_signed_one_aborts_with_all_that_it_says(foreign: Foreign) -> None:
-    with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+    before = datetime.now(UTC)
+    with pytest.raises(RunAborted) as caught, abortable_run("run-1") as signal:
         foreign.publish_signed("run-1", reason="because", actor="ann", cause="deadline")
         assert signal.wait(TIMEOUT)
-    assert (signal.reason, signal.actor) == ("because", "ann")
+    assert (caught.value.reason, caught.value.actor) == ("because", "ann")
+    assert caught.value.requested_at is not None
+    assert before - timedelta(milliseconds=1) <= caught.value.requested_at <= datetime.now(UTC)
     assert signal.aborted_by is not None
     assert signal.aborted_by.request.cause == "deadline"
     assert (health().refused, health().unsigned) == (0, 0)

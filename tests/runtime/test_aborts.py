@@ -50,11 +50,11 @@ def with_all(configure: Configure, transactional_db: None) -> None:
 
 @pytest.fixture
 def sent(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Sent:
-    """The requests that are pushed, each before its row is written, and after."""
+    """The requests that are pushed, without their times, before the row is written and after."""
     sent: Sent = []
 
     def publish(some: Sequence[Request], *, quiet: bool = False) -> list[int]:
-        sent.extend(some)
+        sent.extend(request._replace(requested_at=None) for request in some)
         return [3] * len(some)
 
     monkeypatch.setattr(runtime.push, "publish", publish)

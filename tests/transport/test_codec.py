@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from run_abort._transport.signing import Signature
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
 ID = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 SIGNATURE = Signature(1_764_142_686_123, b"\xab" * 32, "01234567")
+SIGNED_AT = datetime(2025, 11, 26, 7, 38, 6, 123000, tzinfo=UTC)
 REQUEST = Request("run-1", ID, "because", "ann", ORIGIN, cause="disconnect")
 
 
@@ -156,7 +158,7 @@ class TestDecode:
             data = encode(sent, SIGNATURE)
         except ValueError:
             return
-        assert decode(data) == (sent, SIGNATURE)
+        assert decode(data) == (sent._replace(requested_at=SIGNED_AT), SIGNATURE)
 
 
 def check(message: Message | None) -> None:
@@ -174,4 +176,5 @@ def test_an_abort_of_every_legal_length_is_small_enough() -> None:
     request = Request(
         "🏃" * 255, str(uuid.uuid4()), "🛑" * 1000, "🧑" * 255, new_origin(), cause="🔥" * 32
     )
-    assert decode(encode(request, SIGNATURE)) == (request, SIGNATURE)
+    received = request._replace(requested_at=SIGNED_AT)
+    assert decode(encode(request, SIGNATURE)) == (received, SIGNATURE)

@@ -175,7 +175,7 @@ class TestPublish:
             wait_until(lambda: messages)
         message = decode(messages[0])
         assert message is not None
-        assert message.request == request
+        assert message.request._replace(requested_at=None) == request
 
     def test_fills_in_the_origin_where_there_is_none(
         self, configure: Configure, node: Node, shared_redis: RedisServer, channel_name: str
@@ -184,8 +184,9 @@ class TestPublish:
         with shared_redis.client() as client, heard(client, channel_name) as messages:
             assert node.push.publish(requests) == [1, 1]
             wait_until(lambda: len(messages) == 2)
-        expected = [Request("run-1", origin=node.origin), requests[1]]
-        assert [message and message.request for message in map(decode, messages)] == expected
+        received = [message.request for message in map(decode, messages) if message is not None]
+        expected = [("run-1", node.origin), ("run-2", "theirs")]
+        assert [(each.run_id, each.origin) for each in received] == expected
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture

@@ -43,10 +43,11 @@ def published(request: Request = REQUEST) -> dict[str, Any]:
 
 
 def judged(fields: dict[str, Any], by: Trust | None = None) -> Request | None:
-    """What a process obeys of the message."""
+    """What a process obeys of the message, but for its time."""
     message = decode(json.dumps(fields).encode())
     assert message is not None
-    return (by or Trust()).judge(message)
+    request = (by or Trust()).judge(message)
+    return request and request._replace(requested_at=None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200])
