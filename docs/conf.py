@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import django
 from django.conf import settings
@@ -46,6 +47,7 @@ myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Escalation": "Escalation", "RunID": "RunID"}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
@@ -54,7 +56,7 @@ python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [("py:.*", r"(?!run_abort\b).*|run_abort\._.*|.*\.(_\w+|F|View)")]
 
 html_theme = "furo"
-html_title = f"django-run-abort {release}"
+html_title = project
 html_baseurl = "https://django-run-abort.readthedocs.io/en/latest/"
 html_copy_source = False
 html_show_sphinx = False
@@ -78,6 +80,22 @@ def public_name(
     if len(found) != 1:
         return None
     return domain.resolve_any_xref(env, node["refdoc"], app.builder, found[0], node, content)[0][1]
+
+
+def plain_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the value of a number that is a default, and the name of an alias, without its class."""
+    if not signature:
+        return None
+    values = vars(sys.modules.get(getattr(obj, "__module__", ""), sys))
+
+    def value(match: re.Match[str]) -> str:
+        found = values.get(match[1])
+        return f"= {found}" if isinstance(found, (float, int)) else match[0]
+
+    signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    return re.sub(r"= ([A-Z_]+)\b", value, signature), returns
 
 
 def pages(env: BuildEnvironment, parent: str) -> Iterator[str]:
@@ -108,5 +126,6 @@ def first_sentence(env: BuildEnvironment, page: str) -> str:
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", public_name)
     app.connect("build-finished", write_index_for_models)

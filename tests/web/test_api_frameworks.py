@@ -44,12 +44,10 @@ class Bearer(HttpBearer):  # type: ignore[misc]
 def recipe(needle: str) -> dict[str, Any]:
     """The names in the block of the docs that contains ``needle``."""
     page = (ROOT / "docs/reference/http.md").read_text().replace("from jobs", "from tests.jobs")
-    (block,) = (
-        block for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE) if needle in block
-    )
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if needle in block)
     names: dict[str, Any] = {"TokenAuth": Bearer}
-    source = re.sub("^    ", "", block, flags=re.MULTILINE)
-    exec(compile(source, "http.md", "exec", dont_inherit=True), names)
+    exec(compile(block, "http.md", "exec", dont_inherit=True), names)
     return names
 
 

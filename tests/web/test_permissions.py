@@ -273,10 +273,10 @@ def recipes() -> list[Any]:
     """The rules in the docs, as they stand there."""
     page = (ROOT / "docs" / "deploy.md").read_text().replace("from jobs", "from tests.jobs")
     found = []
-    for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE):
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         if "def may_abort" in block:
             names: dict[str, Any] = {}
-            exec(re.sub("^    ", "", block, flags=re.MULTILINE), names)
+            exec(block, names)
             found.append(names["may_abort"])
     return found
 
