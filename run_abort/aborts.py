@@ -55,6 +55,8 @@ _RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
 class AbortOutcome:
     """The result of ``abort_run``: where the request was sent, and with ``wait`` what it did.
 
+    Its ``str`` is one line for people.
+
     :ivar run_id: the requested ID.
     :ivar request_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
     :ivar local: number of blocks aborted in this process.
@@ -207,7 +209,7 @@ async def _aabort(batch: Batch) -> AbortOutcome:
 def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser = "") -> int:
     """Let the ID run again: earlier requests abort no block that is entered from now on.
 
-    Does not change open blocks. The rows stay as history.
+    Does not change open blocks. The rows stay as history. If a group was aborted, pass its ID.
 
     :param by: who did that: a user of the project, or any text.
     :return: number of cleared requests; 0 also if the database failed, which is logged as a

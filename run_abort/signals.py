@@ -46,7 +46,8 @@ run_abort_received = Signal()
 #:
 #: Sent on a thread that belongs to this signal and exists while there is something to send. Up to
 #: 10,000 aborts wait for slow receivers; further ones are not sent, and logged as an error. At exit
-#: the interpreter waits for it for up to a second.
+#: the interpreter waits for it for up to a second. Its database connections are closed when it
+#: ends.
 run_aborted = Signal()
 
 

@@ -54,7 +54,8 @@ class AbortSignal(Programs):
         plain slot. Read-only: the controller writes it.
     :ivar reason: reason given with the request, set before ``aborted``; else empty.
     :ivar actor: who requested the abort, as text, set before ``aborted``; else empty.
-    :ivar run_id: the ID of the run; empty for a bare ``AbortController()``.
+    :ivar run_id: the run's own ID, even if its group was aborted; empty for a bare
+        ``AbortController()``.
     :ivar grace: seconds that the work may take to end by itself after the abort.
     """
 

@@ -46,8 +46,9 @@ def abort_button(
     :param label: text of the button; by default “Abort”.
     :param reason: initial value of the field for the reason.
     :param next: URL to redirect to without JavaScript; by default that of the current page.
-    :param view: URL name of the abort view, if the project has its own. Its only argument is the
-        run ID or, if no URL matches that, the primary key of the instance.
+    :param view: URL name of the abort view, if the project has its own; that view is asked for the
+        permission. Its only argument is the run ID or, if no URL matches that, the primary key of
+        the instance.
     :param progress: URL name of its progress view, likewise; if empty, the button shows only that
         the run was asked to abort.
     :raises TypeError: and ``ValueError``, as ``abort_run``: a bare primary key names no run.

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from django.apps import apps
 from django.core.management import load_command_class
 
 import run_abort
 from run_abort import checks, conf, models
+from run_abort.contrib._metrics import COUNTED, OBSERVED, STOP_SECONDS
 from tests.support import ROOT
 
 DOCS: Final = ROOT / "docs"
@@ -128,16 +130,18 @@ def test_commands_and_their_options() -> None:
         assert set(re.findall(r"`(--[a-z-]+)", section)) >= options - known
 
 
+def test_metrics() -> None:
+    page = (REFERENCE / "metrics.md").read_text()
+    for each in (*COUNTED.values(), *OBSERVED):
+        total = "_total" if getattr(each, "is_counter", True) else ""
+        assert f"`run_abort_{each.metric.name}{total}`" in page
+    assert f"`run_abort_{STOP_SECONDS.name}`" in page
+
+
 def test_models() -> None:
     page = (REFERENCE / "models.md").read_text()
-    for model in (
-        models.AbortRequest,
-        models.RunHold,
-        models.RunHoldGroup,
-        models.RunProcess,
-        models.ListenerCursor,
-    ):
-        assert f"`{model.__name__}" in page or f".{model.__name__}`" in page
+    for model in apps.get_app_config("run_abort").get_models():
+        assert f"`{model.__name__}`" in page
     for field in (*models.AbortRequest._meta.fields, *models.RunHold._meta.fields):
         assert f"`{field.name}`" in page
 
