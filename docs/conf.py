@@ -56,6 +56,7 @@ python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [("py:.*", r"(?!run_abort\b).*|run_abort\._.*|.*\.(_\w+|F|View)")]
 
 html_theme = "furo"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = project
 html_baseurl = "https://django-run-abort.readthedocs.io/en/latest/"
 html_copy_source = False
