@@ -164,8 +164,9 @@ def abort_run_on_commit(
 ) -> None:
     """Call :func:`abort_run` after the caller's transaction is committed; not after a rollback.
 
-    Outside of a transaction it acts at once.
+    Outside of a transaction it acts at once. Receivers of ``run_abort_requested`` get the outcome.
 
+    :param run_id: and ``reason``, ``actor``, as for :func:`abort_run`.
     :param using: the alias of the transaction's database; None for the default one.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, at once.
     """
@@ -180,7 +181,7 @@ async def aabort_run(
     actor: str | AbstractBaseUser | AnonymousUser = "",
     wait: float | None = None,
 ) -> AbortOutcome:
-    """:func:`abort_run` for asyncio code; does not block the loop.
+    """:func:`abort_run` for asyncio code, with the same arguments; does not block the loop.
 
     The blocks in this process are aborted before the first ``await``. If the calling task is
     cancelled during the call, perhaps by the abort itself, the request is recorded and published

@@ -41,7 +41,8 @@ class AbortRunsMixin(ModelAdmin):
         class RunAdmin(AbortRunsMixin, admin.ModelAdmin): ...
 
     Both ask for confirmation first. Users need permission to view each run and to abort it, as
-    ``may`` decides. They do not need permission to change the runs.
+    ``may`` decides. They do not need permission to change the runs. The methods are meant to be
+    overridden.
 
     :cvar abort_wait: maximum number of seconds to wait for the runs to stop, so that the message
         can say which have stopped; 0 looks once. With more than 100 runs at once the page does
@@ -65,20 +66,21 @@ class AbortRunsMixin(ModelAdmin):
         self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
-        """What names the run of a row; by default the row itself. Meant to be overridden.
-
-        :return: as ``abort_run`` takes it: a ``str``, a UUID or a model instance.
-        """
+        """What names the run of a row, as ``abort_run`` takes it; by default the row itself."""
         return obj
 
     def is_abortable(self, obj: Any) -> bool:
-        """Whether the run can be aborted; return False if it is over. Meant to be overridden."""
+        """Whether the run can be aborted: True by default. Return False if it is over.
+
+        Then there is no button, and the action skips the row.
+        """
         return True
 
     def has_abort_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whether the user may abort this run, or without one, whether to offer the action.
+        """Whether the user may abort this run: by default what ``may`` answers.
 
-        Meant to be overridden. Anything but a ``bool`` counts as False.
+        Without ``obj``: whether to offer the action, by default if ``MAY_ABORT`` is set or the user
+        has the permission ``run_abort.abort_run``. Anything but a ``bool`` counts as False.
         """
         if obj is None:
             return may_some(request.user, "abort")

@@ -99,6 +99,7 @@ class Violation:
 
     :ivar checkpoint: where the job was aborted; None if it ended before that checkpoint.
     :ivar number: number of the checkpoint.
+    :ivar problem: a sentence for people.
     :ivar error: the exception raised by the job or by the check; None if neither raised.
     """
 

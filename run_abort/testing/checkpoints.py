@@ -61,8 +61,10 @@ class Checkpoint:
     """A look of a job at its signal, with its place in the code.
 
     :ivar number: number of the look, from 1 on.
+    :ivar run_id: of the block.
     :ivar look: the member of ``AbortSignal`` that the job used, ``"await"``,
         ``"entering the block"`` or ``"leaving the block"``.
+    :ivar file: path of the job's code, with its ``line``.
     :ivar function: qualified name of the function.
     """
 

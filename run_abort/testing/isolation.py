@@ -25,7 +25,9 @@ class RequestedAbort:
     """An abort requested by ``abort_run`` or a function built on it.
 
     :ivar run_id: ID of a run or a group.
-    :ivar actor: actor as text, for a user the username; may be empty, like ``reason``.
+    :ivar reason: may be empty.
+    :ivar actor: as text, for a user the username; may be empty.
+    :ivar abort_id: the ID of the request.
     """
 
     run_id: str
