@@ -26,7 +26,9 @@ try:
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
 except ImportError as error:
-    raise ImportError("run_abort.contrib.celery needs Celery: pip install celery") from error
+    raise ImportError(
+        "run_abort.contrib.celery needs Celery: pip install 'django-run-abort[celery]'"
+    ) from error
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current

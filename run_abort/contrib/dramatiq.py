@@ -26,7 +26,9 @@ try:
     from dramatiq.middleware import Middleware, SkipMessage
     from dramatiq.results import Results
 except ImportError as error:
-    raise ImportError("run_abort.contrib.dramatiq needs Dramatiq: pip install dramatiq") from error
+    raise ImportError(
+        "run_abort.contrib.dramatiq needs Dramatiq: pip install 'django-run-abort[dramatiq]'"
+    ) from error
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE

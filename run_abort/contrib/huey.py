@@ -26,7 +26,9 @@ try:
     from huey.api import Huey, Task, TaskWrapper
     from huey.exceptions import CancelExecution
 except ImportError as error:
-    raise ImportError("run_abort.contrib.huey needs Huey: pip install huey") from error
+    raise ImportError(
+        "run_abort.contrib.huey needs Huey: pip install 'django-run-abort[huey]'"
+    ) from error
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE

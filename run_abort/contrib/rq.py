@@ -29,7 +29,9 @@ try:
     from rq.job import Job, JobStatus
     from rq.registry import CanceledJobRegistry, FailedJobRegistry
 except ImportError as error:
-    raise ImportError("run_abort.contrib.rq needs RQ: pip install rq") from error
+    raise ImportError(
+        "run_abort.contrib.rq needs RQ: pip install 'django-run-abort[rq]'"
+    ) from error
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortController
