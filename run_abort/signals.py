@@ -33,8 +33,9 @@ run_abort_requested = Signal()
 #: Sent on the listener's thread: a receiver delays the messages after it, and a warning says so
 #: when the receivers of one request have taken longer than a second. Let them do their work in
 #: another thread. The requests that the process has missed are sent after each confirmed
-#: subscription, on the reconciler's thread, so two receivers may run at the same time. Database
-#: connections of the receivers are closed afterwards, unless the settings keep them open.
+#: subscription, on the reconciler's thread, so two receivers may run at the same time; there, a
+#: receiver delays the other missed requests and the next read of the database. Database connections
+#: of the receivers are closed afterwards, unless the settings keep them open.
 run_abort_received = Signal()
 
 #: A run was aborted in this process, by any requester. It has not *stopped* yet. Sent for each run

@@ -50,7 +50,8 @@ class AbortRunsMixin(ModelAdmin):
     :cvar abort_confirmation_template: template of the confirmation page; None looks for
         ``admin/<app>/<model>/abort_confirmation.html``, ``admin/<app>/abort_confirmation.html``
         and ``run_abort/admin/abort_confirmation.html``.
-    :cvar abort_confirmation_max_display: maximum number of runs that page lists.
+    :cvar abort_confirmation_max_display: maximum number of runs that page lists. The action aborts
+        all selected ones.
     """
 
     abort_wait: float = 2.0
