@@ -538,7 +538,7 @@ class TestAccessRules:
         counts: bool,
     ) -> None:
         text = (ROOT / "docs" / "security.md").read_text()
-        (rule,) = re.findall(rf"^    ACL SETUSER {user} on >(\w+) (.*)$", text, re.MULTILINE)
+        (rule,) = re.findall(rf"^ *ACL SETUSER {user} on >(\w+) (.*)$", text, re.MULTILINE)
         password, rights = rule[0], rule[1].replace("&app", f"&{channel_name}")
         with own_redis.client() as client:
             client.execute_command(f"ACL SETUSER {user} on >{password} {rights}")
