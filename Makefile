@@ -6,7 +6,7 @@
 # make test-all
 #              the fast tests, then make test-slow: those of processes, queues and faults
 # make soak    both suites ten times each while four busy loops run beside them; RUNS=10
-# make e2e     the pages of the demo in a browser; needs Chromium
+# make e2e     the pages of the demo and the tutorial in a browser; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
 #              SECONDS=600 SEED=7 DATABASE=postgresql REDIS=cluster
 # make bench   the benchmarks
