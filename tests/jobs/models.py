@@ -29,6 +29,7 @@ class Job(models.Model):
     name = models.CharField(max_length=100)
     is_over = models.BooleanField(default=False)
     status = models.CharField(max_length=20, default="pending")
+    answer = models.TextField(blank=True)
 
     class Meta:
         verbose_name = "job"

@@ -1,0 +1,494 @@
+"""Every Python block of README and of the how-tos, executed as it stands.
+
+The blocks of a page share one namespace. A page that starts work has a driver below, which says
+when each block is executed and checks what becomes of the work. A block whose first line names a
+file can be imported by the next ones. The tutorial has a test of its own: ``tests/e2e``.
+
+What is not the real thing: ``openai`` and ``channels``, which are no dependencies of the tests;
+two functions of the reader, ``rows`` and ``save``; and the URL of Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import unittest
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+from asgiref.sync import async_to_sync
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.management import CommandError
+from django.http import HttpRequest
+from django.test import Client, RequestFactory
+from dramatiq import Worker
+from huey.consumer import Consumer
+from huey.exceptions import TaskException
+from ninja.security import HttpBearer
+from rest_framework.authentication import SessionAuthentication, TokenAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rq import SimpleWorker
+
+import tests.jobs.models
+from example.redis_server import RedisServer
+from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
+from run_abort.exceptions import TaskAborted
+from run_abort.models import AbortRequest, RunHold
+from run_abort.signals import run_aborted
+from run_abort.testing import record_aborts
+from run_abort.views import may
+from tests.conftest import Configure
+from tests.jobs.models import Job, Team
+from tests.project.pages import Page, Work, is_held, wait_until_held
+from tests.support import ROOT, TIMEOUT, wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+
+TOKEN = "s3cret"
+
+Driver = Callable[[Page], None]
+DRIVERS: dict[str, Driver] = {}
+
+
+def drives(name: str) -> Callable[[Driver], Driver]:
+    """The driver of the page of that name."""
+
+    def register(driver: Driver) -> Driver:
+        DRIVERS[name] = driver
+        return driver
+
+    return register
+
+
+@pytest.fixture
+def ann() -> User:
+    return User.objects.create_superuser("ann")
+
+
+@pytest.fixture
+def job(ann: User) -> Job:
+    team = Team.objects.create()
+    return Job.objects.create(name="customers.csv", owner=ann, team=team, status="running")
+
+
+@pytest.fixture
+def page(
+    request: pytest.FixtureRequest,
+    ann: User,
+    job: Job,
+    configure: Configure,
+    shared_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+) -> Page:
+    path = request.param
+    configure(REQUESTS=True)
+    text = path.read_text().replace("redis://localhost:6379", shared_redis.url)
+    page = Page(str(path.relative_to(ROOT)), text, configure, monkeypatch, settings)
+    monkeypatch.setitem(sys.modules, "jobs", tests.jobs)
+    monkeypatch.setitem(sys.modules, "jobs.models", tests.jobs.models)
+
+    async def auser() -> User:
+        return ann
+
+    http = RequestFactory().get("/")
+    http.user, http.auser = ann, auser  # type: ignore[method-assign]
+    page.names.update(
+        job=job,
+        request=http,
+        rows=lambda path: range(1_000_000),
+        save=lambda row: time.sleep(0.002),
+        INSTALLED_APPS=[],
+        urlpatterns=[],
+    )
+    return page
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(path, id=path.stem) for path in PAGES], indirect=True
+)
+def test_each_block_runs(page: Page, request: pytest.FixtureRequest) -> None:
+    DRIVERS.get(request.node.callspec.id, Page.rest)(page)
+    assert page.is_over
+
+
+def aborted(page: Page, work: Callable[[], Any], run: object = None) -> Any:
+    """What becomes of ``work()`` when its run is aborted; the run may start again after it."""
+    run = run or page["job"]
+    with page.working(work) as working:
+        abort_run(run, reason="wrong file", actor="ann")
+    clear_run_abort(run)
+    return working.outcome
+
+
+# The task queues: a worker in this process takes the task, and the page aborts it.
+
+
+@drives("celery")
+def drive_celery(page: Page) -> None:
+    app = Celery("page", broker="memory://", backend="cache+memory://", set_as_current=True)
+    page.run()
+    with start_worker(app, pool="solo", perform_ping_check=False):
+        page.run()
+        wait_until_held()
+        page.run()
+        with pytest.raises(TaskAborted, match="wrong file"):
+            page["result"].get(timeout=TIMEOUT)
+        assert page["result"].state == "ABORTED"
+    page.rest()
+
+
+@drives("rq")
+def drive_rq(page: Page) -> None:
+    page.run(4)
+    queue = page["queue"]
+    worker = SimpleWorker([queue], connection=queue.connection, job_class=page["Job"])
+
+    def abort() -> None:
+        wait_until_held()
+        page.run()
+
+    aborting = Work(abort)
+    aborting.start()
+    worker.work(burst=True, logging_level="CRITICAL")
+    aborting.join(TIMEOUT)
+    assert page["job"].get_status() == "stopped"
+    assert page["job"].get_meta()["run_abort"]["reason"] == "wrong file"
+    queue.connection.close()
+    page.rest()
+
+
+@drives("dramatiq")
+def drive_dramatiq(page: Page) -> None:
+    page.run(2)
+    broker = page["broker"]
+    worker = Worker(broker, worker_timeout=100)
+    worker.start()
+    wait_until_held()
+    page.run()
+    wait_until(lambda: not is_held())
+    worker.stop()
+    page.rest()
+    broker.flush_all()
+    broker.close()
+    broker.client.close()
+
+
+@drives("huey")
+def drive_huey(page: Page) -> None:
+    page.run(3)
+    consumer = Consumer(page["huey"], periodic=False, check_worker_health=False)
+    consumer.start()
+    wait_until_held()
+    page.run()
+    with pytest.raises(TaskException) as raised:
+        page["result"].get(blocking=True, timeout=TIMEOUT)
+    assert raised.value.metadata["run_abort"]["reason"] == "wrong file"
+    consumer.stop(graceful=True)
+    page["huey"].storage.conn.connection_pool.disconnect()
+
+
+@drives("django-tasks")
+def drive_tasks(page: Page) -> None:
+    """With the immediate backend, which executes a task as it is enqueued."""
+    page.run()
+    with page.working(page.run):
+        page.names["result"] = SimpleNamespace(id=RunHold.objects.get().run_id)
+        page.run()
+    assert page["result"].errors[0].exception_class is TaskAborted
+    page.rest()
+
+
+# Work.
+
+
+@drives("job-table")
+def drive_job_table(page: Page) -> None:
+    def status_after(name: str) -> str:
+        Job.objects.filter(pk=job.pk).update(name=name)
+        done = Work(lambda: page["run_job"](job.pk))
+        done.start()
+        done.join(TIMEOUT)
+        job.refresh_from_db()
+        return job.status
+
+    job = page["job"]
+    Job.objects.update(name="look")
+    page.run(2)
+    wait_until_held()
+    page.run()
+    page["thread"].join(TIMEOUT)
+    job.refresh_from_db()
+    assert job.status == "aborted"
+    Job.objects.update(status="running")
+    assert status_after("never begins") == "aborted"
+    clear_run_abort(job)
+    assert [status_after(name) for name in ("done", "fail")] == ["done", "failed"]
+    page.rest()
+
+
+@drives("command")
+def drive_command(page: Page) -> None:
+    job = page["job"]
+    page.run()
+    command = page["Command"]()
+    error = aborted(page, lambda: command.handle("x.csv"), "import:x.csv")
+    assert isinstance(error, CommandError)
+    assert (str(error), error.returncode) == (
+        "run 'import:x.csv' was aborted by ann: wrong file",
+        3,
+    )
+    page.run()
+    assert aborted(page, lambda: page["work"]([job])) is None
+    page.run()
+    assert aborted(page, lambda: page["import_quietly"](job)) == "stopped"
+
+
+@drives("query")
+def drive_query(page: Page) -> None:
+    page.run()
+    with page.working(lambda: page["refresh"](page["job"])) as working:
+        page.run()
+    assert isinstance(working.outcome, RunAborted)
+
+
+@drives("program")
+def drive_program(page: Page) -> None:
+    page.run()
+    assert aborted(page, page.run) is None
+    page.run()
+    ended = aborted(page, lambda: page["convert_with_library"](page["job"]))
+    assert isinstance(ended, RunAborted)
+
+
+@drives("tenant")
+def drive_tenant(page: Page) -> None:
+    page.run()
+    with page.working(lambda: page["work_on"](page["job"])) as working:
+        page.run()
+    assert isinstance(working.outcome, RunAborted)
+    assert page["outcome"].stopped
+    page.run()
+    assert [each.run_id for each in page["outcomes"]] == [f"jobs.job:{page['job'].pk}"]
+
+
+class Stream:
+    """In place of an answer of OpenAI."""
+
+    closed = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        Stream.closed += 1
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            await asyncio.sleep(0.005)
+            yield SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(content="word "))])
+
+    async def create(self, **kwargs: Any) -> Stream:
+        return Stream()
+
+    @property
+    def chat(self) -> Any:
+        return SimpleNamespace(completions=self)
+
+
+class WebsocketConsumer:
+    """In place of a consumer of Channels."""
+
+    def __init__(self, user: User) -> None:
+        self.scope = {"user": user}
+        self.sent: list[Any] = []
+
+    async def send_json(self, content: Any) -> None:
+        self.sent.append(content)
+
+
+@drives("llm-answer")
+def drive_answer(page: Page) -> None:
+    page.provide("openai", AsyncOpenAI=Stream)
+    page.provide("channels")
+    page.provide("channels.generic")
+    page.provide("channels.generic.websocket", AsyncJsonWebsocketConsumer=WebsocketConsumer)
+    job, request = page["job"], page["request"]
+    page.rest()
+    Stream.closed = 0
+
+    async def stream() -> list[str]:
+        response = await page["answer"](request, job.pk)
+        chunks = []
+        async for chunk in response:
+            chunks.append(chunk.decode())
+            if len(chunks) == 3:
+                await page["stop"](request, job)
+        return chunks
+
+    async def converse() -> list[Any]:
+        consumer = page["Answer"](request.user)
+        await consumer.receive_json({"job": job.pk, "do": "write"})
+        while len(consumer.sent) < 2:
+            await asyncio.sleep(0.005)
+        await consumer.receive_json({"job": job.pk, "do": "stop"})
+        await consumer.task
+        return list(consumer.sent)
+
+    chunks = async_to_sync(stream)()
+    job.refresh_from_db()
+    assert (chunks[0], chunks[-1]) == ('data: "word "\n\n', "event: stopped\ndata:\n\n")
+    assert job.answer == "word " * (len(chunks) - 1)
+    assert Stream.closed == 2  # the stream, and the client
+    clear_run_abort(job)
+    assert async_to_sync(converse)()[-1] == {"stopped": True}
+
+
+# Users.
+
+
+@drives("permissions")
+def drive_permissions(page: Page) -> None:
+    owner, job = User.objects.create_user("owner"), page["job"]
+    Job.objects.filter(pk=job.pk).update(owner=owner)
+    admin = User.objects.create_user("admin of the team")
+    job.team.admins.add(admin)
+    run_id = f"jobs.job:{job.pk}"
+    page.run(2)
+    users = (owner, admin, page["request"].user, AnonymousUser())
+    assert [may(user, job, "abort") for user in users] == [True, False, True, False]
+    assert not may(owner, f"jobs.job:0{job.pk}", "abort")
+    page.run()
+    rule = page["may_abort"]
+    assert [rule(user, run_id, "abort") for user in users] == [False, True, False, False]
+    assert not rule(admin, "run-1", "abort")
+    page.rest()
+    page.serve()
+    for name in ("abort", "abort/progress"):
+        assert Client().get(f"/jobs/{job.pk}/{name}/").status_code in {302, 401}
+
+
+@drives("status-column")
+def drive_status(page: Page) -> None:
+    job = page["job"]
+
+    def status() -> str:
+        job.refresh_from_db()
+        return str(job.status)
+
+    def only_hold() -> None:
+        with abortable_run(job) as signal:
+            signal.wait(TIMEOUT)
+
+    page.run()
+    assert aborted(page, lambda: page["work_on"](job)) is None
+    assert status() == "stopped"
+    page.run()
+    page["note"](job, "running")
+    aborted(page, only_hold)
+    wait_until(lambda: status() == "stopping")
+    run_aborted.disconnect(dispatch_uid="jobs.status")
+    page.run()
+    with page.working(only_hold):
+        page["repair"]()
+        assert status() == "stopping"
+        abort_run(job)
+    page["repair"]()
+    assert status() == "lost"
+
+
+@drives("run-again")
+def drive_again(page: Page) -> None:
+    page.rest()
+    assert page["work_on"](page["job"]) == "done"
+
+
+class Tokens(TokenAuthentication):  # type: ignore[misc]
+    """Without the model that stores tokens."""
+
+    def authenticate_credentials(self, key: str) -> tuple[User, str]:
+        if key != TOKEN:
+            raise AuthenticationFailed
+        return User.objects.get(), key
+
+
+class TokenAuth(HttpBearer):  # type: ignore[misc]
+    def authenticate(self, request: HttpRequest, token: str) -> User | None:
+        return User.objects.get() if token == TOKEN else None
+
+
+@drives("api")
+def drive_api(page: Page) -> None:
+    page.run(2)
+    page["AbortJob"].authentication_classes = [Tokens, SessionAuthentication]
+    check_api(page, f"/jobs/{page['job'].pk}/abort/", "Token")
+    AbortRequest.objects.all().delete()
+    User.objects.update(is_superuser=True)
+    page.provide("jobs.auth", TokenAuth=TokenAuth)
+    page.run(2)
+    check_api(page, f"/api/jobs/{page['job'].pk}/abort/", "Bearer")
+
+
+def check_api(page: Page, path: str, scheme: str) -> None:
+    """A token needs no CSRF token, a session needs one, and a visitor may do nothing."""
+    page.serve()
+    client = Client(enforce_csrf_checks=True)
+
+    def post(**headers: str) -> int:
+        body = {"reason": "because"}
+        response = client.post(path, body, content_type="application/json", headers=headers)
+        return response.status_code
+
+    assert post() in {401, 403}
+    assert post(authorization=f"{scheme} wrong") in {401, 403}
+    assert not AbortRequest.objects.exists()
+    token = {"authorization": f"{scheme} {TOKEN}"}
+    assert post(**token) == 202
+    row = AbortRequest.objects.get()
+    assert (row.run_id, row.reason) == (f"jobs.job:{page['job'].pk}", "because")
+    assert client.get(f"{path}?abort={row.pk}", headers=token).json()["state"] == "idle"
+    client.force_login(User.objects.get())
+    assert post() in {401, 403}
+    client.cookies["csrftoken"] = "x" * 32
+    assert post(**{"x-csrftoken": "x" * 32}) == 202
+    User.objects.update(is_superuser=False)
+    assert post(**token) == 403
+
+
+# Operation and tests.
+
+
+@drives("without-redis")
+def drive_without_redis(page: Page) -> None:
+    page.run(2)
+    with page.working(lambda: page["work_on"](page["job"])) as working:
+        page.run()
+    assert "wrong file" in working.outcome
+    outcome = page["outcome"]
+    assert (outcome.recorded, outcome.published, outcome.stopped) == (True, False, True)
+    page.run()
+
+
+@drives("test-jobs")
+def drive_test_jobs(page: Page) -> None:
+    page.rest()
+    page["test_stops"]()
+    page["test_survives_an_abort_anywhere"]()
+
+
+@drives("tests")
+def drive_tests(page: Page) -> None:
+    page.rest()
+    with record_aborts() as aborts:
+        page["test_stop_button"](aborts, page["job"])
+    for case in (page["StopTests"], page["LateStartTests"]):
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+        assert (result.testsRun, result.errors, result.failures) == (1, [], [])
