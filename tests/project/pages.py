@@ -25,6 +25,7 @@ class Page:
     """A page whose blocks are executed one after the other.
 
     :ivar names: what they share.
+    :ivar text: of the page.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Page:
         settings: Any,
     ) -> None:
         self._name = name
-        self._text = text
+        self.text = text
         self._blocks = list(BLOCK.finditer(text))
         self._configure = configure
         self._monkeypatch = monkeypatch
@@ -66,7 +67,7 @@ class Page:
         """Execute the next blocks."""
         for _ in range(number):
             block = self._blocks.pop(0)
-            line = self._text.count("\n", 0, block.start())
+            line = self.text.count("\n", 0, block.start())
             code = compile("\n" * line + block[1], self._name, "exec", dont_inherit=True)
             if named := FILE.match(block[1]):
                 name = named[1].replace("/", ".")

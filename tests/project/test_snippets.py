@@ -11,6 +11,7 @@ two functions of the reader, ``rows`` and ``save``; and the URL of Redis.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 import unittest
@@ -25,7 +26,9 @@ from celery.contrib.testing.worker import start_worker
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import CommandError
 from django.http import HttpRequest
+from django.template import RequestContext, Template
 from django.test import Client, RequestFactory
+from django.urls import reverse
 from dramatiq import Worker
 from huey.consumer import Consumer
 from huey.exceptions import TaskException
@@ -126,6 +129,21 @@ def aborted(page: Page, work: Callable[[], Any], run: object = None) -> Any:
         abort_run(run, reason="wrong file", actor="ann")
     clear_run_abort(run)
     return working.outcome
+
+
+@drives("README")
+def drive_readme(page: Page) -> None:
+    job = page["job"]
+    page.run(3)
+    page.serve()
+    (source,) = re.findall(r"^```html\+django\n(.*?)^```$", page.text, re.MULTILINE | re.DOTALL)
+    context = RequestContext(page["request"], {"job": job})
+    url = reverse("run_abort:abort", args=[f"jobs.job:{job.pk}"])
+    assert f'action="{url}"' in Template(source).render(context)
+    assert aborted(page, lambda: page["import_file"](job)) is None
+    with page.working(lambda: page["import_file"](job)):
+        page.run()
+    assert page["outcome"].stopped
 
 
 # The task queues: a worker in this process takes the task, and the page aborts it.

@@ -30,7 +30,7 @@ def driver(place: Place) -> Iterator[CeleryDriver]:
 
 
 class TestSignals:
-    """Those of Celery, as ``docs/queues.md`` has them."""
+    """Those of Celery, as ``docs/howto/celery.md`` has them."""
 
     def test_of_a_task_that_is_aborted_whenever(self, driver: CeleryDriver) -> None:
         never = driver.send("look", "never")

@@ -19,9 +19,9 @@ from django.urls import reverse
 from run_abort.models import AbortRequest
 from run_abort.views import amay, has_run_permission, may, run_object
 from tests.conftest import Configure
-from tests.jobs.models import Job, Team
+from tests.jobs.models import Job
 from tests.rows import hold_row, process_row
-from tests.support import ROOT, Child
+from tests.support import Child
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -269,59 +269,9 @@ class TestObjects:
         assert not AbortRequest.objects.exists()
 
 
-def recipes() -> list[Any]:
-    """The rules in the docs, as they stand there."""
-    page = (ROOT / "docs" / "deploy.md").read_text().replace("from jobs", "from tests.jobs")
-    found = []
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        if "def may_abort" in block:
-            names: dict[str, Any] = {}
-            exec(block, names)
-            found.append(names["may_abort"])
-    return found
-
-
-class TestRecipes:
-    @pytest.fixture
-    def job(self, ann: User) -> Job:
-        team = Team.objects.create()
-        team.admins.add(User.objects.create_user("admin of the team"))
-        return Job.objects.create(name="one", owner=ann, team=team)
-
-    def test_the_owner_or_who_has_the_permission(
-        self, decide: Callable[[Any], None], client: Client, ann: User, job: Job
-    ) -> None:
-        owner, _ = recipes()
-        decide(owner)
-        bob, eve = (User.objects.create_user(name) for name in ("bob", "eve"))
-        bob.user_permissions.add(Permission.objects.get(codename="abort_run"))
-        ownerless = Job.objects.create(name="two")
-        assert [may(user, job, "abort") for user in (ann, bob, eve)] == [True, True, False]
-        assert [may(user, ownerless, "abort") for user in (AnonymousUser(), ann)] == [False, False]
-        assert (post(client, job), post(client, ownerless), post(client, "run-1")) == (
-            202,
-            403,
-            403,
-        )
-        for key in ("05", "abc"):
-            assert post(client, f"jobs.job:{key}") == 404
-        assert post(Client(), ownerless) == 401
-
-    def test_the_admins_of_the_tenant(
-        self, decide: Callable[[Any], None], ann: User, job: Job
-    ) -> None:
-        _, tenant = recipes()
-        decide(tenant)
-        (admin,) = job.team.admins.all() if job.team else ()
-        elsewhere = Job.objects.create(name="two", team=Team.objects.create())
-        without = Job.objects.create(name="three")
-        asked = (job, elsewhere, without, "run-1", "jobs.job:abc")
-        assert [may(admin, each, "abort") for each in asked] == [True, False, False, False, False]
-        assert not may(ann, job, "abort")
-        assert not may(AnonymousUser(), job, "abort")
-
-    def test_the_default_is_a_rule_too(self, ann: User, job: Job) -> None:
-        assert has_run_permission(ann, f"jobs.job:{job.pk}", "abort") is False
+def test_the_default_is_a_rule_too(ann: User) -> None:
+    job = Job.objects.create(name="one", owner=ann)
+    assert has_run_permission(ann, f"jobs.job:{job.pk}", "abort") is False
 
 
 def test_the_path_converter_is_there_once_django_is_set_up() -> None:
