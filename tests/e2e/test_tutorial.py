@@ -108,18 +108,17 @@ def _build(*command: str) -> None:
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, timeout=PATIENCE)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
     """The directory; ``pip`` finds the wheel of this tree in place of a published one."""
-    directory = tmp_path_factory.mktemp("tutorial")
-    _build("hatchling", "build", "-t", "sdist", "-d", str(directory))
-    (sdist,) = directory.glob("*.tar.gz")
-    _build("pip", "wheel", "--quiet", "--no-deps", "-w", str(directory), str(sdist))
-    (wheel,) = directory.glob("django_run_abort-*.whl")
-    (directory / "constraints.txt").write_text(f"django-run-abort @ {wheel.as_uri()}\n")
-    (directory / "site").mkdir()
+    _build("hatchling", "build", "-t", "sdist", "-d", str(tmp_path))
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    _build("pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(sdist))
+    (wheel,) = tmp_path.glob("django_run_abort-*.whl")
+    (tmp_path / "constraints.txt").write_text(f"django-run-abort @ {wheel.as_uri()}\n")
+    (tmp_path / "site").mkdir()
     with RedisServer() as redis:
-        project = Project(directory / "site", redis)
+        project = Project(tmp_path / "site", redis)
         yield project
         project.close()
 
@@ -171,10 +170,11 @@ def test_the_tutorial_ends_with_a_stopped_run(project: Project, chromium: Browse
     start_and_stop(page, words, 2)
     project.lasting["work"].wait_for(printed.replace("job:1", "job:2"))
     page.close()
+    check_what_a_deployment_needs(project)
 
 
-def test_the_wheel_has_what_a_deployment_needs(project: Project) -> None:
-    """After the tutorial, in its environment: nothing but what pip has installed."""
+def check_what_a_deployment_needs(project: Project) -> None:
+    """In this environment, which has nothing but what pip has installed."""
     manage = "python -W error manage.py"
     project.write('# mysite/settings.py, at the end\nSTATIC_ROOT = BASE_DIR / "static"\n')
     project.run(f"{manage} makemigrations --check --dry-run")
