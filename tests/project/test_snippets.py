@@ -358,6 +358,7 @@ def drive_answer(page: Page) -> None:
             await asyncio.sleep(0.005)
         await consumer.receive_json({"job": job.pk, "do": "stop"})
         await consumer.task
+        await consumer.disconnect(1000)
         return list(consumer.sent)
 
     chunks = async_to_sync(stream)()
