@@ -149,7 +149,10 @@ class Evidence(NamedTuple):
     def _after(self, time: datetime | None) -> str:
         if time is None:
             return NOTHING
-        return f"{(time - self.clicked_at) / timedelta(milliseconds=1):.1f} ms"
+        span = time - self.clicked_at
+        if span >= timedelta(seconds=1):
+            return f"{span.total_seconds():.1f} s"
+        return f"{span / timedelta(milliseconds=1):.1f} ms"
 
 
 def heard(listener: Service, run: Run) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from run_abort.admin import AbortRunsMixin
 
-from .models import Part, Run
+from .models import RUN_PREFIX, Part, Run
 
 
 class ReadOnly:
@@ -41,6 +42,10 @@ class RunAdmin(AbortRunsMixin, ReadOnly, admin.ModelAdmin):  # type: ignore[type
 
     def get_run_id(self, obj: Run) -> str:
         return obj.run_id
+
+    def get_run_url(self, run_id: str) -> str:
+        key = run_id.removeprefix(RUN_PREFIX)
+        return "" if key == run_id else reverse("admin:runs_run_change", args=[key])
 
     def is_abortable(self, obj: Run) -> bool:
         return not obj.is_over

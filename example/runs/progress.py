@@ -156,4 +156,6 @@ def _after(request: AbortRequest, time: datetime) -> str:
     """How long after the request that was, by the clocks of the hosts."""
     # The request's time is the database's, the other one this host's.
     ms = max((time - request.requested_at) / timedelta(milliseconds=1), 0.0)
+    if ms >= 1000:
+        return _("%(seconds)s s") % {"seconds": number_format(ms / 1000, decimal_pos=1)}
     return _("%(ms)s ms") % {"ms": number_format(ms, decimal_pos=1)}

@@ -27,8 +27,8 @@ class Health:
         process, or no Redis is configured).
     :ivar since: when the listener entered that state, in UTC.
     :ivar reconnects: number of times a lost subscription was re-established.
-    :ivar last_error: why the last connection was lost or refused, or why the settings are invalid;
-        empty if there was no error. It may contain host names: do not publish it.
+    :ivar last_error: why the connection is lost or refused, or why the settings are invalid; empty
+        while it listens. It may contain host names: do not publish it.
     :ivar origin: the ID of this process on the wire.
     :ivar redis: whether a usable Redis is configured. It need not be reachable.
     :ivar database: whether requests are also read from the database, so that none is lost while
@@ -61,7 +61,7 @@ def health() -> Health:
     now = runtime.listener.status()
     ok = now.state == "listening"
     redis = database = False
-    last_error = now.last_error
+    last_error = "" if ok else now.last_error
     try:
         options = conf.settings()
         database = options.REQUESTS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .live import RunningNowAdmin
 from .requests import AbortRequestAdmin
 from .runs import AbortRunsMixin
 
-__all__ = ["AbortRequestAdmin", "AbortRunsMixin"]
+__all__ = ["AbortRequestAdmin", "AbortRunsMixin", "RunningNowAdmin"]

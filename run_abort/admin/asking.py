@@ -11,18 +11,22 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from run_abort._core.types import HoldState
 from run_abort.aborts import AbortOutcome
-from run_abort.exceptions import visible
 from run_abort.views.abort import AbortForm
+from run_abort.views.links import filled
 
 __all__ = ["confirm", "confirm_abort", "context_of", "echoed", "log_text", "names", "tell"]
 
 Items = Callable[[int], str]  # returns the name for a given number of runs
-LeveledText = tuple[int, str]  # level and text of a message
+Link = Callable[[str], SafeString]  # returns the link to the run with this ID
+LeveledText = tuple[int, SafeString]  # level and text of a message
+Fact = tuple[int, str, Sequence[AbortOutcome], Sequence[HoldState]]
 
 MAX_NAMED: Final = 5  # runs
 
@@ -123,51 +127,59 @@ def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple
     return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]
 
 
-def names(run_ids: Sequence[str]) -> str:
+def names(run_ids: Sequence[str], link: Link) -> SafeString:
     """The first few runs, for a message."""
-    named = [f"“{visible(run_id)}”" for run_id in run_ids[:MAX_NAMED]]
-    return ", ".join(named + ["…"] * (len(run_ids) > MAX_NAMED))
+    named = [format_html("“{}”", link(run_id)) for run_id in run_ids[:MAX_NAMED]]
+    more = ["…"] * (len(run_ids) > MAX_NAMED)
+    return format_html_join(", ", "{}", [(name,) for name in (*named, *more)])
 
 
 def tell(
-    outcomes: Sequence[AbortOutcome], items: Items, *, is_known: bool
+    outcomes: Sequence[AbortOutcome], items: Items, link: Link, *, is_known: bool
 ) -> Iterator[LeveledText]:
     """Yield the messages about ``outcomes``, with their levels. They state only what is known.
 
-    What may be without effect is a warning: the admin shows an information in green.
+    What may be without effect is a warning, because the admin shows an information in green. What
+    is lost is an error, which is red.
 
     :param is_known: whether the outcomes have the holds.
     """
+    for level, text, some, states in _facts(outcomes, is_known=is_known):
+        if some:
+            yield level, _filled(text, some, items, link, states)
+
+
+def _facts(outcomes: Sequence[AbortOutcome], *, is_known: bool) -> Iterator[Fact]:
+    """Level and text of each message, its outcomes, and the states of the blocks it counts."""
     asked = [each for each in outcomes if each.asked]
     idle = [each for each in asked if is_known and not each.holds and not each.local]
     held = [each for each in asked if each not in idle]
-    yield from _findings(held, items)
-    if published := [each for each in held if each.published and not each.holds]:
-        yield messages.WARNING, _filled(_("Asked to abort: %(count)d %(items)s."), published, items)
-    if idle:
-        text = ngettext(
-            "%(count)d %(items)s was asked to abort; no process is known to work on %(runs)s.",
-            "%(count)d %(items)s were asked to abort; no process is known to work on %(runs)s.",
-            len(idle),
-        )
-        yield messages.WARNING, _filled(text, idle, items)
-
+    yield from _findings(held)
+    yield (
+        messages.WARNING,
+        _("Asked to abort: %(count)s %(items)s, %(runs)s."),
+        [each for each in held if each.published and not each.holds],
+        (),
+    )
+    text = ngettext(
+        "%(count)s %(items)s was asked to abort; no process is known to work on %(runs)s.",
+        "%(count)s %(items)s were asked to abort; no process is known to work on %(runs)s.",
+        len(idle),
+    )
+    yield messages.WARNING, text, idle, ()
     others = [each for each in held if not each.published]
-    if recorded := [each for each in others if each.recorded and not each.stopped]:
-        text = _(
-            "Asked to abort; other processes read the request from the database some seconds "
-            "later: %(count)d %(items)s."
-        )
-        yield messages.WARNING, _filled(text, recorded, items)
-    if local := [each for each in others if not each.recorded]:
-        text = _("Asked to abort in this process only: %(count)d %(items)s.")
-        yield messages.WARNING, _filled(text, local, items)
-    if unheard := [each for each in outcomes if not each.asked]:
-        text = _(
-            "Not asked to abort, because neither the database nor Redis accepted the "
-            "request: %(count)d %(items)s."
-        )
-        yield messages.ERROR, _filled(text, unheard, items)
+    text = _(
+        "Asked to abort; other processes read the request from the database some seconds "
+        "later: %(count)s %(items)s, %(runs)s."
+    )
+    yield messages.WARNING, text, [e for e in others if e.recorded and not e.stopped], ()
+    text = _("Asked to abort in this process only: %(count)s %(items)s, %(runs)s.")
+    yield messages.WARNING, text, [each for each in others if not each.recorded], ()
+    text = _(
+        "Not asked to abort, because neither the database nor Redis accepted the "
+        "request: %(count)s %(items)s, %(runs)s."
+    )
+    yield messages.ERROR, text, [each for each in outcomes if not each.asked], ()
 
 
 def log_text(reason: str) -> str:
@@ -175,44 +187,52 @@ def log_text(reason: str) -> str:
     return _("Asked to abort: %(reason)s") % {"reason": reason} if reason else _("Asked to abort.")
 
 
-def _findings(outcomes: Sequence[AbortOutcome], items: Items) -> Iterator[LeveledText]:
-    """Messages about what the holds say; each outcome counts in one of them."""
-    if stopped := [each for each in outcomes if each.stopped]:
-        text = ngettext(
-            "%(count)d %(items)s stopped, on %(processes)s.",
-            "%(count)d %(items)s stopped, on %(processes)s.",
-            len(stopped),
-        )
-        yield messages.SUCCESS, _filled(text, stopped, items, "stopped")
-    if stopping := [each for each in outcomes if _has(each, *STOPPING)]:
-        text = ngettext(
-            "%(count)d %(items)s was asked to abort and is still stopping, on %(processes)s.",
-            "%(count)d %(items)s were asked to abort and are still stopping, on %(processes)s.",
-            len(stopping),
-        )
-        yield messages.WARNING, _filled(text, stopping, items, *STOPPING)
-    if lost := [each for each in outcomes if _has(each, "lost") and each not in stopping]:
-        text = ngettext(
-            "%(count)d %(items)s was asked to abort, but may still work: %(processes)s, not heard "
-            "of for a while.",
-            "%(count)d %(items)s were asked to abort, but may still work: %(processes)s, not heard "
-            "of for a while.",
-            len(lost),
-        )
-        yield messages.WARNING, _filled(text, lost, items, "lost")
+def _findings(outcomes: Sequence[AbortOutcome]) -> Iterator[Fact]:
+    """What the holds say; each outcome counts in one of the facts."""
+    stopped = [each for each in outcomes if each.stopped]
+    text = ngettext(
+        "%(count)s %(items)s stopped, on %(processes)s: %(runs)s.",
+        "%(count)s %(items)s stopped, on %(processes)s: %(runs)s.",
+        len(stopped),
+    )
+    yield messages.SUCCESS, text, stopped, ("stopped",)
+    stopping = [each for each in outcomes if _has(each, *STOPPING)]
+    text = ngettext(
+        "%(count)s %(items)s was asked to abort and is still stopping, on %(processes)s: %(runs)s.",
+        "%(count)s %(items)s were asked to abort and are still stopping, on %(processes)s: "
+        "%(runs)s.",
+        len(stopping),
+    )
+    yield messages.WARNING, text, stopping, STOPPING
+    lost = [each for each in outcomes if _has(each, "lost") and each not in stopping]
+    text = ngettext(
+        "%(count)s %(items)s was asked to abort, but may still work: %(runs)s, on %(processes)s, "
+        "not heard of for a while.",
+        "%(count)s %(items)s were asked to abort, but may still work: %(runs)s, on %(processes)s, "
+        "not heard of for a while.",
+        len(lost),
+    )
+    yield messages.ERROR, text, lost, ("lost",)
 
 
 def _has(outcome: AbortOutcome, *states: HoldState) -> bool:
     return any(hold.state in states for hold in outcome.holds)
 
 
-def _filled(text: str, outcomes: Sequence[AbortOutcome], items: Items, *states: HoldState) -> str:
+def _filled(
+    text: str,
+    outcomes: Sequence[AbortOutcome],
+    items: Items,
+    link: Link,
+    states: Sequence[HoldState],
+) -> SafeString:
     holds = [hold for outcome in outcomes for hold in outcome.holds if hold.state in states]
     processes = len({hold.origin for hold in holds})
     named = ngettext("%(count)d process", "%(count)d processes", processes)
-    return text % {
-        "count": len(outcomes),
-        "items": items(len(outcomes)),
-        "runs": names([outcome.run_id for outcome in outcomes]),
-        "processes": named % {"count": processes},
-    }
+    return filled(
+        text,
+        count=str(len(outcomes)),
+        items=items(len(outcomes)),
+        runs=names([outcome.run_id for outcome in outcomes], link),
+        processes=named % {"count": processes},
+    )

@@ -19,9 +19,11 @@ from django.views.decorators.http import require_POST
 from run_abort.aborts import clear_run_abort
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
+from run_abort.views.links import filled
 from run_abort.views.permissions import may, may_some
 
 from .asking import confirm, echoed, names
+from .linking import run_link
 
 __all__ = ["ClearRunsAdmin"]
 
@@ -117,4 +119,5 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             (messages.ERROR, _("Skipped, not permitted: %(runs)s."), denied),
         ):
             if run_ids:
-                self.message_user(request, text % {"runs": names(run_ids)}, level)
+                runs = names(run_ids, partial(run_link, self.admin_site, request))
+                self.message_user(request, filled(text, runs=runs), level)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Final
-from urllib.parse import quote, unquote
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote, urlencode
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -12,6 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
@@ -22,18 +25,28 @@ from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store.overview import Overview, overview
 from run_abort.exceptions import visible
-from run_abort.models import AbortRequest
+from run_abort.models import AbortRequest, RunningNow
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
 from run_abort.views.requesting import request_aborts
 
 from .asking import confirm_abort, context_of, log_text, tell
+from .linking import run_link
+from .story import STEPS
 from .wording import duration
 
-__all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "LiveRunsAdmin"]
+__all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "RunningNowAdmin"]
 
 MAX_BLOCKS: Final = 500
 MAX_PROCESSES: Final = 500
+
+AGES: Final = {
+    0: gettext_lazy("any age"),
+    60: gettext_lazy("older than a minute"),
+    600: gettext_lazy("older than ten minutes"),
+    3600: gettext_lazy("older than an hour"),
+    86400: gettext_lazy("older than a day"),
+}
 
 STATES: Final = {
     "running": gettext_lazy("running"),
@@ -43,10 +56,9 @@ STATES: Final = {
 }
 
 
-class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Adds the page to the admin of the requests, for users who may view requests.
-
-    Each button is for users who may abort the run.
+@admin.register(RunningNow)
+class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The page, for users who may view requests. Each button is for users who may abort the run.
 
     :cvar abort_wait: see ``AbortRunsMixin``.
     """
@@ -57,10 +69,22 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         live = self.admin_site.admin_view(require_safe(self.live_view))
         abort = self.admin_site.admin_view(require_POST(self.live_abort_view))
         return [
-            path("live/", live, name="run_abort_live"),
-            path("live/abort/", abort, name="run_abort_live_abort"),
-            *super().get_urls(),
+            path("", live, name="run_abort_runningnow_changelist"),  # the entry of the index
+            path("", live, name="run_abort_live"),
+            path("abort/", abort, name="run_abort_live_abort"),
         ]
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("run_abort.view_abortrequest")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
     def live_url(self) -> str:
         return reverse("admin:run_abort_live", current_app=self.admin_site.name)
@@ -70,9 +94,14 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not self.has_view_permission(request):
             raise PermissionDenied
         found = current().recorder.call(overview, otherwise=None)
+        searched = Search.of(request.GET)
+        shown = searched.filtered(found or Overview(timezone.now(), [], is_cut=False))
         context = {
             **context_of(self, request, _("Running now")),
-            **_facts(found or Overview(timezone.now(), [], is_cut=False), request.user),
+            **self._facts(shown, request),
+            "is_live": True,
+            "search": searched,
+            "ages": AGES.items(),
             "is_known": found is not None,
             "are_kept": conf.settings().HOLDS,
             "subscribers": current().push.subscribers(),
@@ -99,7 +128,8 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             if outcome.asked and found.made:
                 row = AbortRequest(pk=outcome.request_id, run_id=run_id)
                 self.log_change(request, row, log_text(reason))
-            for level, text in tell([outcome], _items, is_known=found.is_known):
+            link_to = partial(self._link, request)
+            for level, text in tell([outcome], _items, link_to, is_known=found.is_known):
                 self.message_user(request, text, level)
             return HttpResponseRedirect(self.live_url())
         return confirm_abort(
@@ -107,32 +137,83 @@ class LiveRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             request,
             form,
             title=_("Abort run"),
-            runs=[(visible(run_id), "")],
+            runs=[(self._link(request, run_id), "")],
             items=_items,
             back=self.live_url(),
             echoed=[("run", key), ("post", "yes")],
         )
 
+    def _facts(self, found: Overview, request: HttpRequest) -> dict[str, Any]:
+        """Template context of the page."""
+        shown = found._replace(holds=found.holds[:MAX_BLOCKS])
+        processes = found.by_process()
+        runs = [self._run(request, *run, found.now) for run in shown.by_run()]
+        return {
+            "now": found.now,
+            "runs": runs,
+            "may_abort": may_some(request.user, "abort") or any(run["key"] for run in runs),
+            "processes": [_process(blocks) for blocks in processes[:MAX_PROCESSES]],
+            "unnamed_blocks": len(found.holds) - len(shown.holds),
+            "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
+            "is_cut": found.is_cut,
+            "summary": _summary(len(found.by_run()), len(processes)),
+        }
+
+    def _run(
+        self, request: HttpRequest, run_id: str, blocks: list[Hold], now: datetime
+    ) -> dict[str, Any]:
+        is_running = any(
+            block.state == "running" or (block.state == "lost" and not block.request_id)
+            for block in blocks
+        )
+        return {
+            "name": visible(run_id),
+            "link": self._link(request, run_id),
+            "key": _key(run_id, request.user) if is_running else "",
+            "blocks": [_block(block, now) for block in blocks],
+        }
+
+    def _link(self, request: HttpRequest, run_id: str) -> SafeString:
+        return run_link(self.admin_site, request, run_id)
+
+
+class Search(NamedTuple):
+    """What the page is limited to.
+
+    :ivar text: in the run ID, a label or the host, in any case.
+    :ivar age: seconds for which a block has been open at least.
+    """
+
+    text: str = ""
+    age: int = 0
+
+    @property
+    def query(self) -> str:
+        """For a URL."""
+        return urlencode({"q": self.text, "age": self.age}) if self.text or self.age else ""
+
+    @classmethod
+    def of(cls, data: Mapping[str, str]) -> Search:
+        """The search in a URL; what is no search is ignored."""
+        age = data.get("age", "")
+        return cls(data.get("q", "").strip(), int(age) if age in map(str, AGES) else 0)
+
+    def filtered(self, found: Overview) -> Overview:
+        """The runs of which a block matches, with all their blocks."""
+        text, since = self.text.casefold(), found.now - timedelta(seconds=self.age)
+        matching = {
+            hold.run_id
+            for hold in found.holds
+            if hold.entered_at <= since
+            and any(text in each.casefold() for each in (hold.run_id, hold.label, hold.host))
+        }
+        if not self.text and not self.age:
+            return found
+        return found._replace(holds=[hold for hold in found.holds if hold.run_id in matching])
+
 
 def _items(count: int) -> str:
     return ngettext("run", "runs", count)
-
-
-def _facts(found: Overview, user: Any) -> dict[str, Any]:
-    """Template context of the page."""
-    shown = found._replace(holds=found.holds[:MAX_BLOCKS])
-    processes = found.by_process()
-    runs = [_run(run_id, blocks, found.now, user) for run_id, blocks in shown.by_run()]
-    return {
-        "now": found.now,
-        "runs": runs,
-        "may_abort": may_some(user, "abort") or any(run["key"] for run in runs),
-        "processes": [_process(blocks) for blocks in processes[:MAX_PROCESSES]],
-        "unnamed_blocks": len(found.holds) - len(shown.holds),
-        "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
-        "is_cut": found.is_cut,
-        "summary": _summary(len(found.by_run()), len(processes)),
-    }
 
 
 def _summary(found: int, busy: int) -> str:
@@ -141,18 +222,6 @@ def _summary(found: int, busy: int) -> str:
     runs = ngettext("%(count)d run", "%(count)d runs", found) % {"count": found}
     text = ngettext("%(runs)s on %(count)d process.", "%(runs)s on %(count)d processes.", busy)
     return text % {"runs": runs, "count": busy}
-
-
-def _run(run_id: str, blocks: list[Hold], now: datetime, user: Any) -> dict[str, Any]:
-    is_running = any(
-        block.state == "running" or (block.state == "lost" and not block.request_id)
-        for block in blocks
-    )
-    return {
-        "name": visible(run_id),
-        "key": _key(run_id, user) if is_running else "",
-        "blocks": [_block(block, now) for block in blocks],
-    }
 
 
 def _block(block: Hold, now: datetime) -> dict[str, Any]:
@@ -165,6 +234,7 @@ def _block(block: Hold, now: datetime) -> dict[str, Any]:
         "state": block.state,
         "state_text": STATES.get(block.state, block.state),
         "silent": duration(now - block.since) if block.state == "lost" else "",
+        "steps": [STEPS.get(step, visible(step)) for step, _seconds in block.escalations],
     }
 
 

@@ -22,7 +22,6 @@ from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
 
 from .clearing import ClearRunsAdmin
-from .live import LiveRunsAdmin
 from .story import story_of
 
 __all__ = ["AbortRequestAdmin"]
@@ -99,8 +98,8 @@ class RunFilter(_LatestFilter):
 
 
 @admin.register(AbortRequest)
-class AbortRequestAdmin(ClearRunsAdmin, LiveRunsAdmin):
-    """Lists the requests, with the timeline of each, and adds the page "Running now".
+class AbortRequestAdmin(ClearRunsAdmin):
+    """Lists the requests, with the timeline of each.
 
     Read-only, but for letting runs start again.
     """
@@ -120,11 +119,10 @@ class AbortRequestAdmin(ClearRunsAdmin, LiveRunsAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     fields = ("id", "run_in_full", "who", "user")  # the rest is in the timeline
-    change_list_template = "run_abort/admin/abort_request_list.html"
     change_form_template = "run_abort/admin/abort_request.html"
 
     class Media:
-        css = {"all": ("run_abort/admin.css",)}  # noqa: RUF012  Django's API
+        css = {"all": ("run_abort/run_abort.css", "run_abort/admin.css")}  # noqa: RUF012  Django's API
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -191,12 +189,6 @@ class AbortRequestAdmin(ClearRunsAdmin, LiveRunsAdmin):
             name, text = "asked", _("requested")
         text %= {"stopping": obj.stopping, "lost": obj.unstopped, "count": obj.holders}
         return format_html('<span class="run-abort-outcome {}">{}</span>', name, text)
-
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        context = {"live_url": self.live_url(), **(extra_context or {})}
-        return super().changelist_view(request, context)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any

@@ -14,15 +14,18 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import select_template
 from django.urls import URLPattern, path, reverse
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from run_abort._core.ids import clean_id
 from run_abort.views.abort import AbortForm
+from run_abort.views.links import link
 from run_abort.views.permissions import is_true, may, may_some
 from run_abort.views.requesting import request_aborts
 
 from .asking import confirm_abort, echoed, log_text, tell
+from .linking import change_url
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -69,6 +72,15 @@ class AbortRunsMixin(ModelAdmin):
     def get_run_id(self, obj: Any) -> Any:
         """What names the run of a row, as ``abort_run`` takes it; by default the row itself."""
         return obj
+
+    def get_run_url(self, run_id: str) -> str:
+        """URL of the page of a run, for links to it; empty if no row of this model has this run.
+
+        Meant to be overridden, as ``get_run_id``. By default the change page of the row that the ID
+        ``"<app>.<model>:<pk>"`` names; it looks for no row.
+        """
+        label, _colon, pk = run_id.partition(":")
+        return change_url(self, pk) if label == self.opts.label_lower else ""
 
     def is_abortable(self, obj: Any) -> bool:
         """Whether the run can be aborted: True by default. Return False if it is over.
@@ -205,8 +217,13 @@ class AbortRunsMixin(ModelAdmin):
             if run_id in was_asked:
                 self.log_change(request, obj, log_text(reason))
         items = partial(model_ngettext, self.opts)
-        for level, text in tell(found.outcomes, items, is_known=found.is_known):
-            self.message_user(request, text, level)
+        objects = dict(asked)
+
+        def link_to(run_id: str) -> SafeString:
+            return link(str(objects[run_id]), change_url(self, str(objects[run_id].pk)))
+
+        for level, message in tell(found.outcomes, items, link_to, is_known=found.is_known):
+            self.message_user(request, message, level)
         skipped = [
             (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
             (denied, messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),

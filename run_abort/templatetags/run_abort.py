@@ -42,7 +42,7 @@ def abort_button(
     there is no button.
 
     :param run: the run's ID or model instance, as for ``abort_run``.
-    :param name: what people call the run; by default its ID.
+    :param name: what people call the run; by default the text of the instance, or the ID.
     :param label: text of the button; by default “Abort”.
     :param reason: initial value of the field for the reason.
     :param next: URL to redirect to without JavaScript; by default that of the current page.
@@ -69,7 +69,7 @@ def abort_button(
     return {
         "action": action,
         "progress": _url(request, progress, run, run_id) if progress else "",
-        "run_id": visible(name) or visible(run_id),
+        "run_name": visible(name or (str(run) if hasattr(run, "pk") else run_id)),
         "label": label or _("Abort"),
         "next": _plain(next or request.get_full_path()),
         "form": AbortForm(initial={"reason": _plain(reason)}, auto_id=False),

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import messages
+from django.db import DatabaseError
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import get_script_prefix
@@ -24,6 +26,8 @@ from run_abort._transport.codec import MAX_REASON_LENGTH
 from run_abort.exceptions import visible
 
 from .guarded import Answer, GuardedView, refusal, visitor
+from .links import filled, link
+from .permissions import run_object
 from .requesting import Requested, request_aborts
 
 __all__ = ["AbortForm", "AbortView", "abort_answer"]
@@ -44,8 +48,9 @@ class AbortView(GuardedView):
     The actor is ``request.user``. The methods below are meant to be overridden. They are called in
     the thread of the view.
 
-    :cvar template_name: of the confirmation page: ``run_abort/abort.html``, which has ``run_id``,
-        ``form`` and ``next`` in its context, and the blocks ``title``, ``style`` and ``content``.
+    :cvar template_name: of the confirmation page: ``run_abort/abort.html``, which has
+        ``run_id``, ``run_name``, ``form`` and ``next`` in its context, and extends
+        ``run_abort/base.html`` with the blocks ``title`` and ``content``.
     """
 
     http_method_names = ("get", "head", "options", "post")
@@ -57,6 +62,19 @@ class AbortView(GuardedView):
         Called before each ``POST`` that is permitted.
         """
         return None
+
+    def get_run_name(self) -> str:
+        """What people call the run: the text of a model instance, else the ID."""
+        obj = self._object()
+        return self.run_id if obj is None else str(obj)
+
+    def get_run_url(self) -> str:
+        """Where the message about the abort links to; empty for no link.
+
+        By default the ``get_absolute_url()`` of a model instance, if it has one.
+        """
+        url = getattr(self._object(), "get_absolute_url", None)
+        return str(url()) if url else ""
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         """Show the confirmation page; this aborts nothing."""
@@ -83,8 +101,16 @@ class AbortView(GuardedView):
         requested = request_aborts([self.run_id], user=visitor(request), reason=reason, wait=wait)
         if self._prefers_json():
             return self._json(abort_answer(requested))
-        messages.add_message(request, *_message(requested), fail_silently=True)
+        run = link(self.get_run_name(), self.get_run_url())
+        level, text = _message(requested)
+        messages.add_message(request, level, filled(text, run=run), fail_silently=True)
         return HttpResponseRedirect(self._next(data))
+
+    def _object(self) -> Model | None:
+        try:
+            return run_object(self.run_id)
+        except DatabaseError:  # an abort needs none
+            return None
 
     def _data(self) -> Mapping[str, Any]:
         if self.request.content_type != "application/json":
@@ -111,7 +137,12 @@ class AbortView(GuardedView):
         return get_script_prefix()
 
     def _ask(self, form: AbortForm, data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-        context = {"run_id": visible(self.run_id), "form": form, "next": self._next(data)}
+        context = {
+            "run_id": visible(self.run_id),
+            "run_name": visible(self.get_run_name()),
+            "form": form,
+            "next": self._next(data),
+        }
         return render(self.request, self.template_name, context, status=status)
 
 
@@ -119,7 +150,7 @@ def abort_answer(requested: Requested) -> Answer:
     """The answer to a request to abort one run."""
     (outcome,) = requested.outcomes
     if not outcome.asked:
-        return refusal(503, _message(requested)[1])
+        return refusal(503, _message(requested)[1] % {"run": visible(outcome.run_id)})
     facts = {
         "ok": True,
         "runId": outcome.run_id,
@@ -132,27 +163,27 @@ def abort_answer(requested: Requested) -> Answer:
 
 
 def _message(requested: Requested) -> tuple[int, str]:
-    """Level and text of the message about the outcome."""
+    """Level and text of the message about the outcome; the run is to be filled in."""
     (outcome,) = requested.outcomes
     if not outcome.asked:
         level = messages.ERROR
         text = _(
-            "Run “%(run_id)s” was not asked to abort: neither the database nor Redis accepted the "
+            "Run “%(run)s” was not asked to abort: neither the database nor Redis accepted the "
             "request."
         )
     elif requested.is_known and not outcome.holds and not outcome.local:
         level = messages.WARNING
-        text = _("Run “%(run_id)s” was asked to abort; no process is known to work on it.")
+        text = _("Run “%(run)s” was asked to abort; no process is known to work on it.")
     elif outcome.published:
         level = messages.SUCCESS if requested.is_known else messages.INFO
-        text = _("Run “%(run_id)s” was asked to abort.")
+        text = _("Run “%(run)s” was asked to abort.")
     elif outcome.recorded:
         level = messages.INFO
         text = _(
-            "Run “%(run_id)s” was asked to abort. Other processes read the request from the "
+            "Run “%(run)s” was asked to abort. Other processes read the request from the "
             "database some seconds later."
         )
     else:
         level = messages.WARNING
-        text = _("Run “%(run_id)s” was asked to abort in this process only.")
-    return level, text % {"run_id": visible(outcome.run_id)}
+        text = _("Run “%(run)s” was asked to abort in this process only.")
+    return level, text

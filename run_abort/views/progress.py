@@ -20,7 +20,6 @@ from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from run_abort._store.clock import Now
 from run_abort._store.connection import limited
-from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 
 from .guarded import Answer, GuardedView, refusal
@@ -120,7 +119,7 @@ def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
     if found.age is None and conf.settings().REQUESTS:
         return refusal(404, _("This run has no such abort request."))
     ids = {"ok": True, "runId": asked.run_id, "requestId": str(asked.request_id)}
-    return Answer(200, ids | _report(found, asked.run_id))
+    return Answer(200, ids | _report(found))
 
 
 def _read(alias: str, asked: holds.Asked) -> _Found:
@@ -132,7 +131,7 @@ def _read(alias: str, asked: holds.Asked) -> _Found:
         return _Found(age, holds.of_requests(alias, [asked])[0])
 
 
-def _report(found: _Found, run_id: str) -> dict[str, Any]:
+def _report(found: _Found) -> dict[str, Any]:
     blocks = sorted(found.holds, key=lambda hold: ORDER.index(hold.state), reverse=True)
     states = Counter({hold.origin: hold.state for hold in blocks}.values())
     state = _state(states)
@@ -143,7 +142,7 @@ def _report(found: _Found, run_id: str) -> dict[str, Any]:
         "processes": states.total(),
         "stopped": states["stopped"],
         "lost": states["lost"],
-        "text": " ".join(_sentences(state, states, run_id)),
+        "text": " ".join(_sentences(state, states)),
     }
 
 
@@ -157,11 +156,11 @@ def _state(states: Counter[HoldState]) -> State:
     return "stopped" if states["stopped"] else "idle"
 
 
-def _sentences(state: State, states: Counter[HoldState], run_id: str) -> Iterator[str]:
+def _sentences(state: State, states: Counter[HoldState]) -> Iterator[str]:
     if state == "asked":
         yield _("Asked to abort.")
     elif state == "idle":
-        yield _("No process is working on run “%(run_id)s”.") % {"run_id": visible(run_id)}
+        yield _("No process is working on this run.")
     elif state == "stopped":
         yield STOPPED % {"count": states["stopped"]}
     else:

@@ -59,7 +59,7 @@ def test_two_runs_are_aborted_by_the_action(
     page.get_by_label("Reason").fill("both at once")
     page.get_by_role("button", name="Yes, abort").click()
     expect(page.locator(".messagelist")).to_have_text(
-        re.compile(r"^\s*2 runs stopped, on \d process(es)?\.\s*$")
+        re.compile(r"^\s*2 runs stopped, on \d process(es)?: “example-\d+”, “example-\d+”\.\s*$")
     )
     for run_id in run_ids:
         wait_until_over(ada, run_id)
@@ -82,7 +82,7 @@ def test_a_run_is_aborted_by_the_button_of_its_form(
     page.get_by_label("Reason").fill("from its form")
     page.get_by_role("button", name="Yes, abort").click()
     expect(page.get_by_role("heading", name=run_id)).to_be_visible()
-    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    expect(page.locator(".messagelist")).to_have_text(f"1 run stopped, on 1 process: “{run_id}”.")
     check_looks(page, "admin-run", of=".messagelist")
     wait_until_over(ada, run_id)
     page.reload()

@@ -11,7 +11,7 @@ from tests.e2e.conftest import StartRun
 from tests.e2e.looks import check_looks
 from tests.e2e.tabs import Site, Tabs
 
-PATH = "/admin/run_abort/abortrequest/live/"
+PATH = "/admin/run_abort/runningnow/"
 MINUTE = 60_000  # milliseconds
 HIDE = """(isHidden) => {
     Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
@@ -62,9 +62,9 @@ def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> No
     run_id = start_run(1)
     page = tabs.open(PATH, user="admin")
     button_of(page, run_id).focus()
-    with page.expect_response("**/live/?fragment=1"):
+    with page.expect_response("**/runningnow/?fragment=1"):
         pass
-    with page.expect_response("**/live/?fragment=1"):
+    with page.expect_response("**/runningnow/?fragment=1"):
         pass
     expect(button_of(page, run_id)).to_be_focused()
     page.keyboard.press("Enter")
@@ -72,7 +72,7 @@ def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> No
     expect(page.get_by_role("main").get_by_text(run_id)).to_be_visible()
     page.get_by_label("Reason").fill("beside its name")
     page.get_by_role("button", name="Yes, abort").click()
-    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    expect(page.locator(".messagelist")).to_have_text(f"1 run stopped, on 1 process: “{run_id}”.")
     expect(page.get_by_role("heading", name="Running now")).to_be_visible()
     expect(name_of(page, run_id)).to_be_hidden()
 
@@ -83,7 +83,7 @@ def test_a_page_that_nobody_sees_asks_nothing(tabs: Tabs) -> None:
     looked = looks_of(page)
     page.clock.run_for(10 * MINUTE)
     assert not looked
-    with page.expect_response("**/live/?fragment=1"):
+    with page.expect_response("**/runningnow/?fragment=1"):
         page.evaluate(HIDE, False)
 
 
@@ -107,7 +107,7 @@ def test_a_page_that_nobody_touches_stops_asking(tabs: Tabs) -> None:
     looked = looks_of(page)
     page.clock.run_for(10 * MINUTE)
     assert not looked
-    with page.expect_response("**/live/?fragment=1"):
+    with page.expect_response("**/runningnow/?fragment=1"):
         page.get_by_role("button", name="Continue").click()
 
 
@@ -137,5 +137,5 @@ def test_without_javascript_it_is_loaded_again(tabs: Tabs, start_run: StartRun) 
     page.get_by_role("link", name="Refresh").click()
     button_of(page, run_id).click()
     page.get_by_role("button", name="Yes, abort").click()
-    expect(page.locator(".messagelist")).to_have_text("1 run stopped, on 1 process.")
+    expect(page.locator(".messagelist")).to_have_text(f"1 run stopped, on 1 process: “{run_id}”.")
     expect(name_of(page, run_id)).to_have_count(0)

@@ -139,7 +139,6 @@ def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
     check_focus_is_seen(page)
 
     page.keyboard.press("Space")
-    page.keyboard.press("Tab")
     reason = page.get_by_role("textbox", name="Reason")
     expect(reason).to_be_focused()
     check_focus_is_seen(page)
@@ -148,7 +147,17 @@ def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
     expect(opener(page)).to_be_focused()
 
     page.keyboard.press("Enter")
+    expect(reason).to_be_focused()
+    cancel = page.get_by_role("button", name="Cancel")
     page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(cancel).to_be_focused()
+    check_focus_is_seen(page)
+    page.keyboard.press("Enter")
+    expect(opener(page)).to_be_focused()
+
+    page.keyboard.press("Enter")
+    expect(reason).to_be_focused()
     page.keyboard.type("by hand")
     page.keyboard.press("Tab")
     expect(question(page)).to_be_focused()

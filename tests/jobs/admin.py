@@ -15,6 +15,9 @@ class JobAdmin(AbortRunsMixin, admin.ModelAdmin):  # type: ignore[type-arg]
     def get_run_id(self, obj: Job) -> str:
         return f"job-{obj.pk}"
 
+    def get_run_url(self, run_id: str) -> str:
+        return super().get_run_url(run_id.replace("job-", "jobs.job:"))
+
     def is_abortable(self, obj: Job) -> bool:
         return not obj.is_over
 

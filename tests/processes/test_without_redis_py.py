@@ -43,7 +43,7 @@ request = RequestFactory().get("/")
 request.user = User.objects.get()
 template = "{% load run_abort %}{% abort_button 'run-1' %}"
 say("button", "<button" in engines["django"].from_string(template).render({}, request))
-say("live page", client.get("/admin/run_abort/abortrequest/live/").status_code)
+say("live page", client.get("/admin/run_abort/runningnow/").status_code)
 say("clicked", client.post("/runs/run-1/abort/", {"reason": "because"}).status_code)
 thread.join(20)
 outcome = abort_run("run-1")

@@ -47,7 +47,7 @@ def test_every_file_of_the_app_is_in_it_and_nothing_else(wheel: ZipFile) -> None
     for name in (
         "run_abort/py.typed",
         "run_abort/migrations/0001_initial.py",
-        "run_abort/static/run_abort/abort.css",
+        "run_abort/static/run_abort/run_abort.css",
         "run_abort/templates/run_abort/abort.html",
         "run_abort/management/commands/listen_run_aborts.py",
     ):

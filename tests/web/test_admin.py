@@ -17,6 +17,7 @@ from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import escape, strip_tags
 
 from example.redis_server import free_port
 from run_abort._core.types import Hold, HoldState
@@ -101,13 +102,13 @@ def text(response: HttpResponse) -> str:
 
 def messages(response: HttpResponse) -> list[tuple[str, str]]:
     found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
-    return [(message.level_tag, str(message)) for message in found]
+    return [(message.level_tag, strip_tags(str(message))) for message in found]
 
 
 def idle(*jobs: Job) -> tuple[str, str]:
     """The message about jobs that no process works on."""
     count = "1 job was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
-    names = ", ".join(f"“job-{job.pk}”" for job in jobs)
+    names = ", ".join(f"“{job.name}”" for job in jobs)
     return "warning", f"{count} asked to abort; no process is known to work on {names}."
 
 
@@ -389,13 +390,13 @@ class TestWaiting:
         with held(f"job-{jobs[0].pk}"), held(f"job-{jobs[1].pk}", is_stubborn=True):
             told = self.abort(viewer, *jobs, lost, alone)
         assert told == [
-            ("success", "1 job stopped, on 1 process."),
-            ("warning", "1 job was asked to abort and is still stopping, on 1 process."),
+            ("success", "1 job stopped, on 1 process: “one”."),
+            ("warning", "1 job was asked to abort and is still stopping, on 1 process: “two”."),
             (
-                "warning",
+                "error",
                 (
-                    "1 job was asked to abort, but may still work: 1 process, not heard of for a "
-                    "while."
+                    "1 job was asked to abort, but may still work: “three”, on 1 process, not "
+                    "heard of for a while."
                 ),
             ),
             idle(alone),
@@ -405,7 +406,9 @@ class TestWaiting:
     def test_the_button_tells_as_the_action_does(self, viewer: Client, jobs: list[Job]) -> None:
         with held(f"job-{jobs[0].pk}"):
             response = viewer.post(reverse("admin:jobs_job_abort", args=[jobs[0].pk]))
-        assert messages(response) == [("success", "1 job stopped, on 1 process.")]
+        (message,) = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
+        link = f'<a href="/admin/jobs/job/{jobs[0].pk}/change/">one</a>'
+        assert str(message) == f"1 job stopped, on 1 process: “{link}”."
 
     def test_without_redis_the_rest_is_told_to_take_longer(
         self, viewer: Client, jobs: list[Job], configure: Configure
@@ -414,7 +417,7 @@ class TestWaiting:
         with held(f"job-{jobs[0].pk}"):
             told = self.abort(viewer, *jobs)
         assert told == [
-            ("success", "1 job stopped, on 1 process."),
+            ("success", "1 job stopped, on 1 process: “one”."),
             idle(jobs[1]),
         ]
 
@@ -431,7 +434,8 @@ class TestWaiting:
     ) -> None:
         monkeypatch.setattr(rooms_of_runs, "MAX_AWAITED", 1)
         with held(f"job-{jobs[0].pk}"):
-            assert self.abort(viewer, *jobs) == [("warning", "Asked to abort: 2 jobs.")]
+            told = self.abort(viewer, *jobs)
+        assert told == [("warning", "Asked to abort: 2 jobs, “two”, “one”.")]
 
     def test_several_processes_are_counted_once_each(self) -> None:
         now = timezone.now()
@@ -452,11 +456,15 @@ class TestWaiting:
             outcome("6", {}),
         ]
         outcomes += [outcome(f"6{letter}", {}) for letter in "abcde"]
-        told = tell(outcomes, lambda count: "run" if count == 1 else "runs", is_known=True)
+        items = {1: "run"}
+        told = tell(outcomes, lambda count: items.get(count, "runs"), escape, is_known=True)
         assert [text for _level, text in told] == [
-            "2 runs stopped, on 3 processes.",
-            "2 runs were asked to abort and are still stopping, on 3 processes.",
-            "1 run was asked to abort, but may still work: 1 process, not heard of for a while.",
+            "2 runs stopped, on 3 processes: “1”, “2”.",
+            "2 runs were asked to abort and are still stopping, on 3 processes: “3”, “4”.",
+            (
+                "1 run was asked to abort, but may still work: “5”, on 1 process, not heard of for "
+                "a while."
+            ),
             (
                 "6 runs were asked to abort; no process is known to work on “6”, “6a”, “6b”, “6c”, "
                 "“6d”, …."

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -14,13 +15,15 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from run_abort._store import holds
 from run_abort._store.overview import Overview, overview
-from run_abort.admin import AbortRequestAdmin, live
-from run_abort.models import AbortRequest
+from run_abort.admin import RunningNowAdmin, live
+from run_abort.models import AbortRequest, RunHold
 from tests.blocks import held
 from tests.conftest import Configure
+from tests.jobs.models import Job
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import unmigrated
 
@@ -207,17 +210,58 @@ class TestPage:
         assert not re.search(r"<script|style=| on\w+=", content)
 
 
+def test_it_is_the_first_entry_of_its_app_for_who_may_view_requests() -> None:
+    page = text(login("view_abortrequest").get("/admin/"))
+    entries = re.findall(r'href="/admin/run_abort/(\w+)/"', page)
+    assert list(dict.fromkeys(entries)) == ["runningnow", "abortrequest"]
+    assert "runningnow" not in text(login("add_job").get("/admin/"))
+
+
+class TestSearch:
+    @pytest.mark.parametrize(
+        ("query", "found"),
+        [
+            ("q=IMPORT", ["import-1"]),
+            ("q=old label", ["export-2"]),
+            ("q=web-9", ["export-2"]),
+            ("age=3600", ["export-2"]),
+            ("age=3600&q=import", []),
+            ("age=x", ["export-2", "import-1"]),
+        ],
+    )
+    def test_by_run_label_host_and_age(self, aborter: Client, query: str, found: list[str]) -> None:
+        hold_row("import-1", process_row())
+        old = hold_row("export-2", process_row(host="web-9"), label="Old label")
+        RunHold.objects.filter(pk=old.pk).update(entered_at=timezone.now() - timedelta(hours=2))
+        page = text(aborter.get(f"{url()}?{query}"))
+        assert keys(page) == found
+        if not query.endswith("x"):
+            assert f'data-fragment="{url()}?fragment=1&amp;q=' in page
+
+
+def test_a_run_links_to_its_page(aborter: Client) -> None:
+    job = Job.objects.create(name="one")
+    hold_row(f"job-{job.pk}", process_row())  # as get_run_id and get_run_url of its admin say
+    hold_row(f"auth.user:{job.pk}", process_row())  # a model without the mixin
+    hold_row("elsewhere-3", process_row())
+    User.objects.filter(username="view_abortrequest+abort_run").update(is_superuser=True)
+    page = text(aborter.get(url()))
+    assert f'<a href="/admin/jobs/job/{job.pk}/change/">job-{job.pk}</a>' in page
+    assert f'<a href="/admin/auth/user/{job.pk}/change/">auth.user:{job.pk}</a>' in page
+    assert ">elsewhere-3</th>" in page
+
+
 class TestAbort:
     def test_asks_first_and_tells_then_what_became_of_it(self, aborter: Client) -> None:
         with held("run-1"):
             question = text(aborter.post(abort_url(), {"run": "run-1"}))
             assert "run-1" in question
-            assert f'<a href="{url()}" class="closelink">' in question
+            assert f'<a href="{url()}">No, take me back</a>' in question
             assert not AbortRequest.objects.exists()
             response = aborter.post(abort_url(), confirmed(question, reason="because"))
         assert response.status_code == 302
         assert response["Location"] == url()
-        assert messages(response) == [("success", "1 run stopped, on 1 process.")]
+        assert messages(response) == [("success", "1 run stopped, on 1 process: “run-1”.")]
         row = AbortRequest.objects.get()
         assert (row.run_id, row.reason, row.actor) == (
             "run-1",
@@ -231,14 +275,14 @@ class TestAbort:
     def test_what_does_not_stop_is_not_said_to(
         self, aborter: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(AbortRequestAdmin, "abort_wait", 0.2)
+        monkeypatch.setattr(RunningNowAdmin, "abort_wait", 0.2)
         with held("run-1", is_stubborn=True):
             response = aborter.post(abort_url(), {"run": "run-1", "post": "yes"})
             page = text(aborter.get(url()))
         assert messages(response) == [
-            ("warning", "1 run was asked to abort and is still stopping, on 1 process.")
+            ("warning", "1 run was asked to abort and is still stopping, on 1 process: “run-1”.")
         ]
-        assert "still stopping" in cells(page)[1]
+        assert cells(page)[1][-1] == "still stopping"
         assert keys(page) == []
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "%00", "%ff"])
@@ -275,7 +319,7 @@ class TestWho:
         page = text(viewer.get(url()))
         assert cells(page)[0][1] == "Label"
         assert cells(page)[1][0] == "run-1"
-        assert '<button type="submit" class' not in page
+        assert 'name="run"' not in page
         assert keys(page) == []
         assert viewer.post(abort_url(), sent).status_code == 403
 

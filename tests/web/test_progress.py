@@ -87,7 +87,7 @@ class TestStates:
         hold_row("other", process_row())
         with abortable_run("run-1"):
             pass
-        idle = answer("idle", "No process is working on run “run-1”.")
+        idle = answer("idle", "No process is working on this run.")
         assert look(client, post(client)) == idle
 
     def test_a_process_is_counted_once_and_by_its_last_block(self, client: Client) -> None:

@@ -25,14 +25,31 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    const details = event.key === "Escape" && event.target.closest("[data-run-abort] details[open]");
+    if (event.key === "Escape") close(event.target);
+  });
+
+  document.addEventListener("click", (event) => {
+    if (event.target.matches(".run-abort-cancel")) close(event.target);
+  });
+
+  // It does not bubble.
+  document.addEventListener("toggle", (event) => opened(event.target), { capture: true });
+
+  function close(element) {
+    const details = element.closest("[data-run-abort] details[open]");
     if (!details) return;
     details.open = false;
     details.querySelector("summary").focus();
-  });
+  }
+
+  function opened(details) {
+    if (!details.open || !details.matches("[data-run-abort] details")) return;
+    details.querySelector(".run-abort-cancel").hidden = false;
+    details.querySelector("input:not([type=hidden])").focus();
+  }
 
   async function abort(box, form) {
-    const button = form.querySelector("button");
+    const button = form.querySelector("[type=submit]");
     if (button.disabled) return;
     button.disabled = true;
     show(box, "asking", box.dataset.asking);
@@ -79,7 +96,7 @@
     const details = box.querySelector("details");
     details.open = false;
     details.hidden = false;
-    details.querySelector("button").disabled = false;
+    details.querySelector("[type=submit]").disabled = false;
   }
 
   /** Status and JSON of the response; status 0 without a response, 401 for a redirect to a login. */
