@@ -27,8 +27,9 @@ PORT ?= 8000
 # In a process of their own: there Django cannot be imported.
 CORE := tests/core
 FAST := tests/store tests/transport tests/runtime tests/web tests/app tests/contract \
-	tests/project --ignore=tests/project/test_example.py
-SLOW := tests/processes tests/queues tests/faults tests/project/test_example.py
+	tests/project --ignore=tests/project/test_example.py --ignore=tests/project/test_snippets.py
+SLOW := tests/processes tests/queues tests/faults tests/project/test_example.py \
+	tests/project/test_snippets.py
 TESTS ?= $(FAST)
 RUNS ?= 10
 SECONDS ?= 60
