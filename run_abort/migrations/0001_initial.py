@@ -287,4 +287,17 @@ class Migration(migrations.Migration):
             model_name="runhold",
             index=models.Index(fields=["run_id"], name="run_abort_hold_run_idx"),
         ),
+        migrations.CreateModel(
+            name="RunningNow",
+            fields=[],
+            options={
+                "verbose_name": "run that is running now",
+                "verbose_name_plural": " Running now",
+                "proxy": True,
+                "default_permissions": (),
+                "indexes": [],
+                "constraints": [],
+            },
+            bases=("run_abort.runhold",),
+        ),
     ]
