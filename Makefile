@@ -7,6 +7,8 @@
 #              the fast tests, then make test-slow: those of processes, queues and faults
 # make soak    both suites ten times each while four busy loops run beside them; RUNS=10
 # make e2e     the pages of the demo and the tutorial in a browser; needs Chromium
+# make pictures
+#              those of the docs, as the pages look now; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
 #              SECONDS=600 SEED=7 DATABASE=postgresql REDIS=cluster
 # make bench   the benchmarks
@@ -38,7 +40,7 @@ DATABASE ?= sqlite
 REDIS ?= single
 
 .DEFAULT_GOAL := demo
-.PHONY: demo serve test test-all test-slow soak e2e chaos bench lint docs messages
+.PHONY: demo serve test test-all test-slow soak e2e pictures chaos bench lint docs messages
 
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m example.demo
@@ -62,6 +64,9 @@ soak: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
 
 e2e: $(VENV)/.installed-e2e
 	@$(RUN) -m pytest -q tests/e2e
+
+pictures: $(VENV)/.installed-e2e
+	@RENEW_PICTURES=1 $(RUN) -m pytest -q -p no:randomly tests/e2e/test_pictures.py
 
 chaos: $(VENV)/.installed-test
 	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) --redis $(REDIS) \
