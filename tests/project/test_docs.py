@@ -102,6 +102,21 @@ def broken_links(articles: dict[str, str]) -> list[str]:
     return broken
 
 
+def test_signatures_that_are_written_by_hand() -> None:
+    """Those that the pages do not take from the code, because they would be unreadable."""
+    pages = "".join(path.read_text() for path in REFERENCE.glob("*.md"))
+    written = re.findall(r"^\.\. autofunction:: (\w+)\((.+)\)$", pages, re.MULTILINE)
+    assert written
+    for name, parameters in written:
+        modules = [
+            module for module in map(importlib.import_module, PUBLIC) if name in vars(module)
+        ]
+        for module in modules:
+            known = set(inspect.signature(getattr(module, name)).parameters)
+            known -= {"context", "function"}  # given by the template, and by "@"
+            assert set(re.findall(r"(\w+)(?:=[^,]+)?(?:, |$)", parameters)) == known, module
+
+
 def headings(page: str, pattern: str) -> set[str]:
     """What the second-level headings of a page of the reference name."""
     return set(re.findall(rf"^## `{pattern}", (REFERENCE / page).read_text(), re.MULTILINE))
