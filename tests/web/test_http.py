@@ -27,7 +27,9 @@ from django.utils.decorators import method_decorator
 from django.views import View
 
 from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
+from run_abort._concurrency.throttle import Throttle
 from run_abort._core.types import Request
+from run_abort._runtime import disconnects
 from run_abort._runtime.disconnects import OnDisconnect
 from run_abort._runtime.runtime import current
 from run_abort.http import (
@@ -491,7 +493,10 @@ class TestSyncDisconnect:
         with pytest.raises(ImproperlyConfigured, match="with uvicorn, which does not tell"):
             abortable_view(by_name, abort_on_disconnect="run")(lambda request: HttpResponse())
 
-    def test_one_that_does_not_say_so_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_one_that_does_not_say_so_is_warned_of(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(disconnects, "_unwatched", Throttle())  # another test may have warned
         view = abortable_view(by_name, abort_on_disconnect="run")(lambda request: HttpResponse())
         assert view(factory.get("/import/")).status_code == 200
         assert "does not tell a sync view" in caplog.text
