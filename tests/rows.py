@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from django.db import OperationalError
 from django.utils import timezone
 
 from run_abort.models import RunHold, RunHoldGroup, RunProcess
+from tests.support import Child, wait_until
 
 LEASE = 45.0  # seconds; the default
 
@@ -52,3 +55,18 @@ def hold_row(
     row = RunHold.objects.create(run_id=run_id, process=process, state=state, **more)
     RunHoldGroup.objects.bulk_create(RunHoldGroup(hold=row, run_id=each) for each in groups)
     return row
+
+
+def freeze(child: Child) -> None:
+    """Stop the process, but not while it writes: on SQLite no other could write then."""
+
+    def is_frozen() -> bool:
+        child.send(signal.SIGSTOP)
+        try:
+            RunProcess.objects.filter(pk="nobody").update(pid=0)
+        except OperationalError:
+            child.send(signal.SIGCONT)
+            return False
+        return True
+
+    wait_until(is_frozen)

@@ -15,6 +15,7 @@ from example.redis_server import RedisServer
 from run_abort import abort_run
 from run_abort.models import AbortRequest
 from tests.conftest import Configure
+from tests.rows import freeze
 from tests.support import Child, Foreign, shared_rows
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -55,7 +56,7 @@ def test_stopped_cut_off_and_continued_a_worker_stops(
 ) -> None:
     with worker(project) as process:
         process.wait_for("holding")
-        process.send(signal.SIGSTOP)
+        freeze(process)
         with own_redis.client() as client:
             assert client.client_kill_filter(_type="pubsub") == 1
         assert abort_run("run-1", reason="because").recorded

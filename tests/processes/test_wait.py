@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import OperationalError
 
 from example.redis_server import RedisServer
 from run_abort import AbortOutcome, aabort_run, abort_run, abort_runs
-from run_abort.models import RunProcess
 from tests.conftest import Configure, threads_of_ours
 from tests.processes.conftest import Start, holds_of
+from tests.rows import freeze
 from tests.support import TIMEOUT, Child, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -102,21 +101,6 @@ def test_each_holder_tells_when_it_left(hold: Any) -> None:
     left = [each.left_at for each in outcome.holds]
     assert sorted(left) == left  # type: ignore[type-var]
     assert other.process.poll() is None
-
-
-def freeze(child: Child) -> None:
-    """Stop the process, but not while it writes: on SQLite no other could write then."""
-
-    def is_frozen() -> bool:
-        child.send(signal.SIGSTOP)
-        try:
-            RunProcess.objects.filter(pk="nobody").update(pid=0)
-        except OperationalError:
-            child.send(signal.SIGCONT)
-            return False
-        return True
-
-    wait_until(is_frozen)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@
     if (isNew) announce(summary);
     else if (!button.hidden) announce("");
     button.hidden = true;
-    status.classList.add("visually-hidden"); // the summary above the tables shows it
+    status.classList.add("run-abort-unseen"); // the summary above the tables shows it
   }
 
   /** The element that replaces one that had the focus. */
@@ -97,7 +97,7 @@
 
   function stop(text) {
     announce(text);
-    status.classList.remove("visually-hidden");
+    status.classList.remove("run-abort-unseen");
     button.hidden = false;
   }
 
