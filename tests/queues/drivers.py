@@ -116,7 +116,9 @@ class CeleryDriver(Driver):
             "collect",
         )
         self.tasks = {
-            name: self.client.task(base=AbortableTask, name=self.label + name)(elsewhere)
+            name: self.client.task(shared=False, base=AbortableTask, name=self.label + name)(
+                elsewhere
+            )
             for name in names
         }
 

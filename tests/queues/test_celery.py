@@ -197,7 +197,7 @@ class TestInProcess:
     def test_called_as_a_function_it_has_a_signal_that_never_aborts(
         self, driver: CeleryDriver
     ) -> None:
-        @driver.client.task(base=AbortableTask)
+        @driver.client.task(shared=False, base=AbortableTask)
         def own() -> AbortSignal:
             return own_signal()
 
@@ -207,7 +207,7 @@ class TestInProcess:
     def test_called_as_a_function_within_a_run_it_belongs_to_that(
         self, driver: CeleryDriver
     ) -> None:
-        @driver.client.task(base=AbortableTask)
+        @driver.client.task(shared=False, base=AbortableTask)
         def own() -> AbortSignal:
             return own_signal()
 
@@ -215,7 +215,7 @@ class TestInProcess:
             assert own() is signal
 
     def test_one_that_calls_itself_keeps_its_signal(self, driver: CeleryDriver) -> None:
-        @driver.client.task(base=AbortableTask, bind=True)
+        @driver.client.task(shared=False, base=AbortableTask, bind=True)
         def work(self: Any, depth: int) -> None:
             signals.append(own_signal())
             if depth:
@@ -228,7 +228,7 @@ class TestInProcess:
         assert len(set(signals)) == 1
 
     def test_one_that_calls_itself_swallows_no_abort(self, driver: CeleryDriver) -> None:
-        @driver.client.task(base=AbortableTask, bind=True)
+        @driver.client.task(shared=False, base=AbortableTask, bind=True)
         def work(self: Any, depth: int) -> None:
             if not depth:
                 abort_run(self.request.id)
@@ -254,7 +254,7 @@ class TestInProcess:
         monkeypatch.setattr(driver.client.backend, "store_result", store_result)
         monkeypatch.setattr(driver.client.backend, "mark_as_failure", lambda *args, **options: None)
 
-        @driver.client.task(base=AbortableTask)
+        @driver.client.task(shared=False, base=AbortableTask)
         def work() -> None: ...
 
         rest = [{"options": {"task_id": name}} for name in ("third", "second")]
@@ -263,7 +263,7 @@ class TestInProcess:
         assert stored == ["third", "second", "first"]
 
     def test_eagerly_it_is_a_run_and_fails(self, driver: CeleryDriver) -> None:
-        @driver.client.task(base=AbortableTask, bind=True)
+        @driver.client.task(shared=False, base=AbortableTask, bind=True)
         def work(self: Any) -> None:
             abort_run(self.request.id, reason="because")
             own_signal().raise_if_aborted()
@@ -280,7 +280,7 @@ class TestInProcess:
             def get_run_id(self, request: Any) -> str:
                 return f"import-{request.args[0]}"
 
-        @driver.client.task(base=Named)
+        @driver.client.task(shared=False, base=Named)
         def work(number: int) -> str:
             return own_signal().run_id
 
