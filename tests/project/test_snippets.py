@@ -23,6 +23,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import CommandError
 from django.http import HttpRequest
@@ -45,6 +46,7 @@ from run_abort.models import AbortRequest, RunHold
 from run_abort.signals import run_aborted
 from run_abort.testing import record_aborts
 from run_abort.views import may
+from tests.blocks import connected
 from tests.conftest import Configure
 from tests.jobs.models import Job, Team
 from tests.project.pages import Page, Work, is_held, wait_until_held
@@ -153,7 +155,11 @@ def drive_readme(page: Page) -> None:
 def drive_celery(page: Page) -> None:
     app = Celery("page", broker="memory://", backend="cache+memory://", set_as_current=True)
     page.run()
-    with start_worker(app, pool="solo", perform_ping_check=False):
+    # Else the worker would set the level of the root logger, and later tests see no warnings.
+    with (
+        connected(setup_logging, lambda **kwargs: None),
+        start_worker(app, pool="solo", perform_ping_check=False),
+    ):
         page.run()
         wait_until_held()
         page.run()
