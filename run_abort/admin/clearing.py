@@ -23,7 +23,7 @@ from run_abort.views.links import filled
 from run_abort.views.permissions import may, may_some
 
 from .asking import confirm, echoed, names
-from .linking import run_link
+from .linking import object_url, run_links
 
 __all__ = ["ClearRunsAdmin"]
 
@@ -93,10 +93,8 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             raise Http404
         if not may(request.user, row.run_id, "clear"):
             raise PermissionDenied
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_change"
-        back = reverse(name, args=[quote(row.pk)], current_app=self.admin_site.name)
         self._clear(request, {row.run_id: row})
-        return HttpResponseRedirect(back)
+        return HttpResponseRedirect(object_url(self, row.pk))
 
     def _clear(self, request: HttpRequest, rows: Mapping[str, AbortRequest]) -> None:
         cleared, unchanged, denied = [], [], []
@@ -113,11 +111,12 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "%(runs)s can start again. Start them in the usual way.",
             len(cleared),
         )
+        link_to = run_links(self.admin_site, request)
         for level, text, run_ids in (
             (messages.SUCCESS, done, cleared),
             (messages.WARNING, _("Nothing was cleared for %(runs)s."), unchanged),
             (messages.ERROR, _("Skipped, not permitted: %(runs)s."), denied),
         ):
             if run_ids:
-                runs = names(run_ids, partial(run_link, self.admin_site, request))
+                runs = names(run_ids, link_to)
                 self.message_user(request, filled(text, runs=runs), level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.contrib.admin import AdminSite, ModelAdmin
@@ -12,38 +13,38 @@ from django.utils.safestring import SafeString
 
 from run_abort.views.links import link
 
-__all__ = ["change_url", "run_link", "run_url"]
+from .asking import Link
+
+__all__ = ["object_url", "row_url", "run_links"]
 
 
-def run_url(site: AdminSite, request: HttpRequest, run_id: str) -> str:
-    """URL of the page of a run, for users who may view it; empty if there is none.
+def run_links(site: AdminSite, request: HttpRequest) -> Link:
+    """A function that makes the ID of a run a link to its page, for users who may view that.
 
-    Asks ``get_run_url`` of each ``AbortRunsMixin`` of the site, or else finds the model that the ID
-    names.
+    It asks ``get_run_url`` of each ``AbortRunsMixin`` of the site, or else finds the model that the
+    ID names. Without a page it returns the ID alone.
     """
+    urls_of = [
+        getattr(model_admin, "get_run_url", None) or partial(row_url, model_admin)
+        for model_admin in site._registry.values()
+        if model_admin.has_view_or_change_permission(request)
+    ]
+
+    def link_to(run_id: str) -> SafeString:
+        return link(run_id, next(filter(None, (url_of(run_id) for url_of in urls_of)), ""))
+
+    return link_to
+
+
+def row_url(model_admin: ModelAdmin[Any], run_id: str) -> str:
+    """URL of the change page that the ID ``"<app>.<model>:<pk>"`` names; empty for another one."""
     label, _colon, pk = run_id.partition(":")
-    for model, model_admin in site._registry.items():
-        if not model_admin.has_view_or_change_permission(request):
-            continue
-        get_run_url = getattr(model_admin, "get_run_url", None)
-        if get_run_url is not None:
-            url: str = get_run_url(run_id)
-        else:
-            url = change_url(model_admin, pk) if label == model._meta.label_lower else ""
-        if url:
-            return url
-    return ""
+    is_ours = pk and label == model_admin.opts.label_lower
+    return object_url(model_admin, pk) if is_ours else ""
 
 
-def change_url(model_admin: ModelAdmin[Any], pk: str) -> str:
-    """URL of the change page of a model instance; empty without a key."""
-    if not pk:
-        return ""
+def object_url(model_admin: ModelAdmin[Any], pk: Any, view: str = "change") -> str:
+    """URL of a page of a model instance: ``"change"``, or another one of its admin."""
     opts = model_admin.opts
-    name = f"admin:{opts.app_label}_{opts.model_name}_change"
+    name = f"admin:{opts.app_label}_{opts.model_name}_{view}"
     return reverse(name, args=[quote(pk)], current_app=model_admin.admin_site.name)
-
-
-def run_link(site: AdminSite, request: HttpRequest, run_id: str) -> SafeString:
-    """The ID of a run, as a link to its page if it has one."""
-    return link(run_id, run_url(site, request, run_id))

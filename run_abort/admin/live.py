@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlencode
 
@@ -14,7 +13,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
@@ -30,8 +28,8 @@ from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
 from run_abort.views.requesting import request_aborts
 
-from .asking import confirm_abort, context_of, log_text, tell
-from .linking import run_link
+from .asking import Link, confirm_abort, context_of, log_text, tell
+from .linking import run_links
 from .story import STEPS
 from .wording import duration
 
@@ -128,7 +126,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             if outcome.asked and found.made:
                 row = AbortRequest(pk=outcome.request_id, run_id=run_id)
                 self.log_change(request, row, log_text(reason))
-            link_to = partial(self._link, request)
+            link_to = run_links(self.admin_site, request)
             for level, text in tell([outcome], _items, link_to, is_known=found.is_known):
                 self.message_user(request, text, level)
             return HttpResponseRedirect(self.live_url())
@@ -137,7 +135,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             request,
             form,
             title=_("Abort run"),
-            runs=[(self._link(request, run_id), "")],
+            runs=[(run_links(self.admin_site, request)(run_id), "")],
             items=_items,
             back=self.live_url(),
             echoed=[("run", key), ("post", "yes")],
@@ -147,7 +145,8 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Template context of the page."""
         shown = found._replace(holds=found.holds[:MAX_BLOCKS])
         processes = found.by_process()
-        runs = [self._run(request, *run, found.now) for run in shown.by_run()]
+        link_to = run_links(self.admin_site, request)
+        runs = [_run(*run, link_to, request.user, found.now) for run in shown.by_run()]
         return {
             "now": found.now,
             "runs": runs,
@@ -158,23 +157,6 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "is_cut": found.is_cut,
             "summary": _summary(len(found.by_run()), len(processes)),
         }
-
-    def _run(
-        self, request: HttpRequest, run_id: str, blocks: list[Hold], now: datetime
-    ) -> dict[str, Any]:
-        is_running = any(
-            block.state == "running" or (block.state == "lost" and not block.request_id)
-            for block in blocks
-        )
-        return {
-            "name": visible(run_id),
-            "link": self._link(request, run_id),
-            "key": _key(run_id, request.user) if is_running else "",
-            "blocks": [_block(block, now) for block in blocks],
-        }
-
-    def _link(self, request: HttpRequest, run_id: str) -> SafeString:
-        return run_link(self.admin_site, request, run_id)
 
 
 class Search(NamedTuple):
@@ -200,6 +182,8 @@ class Search(NamedTuple):
 
     def filtered(self, found: Overview) -> Overview:
         """The runs of which a block matches, with all their blocks."""
+        if not self.text and not self.age:
+            return found
         text, since = self.text.casefold(), found.now - timedelta(seconds=self.age)
         matching = {
             hold.run_id
@@ -207,8 +191,6 @@ class Search(NamedTuple):
             if hold.entered_at <= since
             and any(text in each.casefold() for each in (hold.run_id, hold.label, hold.host))
         }
-        if not self.text and not self.age:
-            return found
         return found._replace(holds=[hold for hold in found.holds if hold.run_id in matching])
 
 
@@ -222,6 +204,21 @@ def _summary(found: int, busy: int) -> str:
     runs = ngettext("%(count)d run", "%(count)d runs", found) % {"count": found}
     text = ngettext("%(runs)s on %(count)d process.", "%(runs)s on %(count)d processes.", busy)
     return text % {"runs": runs, "count": busy}
+
+
+def _run(
+    run_id: str, blocks: list[Hold], link_to: Link, user: Any, now: datetime
+) -> dict[str, Any]:
+    is_running = any(
+        block.state == "running" or (block.state == "lost" and not block.request_id)
+        for block in blocks
+    )
+    return {
+        "name": visible(run_id),
+        "link": link_to(run_id),
+        "key": _key(run_id, user) if is_running else "",
+        "blocks": [_block(block, now) for block in blocks],
+    }
 
 
 def _block(block: Hold, now: datetime) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
-from django.contrib.admin.utils import model_ngettext, quote, unquote
+from django.contrib.admin.utils import model_ngettext, unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import select_template
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -25,7 +25,7 @@ from run_abort.views.permissions import is_true, may, may_some
 from run_abort.views.requesting import request_aborts
 
 from .asking import confirm_abort, echoed, log_text, tell
-from .linking import change_url
+from .linking import object_url, row_url
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -79,8 +79,7 @@ class AbortRunsMixin(ModelAdmin):
         Meant to be overridden, as ``get_run_id``. By default the change page of the row that the ID
         ``"<app>.<model>:<pk>"`` names; it looks for no row.
         """
-        label, _colon, pk = run_id.partition(":")
-        return change_url(self, pk) if label == self.opts.label_lower else ""
+        return row_url(self, run_id)
 
     def is_abortable(self, obj: Any) -> bool:
         """Whether the run can be aborted: True by default. Return False if it is over.
@@ -151,10 +150,8 @@ class AbortRunsMixin(ModelAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def _url(self, request: HttpRequest, name: str, obj: Any) -> str:
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}"
-        url = reverse(name, args=[quote(obj.pk)], current_app=self.admin_site.name)
         filters: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
-        return add_preserved_filters(filters, url)
+        return add_preserved_filters(filters, object_url(self, obj.pk, name))
 
     def _templates(self, chosen: str | None, fallback: str) -> list[str]:
         if chosen:
@@ -220,7 +217,7 @@ class AbortRunsMixin(ModelAdmin):
         objects = dict(asked)
 
         def link_to(run_id: str) -> SafeString:
-            return link(str(objects[run_id]), change_url(self, str(objects[run_id].pk)))
+            return link(str(objects[run_id]), object_url(self, objects[run_id].pk))
 
         for level, message in tell(found.outcomes, items, link_to, is_known=found.is_known):
             self.message_user(request, message, level)

@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import get_script_prefix
 from django.utils.decorators import method_decorator
+from django.utils.functional import cached_property
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -65,15 +66,14 @@ class AbortView(GuardedView):
 
     def get_run_name(self) -> str:
         """What people call the run: the text of a model instance, else the ID."""
-        obj = self._object()
-        return self.run_id if obj is None else str(obj)
+        return self.run_id if self._object is None else str(self._object)
 
     def get_run_url(self) -> str:
         """Where the message about the abort links to; empty for no link.
 
         By default the ``get_absolute_url()`` of a model instance, if it has one.
         """
-        url = getattr(self._object(), "get_absolute_url", None)
+        url = getattr(self._object, "get_absolute_url", None)
         return str(url()) if url else ""
 
     def get(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
@@ -106,6 +106,7 @@ class AbortView(GuardedView):
         messages.add_message(request, level, filled(text, run=run), fail_silently=True)
         return HttpResponseRedirect(self._next(data))
 
+    @cached_property
     def _object(self) -> Model | None:
         try:
             return run_object(self.run_id)
