@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
+from django.utils import translation
 
 from example.redis_server import RedisServer
 from run_abort._runtime.runtime import Runtime, install
@@ -17,6 +23,37 @@ from run_abort.testing import use_settings
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
+
+STATE = pytest.StashKey[dict[str, object]]()
+
+
+def state_of_the_process() -> dict[str, object]:
+    """What a test could change for the tests after it."""
+    environment = dict(os.environ)
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    return {
+        "handlers of signals": {each: signal.getsignal(each) for each in signal.valid_signals()},
+        "environment": environment,
+        "working directory": Path.cwd(),
+        "level of the root logger": logging.getLogger().level,
+        "hook for exceptions": sys.excepthook,
+    }
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    translation.deactivate()  # a request leaves the visitor's language behind
+    item.stash[STATE] = state_of_the_process()
+    yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Else another test fails, and only in some orders."""
+    yield
+    now = state_of_the_process()
+    left = [name for name, value in item.stash[STATE].items() if now[name] != value]
+    assert not left, f"The test leaves another {', another '.join(left)} behind."
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,13 +11,16 @@ two functions of the reader, ``rows`` and ``save``; and the URL of Redis.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import sys
 import time
 import unittest
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Self
+from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -116,9 +119,21 @@ def page(
     return page
 
 
+@pytest.fixture
+def workers_leave_no_trace() -> Iterator[None]:
+    """A worker of a queue sets variables and handlers in the process that it takes for its own."""
+    handlers = {each: signal.getsignal(each) for each in signal.valid_signals()}
+    with mock.patch.dict(os.environ):
+        yield
+    for each, handler in handlers.items():
+        if signal.getsignal(each) != handler:
+            signal.signal(each, handler)
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(path, id=path.stem) for path in PAGES], indirect=True
 )
+@pytest.mark.usefixtures("workers_leave_no_trace")
 def test_each_block_runs(page: Page, request: pytest.FixtureRequest) -> None:
     DRIVERS.get(request.node.callspec.id, Page.rest)(page)
     assert page.is_over

@@ -11,7 +11,6 @@ from example.redis_server import RedisServer
 from tests.conftest import Configure
 from tests.processes.conftest import LOGGING, Start, start
 from tests.queues.drivers import DRIVERS, Driver, Place
-from tests.queues.work import end
 from tests.support import Child, shared_rows
 
 __all__ = ["start"]  # a fixture
@@ -53,4 +52,4 @@ def worker(driver: Driver) -> Iterator[Child]:
     """A worker that has begun before the test; it ends when it is asked to."""
     worker = driver.start()
     yield worker
-    end(worker, driver.end_signal)
+    driver.end(worker)

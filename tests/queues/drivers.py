@@ -75,6 +75,12 @@ class Driver(ABC):
     def start(self, kind: str = "", *, concurrency: int = 1) -> Child:
         """Start a worker and wait until it is ready."""
 
+    def end(self, worker: Child) -> None:
+        """Ask it to end, once it has no task: it does, with all of its processes."""
+        worker.send(self.end_signal)
+        assert worker.wait() == 0, str(worker)
+        wait_until(lambda: not worker.session())
+
     @abstractmethod
     def send(self, name: str, argument: str) -> Any:
         """Send a task; what is known of it here."""
@@ -325,6 +331,15 @@ class RqDriver(Driver):
         )
         child.wait_for("Listening on default")
         return child
+
+    def end(self, worker: Child) -> None:
+        """Not before it waits for a job.
+
+        Its handler raises an exception. One that arrives amid a pipeline leaves the rest of the
+        replies on the connection, for the next command, and the worker ends with an error.
+        """
+        wait_until(lambda: "b" in "".join(c["flags"] for c in self.queue.connection.client_list()))
+        super().end(worker)
 
     def send(self, name: str, argument: str, **options: Any) -> Job:
         retry = {"look": Retry(3), "fail": Retry(1)}.get(name)

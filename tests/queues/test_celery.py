@@ -19,7 +19,7 @@ from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
 from tests.processes.conftest import package
 from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place
-from tests.queues.work import abort, began, end, own_signal
+from tests.queues.work import abort, began, own_signal
 from tests.support import TIMEOUT, Child, wait_until
 
 
@@ -41,7 +41,7 @@ class TestSignals:
         worker.wait_for("began one")
         abort(result.id)
         driver.assert_aborted(result)
-        end(worker)
+        driver.end(worker)
         name = driver.label + "look"
         sent = [f"signal task_prerun {name} ", f"signal task_postrun {name} IGNORED"] * 2
         assert [line for line in worker.output if line.startswith("signal")] == sent
@@ -61,7 +61,7 @@ class TestUnwell:
             results.start()
             assert driver.result(driver.send("done", "two")) == "two"
             assert driver.tasks["look"].AsyncResult(result.id).state == "PENDING"
-            end(worker)
+            driver.end(worker)
             assert not [line for line in worker.output if line.startswith("signal task_failure")]
 
 
@@ -92,7 +92,7 @@ class TestCanvas:
         abort(results.id)
         for result in results:
             driver.assert_aborted(result)
-        end(worker)
+        driver.end(worker)
 
     def test_a_chord_by_its_root_and_its_body_never_begins(
         self, driver: CeleryDriver, worker: Child
@@ -168,7 +168,7 @@ class TestStates:
         with pipe.open("w"):
             pass  # it goes on
         driver.assert_aborted(result)
-        end(worker)
+        driver.end(worker)
 
     def test_one_that_waits_is_not_ready_before_its_turn(self, driver: CeleryDriver) -> None:
         worker = driver.start(concurrency=1)
@@ -181,7 +181,7 @@ class TestStates:
         for each in (first, second):
             driver.assert_aborted(each)
         assert began(worker) == ["one"]
-        end(worker)
+        driver.end(worker)
 
 
 class TestResult:

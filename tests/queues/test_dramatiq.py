@@ -19,7 +19,7 @@ from dramatiq.results.backends import StubBackend
 from run_abort import current_signal
 from run_abort.contrib.dramatiq import Abortable
 from tests.queues.drivers import DramatiqDriver, Place
-from tests.queues.work import abort, began, end, escalations, own_signal
+from tests.queues.work import abort, began, escalations, own_signal
 from tests.support import Child, wait_until
 
 
@@ -55,7 +55,7 @@ class TestAsync:
         worker.wait_for("cleaned up one")
         driver.assert_aborted(message)
         assert driver.result(driver.actors["done"].send("two")) == "two"
-        end(worker)
+        driver.end(worker)
         wait_until(lambda: began(worker) == ["one", "two"])
 
     def test_one_that_swallows_its_cancellation_is_cancelled_again(
@@ -97,7 +97,7 @@ class TestComposition:
         abort(first)
         for message in pipe.messages:
             driver.assert_aborted(message, by=first)
-        end(worker)
+        driver.end(worker)
         wait_until(lambda: began(worker) == ["one"])
 
     def test_a_pipeline_that_has_come_to_its_last_message(self, driver: DramatiqDriver) -> None:

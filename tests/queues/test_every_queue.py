@@ -23,7 +23,6 @@ from tests.queues.work import (
     CLEANUP_TIME,
     abort,
     began,
-    end,
     escalations,
     wait_until_it_hears,
 )
@@ -71,7 +70,7 @@ def test_one_in_c_code_is_never_said_to_have_stopped(driver: Driver, tmp_path: P
     with pipe.open("w"):  # it goes on
         driver.assert_aborted(sent)
     assert "went on" not in str(worker)
-    end(worker, driver.end_signal)
+    driver.end(worker)
 
 
 @every_queue
@@ -101,7 +100,7 @@ def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Dri
     worker.wait_for_all(f"told of {run_id} start", f"never begins: one run {run_id!r} was aborted")
     assert driver.result(driver.send("done", "next")) == "next"
     began_all(worker, "next")
-    end(worker, driver.end_signal)
+    driver.end(worker)
 
 
 SCRIPT = """if True:
@@ -147,7 +146,7 @@ def test_one_that_waits_behind_another_never_begins(driver: Driver) -> None:
     driver.assert_aborted(first)
     driver.assert_aborted(second, has_begun=False)
     assert began(worker) == ["one"]
-    end(worker, driver.end_signal)
+    driver.end(worker)
 
 
 @every_queue
@@ -157,7 +156,7 @@ def test_one_that_was_cleared_begins(driver: Driver) -> None:
     clear_run_abort(driver.run_id(sent))
     worker = driver.start()
     assert driver.result(sent) == "one"
-    end(worker, driver.end_signal)
+    driver.end(worker)
 
 
 @pytest.mark.parametrize("driver", ["celery", "dramatiq", "huey-process"], indirect=True)

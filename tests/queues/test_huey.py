@@ -18,7 +18,7 @@ from huey.api import Result
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
-from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
+from tests.queues.work import Planted, abort, began, own_signal, wait_until_it_hears
 from tests.support import ROOT, Child, wait_until
 
 
@@ -59,7 +59,7 @@ class TestBeforeStart:
             driver.assert_aborted(result)
         wait_until(lambda: "signal canceled look" in worker.output)
         assert began(worker) == []
-        end(worker, signal.SIGINT)
+        driver.end(worker)
 
     def test_one_that_is_scheduled(self, driver: HueyDriver) -> None:
         task = driver.tasks["look"].s("one", delay=0.5)
@@ -68,7 +68,7 @@ class TestBeforeStart:
         worker = driver.start()
         driver.assert_aborted(Result(driver.huey, task))
         assert began(worker) == []
-        end(worker, signal.SIGINT)
+        driver.end(worker)
 
     def test_the_process_that_aborts_unpickles_nothing(self, driver: HueyDriver) -> None:
         driver.huey.storage.enqueue(pickle.dumps(Planted()))
@@ -137,7 +137,7 @@ class TestDjango:
         wait_until_it_hears(worker, "one")
         assert abort(result.id, wait=10).stopped
         driver.assert_aborted(result)
-        end(worker, signal.SIGINT)
+        driver.end(worker)
 
 
 class TestInProcess:

@@ -10,7 +10,7 @@ from rq.job import Job as RqJob
 from tests.jobs.models import Job
 from tests.queues.drivers import CeleryDriver, Driver, RqDriver
 from tests.queues.job_table import run_job
-from tests.queues.work import abort, end
+from tests.queues.work import abort
 from tests.support import wait_until
 
 
@@ -58,4 +58,4 @@ def test_the_row_says_the_truth(driver: Driver) -> None:
         "began done",
         "began fail",
     ]
-    end(worker, driver.end_signal)
+    driver.end(worker)

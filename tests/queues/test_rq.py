@@ -23,7 +23,7 @@ from tests.blocks import connected
 from tests.processes.conftest import package
 from tests.queues import work
 from tests.queues.drivers import Place, RqDriver
-from tests.queues.work import Planted, abort, began, end, own_signal, wait_until_it_hears
+from tests.queues.work import Planted, abort, began, own_signal, wait_until_it_hears
 from tests.support import TIMEOUT, Child, Proxy, wait_until
 
 
@@ -58,7 +58,7 @@ class TestWhileRunning:
         assert driver.result(driver.send("done", "two")) == "two"
         wait_until(lambda: began(worker) == ["one", "two"])
         wait_until(lambda: f"told of {job.id} channel" in worker.output)
-        end(worker)
+        driver.end(worker)
 
     def test_its_callback_for_what_failed_is_called(self, driver: RqDriver, worker: Child) -> None:
         job = driver.send(
@@ -138,7 +138,7 @@ class TestBeforeStart:
         assert after.get_status() == "deferred"
         wait_until(lambda: began(worker) == ["three"])
         assert "on_failure" not in worker.output
-        end(worker)
+        driver.end(worker)
 
     def test_what_is_scheduled_or_deferred_is_canceled(
         self, driver: RqDriver, canceling: None
@@ -223,7 +223,7 @@ class TestBeforeStart:
         driver.queue.canceled_job_registry.requeue(job.id)
         wait_until(lambda: job.get_status() == "finished")
         assert "run_abort" not in job.get_meta()
-        end(worker)
+        driver.end(worker)
 
     def test_one_that_was_stopped_and_cleared_begins_again(
         self, driver: RqDriver, worker: Child
@@ -259,7 +259,7 @@ class TestLastRung:
         assert job.get_meta()["customer"] == 7
         wait_until(lambda: "on_stopped because" in worker.output)
         assert driver.result(driver.send("done", "two")) == "two"
-        end(worker)
+        driver.end(worker)
 
     def test_one_that_has_passed_the_point_of_no_return_is_spared(self, driver: RqDriver) -> None:
         worker = self.start(driver)
@@ -267,7 +267,7 @@ class TestLastRung:
         worker.wait_for("began one")
         abort(job.id)
         assert driver.result(job) == "finished"
-        end(worker)
+        driver.end(worker)
 
 
 class TestUnwell:
@@ -319,7 +319,7 @@ class TestUnwell:
         worker.wait_for("began two")
         abort(again.id)
         driver.assert_aborted(again)
-        end(worker)
+        driver.end(worker)
 
 
 class TestDjangoRq:
@@ -341,7 +341,7 @@ class TestDjangoRq:
         worker.wait_for("began one")
         abort(job.id)
         driver.assert_aborted(job)
-        end(worker)
+        driver.end(worker)
 
     def test_a_command_that_aborts(self, driver: RqDriver) -> None:
         job = driver.queue.enqueue(work.look, "one")

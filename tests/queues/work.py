@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal as signals
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,10 +142,3 @@ def wait_until_it_hears(worker: Child, name: str) -> None:
     pid = worker.wait_for(f"began {name}").split()[2]
     listening = f"{pid} INFO Listening for aborts"
     wait_until(lambda: any(line.startswith(listening) for line in worker.output))
-
-
-def end(worker: Child, number: signals.Signals = signals.SIGTERM) -> None:
-    """It ends when it is asked to, with all of its processes."""
-    worker.send(number)
-    assert worker.wait() == 0, str(worker)
-    wait_until(lambda: not worker.session())

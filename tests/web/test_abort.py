@@ -11,6 +11,8 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
+from django.contrib.messages.storage.fallback import FallbackStorage
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
@@ -232,6 +234,57 @@ class TestGet:
     def test_speaks_the_visitors_language(self, client: Client) -> None:
         response = client.get(url(), headers={"accept-language": "de"})
         assert 'lang="de"' in response.content.decode()
+
+
+class TestHooks:
+    """Of a project's own view, and its own template."""
+
+    class View(AbortView):
+        def get_run_id(self) -> str:
+            return "run-1"
+
+        def get_run_name(self) -> str:
+            return "import of <a.csv>"
+
+        def get_run_url(self) -> str:
+            return "/imports/1/?a=1&b=2"
+
+    @pytest.fixture
+    def http(self, ann: User) -> HttpRequest:
+        request = RequestFactory().get("/")
+        request.user = ann
+        request.session = SessionStore()  # type: ignore[assignment]
+        request._messages = FallbackStorage(request)  # type: ignore[attr-defined]
+        return request
+
+    def test_the_page_has_its_name(self, http: HttpRequest) -> None:
+        page = self.View.as_view()(http).content.decode()
+        assert "import of &lt;a.csv&gt;" in page
+        assert "run-1" not in page
+
+    def test_the_message_has_its_name_and_its_link(self, http: HttpRequest) -> None:
+        http.method = "POST"
+        http._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
+        assert self.View.as_view()(http).status_code == 302
+        (message,) = get_messages(http)
+        link = '<a href="/imports/1/?a=1&amp;b=2">import of &lt;a.csv&gt;</a>'
+        assert str(message).startswith(f"Run “{link}” was asked to abort")
+
+    def test_the_page_extends_the_template_of_the_project(
+        self, client: Client, settings: Any
+    ) -> None:
+        own = "<title>{% block title %}{% endblock %}</title>Shop{% block content %}{% endblock %}"
+        (engine,) = settings.TEMPLATES
+        loaders = [
+            ("django.template.loaders.locmem.Loader", {"run_abort/base.html": own}),
+            "django.template.loaders.app_directories.Loader",
+        ]
+        options = {**engine.get("OPTIONS", {}), "loaders": loaders}
+        settings.TEMPLATES = [{**engine, "APP_DIRS": False, "OPTIONS": options}]
+        page = client.get(url()).content.decode()
+        assert page.startswith("<title>Abort run")
+        assert "Shop" in page
+        assert 'name="reason"' in page
 
 
 class TestPermission:
