@@ -315,6 +315,12 @@ class AbortController:
         verdict = self.signal._verdict.get("verdict")
         return isinstance(verdict, _End) and verdict.finishing
 
+    @property
+    def aborted_by_cleared(self) -> bool:
+        """Whether it was aborted by a request that is now known to have been cleared before."""
+        aborted = self.signal.aborted_by
+        return aborted is not None and aborted.request.id in self.spared_by
+
     def abort(self, reason: str = "", actor: str = "") -> bool:
         """Abort the signal: set the flag and wake waiters at once, start callbacks on threads.
 

@@ -34,6 +34,7 @@ The solution has four parts:
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,7 +55,14 @@ __all__ = [
     "take_for_arrived",
 ]
 
+logger = logging.getLogger("run_abort")
+
 CLEANUP_TIME: Final = 5.0  # seconds
+
+_DELAYED: Final = (
+    "The thread that works on the aborted run %r cannot be interrupted now: it runs C code or "
+    "a database statement, or waits in a blocking call"
+)
 
 _here = threading.local()
 # The interruptions of all threads. While it is empty, no thread has to check its own.
@@ -194,9 +202,13 @@ class Interruption:
         """Whether the block is open, and no earlier interrupt is on its way or being obeyed."""
         return self.is_open and not self.is_orphaned() and self._target.is_ready()
 
-    def is_obeyed(self) -> bool:
-        """Whether an interrupt of this thread arrived so recently that its cleanup may run."""
-        return self._target.is_obeying()
+    def warn_of_delay(self, run_id: str) -> None:
+        """Log that the thread cannot be interrupted.
+
+        Not if an interrupt arrived in it so recently that its cleanup may run.
+        """
+        if not self._target.is_obeying():
+            logger.warning(_DELAYED, run_id)
 
     def raise_if_due(self) -> None:
         """Interrupt the block, of this thread, here."""

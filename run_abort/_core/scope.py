@@ -8,7 +8,6 @@ abort, the app escalates, provided ``insist`` allows it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -37,15 +36,9 @@ from .types import Escalation, Left
 
 __all__ = ["Process", "Scope"]
 
-logger = logging.getLogger("run_abort")
-
 _INTERRUPT_ONLY: Final = (
     "with abortable_run() takes insist='interrupt' only, and not in an event loop: there, use "
     "async with and insist='cancel'"
-)
-_STUCK: Final = (
-    "The thread that works on the aborted run %r cannot be interrupted now: it runs C code or "
-    "a database statement, or waits in a blocking call"
 )
 
 
@@ -160,14 +153,14 @@ class Scope:
         try:
             controller = self._begin()
             self._look(controller)
-            signal = controller.signal
-            if signal.aborted:
-                raise signal.exception()
+            while controller.signal.aborted:
+                controller = self._begin_again(controller)
+                self._look(controller)
             current.enter(controller)
         except BaseException:  # also of a signal handler, which may raise at any place
             self._end()
             raise
-        return signal
+        return controller.signal
 
     @kept_exit
     def __exit__(
@@ -210,7 +203,9 @@ class Scope:
         try:
             controller = self._begin()
             await self._alook(controller)
-            controller.signal.raise_if_aborted()
+            while controller.signal.aborted:
+                controller = self._begin_again(controller)
+                await self._alook(controller)
             current.enter(controller)
         except BaseException:
             self._end()
@@ -241,6 +236,9 @@ class Scope:
         try:
             controller = self._begin()
             self._look(controller)
+            while controller.aborted_by_cleared:
+                controller = self._begin_again(controller)
+                self._look(controller)
         except BaseException:
             self._end()
             raise
@@ -250,15 +248,30 @@ class Scope:
     def _was_entered(self) -> RuntimeError:
         return RuntimeError(f"{self!r} was entered before; make a new one for each block")
 
-    def _begin(self) -> AbortController:
+    def _begin(self, spared_by: frozenset[str] = frozenset()) -> AbortController:
         # The block registers, then reads the requests. An abort writes its request, then publishes
         # it. So in any order, either the block reads the request or the push finds the block.
         self._process = self._find_process()
         registry = self._process.registry
         controller = registry.controller_class(self._ids[0], self._grace)
         self._controller = controller
+        controller.spared_by = spared_by
         registry.register(controller, self._ids, self._label)
         return controller
+
+    def _begin_again(self, controller: AbortController) -> AbortController:
+        """Begin with another controller, if this one should have been spared.
+
+        A push is not held up until the requests were read. So one that is late may arrive before
+        it is known that its request was cleared.
+
+        :raises RunAborted: if the abort stands.
+        """
+        if not controller.aborted_by_cleared:
+            raise controller.signal.exception()
+        self._end()
+        self._has_told = False
+        return self._begin(controller.spared_by)
 
     def _end(self) -> AbortSignal | None:
         """Leave the registry. May be called again, after an exception of a signal handler.
@@ -284,7 +297,11 @@ class Scope:
         return controller.signal
 
     def _escalate_by(
-        self, escalation: Escalation, send: Callable[[], bool], *, warns: bool = False
+        self,
+        escalation: Escalation,
+        send: Callable[[], bool],
+        *,
+        on_stuck: Callable[[], object] | None = None,
     ) -> None:
         """If the block goes on after its abort, call ``send`` after the grace, and repeatedly."""
         controller = self._controller
@@ -297,11 +314,7 @@ class Scope:
                 signal.escalated(escalation)
             return was_sent
 
-        def warn() -> None:
-            if self._interruption is not None and not self._interruption.is_obeyed():
-                logger.warning(_STUCK, signal.run_id)
-
-        self._plan = EscalationPlan(self._grace, attempt, on_stuck=warn if warns else None)
+        self._plan = EscalationPlan(self._grace, attempt, on_stuck=on_stuck)
         signal._when_aborted(partial(self._process.escalator.add, self._plan))
 
     # A block that may be interrupted, or that is inside another block that may be.
@@ -324,7 +337,8 @@ class Scope:
                     signal = self.__enter__()
                     if self._interruption is not None:
                         send = partial(self._interrupt, signal)
-                        self._escalate_by("interrupt", send, warns=True)
+                        warn = partial(self._interruption.warn_of_delay, signal.run_id)
+                        self._escalate_by("interrupt", send, on_stuck=warn)
             return signal
         except BaseException:
             self.abandon()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,8 +21,10 @@ from run_abort._core.types import Request
 from run_abort._runtime import catch_up
 from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
+from run_abort._store import requests
 from run_abort._store.requests import Requests
 from run_abort.models import AbortRequest
+from run_abort.runs import hold
 from run_abort.signals import run_abort_received
 from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
@@ -456,6 +459,55 @@ def test_a_push_that_comes_after_its_request_was_cleared_spares_the_rerun(
             runtime.dispatch.receive(Request(asked, str(key), origin="inst_x"))
             aborted.append(rerun.aborted)
     assert aborted == [False, True]
+
+
+class TestPushAmidTheFirstRead:
+    """It strikes the rerun before that can know that the request was cleared."""
+
+    @pytest.fixture(autouse=True)
+    def late(self, runtime: Runtime, polling: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The cleared requests that are pushed, each amid another read."""
+        late = []
+        for _ in range(2):
+            late.append(str(request("run-1").pk))
+            assert clear_run_abort("run-1") == 1
+        pushes = [Request("run-1", key, origin="inst_x") for key in late]
+        read = requests.known_for
+
+        def push_and_read(alias: str, ids: Iterable[str]) -> requests.Known:
+            if pushes:
+                runtime.dispatch.receive(pushes.pop())
+            return read(alias, ids)
+
+        monkeypatch.setattr(requests, "known_for", push_and_read)
+        return late
+
+    def test_forced_in_a_block(self) -> None:
+        with abortable_run("run-1") as signal:
+            assert not signal.aborted
+
+    def test_forced_in_a_block_that_may_be_interrupted(self) -> None:
+        with abortable_run("run-1", insist="interrupt") as signal:
+            assert not signal.aborted
+
+    def test_forced_in_a_task(self) -> None:
+        async def work() -> None:
+            async with abortable_run("run-1") as signal:
+                await asyncio.sleep(0)
+                assert not signal.aborted
+
+        asyncio.run(work())
+
+    def test_forced_in_a_hold(self) -> None:
+        signal, leave = hold("run-1")
+        assert not signal.aborted
+        assert leave()
+
+    def test_forced_while_another_request_stands(self) -> None:
+        standing = request("run-1")
+        with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
+            raise AssertionError("entered")
+        assert raised.value.request_id == str(standing.pk)
 
 
 def test_aborted_stays_aborted_until_it_is_cleared(polling: None) -> None:
