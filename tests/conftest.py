@@ -31,8 +31,9 @@ def state_of_the_process() -> dict[str, object]:
     """What a test could change for the tests after it."""
     environment = dict(os.environ)
     environment.pop("PYTEST_CURRENT_TEST", None)
+    others = signal.valid_signals() - {signal.SIGALRM}  # that of pytest-timeout
     return {
-        "handlers of signals": {each: signal.getsignal(each) for each in signal.valid_signals()},
+        "handlers of signals": {each: signal.getsignal(each) for each in others},
         "environment": environment,
         "working directory": Path.cwd(),
         "level of the root logger": logging.getLogger().level,

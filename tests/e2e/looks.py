@@ -36,3 +36,14 @@ def check_looks(page: Page, name: str, *, of: str | None = None) -> None:
             assert needed <= width, f"{needed} pixels wide: {picture}"
             results = Axe().run(page, of, OPTIONS)
             assert not results.violations_count, f"{picture}\n{results.generate_report()}"
+
+
+def check_focus_is_seen(page: Page) -> None:
+    """What has the focus has an outline."""
+    style, width = page.evaluate(
+        """() => {
+            const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
+            return [outlineStyle, parseFloat(outlineWidth)];
+        }"""
+    )
+    assert style == "auto" or (style != "none" and width >= 2)  # "auto" is the browser's own

@@ -7,6 +7,7 @@ import re
 from playwright.sync_api import Locator, Page, Request, expect
 
 from tests.e2e.conftest import Silent, StartRun
+from tests.e2e.looks import check_focus_is_seen
 from tests.e2e.tabs import Site, Tabs, log_in, path_of
 
 STOPPED = re.compile(r"^Stopped on \d process(es)?\.$")
@@ -166,17 +167,6 @@ def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
     expect(status(page)).to_be_focused()
     expect(status(page)).to_have_text(STOPPED)
     expect(page.locator("#request")).to_have_text(re.compile(": by hand$"))
-
-
-def check_focus_is_seen(page: Page) -> None:
-    style, width = page.evaluate(
-        """() => {
-            const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
-            return [outlineStyle, parseFloat(outlineWidth)];
-        }"""
-    )
-    assert style != "none"
-    assert width >= 2
 
 
 def test_a_server_that_does_not_answer_is_asked_again(tabs: Tabs, start_run: StartRun) -> None:

@@ -1,4 +1,4 @@
-"""The pages in the admin, under django-unfold."""
+"""The pages in the admin, under django-unfold, which shows nothing without JavaScript."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from example.redis_server import free_port
 from tests.e2e.conftest import StartRun
-from tests.e2e.looks import check_looks
+from tests.e2e.looks import check_focus_is_seen, check_looks
 from tests.e2e.tabs import PATIENCE, Site
 from tests.support import Child
+
+PATH = "/admin/run_abort/runningnow/"
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +46,49 @@ def page(chromium: Browser, unfold: str, site: Site) -> Iterator[Page]:
     context.close()
 
 
+def button_of(page: Page, run_id: str) -> Locator:
+    return page.get_by_role("button", name=f"Abort run {run_id}", exact=True)
+
+
+# This server has no Redis.
+def was_asked(page: Page) -> Locator:
+    return page.get_by_text("Asked to abort; other processes read")
+
+
 def test_a_run_is_aborted(page: Page, start_run: StartRun) -> None:
     run_id = start_run(1)
-    page.goto("/admin/run_abort/runningnow/")
+    page.goto(PATH)
     expect(page.get_by_role("link", name=run_id)).to_be_visible()
     check_looks(page, "unfold-live", of="#content-main")
-    page.get_by_role("button", name=f"Abort run {run_id}").click()
+    button_of(page, run_id).click()
     check_looks(page, "unfold-confirmation", of="#content-main")
     page.get_by_label("Reason").fill("under unfold")
     page.get_by_role("button", name="Yes, abort").click()
-    # This server has no Redis.
-    expect(page.get_by_text("Asked to abort; other processes read")).to_be_visible()
+    expect(was_asked(page)).to_be_visible()
     page.goto("/admin/run_abort/abortrequest/")
     page.get_by_role("row").filter(has_text="under unfold").get_by_role("link").first.click()
     expect(page.get_by_role("region", name="Timeline")).to_be_visible()
     check_looks(page, "unfold-request", of=".run-abort-story")
+
+
+def test_the_keyboard_is_enough(page: Page, start_run: StartRun) -> None:
+    run_id = start_run(1)
+    page.goto(PATH)
+    tab_to(button_of(page, run_id))
+    page.keyboard.press("Enter")
+    tab_to(page.get_by_label("Reason"))
+    page.keyboard.type("by hand")
+    tab_to(page.get_by_role("button", name="Yes, abort"))
+    page.keyboard.press("Space")
+    expect(was_asked(page)).to_be_visible()
+
+
+def tab_to(element: Locator) -> None:
+    """Reach it by the Tab key alone, and see that it is reached."""
+    expect(element).to_be_visible()
+    for _ in range(100):
+        element.page.keyboard.press("Tab")
+        if element.evaluate("element => element === document.activeElement"):
+            break
+    check_focus_is_seen(element.page)
+    expect(element).to_be_focused()
