@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -17,9 +18,11 @@ from django.core.signals import request_started, setting_changed
 from run_abort._concurrency import forks, workers
 from run_abort._concurrency.workers import SerialWorker
 from run_abort._core import interrupts
+from run_abort._core.controller import AbortController
 from run_abort._core.escalation import Escalator
 from run_abort._core.ids import new_origin
 from run_abort._core.registry import Registry
+from run_abort._core.types import Left
 from run_abort._store.database import Postponed
 from run_abort._store.holder import Holder
 from run_abort._store.recorder import Recorder
@@ -48,6 +51,7 @@ class Runtime:
     def __init__(self) -> None:
         # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
+        self._inherited: list[AbortController] = []  # of the blocks around the fork
         self.registry = Registry()
         self.escalator = Escalator()
         self.queues = Queues()
@@ -201,13 +205,23 @@ class Runtime:
         self.events.after_fork_in_child()
         self.recorder.after_fork_in_child()
         self.postponed.clear()
-        self.holder.after_fork_in_child([each for each, _ in self.registry.holdings()])
+        self._inherited = [each for each, _ in self.registry.holdings()]
+        self.holder.after_fork_in_child(self._inherited)
         self.dispatch.after_fork_in_child()
         self.push.after_fork_in_child()
         self.escalator.after_fork_in_child()
         self.disconnects.after_fork_in_child()
         self.reconciler.after_fork_in_child()
         self.listener.after_fork_in_child()
+
+    def leave_inherited(self) -> None:
+        """Leave the blocks around the fork, because this child ends without leaving them."""
+        for controller in self._inherited:
+            if controller.close():
+                self.holder.leave(controller)
+            elif controller.left_at is None:
+                controller.left_at = time.time()
+                self.registry.events(Left(controller, controller.left_at))
 
 
 class _Current:
@@ -241,6 +255,7 @@ def _at_exit_of_child() -> None:
     """Settle in a child of ``multiprocessing``, which ends without calling ``atexit`` functions."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
+        current().leave_inherited()
         current().settle(EXIT_TIMEOUT)
 
 

@@ -13,7 +13,7 @@ import pytest
 from example.redis_server import RedisServer
 from run_abort import AbortOutcome, aabort_run, abort_run, abort_runs
 from tests.conftest import Configure, threads_of_ours
-from tests.processes.conftest import Start, holds_of
+from tests.processes.conftest import Start, holds_of, open_holds
 from tests.rows import freeze
 from tests.support import TIMEOUT, Child, wait_until
 
@@ -70,6 +70,23 @@ say("over", [child.exitcode for child in children])
 """
 
 
+INHERITED = """
+import multiprocessing
+from tests.child import *
+
+context = multiprocessing.get_context("fork")
+with abortable_run("run-1", catch=True) as signal:
+    children = [context.Process(target=signal.wait, args=(float(sys.argv[1]),)) for _ in range(2)]
+    for child in children:
+        child.start()
+    say("holding")
+    for child in children:
+        child.join()
+say("over", [child.exitcode for child in children])
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def options(shared: dict[str, Any], configure: Configure) -> dict[str, Any]:
     """The holders' settings."""
@@ -88,6 +105,25 @@ def hold(options: dict[str, Any], start: Start) -> Any:
         return child
 
     return hold
+
+
+class TestChildrenForkedWithinTheBlock:
+    """They hold the run as long as they live, and end without leaving the block."""
+
+    def test_stop_with_the_run(self, options: dict[str, Any], start: Start) -> None:
+        child = start("-c", INHERITED, "600")
+        child.wait_for("holding")
+        wait_until(lambda: len(open_holds("run-1")) == 3)
+        outcome = abort_run("run-1", wait=TIMEOUT)
+        assert outcome.stopped
+        assert [each.state for each in outcome.holds] == ["stopped"] * 3
+        child.wait_for("over [0, 0]")
+
+    def test_end_before_any_abort(self, options: dict[str, Any], start: Start) -> None:
+        child = start("-c", INHERITED, "1")
+        wait_until(lambda: len(open_holds("run-1")) == 3)
+        child.wait_for("over [0, 0]")
+        wait_until(lambda: open_holds("run-1") == [])
 
 
 def test_each_holder_tells_when_it_left(hold: Any) -> None:
