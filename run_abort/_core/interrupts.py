@@ -245,7 +245,8 @@ class Interruption:
         """Note that the interrupt has arrived, in the thread of the block; return the exception."""
         if self._target.sent is self:
             self._target.sent = None
-        self._obey()
+        if self.is_open:  # CPython may make the exception after the block: then nothing obeys it
+            self._obey()
         return self._exception()
 
     def _obey(self) -> None:

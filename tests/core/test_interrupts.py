@@ -643,3 +643,12 @@ def test_an_interruption_of_a_thread_that_ended_inside_hits_nobody() -> None:
 def test_forced_an_interrupt_while_the_guard_is_made_is_not_a_traceback() -> None:
     guard = exits._Guard.__new__(exits._Guard)
     del guard  # pytest would report what cannot be raised
+
+
+def test_one_that_arrives_after_its_block_does_not_put_off_the_next() -> None:
+    """CPython makes its exception later than it leaves the ``with`` statement."""
+    late = Interruption(RunAborted)
+    late.open()
+    late.close()
+    assert isinstance(late.arrive(), RunAborted)
+    assert not late._target.is_obeying()
