@@ -340,6 +340,7 @@ class Batch(NamedTuple):
         runtime.queues.notify(self.requests)
         runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
         runtime.facts.published(self.requests, published, at=published_at)
+        runtime.holder.let_finish()
         return [
             AbortOutcome(
                 run_id=request.run_id,

@@ -131,6 +131,11 @@ class Reconciler:
             self.ensure_started()
             self.hurry()
 
+    def await_transaction(self) -> None:
+        """Look each ``POLL_INTERVAL`` whether a transaction is over that rows wait for."""
+        self.ensure_started()
+        self.hurry()
+
     def resume(self, since: datetime, *, began: datetime) -> None:
         """Pass the requests made since then to receivers and handlers.
 
@@ -165,7 +170,7 @@ class Reconciler:
         if self._has_to_look:
             return 0.0
         options = conf.settings()
-        is_well = self._is_listening() and not self._failed
+        is_well = self._is_listening() and not self._failed and not self._holder.waits
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
 
     def reconcile(self, life: Life) -> bool:
@@ -211,11 +216,11 @@ class Reconciler:
 
     def _is_needed(self) -> bool:
         options = conf.settings()
+        if self._holder.waits:
+            return True
         if not options.REQUESTS:
             return options.HOLDS and bool(len(self._registry))
-        return bool(
-            len(self._registry) or not self.is_caught_up() or self._push_until or self._holder.waits
-        )
+        return bool(len(self._registry) or not self.is_caught_up() or self._push_until)
 
     # After a fork.
 

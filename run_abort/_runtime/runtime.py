@@ -87,6 +87,7 @@ class Runtime:
         self.registry.events.add(self.holder.note)
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
+        self.postponed.added.add(self.reconciler.await_transaction)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)

@@ -15,6 +15,7 @@ from django.db import connections, router, transaction
 from django.db.utils import ProgrammingError
 
 from run_abort import conf
+from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import in_event_loop, thread_ends
 from run_abort.exceptions import visible
 
@@ -116,9 +117,12 @@ class Postponed:
     """What is to be done once transactions of callers are over, committed or not.
 
     Django tells of commits. Of rollbacks it does not, so :meth:`check` looks for them.
+
+    :ivar added: called when something begins to wait, in the thread of the transaction.
     """
 
     def __init__(self) -> None:
+        self.added: Hook[[]] = Hook()
         # The thread that removes an entry calls it.
         self._waiting: dict[object, tuple[weakref.ref[Any], Callable[[], object]]] = {}
 
@@ -133,6 +137,7 @@ class Postponed:
         self._waiting[key] = weakref.ref(connection), fn
         if connection.in_atomic_block:
             transaction.on_commit(partial(self._call, key), using=connection.alias, robust=True)
+        self.added()
 
     def check(self) -> None:
         """Call what waited for transactions that are over. Any thread may call this."""

@@ -27,6 +27,7 @@ from .database import tables
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
     from run_abort.models import RunHold
@@ -35,7 +36,7 @@ __all__ = ["Holder"]
 
 MAX_LABEL: Final = 255  # characters
 MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
-# Seconds that leaving a block waits on SQLite, whose only writer the caller may be next.
+# Seconds that a caller waits on SQLite, whose only writer it may be next.
 MOMENT: Final = 0.05
 
 _CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
@@ -104,14 +105,10 @@ class Holder:
             "nothing is known of them elsewhere",
         )
         self._enter: Operation[_Entry, Request | None] = Operation(0, self._write_entries)
-        self._change: Operation[_Entry, None] = Operation(
-            4, self._write_changes, is_lazy=True, outage=outage
-        )
+        lazy = partial(Operation, is_lazy=True, outage=outage)
+        self._change: Operation[_Entry, None] = lazy(4, self._write_changes)
         self._refresh: Operation[None, bool] = Operation(5, self._write_process, outage=outage)
-        self._leave: Operation[_Entry, None] = Operation(
-            7, self._delete, is_lazy=True, outage=outage
-        )
-        self._leave_now = self._leave._replace(is_lazy=False)
+        self._leave: Operation[_Entry, None] = lazy(7, self._delete)
         self._part: Operation[None, None] = Operation(8, self._delete_process, outage=outage)
         self._reset()
 
@@ -159,30 +156,32 @@ class Holder:
         if entry is None:
             return
         here = database.transaction_here()
-        if here is not None:
-            if entry.is_written:
-                self._postponed.add(here, partial(self._recorder.put, self._leave, entry))
-        elif database.is_sqlite():
-            # A transaction that begins next would fail if this was written in the midst of it.
-            left = self._recorder.put(self._leave_now, entry)
-            self._recorder.wait_quietly(left, MOMENT)
-        else:
+        if here is None:
             self._recorder.put(self._leave, entry)
+            self.let_finish()
+        elif entry.is_written:
+            self._postponed.add(here, partial(self._recorder.put, self._leave, entry))
+
+    def let_finish(self) -> None:
+        """On SQLite, wait a moment: a write amid the caller's next transaction would break it."""
+        if database.is_sqlite() and database.transaction_here() is None:
+            self._recorder.flush(MOMENT)
 
     def note(self, event: Event) -> None:
-        """Write soon what has happened to blocks. Neither blocks nor raises."""
+        """Write soon what has happened to blocks. Raises nothing; see :meth:`let_finish`."""
         if isinstance(event, Aborted):
+            here = database.transaction_here() if event.way == "local" else None
             for controller in event.controllers:
                 if controller.signal.aborted_by is event:
-                    self._changed(self._open.get(controller))
+                    self._changed(self._open.get(controller), here)
         elif isinstance(event, Left):
-            self._changed(self._open.pop(event.controller, None))
+            self._changed_here(self._open.pop(event.controller, None))
         else:
             self._escalated(event)
 
     def finishing(self, controller: AbortController) -> None:
         """Write soon that the block cannot be aborted any more."""
-        self._changed(self._open.get(controller))
+        self._changed_here(self._open.get(controller))
 
     def _escalated(self, event: Escalated) -> None:
         for entry in self._open.copy().values():
@@ -192,9 +191,19 @@ class Holder:
                 entry.steps.append((event.escalation, max(seconds, 0.0)))
                 self._changed(entry)
 
-    def _changed(self, entry: _Entry | None) -> None:
-        if entry is not None and not entry.is_postponed:
+    def _changed(self, entry: _Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
+        if entry is None or entry.is_postponed:
+            return
+        if here is None:
             self._recorder.put(self._change, entry)
+        else:
+            self._postponed.add(here, partial(self._recorder.put, self._change, entry))
+
+    def _changed_here(self, entry: _Entry | None) -> None:
+        """:meth:`_changed` in the thread of the block, which goes on at once."""
+        if entry is not None:
+            self._changed(entry, database.transaction_here())
+            self.let_finish()
 
     def depart(self) -> None:
         """Delete soon the row of this process, which is about to end, unless a hold refers to it.
@@ -385,7 +394,7 @@ def _first(known: requests.Known | None, entry: _Entry) -> Request | None:
     """The first standing request for a block; let the push of a cleared one spare it."""
     if known is None:
         return None
-    cleared = [request.id for request in known.cleared if request.run_id in entry.ids]
-    if cleared:
+    if known.cleared:
+        cleared = (request.id for request in known.cleared if request.run_id in entry.ids)
         entry.controller.spared_by = frozenset(cleared)
     return next((request for request in known.standing if request.run_id in entry.ids), None)

@@ -160,11 +160,6 @@ class Recorder:
                 self._late(error)
             return otherwise
 
-    def wait_quietly(self, future: Future[Any], timeout: float) -> None:
-        """Wait until a job is done, at most ``timeout`` seconds, whatever becomes of it."""
-        with suppress(Exception):
-            future.result(timeout)
-
     async def await_(self, future: Future[Result], *, otherwise: Result) -> Result:
         """:meth:`wait` for asyncio code. Needs no thread of its own."""
         wrapped = asyncio.wrap_future(future)

@@ -7,7 +7,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -338,7 +339,14 @@ def test_aborting_in_a_transaction_is_committed_at_once(runtime: Runtime) -> Non
         with pytest.raises(RunAborted), abortable_run("import-1"):
             pytest.fail("it was aborted before")
         transaction.set_rollback(True)
-    wait_until(lambda: (runtime.postponed.check(), AbortRequest.objects.exists())[1])
+    wait_until(AbortRequest.objects.exists)
+
+
+def test_aborting_in_a_savepoint_that_is_rolled_back_is_kept() -> None:
+    with transaction.atomic(), suppress(KeyError), transaction.atomic():
+        assert abort_run("import-1").recorded
+        raise KeyError
+    wait_until(AbortRequest.objects.exists)
 
 
 def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
@@ -395,6 +403,57 @@ def test_blocks_in_transactions_of_sqlite(
         runtime.reconciler.hurry()
         wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-2"])
         block.__exit__(None, None, None)
+    finally:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        assert runtime.recorder.flush(TIMEOUT)
+        assert runtime.recorder.stop()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+
+
+def abort_it(run_id: str) -> None:
+    abort_run(run_id)
+
+
+def leave_aborted(run_id: str) -> None:
+    with abortable_run(run_id, catch=True):
+        abort_run(run_id)
+
+
+def leave_finished(run_id: str) -> None:
+    with abortable_run(run_id) as signal:
+        signal.finish()
+        read_and_write(f"within {run_id}")
+
+
+def read_and_write(name: str) -> None:
+    with transaction.atomic():
+        User.objects.count()
+        time.sleep(0.01)  # in which a row that is written late would be
+        User.objects.create(username=name)
+
+
+@pytest.mark.parametrize("call", [abort_it, leave_aborted, leave_finished])
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_what_is_written_late_breaks_no_transaction_of_sqlite(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
+    journal: str,
+    call: Callable[[str], None],
+) -> None:
+    """A transaction that has read cannot write any more, if another connection has meanwhile."""
+    if connection.vendor != "sqlite":
+        return
+    configure(REQUESTS=True, LISTEN=False)  # with Redis, so that the push is noted in the row
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA journal_mode={journal}")
+    connection.transaction_mode = "DEFERRED"  # type: ignore[attr-defined]
+    try:
+        for number in range(5):
+            call(f"import-{number}")
+            read_and_write(f"user-{number}")
     finally:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
         assert runtime.recorder.flush(TIMEOUT)
