@@ -124,7 +124,8 @@ def abort_run(
     :param actor: the requester: a user of the project, or any text, which is cut after 255
         characters.
     :param wait: seconds to wait at most until every block that works on the run was left, up to
-        3600. Returns at once if there is none. Inside a transaction on SQLite it does not wait.
+        3600; 0 looks once. Returns at once if there is none. Inside a transaction on SQLite it
+        does not wait.
     :raises TypeError: if the ID is anything else, such as a bare primary key, or ``wait`` no
         number.
     :raises ValueError: if the ID is empty, longer than 255 characters, or contains a control
@@ -196,7 +197,7 @@ async def _aabort(batch: Batch) -> AbortOutcome:
     # interpreter waits for it at exit.
     sending = submit(partial(send, batch, local), name="run_abort-abort", daemon=False)
     (outcome,) = await shielded(sending)
-    if not batch.wait or not can_look():
+    if batch.wait is None or not can_look():
         return outcome
     lookout = Lookout(current(), batch.requests)
     waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
@@ -234,7 +235,7 @@ async def aabort_disconnected(run_id: str, reason: str) -> None:
 def _abort(batch: Batch) -> list[AbortOutcome]:
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = send(batch, batch.here())
-    return awaited(outcomes, batch.wait) if batch.wait and can_look() else outcomes
+    return outcomes if batch.wait is None or not can_look() else awaited(outcomes, batch.wait)
 
 
 def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
@@ -274,13 +275,13 @@ def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) ->
 class Batch(NamedTuple):
     """The requests of one call.
 
-    :ivar wait: seconds to wait for the blocks; 0 for no waiting.
+    :ivar wait: seconds to wait for the blocks; 0 looks once, None does not look.
     :ivar at: when they were made, in UTC.
     :ivar made: the same, in seconds of ``time.monotonic()``.
     """
 
     requests: list[Request]
-    wait: float
+    wait: float | None
     at: datetime
     made: float
 
@@ -300,7 +301,7 @@ class Batch(NamedTuple):
         name = _plain(name, MAX_ACTOR_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
         seconds = _seconds(wait)
-        if seconds and len(ids) > MAX_AWAITED:
+        if seconds is not None and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         origin = current().origin()
         at = datetime.now(UTC)
@@ -308,7 +309,7 @@ class Batch(NamedTuple):
             Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
-        return cls(some, seconds if some else 0.0, at, time.monotonic())
+        return cls(some, seconds if some else None, at, time.monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry
@@ -371,9 +372,9 @@ def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:
     }
 
 
-def _seconds(wait: object) -> float:
+def _seconds(wait: object) -> float | None:
     if wait is None:
-        return 0.0
+        return None
     if isinstance(wait, bool) or not isinstance(wait, (int, float)):
         raise TypeError(f"wait must be a number of seconds or None, not {type(wait).__name__}")
     if not 0 <= wait <= MAX_WAIT or math.isnan(wait):

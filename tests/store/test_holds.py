@@ -411,6 +411,16 @@ def test_blocks_in_transactions_of_sqlite(
             cursor.execute("PRAGMA journal_mode=WAL")
 
 
+def test_an_abort_that_does_not_wait_looks_once_if_it_is_asked_to() -> None:
+    with abortable_run("import-1", catch=True):
+        (hold,) = abort_run("import-1", wait=0).holds
+        assert hold.state == "aborting"
+        assert [each.state for each in asyncio.run(aabort_run("import-1", wait=0)).holds] == [
+            "aborting"
+        ]
+        assert abort_run("import-1").holds == ()
+
+
 def abort_it(run_id: str) -> None:
     abort_run(run_id)
 
