@@ -141,6 +141,11 @@ class TestClearRunAbort:
             with abortable_run("run-1") as signal:
                 assert not signal.aborted
 
+    def test_an_id_that_is_given_twice_is_cleared_once(self, recording: None) -> None:
+        abort_run("run-1")
+        out = call("clear_run_abort", "run-1", "run-2", "run-1")
+        assert out.splitlines() == ["run-1: 1 request(s) cleared", "run-2: no request to clear"]
+
     def test_a_block_that_runs_is_not_touched(self, recording: None) -> None:
         with pytest.raises(RunAborted):
             with abortable_run("run-1") as signal:

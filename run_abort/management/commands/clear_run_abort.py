@@ -31,7 +31,7 @@ class Command(BaseCommand):
                 "recorded."
             )
         clear = current().requests.clear
-        counts = {run_id: clear(run_id) for run_id in run_ids}
+        counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
             self.stdout.write(style(f"{visible(run_id)}: {_fact(count)}"))
