@@ -1,4 +1,4 @@
-"""Helpers of the commands: check for a configured Redis, and set up logging."""
+"""Helpers of the commands: check for a configured Redis, set up logging, and escape texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 
-__all__ = ["has_endpoint", "log_to", "require_endpoint"]
+__all__ = ["has_endpoint", "log_to", "printable", "require_endpoint"]
 
 logger = logging.getLogger("run_abort")
 
@@ -51,3 +51,12 @@ def log_to(stream: Any, verbosity: int) -> None:
         logger.addHandler(logging.StreamHandler(stream))
     if not is_configured or verbosity > 1:
         logger.setLevel(LOG_LEVELS[min(verbosity, 3)])
+
+
+def printable(text: str, stream: Any) -> str:
+    """The text with escapes in place of the characters that ``stream`` cannot encode.
+
+    IDs and names are any text. They must not make a command fail that has done its work.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -179,6 +179,17 @@ class TestClearRunAbort:
         assert AbortRequest.objects.get().cleared_at is None
 
 
+def test_an_id_that_the_output_cannot_encode_is_escaped(recording: None) -> None:
+    for command, line in (
+        ("abort_run", "b\\xfcro-\\u5bfc: asked to abort, recorded, published"),
+        ("clear_run_abort", "b\\xfcro-\\u5bfc: 1 request(s) cleared"),
+    ):
+        narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+        call_command(command, "büro-导", stdout=narrow, no_color=True)
+        narrow.seek(0)
+        assert narrow.read() == f"{line}\n"
+
+
 class TestPruneRunAborts:
     def request(self, run_id: str, *, days: float) -> None:
         abort_run(run_id)

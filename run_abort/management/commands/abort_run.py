@@ -15,6 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 from run_abort._core.types import Hold
 from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
 from run_abort.management.arguments import add_run_ids, seconds
+from run_abort.management.environment import printable
 
 
 class Command(BaseCommand):
@@ -54,7 +55,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=2) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
-            self.stdout.write(style(str(outcome)))
+            self.stdout.write(style(printable(str(outcome), self.stdout)))
             for line in _findings(outcome) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):

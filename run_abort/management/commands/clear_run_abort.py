@@ -11,6 +11,7 @@ from run_abort._runtime.runtime import current
 from run_abort._store import database
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids
+from run_abort.management.environment import printable
 
 
 class Command(BaseCommand):
@@ -34,7 +35,8 @@ class Command(BaseCommand):
         counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
-            self.stdout.write(style(f"{visible(run_id)}: {_fact(count)}"))
+            line = printable(f"{visible(run_id)}: {_fact(count)}", self.stdout)
+            self.stdout.write(style(line))
         if None in counts.values():
             raise CommandError(
                 "The database failed; the log says why. Run this again when the database works and "

@@ -19,7 +19,7 @@ from run_abort._runtime.runtime import current
 from run_abort._store.overview import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
-from run_abort.management.environment import log_to
+from run_abort.management.environment import log_to, printable
 
 HEADINGS: Final = ("HOST", "PID", "PROCESS", "BLOCKS")
 INDENT: Final = "    "
@@ -81,9 +81,7 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(_facts(found, subscribers)))
         elif verbosity:
             text = "\n".join([*_table(found), *_sentences(found, subscribers)])
-            # Untrusted text must not make the command fail on a terminal that cannot encode it.
-            encoding = getattr(self.stdout, "encoding", None) or "utf-8"
-            self.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stdout.write(printable(text, self.stdout))
 
         unmet = []
         if min_listening and subscribers is None:
