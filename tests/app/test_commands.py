@@ -75,6 +75,24 @@ class TestAbortRun:
         assert stopping == '    still stopping: process 11 on "web-1"'
         assert lost.startswith('    lost: process 12 on "web-2", not heard of since 20')
 
+    @pytest.mark.parametrize(
+        ("holds", "why"),
+        [(False, "RUN_ABORT['HOLDS'] is False"), (True, "the database did not answer")],
+    )
+    def test_where_no_holds_can_be_read_it_says_so(
+        self, configure: Configure, transactional_db: None, holds: bool, why: str
+    ) -> None:
+        configure(REQUESTS=True, HOLDS=holds, POLL_INTERVAL=0.05)
+        out = io.StringIO()
+        with unmigrated("run_abort_runhold"), pytest.raises(CommandError) as raised:
+            call_command("abort_run", "run-1", "--wait=0.1", stdout=out, no_color=True)
+        assert str(raised.value) == f"It is not known whether the runs have stopped: {why}."
+        assert raised.value.returncode == 1
+        assert out.getvalue().splitlines() == [
+            "run-1: asked to abort, recorded, published",
+            "    it is not known which processes work on it",
+        ]
+
     @pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "3601", "long"])
     def test_a_bad_wait_aborts_nothing(
         self, configure: Configure, transactional_db: None, wait: str

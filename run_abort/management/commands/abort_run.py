@@ -6,13 +6,17 @@ import getpass
 import json
 import socket
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from run_abort import conf
 from run_abort._core.types import Hold
+from run_abort._runtime.outcome import can_look
+from run_abort._runtime.runtime import current
+from run_abort._store import holds
 from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
 from run_abort.management.arguments import add_run_ids, seconds
 from run_abort.management.environment import printable
@@ -23,7 +27,7 @@ class Command(BaseCommand):
         "Asks every process that works on the given runs to stop. Prints for each run whether the "
         "request was recorded in the database and published through Redis. Exits with 1 if no "
         "request was recorded, published or applied in this process, or, with --wait, if a process "
-        "is known not to have stopped."
+        "is known not to have stopped or it is not known which processes work on the runs."
     )
     missing_args_message = "Name at least one run: manage.py abort_run RUN_ID [RUN_ID ...]"
 
@@ -53,18 +57,34 @@ class Command(BaseCommand):
             outcomes = abort_runs(run_ids, reason=reason, actor=actor, wait=wait)
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
+        why_unknown = _why_unknown(outcomes) if wait else ""
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))
-            for line in _findings(outcome) if wait else ():
+            for line in _findings(outcome, is_known=not why_unknown) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
             raise CommandError("Not asked: neither the database nor Redis accepted the request.")
         if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
+        if why_unknown:
+            raise CommandError(f"It is not known whether the runs have stopped: {why_unknown}.")
 
 
-def _findings(outcome: AbortOutcome) -> Iterator[str]:
+def _why_unknown(outcomes: Sequence[AbortOutcome]) -> str:
+    """Why it is not known which processes work on the runs; empty if it is."""
+    if not conf.settings().HOLDS:
+        return "RUN_ABORT['HOLDS'] is False"
+    if any(outcome.holds for outcome in outcomes):
+        return ""
+    # The outcomes are the same if there are no holds and if the database did not answer.
+    asked = [holds.Asked(outcome.request_id, outcome.run_id) for outcome in outcomes]
+    read = partial(holds.of_requests, asked=asked)
+    found = current().recorder.call(read, otherwise=None) if can_look() else None
+    return "the database did not answer" if found is None or any(found) else ""
+
+
+def _findings(outcome: AbortOutcome, *, is_known: bool) -> Iterator[str]:
     """Lines about what the holds say."""
     for hold in _stopping(outcome):
         state = "still stopping" if hold.state == "aborting" else hold.state
@@ -72,7 +92,9 @@ def _findings(outcome: AbortOutcome) -> Iterator[str]:
         if hold.state == "lost":
             line += f", not heard of since {hold.since.isoformat(timespec='seconds')}"
         yield line
-    if not outcome.holds:
+    if not is_known:
+        yield "it is not known which processes work on it"
+    elif not outcome.holds:
         yield "no process is known to work on it"
 
 
