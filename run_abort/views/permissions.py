@@ -107,17 +107,18 @@ def run_object(run_id: str) -> Model | None:
 
     Uses one query; none for an ID of another form.
 
-    :return: None if it names none: there is no such model or row, or the key is written in another
-        way than ``abort_run`` writes it, such as ``"05"``.
+    :return: None if it names none: there is no such model or row, or the key is one that the field
+        cannot take, or is written in another way than ``abort_run`` writes it, such as ``"05"``.
     """
     model = _model_of(run_id)
     if model is None:
         return None
     try:
-        obj: Model = model._base_manager.get(pk=run_id.partition(":")[2])
-    except (*UNKNOWN, OverflowError):
+        key = model._meta.pk.to_python(run_id.partition(":")[2])
+        obj: Model = model._base_manager.get(pk=key)
+        return obj if clean_id(obj) == run_id else None
+    except (*UNKNOWN, ArithmeticError, AttributeError, TypeError):  # each field has its own
         return None
-    return obj if clean_id(obj) == run_id else None
 
 
 def is_missing(run_id: str) -> bool:

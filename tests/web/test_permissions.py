@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from django.urls import reverse
 from run_abort.models import AbortRequest
 from run_abort.views import amay, has_run_permission, may, run_object
 from tests.conftest import Configure
-from tests.jobs.models import Job
+from tests.jobs.models import Job, Lap
 from tests.rows import hold_row, process_row
 from tests.support import Child
 
@@ -250,6 +251,18 @@ class TestObjects:
         assert post(client, f"jobs.job:{key}") == 404
         assert not button(ann, f"jobs.job:{key}")
         assert not AbortRequest.objects.exists()
+
+    @pytest.mark.parametrize("run_id", ["jobs.lap:1", "jobs.lap:x", "jobs.photo:1", "jobs.photo:é"])
+    def test_a_key_that_its_field_cannot_take_is_not_found(
+        self, client: Client, run_id: str
+    ) -> None:
+        assert run_object(run_id) is None
+        assert post(client, run_id) == 404
+
+    def test_a_key_is_read_as_its_field_reads_text(self) -> None:
+        lap = Lap.objects.create(time=timedelta(days=1, seconds=63))
+        assert run_object("jobs.lap:1 day, 0:01:03") == lap
+        assert run_object("jobs.lap:86463") is None
 
     @pytest.mark.parametrize(
         "name", ["jobs.nothing:5", "jobs:5", "a.b.c:5", "jobs.job5", "Jobs.job:5"]
