@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.utils import quote
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 
 from run_abort.views.links import link
@@ -22,11 +22,14 @@ def run_links(site: AdminSite, request: HttpRequest) -> Link:
     """A function that makes the ID of a run a link to its page, for users who may view that.
 
     It asks ``get_run_url`` of each ``AbortRunsMixin`` of the site, or else finds the model that the
-    ID names. Without a page it returns the ID alone.
+    ID names. The page of a proxy counts if no other model has one. Without a page it returns the ID
+    alone.
     """
+    # The ID of an instance names the concrete model, also if the instance is that of a proxy.
+    admins = sorted(site._registry.values(), key=lambda each: each.opts.proxy)
     urls_of = [
         getattr(model_admin, "get_run_url", None) or partial(row_url, model_admin)
-        for model_admin in site._registry.values()
+        for model_admin in admins
         if model_admin.has_view_or_change_permission(request)
     ]
 
@@ -37,10 +40,18 @@ def run_links(site: AdminSite, request: HttpRequest) -> Link:
 
 
 def row_url(model_admin: ModelAdmin[Any], run_id: str) -> str:
-    """URL of the change page that the ID ``"<app>.<model>:<pk>"`` names; empty for another one."""
+    """URL of the change page that the ID ``"<app>.<model>:<pk>"`` names.
+
+    For a proxy, the ID names its concrete model. Empty for another ID, and without such a page.
+    """
     label, _colon, pk = run_id.partition(":")
-    is_ours = pk and label == model_admin.opts.label_lower
-    return object_url(model_admin, pk) if is_ours else ""
+    model = model_admin.opts.concrete_model
+    if not pk or model is None or label != model._meta.label_lower:
+        return ""
+    try:
+        return object_url(model_admin, pk)
+    except NoReverseMatch:  # an admin can have URLs of its own, as that of the page "Running now"
+        return ""
 
 
 def object_url(model_admin: ModelAdmin[Any], pk: Any, view: str = "change") -> str:

@@ -68,3 +68,8 @@ class Job(models.Model):
             signal.sleep(0.05)
         if self.name == "fail":
             raise ValueError("of its own")
+
+
+class UrgentJob(Job):
+    class Meta:
+        proxy = True

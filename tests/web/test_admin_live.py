@@ -5,25 +5,28 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
+from typing import Any
 
 import pytest
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.db import connections
 from django.http import HttpResponse
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils import timezone
 
 from run_abort._store import holds
 from run_abort._store.overview import Overview, overview
-from run_abort.admin import RunningNowAdmin, live
+from run_abort.admin import AbortRunsMixin, RunningNowAdmin, live
+from run_abort.admin.linking import run_links
 from run_abort.models import AbortRequest, RunHold
 from tests.blocks import held
 from tests.conftest import Configure
-from tests.jobs.models import Job
+from tests.jobs.models import Job, UrgentJob
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import unmigrated
 
@@ -244,11 +247,31 @@ def test_a_run_links_to_its_page(aborter: Client) -> None:
     hold_row(f"job-{job.pk}", process_row())  # as get_run_id and get_run_url of its admin say
     hold_row(f"auth.user:{job.pk}", process_row())  # a model without the mixin
     hold_row("elsewhere-3", process_row())
+    hold_row("run_abort.runhold:3", process_row())  # its admin has no page of one row
     User.objects.filter(username="view_abortrequest+abort_run").update(is_superuser=True)
     page = text(aborter.get(url()))
     assert f'<a href="/admin/jobs/job/{job.pk}/change/">job-{job.pk}</a>' in page
     assert f'<a href="/admin/auth/user/{job.pk}/change/">auth.user:{job.pk}</a>' in page
     assert ">elsewhere-3</th>" in page
+    assert ">run_abort.runhold:3</th>" in page
+
+
+def test_a_run_links_to_the_page_of_a_proxy_if_its_model_has_none(
+    rf: RequestFactory, settings: Any
+) -> None:
+    class Admin(AbortRunsMixin, ModelAdmin):  # type: ignore[type-arg]
+        pass
+
+    def links(*models: type[Job]) -> str:
+        site = AdminSite()
+        site.register(models, Admin)
+        settings.ROOT_URLCONF = type("Urls", (), {"urlpatterns": [path("admin/", site.urls)]})
+        request = rf.get("/")
+        request.user = User(is_superuser=True)
+        return run_links(site, request)("jobs.job:5")
+
+    assert links(UrgentJob) == '<a href="/admin/jobs/urgentjob/5/change/">jobs.job:5</a>'
+    assert links(UrgentJob, Job) == '<a href="/admin/jobs/job/5/change/">jobs.job:5</a>'
 
 
 class TestAbort:
