@@ -11,7 +11,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -129,7 +129,7 @@ def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple
 
 def names(run_ids: Sequence[str], link: Link) -> SafeString:
     """The first few runs, for a message."""
-    named = [format_html("“{}”", link(run_id)) for run_id in run_ids[:MAX_NAMED]]
+    named = [filled(_("“%(run)s”"), run=link(run_id)) for run_id in run_ids[:MAX_NAMED]]
     more = ["…"] * (len(run_ids) > MAX_NAMED)
     return format_html_join(", ", "{}", [(name,) for name in (*named, *more)])
 

@@ -16,7 +16,7 @@ from django.contrib.messages import get_messages
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.html import escape, strip_tags
 
 from example.redis_server import free_port
@@ -24,7 +24,7 @@ from run_abort._core.types import Hold, HoldState
 from run_abort.aborts import AbortOutcome
 from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
 from run_abort.admin import runs as rooms_of_runs
-from run_abort.admin.asking import tell
+from run_abort.admin.asking import names, tell
 from run_abort.models import AbortRequest
 from tests.blocks import held
 from tests.conftest import Configure
@@ -470,6 +470,12 @@ class TestWaiting:
                 "“6d”, …."
             ),
         ]
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", "“one”, “two”"), ("de", "„one“, „two“")])
+def test_runs_are_quoted_as_the_language_does(language: str, expected: str) -> None:
+    with translation.override(language):
+        assert names(["one", "two"], escape) == expected
 
 
 def test_the_requests_are_registered_by_importing_the_admin() -> None:
