@@ -161,7 +161,7 @@ def _make(is_test: bool) -> Settings:
     values: dict[str, Any] = {**raw, **_replacements(raw, is_test)}
     for key in _DURATIONS.keys() & values.keys():
         if values[key] is not None:
-            values[key] = _seconds(values[key])
+            values[key] = float(_seconds(values[key]))
     if values.get("PROCESS_DIR") is not None:
         values["PROCESS_DIR"] = os.fspath(values["PROCESS_DIR"])
     return Settings(**values)
@@ -313,4 +313,5 @@ def _shown(value: object) -> str:
 
 
 def _seconds(value: float | timedelta) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+    # Not float(value): that fails for a huge int, which is to be reported as out of range.
+    return value.total_seconds() if isinstance(value, timedelta) else value

@@ -136,6 +136,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"CHANNEL": ""}, "range", "not empty"),
     ({"REQUESTS": 1}, "range", "True or False"),
     ({"REQUEST_TTL": 0}, "range", "between 1 and"),
+    ({"LEASE": 10**400}, "range", "between 1 and 86400 seconds"),  # too large for a float
     ({"REQUEST_TTL": "7 days"}, "type", "number of seconds or a timedelta"),
     ({"RECONCILE_INTERVAL": float("nan")}, "range", "between 0.1 and"),
     ({"POLL_INTERVAL": True}, "type", "number of seconds"),
