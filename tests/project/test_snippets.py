@@ -467,7 +467,12 @@ class TokenAuth(HttpBearer):  # type: ignore[misc]
 def drive_api(page: Page) -> None:
     page.run(2)
     page["AbortJob"].authentication_classes = [Tokens, SessionAuthentication]
-    check_api(page, f"/jobs/{page['job'].pk}/abort/", "Token")
+    path = f"/jobs/{page['job'].pk}/abort/"
+    check_api(page, path, "Token")
+    token = {"authorization": f"Token {TOKEN}"}
+    for body in ([], {"reason": ["because"]}):
+        response = Client().post(path, body, content_type="application/json", headers=token)
+        assert response.status_code == 400
     AbortRequest.objects.all().delete()
     User.objects.update(is_superuser=True)
     page.provide("jobs.auth", TokenAuth=TokenAuth)
