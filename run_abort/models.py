@@ -30,13 +30,14 @@ class AbortRequest(models.Model):
     )
     actor = models.CharField(_("actor"), max_length=255, blank=True)
     # No constraint: it would make each request wait for an update of the user, and would fail for
-    # a user who was deleted.
+    # a user who was deleted. And nothing is done when a user is deleted: this table may be in
+    # another database than the users, or not be there yet.
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
         null=True,
         blank=True,
-        on_delete=models.SET_NULL,
+        on_delete=models.DO_NOTHING,
         related_name="+",
         db_constraint=False,
     )

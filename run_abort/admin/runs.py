@@ -70,7 +70,10 @@ class AbortRunsMixin(ModelAdmin):
         self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
-        """What names the run of a row, as ``abort_run`` takes it; by default the row itself."""
+        """What names the run of a row, as ``abort_run`` takes it; by default the row itself.
+
+        Return None or an empty text if the row has no run yet: then there is nothing to abort.
+        """
         return obj
 
     def get_run_url(self, run_id: str) -> str:
@@ -96,7 +99,8 @@ class AbortRunsMixin(ModelAdmin):
         """
         if obj is None:
             return may_some(request.user, "abort")
-        return may(request.user, self.get_run_id(obj), "abort")
+        run_id = self._run_id(obj)
+        return bool(run_id) and may(request.user, run_id, "abort")
 
     def has_abort_some_permission(self, request: HttpRequest) -> bool:
         """Whether to offer the action."""
@@ -184,15 +188,23 @@ class AbortRunsMixin(ModelAdmin):
             templates=self._templates(self.abort_confirmation_template, fallback),
         )
 
+    def _run_id(self, obj: Any) -> str:
+        """The ID of the run of a row; empty if the row has none, or one that can be no ID."""
+        run = self.get_run_id(obj)
+        try:
+            return "" if run is None else clean_id(run)
+        except ValueError:
+            return ""
+
     def _may_abort(self, request: HttpRequest, obj: Any) -> bool:
         answer = self.has_abort_permission(request, obj)
         may_abort = is_true(answer, self.has_abort_permission)
         return may_abort and self.has_view_or_change_permission(request, obj)
 
     def _why_not(self, request: HttpRequest, obj: Any) -> str:
-        if not self._may_abort(request, obj):
+        if self._run_id(obj) and not self._may_abort(request, obj):
             return _("you may not abort it")
-        if not self.is_abortable(obj):
+        if not self._run_id(obj) or not self.is_abortable(obj):
             return _("there is nothing to abort")
         return ""
 
@@ -200,12 +212,13 @@ class AbortRunsMixin(ModelAdmin):
         asked = []
         denied = over = 0
         for obj in objs:
-            if not self._may_abort(request, obj):
+            run_id = self._run_id(obj)
+            if run_id and not self._may_abort(request, obj):
                 denied += 1
-            elif not self.is_abortable(obj):
+            elif not run_id or not self.is_abortable(obj):
                 over += 1
             else:
-                asked.append((clean_id(self.get_run_id(obj)), obj))
+                asked.append((run_id, obj))
         run_ids = [run_id for run_id, _obj in asked]
         wait = self.abort_wait if len(run_ids) <= MAX_AWAITED else None
         found = request_aborts(run_ids, user=request.user, reason=reason, wait=wait)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 from django.views import View
 
@@ -47,6 +49,7 @@ def visitor(request: HttpRequest) -> Any:
     return getattr(request, "user", None)
 
 
+@method_decorator(login_not_required, name="dispatch")  # it answers for itself, also in JSON
 class GuardedView(View):
     """Base of views about one run, for users who may do ``action`` to it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -21,7 +22,7 @@ app_name = "run_abort_health"
 _ERROR_CLASS: Final = re.compile(r"\w+(?=:)")
 
 
-@method_decorator(never_cache, name="dispatch")
+@method_decorator([login_not_required, never_cache], name="dispatch")
 class HealthView(View):
     """``GET`` reports whether the serving process can receive aborts: 200 if so, else 503.
 

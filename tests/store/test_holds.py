@@ -32,7 +32,7 @@ from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
-from tests.support import TIMEOUT, wait_until
+from tests.support import TIMEOUT, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -282,6 +282,17 @@ def test_an_actor_who_was_deleted(runtime: Runtime) -> None:
         abort_run("import-2", actor=user)
     assert User.objects.filter(username="kept").exists()
     assert AbortRequest.objects.count() == 2
+
+
+def test_a_user_can_be_deleted_whatever_became_of_the_tables() -> None:
+    user = User.objects.create(username="gone")
+    key = user.pk
+    abort_run("import-1", actor=user)
+    with unmigrated():
+        User.objects.get(pk=key).delete()
+    assert not User.objects.exists()
+    row = AbortRequest.objects.get()
+    assert (row.user_id, row.actor) == (key, "gone")
 
 
 def test_text_that_no_database_can_store() -> None:

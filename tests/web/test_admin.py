@@ -116,6 +116,28 @@ def aborted() -> set[str]:
     return set(AbortRequest.objects.values_list("run_id", flat=True))
 
 
+class TestRowWithoutRun:
+    """Such as one whose task was not sent yet."""
+
+    @pytest.fixture(params=[None, "", "x" * 256, "a\nb"])
+    def jobs(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+        ids = {"waiting": request.param, "running": "task-1"}
+        monkeypatch.setattr(JobAdmin, "get_run_id", lambda self, job: ids[job.name])
+        return [Job.objects.create(name=name) for name in ids]
+
+    def test_its_page_has_no_button(self, viewer: Client, jobs: list[Job]) -> None:
+        pages = [viewer.get(f"{LIST}{job.pk}/change/") for job in jobs]
+        assert ["/abort/" in text(page) for page in pages] == [False, True]
+        assert viewer.get(f"{LIST}{jobs[0].pk}/abort/").status_code == 403
+
+    def test_the_action_leaves_it_out(self, viewer: Client, jobs: list[Job]) -> None:
+        page = viewer.post(LIST, ACTION | select(*jobs))
+        assert "there is nothing to abort" in text(page)
+        response = viewer.post(LIST, confirmed(page))
+        assert ("warning", "Skipped, nothing to abort: 1 job.") in messages(response)
+        assert [row.run_id for row in AbortRequest.objects.all()] == ["task-1"]
+
+
 class TestAction:
     def test_asks_first_and_aborts_then(self, viewer: Client, jobs: list[Job]) -> None:
         page = viewer.post(f"{LIST}?is_over__exact=0", ACTION | select(*jobs))

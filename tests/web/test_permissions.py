@@ -299,3 +299,15 @@ print("has imported", [name for name in sys.modules if name.startswith("run_abor
     with Child("-c", code, settings={"INSTALLED_APPS": apps}) as child:
         assert child.wait() == 0, str(child)
         child.wait_for("has imported []")
+
+
+def test_django_that_asks_everybody_to_log_in_leaves_it_to_the_views(settings: Any) -> None:
+    """A probe would take the redirect to the login for health."""
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    client = Client(headers=JSON)
+    assert "state" in client.get(reverse("run_abort_health:health")).json()
+    for name in ("abort", "progress"):
+        assert client.get(reverse(f"run_abort:{name}", args=["run-1"])).status_code == 401
