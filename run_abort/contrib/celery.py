@@ -120,7 +120,7 @@ class AbortableTask(Task):
         request = self.request
         if request.called_directly:
             return self._call(*args, **kwargs)
-        if getattr(request, "is_run", False):  # the task calls itself
+        if getattr(request, "abort_signal", None) is not None:  # the task calls itself
             return self.run(*args, **kwargs)
         began = False
         try:
@@ -130,8 +130,8 @@ class AbortableTask(Task):
                 label=self.name,
                 grace=self.abort_grace,
                 insist=self.abort_insist,
-            ):
-                began = request.is_run = True
+            ) as request.abort_signal:
+                began = True
                 return self.run(*args, **kwargs)
         except RunAborted as aborted:
             error = TaskAborted.of(aborted)
@@ -152,6 +152,17 @@ class AbortableTask(Task):
             return self.run(*args, **kwargs)
         finally:
             current.leave(controller)
+
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """Like Celery's, but sends nothing if the execution was aborted.
+
+        :raises RunAborted: if the execution was aborted.
+        """
+        # Code may fail because of the abort, say at a closed socket, and be retried for that.
+        signal = getattr(self.request, "abort_signal", None)
+        if signal is not None:
+            signal.raise_if_aborted()
+        return super().retry(*args, **options)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableResult:  # noqa: N802
         """The result of a task by its ID."""

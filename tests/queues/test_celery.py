@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import chain, chord, group
+from celery import Celery, chain, chord, group
+from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from example.redis_server import RedisServer
@@ -191,6 +192,65 @@ class TestResult:
         with pytest.raises(CeleryTimeoutError):
             result.get(timeout=1.2)
         assert 1.2 <= time.monotonic() - started < TIMEOUT
+
+
+@pytest.mark.usefixtures("project")
+class TestRetry:
+    """In this process, by what a worker executes a task with."""
+
+    @pytest.fixture
+    def app(self) -> Celery:
+        return Celery(broker="memory://", backend="cache+memory://", set_as_current=False)
+
+    @pytest.fixture
+    def sent(self) -> list[str]:
+        """What the tasks have sent to be retried."""
+        return []
+
+    @pytest.fixture
+    def base(self, sent: list[str]) -> type[AbortableTask]:
+        class Recorded(AbortableTask):
+            abstract = True
+
+            def apply_async(self, *args: Any, **options: Any) -> Any:
+                sent.append(options["task_id"])
+
+        return Recorded
+
+    def execute(self, task: Any, run_id: str) -> str:
+        build_tracer(task.name, task, app=task.app)(run_id, (), {}, {"id": run_id})
+        return str(task.AsyncResult(run_id).state)
+
+    def test_one_that_fails_because_of_the_abort_is_not_retried(
+        self, app: Celery, base: type[AbortableTask], sent: list[str]
+    ) -> None:
+        @app.task(shared=False, base=base, bind=True, autoretry_for=(OSError,))
+        def by_itself(self: Any) -> None:
+            abort_run(self.request.id)
+            raise ConnectionResetError
+
+        @app.task(shared=False, base=base, bind=True)
+        def by_hand(self: Any) -> None:
+            with abortable_run("another"):
+                try:
+                    abort_run(self.request.id)
+                    raise ConnectionResetError
+                except OSError as error:
+                    raise self.retry(exc=error) from error
+
+        for name, task in {"one": by_itself, "two": by_hand}.items():
+            assert self.execute(task, name) == "ABORTED"
+        assert sent == []
+
+    def test_one_that_fails_without_an_abort_is(
+        self, app: Celery, base: type[AbortableTask], sent: list[str]
+    ) -> None:
+        @app.task(shared=False, base=base, autoretry_for=(OSError,))
+        def work() -> None:
+            raise ConnectionResetError
+
+        assert self.execute(work, "one") == "RETRY"
+        assert sent == ["one"]
 
 
 class TestInProcess:
