@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -59,12 +60,18 @@ class TestNames:
         write(tmp_path, name, 7)
         assert (only(tmp_path).run_id, only(tmp_path).pid) == (run_id, 7)
 
-    @pytest.mark.parametrize(
-        "name", ["run-1.pid", ".pid", "run-1..pid", ".main.pid", "run-1.main.txt", "run-1.main"]
-    )
-    def test_name_none(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize("name", ["run-1.main.txt", "run-1.main"])
+    def test_another_ending_is_no_pid_file(self, tmp_path: Path, name: str) -> None:
         write(tmp_path, name, 7)
         assert list(pid_files(tmp_path)) == []
+
+    @pytest.mark.parametrize("name", ["run-1.pid", ".pid", "run-1..pid", ".main.pid"])
+    def test_that_lack_a_part(
+        self, tmp_path: Path, process: subprocess.Popen[bytes], name: str
+    ) -> None:
+        write(tmp_path, name, process.pid)
+        judgement = judge(only(tmp_path))
+        assert judgement == ("not believed", "its name is not <run ID>.<anything>.pid", None)
 
     @pytest.mark.parametrize(
         "name",
@@ -116,7 +123,20 @@ class TestContent:
         (tmp_path / "run-1.link.pid").symlink_to(tmp_path / "target")
         (tmp_path / "run-1.directory.pid").mkdir()
         os.mkfifo(tmp_path / "run-1.pipe.pid")
-        assert [judge(file).verdict for file in pid_files(tmp_path)] == ["not believed"] * 2
+        expected = ("not believed", "it is not a regular file", None)
+        assert [judge(file) for file in pid_files(tmp_path)] == [expected] * 3
+
+    def test_that_cannot_be_read(
+        self, tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path, "run-1.main.pid", process.pid)
+
+        def refuse(*args: object) -> int:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(os, "open", refuse)  # root may read each file
+        judgement = judge(only(tmp_path))
+        assert judgement == ("not believed", "it cannot be read: Permission denied", None)
 
 
 class TestJudge:

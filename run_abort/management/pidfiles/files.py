@@ -54,6 +54,7 @@ class PidFile(NamedTuple):
     written_at: float  # seconds since the epoch
     owner: int  # a user ID
     inode: int
+    why: str = ""  # the reason if it cannot be used, whatever it contains
 
 
 class Judgement(NamedTuple):
@@ -89,18 +90,34 @@ def _why_untrusted(directory: Path) -> str:
 
 def pid_files(directory: Path) -> Iterator[PidFile]:
     """Yield the PID files of the directory; none if it cannot be read."""
-    names: list[str] = []
+    paths: list[Path] = []
     with suppress(OSError):
-        names = sorted(path.name for path in directory.iterdir())
-    for name in names:
-        run_id, _dot, label = name.removesuffix(SUFFIX).rpartition(".")
-        if name.endswith(SUFFIX) and run_id and label:
-            with suppress(OSError):
-                yield _read(directory / name, unquote(run_id, errors="surrogateescape"), label)
+        paths = sorted(path for path in directory.iterdir() if path.name.endswith(SUFFIX))
+    for path in paths:
+        with suppress(OSError):
+            yield _read(path)
 
 
-def _read(path: Path, run_id: str, label: str) -> PidFile:
-    # Do not follow symbolic links, and do not block on a named pipe.
+def _read(path: Path) -> PidFile:
+    run_id, _dot, label = path.name.removesuffix(SUFFIX).rpartition(".")
+    found, pid, why = path.lstat(), None, ""
+    if not (run_id and label):
+        why = "its name is not <run ID>.<anything>.pid"
+    elif not stat.S_ISREG(found.st_mode):
+        why = "it is not a regular file"
+    else:
+        try:
+            found, pid = _content(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            why = f"it cannot be read: {error.strerror}"
+    run_id = unquote(run_id, errors="surrogateescape")
+    return PidFile(path, run_id, label, pid, found.st_mtime, found.st_uid, found.st_ino, why)
+
+
+def _content(path: Path) -> tuple[os.stat_result, int | None]:
+    # The file may be another one by now: follow no symbolic link, and do not block on a named pipe.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -108,8 +125,7 @@ def _read(path: Path, run_id: str, label: str) -> PidFile:
     finally:
         os.close(fd)
     word = text.strip()
-    pid = int(word) if word.isdigit() and len(text) <= MAX_BYTES else None
-    return PidFile(path, run_id, label, pid, found.st_mtime, found.st_uid, found.st_ino)
+    return found, int(word) if word.isdigit() and len(text) <= MAX_BYTES else None
 
 
 def processes_elsewhere() -> Mapping[int, Sequence[Entry]]:
@@ -150,6 +166,8 @@ def judge(
 def _why_refused(file: PidFile) -> str:
     if file.owner != os.geteuid():
         return "it belongs to another user"
+    if file.why:
+        return file.why
     if file.pid is None or file.pid < 2:
         return "it contains no process ID"
     try:
