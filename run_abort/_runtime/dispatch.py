@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
 
 from run_abort._concurrency.hooks import Hook, call_logged
@@ -222,10 +223,15 @@ class Dispatch:
     def add_handler(self, on_abort: Callable[[str], object]) -> None:
         """Call ``on_abort(run_id)`` for each request. Adding it again changes nothing.
 
-        :raises TypeError: if it is not callable.
+        :raises TypeError: if it is not callable, or is a coroutine function.
         """
         if not callable(on_abort):
             raise TypeError(f"on_abort must be callable, not {type(on_abort).__name__}")
+        if iscoroutinefunction(on_abort) or iscoroutinefunction(type(on_abort).__call__):
+            raise TypeError(
+                "on_abort must not be a coroutine function, because it is called in a thread "
+                "without an event loop: pass a function, or async_to_sync(on_abort) of asgiref"
+            )
         with self._adding:
             if all(lane.worker.handle != on_abort for lane in self._lanes):
                 self._lanes.append(_Lane(on_abort, self._seen.copy()))

@@ -60,11 +60,12 @@ def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
     them later from the database, as far as they are there. Subscribing the same function again
     changes nothing. A handler cannot be unsubscribed.
 
-    :param on_abort: takes the run ID, a ``str``.
+    :param on_abort: takes the run ID, a ``str``. Wrap a coroutine function with
+        ``asgiref.sync.async_to_sync``.
     :return: False if no Redis is configured, or ``LISTEN`` is False. Then ``on_abort`` is not
         called, unless the process is ``manage.py listen_run_aborts``. True if a Redis is
         configured, even if it is not reachable now.
-    :raises TypeError: if ``on_abort`` is not callable.
+    :raises TypeError: if ``on_abort`` is not callable, or is a coroutine function.
     :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
     """
     runtime = current()

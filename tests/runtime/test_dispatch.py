@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 
 from run_abort import AbortController, RunAborted
 from run_abort._core.types import Request
@@ -233,6 +234,23 @@ class TestHandlers:
         dispatch.receive(heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert handler.heard == ["run-1"]
+
+    def test_one_that_would_have_to_be_awaited_is_refused(self, dispatch: Dispatch) -> None:
+        class Handler:
+            async def __call__(self, run_id: str) -> None:
+                handled.append(run_id)
+
+        async def handle(run_id: str) -> None:
+            handled.append(run_id)
+
+        handled: list[str] = []
+        for each in (handle, partial(handle), Handler()):
+            with pytest.raises(TypeError, match="async_to_sync"):
+                dispatch.add_handler(each)
+        dispatch.add_handler(async_to_sync(handle))
+        dispatch.receive(heard_of("run-1"))
+        assert dispatch.wait_for_handlers(20)
+        assert handled == ["run-1"]
 
     def test_a_slow_one_delays_neither_aborts_nor_the_others(self, dispatch: Dispatch) -> None:
         release = threading.Event()
