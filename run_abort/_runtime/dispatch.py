@@ -16,6 +16,7 @@ import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import BuiltinMethodType, MethodType
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
@@ -233,7 +234,7 @@ class Dispatch:
                 "without an event loop: pass a function, or async_to_sync(on_abort) of asgiref"
             )
         with self._adding:
-            if all(lane.worker.handle != on_abort for lane in self._lanes):
+            if not any(_is_same(lane.worker.handle, on_abort) for lane in self._lanes):
                 self._lanes.append(_Lane(on_abort, self._seen.copy()))
 
     def wait_for_handlers(self, timeout: float) -> bool:
@@ -315,6 +316,16 @@ class Dispatch:
                 request.run_id,
                 before,
             )
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether both are one function, or one method of one object.
+
+    Two equal objects are two handlers. Each access to a method makes a new method object, and
+    Python compares these by the identity of their objects.
+    """
+    is_method = isinstance(one, MethodType | BuiltinMethodType) and type(one) is type(other)
+    return one is other or (is_method and one == other)
 
 
 def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -> None:

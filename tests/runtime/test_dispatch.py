@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -234,6 +235,23 @@ class TestHandlers:
         dispatch.receive(heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert handler.heard == ["run-1"]
+
+    def test_those_of_equal_objects_are_different(self, dispatch: Dispatch) -> None:
+        @dataclass
+        class Handler:
+            heard: list[str] = field(default_factory=list)
+
+            def __call__(self, run_id: str) -> None:
+                self.heard.append(run_id)
+
+        called, methods = [Handler(), Handler()], [Handler(), Handler()]
+        for each in called * 2:
+            dispatch.add_handler(each)
+        for each in methods * 2:
+            dispatch.add_handler(each.__call__)
+        dispatch.receive(heard_of("run-1"))
+        assert dispatch.wait_for_handlers(20)
+        assert [each.heard for each in called + methods] == [["run-1"]] * 4
 
     def test_one_that_would_have_to_be_awaited_is_refused(self, dispatch: Dispatch) -> None:
         class Handler:
