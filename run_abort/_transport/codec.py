@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from run_abort._core.ids import as_uuid, clean_id
 from run_abort._core.types import Request
@@ -33,9 +33,15 @@ MAX_ACTOR_LENGTH: Final = 255  # characters
 MAX_CAUSE_LENGTH: Final = 32  # characters
 MAX_AT: Final = 253_402_300_800_000  # milliseconds; the end of the year 9999
 
+
+def _refuse(constant: str) -> NoReturn:
+    """Refuse ``NaN``, ``Infinity`` or ``-Infinity``, which only Python's reader takes for JSON."""
+    raise ValueError(f"{constant} is not JSON")
+
+
 # Made once, because json.dumps makes an encoder for each message.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_scan: Final = json.JSONDecoder().raw_decode
+_scan: Final = json.JSONDecoder(parse_constant=_refuse).raw_decode
 _tuple: Final[Any] = tuple.__new__
 _is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
