@@ -83,9 +83,9 @@ class Trust:
 
     def _problem(self, request: Request, signature: Signature) -> str:
         """Why the signature does not count; empty if it does."""
-        age = (_now() - signature.at) // 1000
-        if abs(age) > MAX_AGE:
-            return f"it is {age} s old: compare the clocks of the hosts"
+        age = _now() - signature.at  # milliseconds
+        if abs(age) > MAX_AGE * 1000:
+            return f"it is {age / 1000} s old: compare the clocks of the hosts"
         keys = self._known_keys()
         named = (keys[signature.key],) if signature.key in keys else ()
         some = named if signature.key else tuple(keys.values())

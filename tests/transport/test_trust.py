@@ -134,7 +134,7 @@ class TestAuthority:
         fields = published()
         now[0] += direction * int(MAX_AGE * 1000)
         assert judged(fields) == REQUEST
-        now[0] += direction * 1000
+        now[0] += direction
         assert judged(fields) is None
 
     @pytest.mark.parametrize("request_id", [REQUEST.id, ""])
