@@ -121,7 +121,7 @@ class AbortableTask(Task):
         if request.called_directly:
             return self._call(*args, **kwargs)
         if getattr(request, "abort_signal", None) is not None:  # the task calls itself
-            return self.run(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         began = False
         try:
             with abortable_run(
@@ -145,11 +145,11 @@ class AbortableTask(Task):
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task as a function: within the caller's run, or else with a signal of no run."""
         if current.current_signal() is not None:
-            return self.run(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         controller = AbortController()
         current.enter(controller)
         try:
-            return self.run(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         finally:
             current.leave(controller)
 

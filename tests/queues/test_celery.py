@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, chain, chord, current_task, group
 from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
@@ -273,6 +273,27 @@ class TestInProcess:
 
         with abortable_run("one") as signal:
             assert own() is signal
+
+    def test_called_as_a_function_it_has_a_request_like_any_task(
+        self, driver: CeleryDriver
+    ) -> None:
+        @driver.client.task(shared=False, base=AbortableTask, bind=True)
+        def inner(self: Any, number: int) -> tuple[str, Any]:
+            return current_task.name, self.request.args
+
+        @driver.client.task(shared=False, base=AbortableTask, bind=True)
+        def outer(self: Any, depth: int) -> list[Any]:
+            mine = (current_task.name, self.request.args)
+            return [mine, inner(7), *(self(depth - 1) if depth else [])]
+
+        of_inner = (inner.name, (7,))
+        assert inner(7) == of_inner
+        with abortable_run("one"):
+            assert inner(7) == of_inner
+        expected = [(outer.name, (1,)), of_inner, (outer.name, (0,)), of_inner]
+        assert outer(1) == expected
+        assert [tuple(each) for each in outer.apply((1,)).get()] == expected
+        assert not current_task
 
     def test_one_that_calls_itself_keeps_its_signal(self, driver: CeleryDriver) -> None:
         @driver.client.task(shared=False, base=AbortableTask, bind=True)
