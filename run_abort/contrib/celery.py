@@ -48,6 +48,14 @@ LOOK: Final = 0.5  # seconds between two reads of a task's state in get()
 class AbortableResult(AsyncResult):
     """The result of an :class:`AbortableTask`: an aborted task is ready, and failed."""
 
+    @property
+    def supports_native_join(self) -> bool:
+        """False, so that ``get()`` of a group calls ``get()`` of each of its results.
+
+        The native join of a backend would wait for ever, because it does not know the state.
+        """
+        return False
+
     def ready(self) -> bool:
         return self.state == ABORTED or super().ready()
 

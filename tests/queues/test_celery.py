@@ -91,8 +91,12 @@ class TestCanvas:
         worker.wait_for("began")
         worker.wait_for("began")
         abort(results.id)
+        with pytest.raises(TaskAborted):
+            results.get(timeout=TIMEOUT)
         for result in results:
             driver.assert_aborted(result)
+        known = [each.result for each in results]
+        assert results.get(timeout=TIMEOUT, propagate=False) == known
         driver.end(worker)
 
     def test_a_chord_by_its_root_and_its_body_never_begins(
