@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
@@ -23,6 +24,15 @@ from run_abort.testing import use_settings
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
+
+# How long an example takes depends on the machine and on what else runs there.
+hypothesis.settings.register_profile(
+    "any machine",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 STATE = pytest.StashKey[dict[str, object]]()
 
