@@ -5,12 +5,35 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable
+from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import models
+from django.db.models.fields.related_descriptors import ForwardManyToOneDescriptor
 from django.utils import timezone
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
+
+
+class _UserOrNone(ForwardManyToOneDescriptor):  # type: ignore[type-arg]
+    """Gives None for a user who was deleted."""
+
+    def get_object(self, instance: models.Model) -> Any:
+        try:
+            return super().get_object(instance)
+        except ObjectDoesNotExist:
+            return None
+
+
+class _UserKey(models.ForeignKey):  # type: ignore[type-arg]
+    """The key of a user, who may be deleted since."""
+
+    forward_related_accessor_class = _UserOrNone
+
+    def deconstruct(self) -> Any:
+        name, _path, args, options = super().deconstruct()
+        return name, "django.db.models.ForeignKey", args, options
 
 
 class AbortRequest(models.Model):
@@ -32,7 +55,7 @@ class AbortRequest(models.Model):
     # No constraint: it would make each request wait for an update of the user, and would fail for
     # a user who was deleted. And nothing is done when a user is deleted: this table may be in
     # another database than the users, or not be there yet.
-    user = models.ForeignKey(
+    user = _UserKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
         null=True,

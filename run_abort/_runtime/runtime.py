@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from django.core.signals import request_started, setting_changed
@@ -88,6 +89,7 @@ class Runtime:
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.postponed.added.add(self.reconciler.await_transaction)
+        self.postponed.committed.add(self.holder.let_finish)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.hurry)
@@ -215,6 +217,10 @@ class Runtime:
         self.reconciler.after_fork_in_child()
         self.listener.after_fork_in_child()
 
+    def has_inherited(self) -> bool:
+        """Whether this process was forked inside a block."""
+        return bool(self._inherited)
+
     def leave_inherited(self) -> None:
         """Leave the blocks around the fork, because this child ends without leaving them."""
         for controller in self._inherited:
@@ -253,11 +259,34 @@ def install(runtime: Runtime) -> Runtime:
 
 
 def _at_exit_of_child() -> None:
-    """Settle in a child of ``multiprocessing``, which ends without calling ``atexit`` functions."""
+    """Settle in a child of ``multiprocessing``, which ends without calling ``atexit`` functions.
+
+    Called before Python waits for the threads that are no daemons. They may work on the run of the
+    block around the fork. So that is left by another such thread, once they have ended.
+    """
     process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
+    if process is None or process.parent_process() is None:
+        return
+    if not _others_at_work():
         current().leave_inherited()
-        current().settle(EXIT_TIMEOUT)
+    elif current().has_inherited():
+        with suppress(RuntimeError):  # of CPython 3.12.0 to 3.12.2: it starts no thread now
+            threading.Thread(target=_leave_last, name="run_abort-exit").start()
+    current().settle(EXIT_TIMEOUT)
+
+
+def _leave_last() -> None:
+    while others := _others_at_work():
+        for thread in others:
+            thread.join()
+    current().leave_inherited()
+    current().settle(EXIT_TIMEOUT)
+
+
+def _others_at_work() -> list[threading.Thread]:
+    """The threads that are no daemons, but for the main thread and this one."""
+    spared = (threading.main_thread(), threading.current_thread())
+    return [each for each in threading.enumerate() if not each.daemon and each not in spared]
 
 
 def _settings_changed(*, setting: str, **kwargs: object) -> None:

@@ -119,15 +119,28 @@ class Postponed:
     Django tells of commits. Of rollbacks it does not, so :meth:`check` looks for them.
 
     :ivar added: called when something begins to wait, in the thread of the transaction.
+    :ivar committed: called there after a commit, once all that waited for it was called.
     """
 
     def __init__(self) -> None:
         self.added: Hook[[]] = Hook()
+        self.committed: Hook[[]] = Hook()
+        # What was added last in each transaction.
+        self._newest: weakref.WeakKeyDictionary[BaseDatabaseWrapper, object] = (
+            weakref.WeakKeyDictionary()
+        )
         # The thread that removes an entry calls it.
         self._waiting: dict[object, tuple[weakref.ref[Any], Callable[[], object]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
+
+    def call(self, connection: BaseDatabaseWrapper | None, fn: Callable[[], object]) -> None:
+        """Call ``fn`` at once; with a connection, :meth:`add` it."""
+        if connection is None:
+            fn()
+        else:
+            self.add(connection, fn)
 
     def add(self, connection: BaseDatabaseWrapper, fn: Callable[[], object]) -> None:
         """Call ``fn`` once: after the commit, or in :meth:`check`. Not after a ``TestCase``."""
@@ -135,8 +148,10 @@ class Postponed:
             return
         key = object()
         self._waiting[key] = weakref.ref(connection), fn
+        self._newest[connection] = key
         if connection.in_atomic_block:
-            transaction.on_commit(partial(self._call, key), using=connection.alias, robust=True)
+            commit = partial(self._commit, connection, key)
+            transaction.on_commit(commit, using=connection.alias, robust=True)
         self.added()
 
     def check(self) -> None:
@@ -149,6 +164,11 @@ class Postponed:
     def clear(self) -> None:
         """Forget all of it."""
         self._waiting.clear()
+
+    def _commit(self, connection: BaseDatabaseWrapper, key: object) -> None:
+        self._call(key)
+        if self._newest.get(connection) is key:
+            self.committed()
 
     def _call(self, key: object) -> None:
         entry = self._waiting.pop(key, None)

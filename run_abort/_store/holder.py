@@ -16,6 +16,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
 from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.controller import AbortController
 from run_abort._core.ids import as_uuid
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
@@ -137,7 +138,8 @@ class Holder:
         if here is None:
             return self._recorder.put(self._enter, entry)
         entry.is_postponed = True
-        self._postponed.add(here, partial(self._enter_later, entry))
+        if options.HOLDS:
+            self._postponed.add(here, partial(self._enter_later, entry))
         found: Future[Request | None] = Future()
         read = partial(requests.known_for, ids=ids)
         found.set_result(_first(self._recorder.call(read, otherwise=None), entry))
@@ -164,7 +166,8 @@ class Holder:
 
     def let_finish(self) -> None:
         """On SQLite, wait a moment: a write amid the caller's next transaction would break it."""
-        if database.is_sqlite() and database.transaction_here() is None:
+        # Not in an event loop, whose thread Django lets use no connection.
+        if not in_event_loop() and database.is_sqlite() and database.transaction_here() is None:
             self._recorder.flush(MOMENT)
 
     def note(self, event: Event) -> None:
@@ -192,12 +195,8 @@ class Holder:
                 self._changed(entry)
 
     def _changed(self, entry: _Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
-        if entry is None or entry.is_postponed:
-            return
-        if here is None:
-            self._recorder.put(self._change, entry)
-        else:
-            self._postponed.add(here, partial(self._recorder.put, self._change, entry))
+        if entry is not None and not entry.is_postponed:
+            self._postponed.call(here, partial(self._recorder.put, self._change, entry))
 
     def _changed_here(self, entry: _Entry | None) -> None:
         """:meth:`_changed` in the thread of the block, which goes on at once."""

@@ -77,12 +77,8 @@ class Requests:
         pairs = zip(some, published, strict=True)
         ids = [uuid.UUID(request.id) for request, count in pairs if count is not None]
         if ids:
-            here = database.transaction_here()
             mark = partial(self._recorder.call_soon, partial(_mark_published, ids=ids))
-            if here is None:
-                mark()
-            else:
-                self._postponed.add(here, mark)
+            self._postponed.call(database.transaction_here(), mark)
         return len(ids) == len(some)
 
     def clear(self, run_id: str, by: str = "") -> int | None:

@@ -87,6 +87,21 @@ time.sleep(600)
 """
 
 
+INHERITED_BY_A_THREAD = """
+import multiprocessing
+from tests.child import *
+
+def work(signal):
+    threading.Thread(target=lambda: (signal.wait(), time.sleep(1), say("cleaned up"))).start()
+
+with abortable_run("run-1", catch=True) as signal:
+    child = multiprocessing.get_context("fork").Process(target=work, args=(signal,))
+    child.start()
+    child.join()
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def options(shared: dict[str, Any], configure: Configure) -> dict[str, Any]:
     """The holders' settings."""
@@ -124,6 +139,14 @@ class TestChildrenForkedWithinTheBlock:
         wait_until(lambda: len(open_holds("run-1")) == 3)
         child.wait_for("over [0, 0]")
         wait_until(lambda: open_holds("run-1") == [])
+
+    def test_hold_it_as_long_as_a_thread_of_theirs_works(
+        self, options: dict[str, Any], start: Start
+    ) -> None:
+        child = start("-c", INHERITED_BY_A_THREAD)
+        wait_until(lambda: len(open_holds("run-1")) == 2)
+        assert abort_run("run-1", wait=TIMEOUT).stopped
+        assert "cleaned up" in child.output
 
 
 def test_each_holder_tells_when_it_left(hold: Any) -> None:

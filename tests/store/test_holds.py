@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -292,7 +292,7 @@ def test_a_user_can_be_deleted_whatever_became_of_the_tables() -> None:
         User.objects.get(pk=key).delete()
     assert not User.objects.exists()
     row = AbortRequest.objects.get()
-    assert (row.user_id, row.actor) == (key, "gone")
+    assert (row.user_id, row.user, row.actor) == (key, None, "gone")
 
 
 def test_text_that_no_database_can_store() -> None:
@@ -447,6 +447,18 @@ def leave_finished(run_id: str) -> None:
         read_and_write(f"within {run_id}")
 
 
+def abort_in_transaction(run_id: str) -> None:
+    with transaction.atomic(), abortable_run(run_id, catch=True):
+        abort_run(run_id)
+
+
+def enter_in_transaction(run_id: str) -> None:
+    with ExitStack() as stack:
+        with transaction.atomic():
+            stack.enter_context(abortable_run(run_id))
+        read_and_write(f"within {run_id}")
+
+
 def read_and_write(name: str) -> None:
     with transaction.atomic():
         User.objects.count()
@@ -454,7 +466,10 @@ def read_and_write(name: str) -> None:
         User.objects.create(username=name)
 
 
-@pytest.mark.parametrize("call", [abort_it, leave_aborted, leave_finished])
+@pytest.mark.parametrize(
+    "call",
+    [abort_it, leave_aborted, leave_finished, abort_in_transaction, enter_in_transaction],
+)
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 def test_what_is_written_late_breaks_no_transaction_of_sqlite(
     runtime: Runtime,
@@ -481,6 +496,39 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
         assert runtime.recorder.stop()
         with connection.cursor() as cursor:
             cursor.execute("PRAGMA journal_mode=WAL")
+
+
+def test_a_block_that_is_left_holds_up_no_event_loop(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection.vendor != "sqlite":
+        return
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+    other = sqlite3.connect(connection.settings_dict["NAME"])
+
+    async def work() -> float:
+        async with abortable_run("import-1", catch=True), abortable_run("import-2"):
+            other.execute("BEGIN IMMEDIATE")  # so that nothing can be written
+            runtime.registry.abort(Request("import-1"))
+            await asyncio.sleep(TIMEOUT)
+        return time.monotonic()
+
+    try:
+        began = time.monotonic()
+        assert asyncio.run(work()) - began < TIMEOUT / 2
+    finally:
+        other.rollback()
+        other.close()
+
+
+def test_without_holds_a_transaction_leaves_none_either(
+    configure: Configure, runtime: Runtime
+) -> None:
+    configure(REQUESTS=True, HOLDS=False, REDIS_URL=False, LISTEN=False)
+    abort_in_transaction("import-1")
+    assert not runtime.postponed
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHold.objects.exists()
 
 
 def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(

@@ -7,6 +7,7 @@ import json
 import socket
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,7 +58,14 @@ class Command(BaseCommand):
             outcomes = abort_runs(run_ids, reason=reason, actor=actor, wait=wait)
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
-        why_unknown = _why_unknown(outcomes) if wait else ""
+        why_unknown = ""
+        if wait and not any(outcome.holds for outcome in outcomes):
+            known = _read_again(outcomes)
+            outcomes = known or outcomes
+            if not conf.settings().HOLDS:
+                why_unknown = "RUN_ABORT['HOLDS'] is False"
+            elif known is None:
+                why_unknown = "the database did not answer"
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))
@@ -71,17 +79,16 @@ class Command(BaseCommand):
             raise CommandError(f"It is not known whether the runs have stopped: {why_unknown}.")
 
 
-def _why_unknown(outcomes: Sequence[AbortOutcome]) -> str:
-    """Why it is not known which processes work on the runs; empty if it is."""
-    if not conf.settings().HOLDS:
-        return "RUN_ABORT['HOLDS'] is False"
-    if any(outcome.holds for outcome in outcomes):
-        return ""
+def _read_again(outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome] | None:
+    """The outcomes with their holds; None if the database does not answer."""
     # The outcomes are the same if there are no holds and if the database did not answer.
     asked = [holds.Asked(outcome.request_id, outcome.run_id) for outcome in outcomes]
     read = partial(holds.of_requests, asked=asked)
     found = current().recorder.call(read, otherwise=None) if can_look() else None
-    return "the database did not answer" if found is None or any(found) else ""
+    if found is None:
+        return None
+    pairs = zip(outcomes, found, strict=True)
+    return [replace(outcome, holds=tuple(some)) for outcome, some in pairs]
 
 
 def _findings(outcome: AbortOutcome, *, is_known: bool) -> Iterator[str]:
