@@ -131,6 +131,13 @@ class Reconciler:
             self.ensure_started()
             self.hurry()
 
+    def retry_soon(self) -> None:
+        """Write again what could not be written: at once, then each ``POLL_INTERVAL``."""
+        self.ensure_started()
+        if not self._failed:
+            self._failed = True
+            self.hurry()
+
     def await_transaction(self) -> None:
         """Look each ``POLL_INTERVAL`` whether a transaction is over that rows wait for."""
         self.ensure_started()

@@ -88,6 +88,7 @@ class Runtime:
         self.registry.events.add(self.holder.note)
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
+        self.holder.failed.add(self.reconciler.retry_soon)
         self.postponed.added.add(self.reconciler.await_transaction)
         self.postponed.committed.add(self.holder.let_finish)
         self.dispatch.fell_behind.add(self.reconciler.ensure_started)

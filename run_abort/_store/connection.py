@@ -16,7 +16,7 @@ from . import database
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["close_own", "is_own", "is_usable", "limited", "open_own"]
+__all__ = ["close_own", "is_lost", "is_own", "is_usable", "limited", "link_of", "open_own"]
 
 # MariaDB's limit is in seconds, MySQL's in milliseconds and for SELECT only.
 _MYSQL: Final = "SET SESSION innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole}, "
@@ -104,11 +104,12 @@ def limited(alias: str, *, writes: bool, is_durable: bool = True) -> Iterator[No
             yield
         return
     with transaction.atomic(using=alias):
-        limits = f"SET LOCAL statement_timeout = {math.ceil(database.timeout() * 1000)}"
+        # Until the end of the transaction. One statement, because a prepared one cannot be two.
+        limits = "SELECT set_config('statement_timeout', %s, true)"
         if not is_durable:
-            limits += "; SET LOCAL synchronous_commit = off"
+            limits += ", set_config('synchronous_commit', 'off', true)"
         with connection.cursor() as cursor:
-            cursor.execute(limits)
+            cursor.execute(limits, [str(math.ceil(database.timeout() * 1000))])
         yield
 
 
@@ -116,6 +117,19 @@ def close_own(alias: str) -> None:
     """Close this thread's connection, whatever its state."""
     with suppress(Exception):  # MySQL's raises if it is closed already
         connections[alias].close()
+
+
+def link_of(alias: str) -> object:
+    """The driver's connection of this thread, for :func:`is_lost`."""
+    return connections[alias].connection
+
+
+def is_lost(alias: str, link: object) -> bool:
+    """Whether this thread's connection is another one by now, or does not work.
+
+    Django opens another by itself, when it leaves a transaction whose rollback failed.
+    """
+    return connections[alias].connection is not link or not is_usable()
 
 
 def is_usable() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -18,13 +17,13 @@ from run_abort import conf
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.controller import AbortController
-from run_abort._core.ids import as_uuid
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
 
 from . import database, requests
 from .clock import Now
-from .connection import limited
+from .connection import is_lost, limited, link_of
 from .database import tables
+from .entries import MAX_LABEL, MAX_STEPS, Entry, row_of
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
@@ -35,45 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Holder"]
 
-MAX_LABEL: Final = 255  # characters
-MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
 # Seconds that a caller waits on SQLite, whose only writer it may be next.
 MOMENT: Final = 0.05
+MAX_UNWRITTEN: Final = 10_000  # blocks
 
 _CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
-
-
-class _Entry:
-    """A block of this process.
-
-    :ivar entered: in seconds of ``time.monotonic()``.
-    :ivar is_written: whether its row is known to be in the database.
-    :ivar is_postponed: whether the row is written when a transaction of the caller is over.
-    """
-
-    __slots__ = (
-        "controller",
-        "entered",
-        "id",
-        "ids",
-        "is_postponed",
-        "is_written",
-        "label",
-        "steps",
-    )
-
-    def __init__(self, controller: AbortController, ids: tuple[str, ...], label: str) -> None:
-        self.controller = controller
-        self.ids = ids
-        self.label = label[:MAX_LABEL]
-        self.steps: list[tuple[str, float]] = []
-        self.renew()
-
-    def renew(self) -> None:
-        self.id = uuid.uuid4()
-        self.entered = time.monotonic()
-        self.is_written = False
-        self.is_postponed = False
 
 
 class Holder:
@@ -86,6 +51,7 @@ class Holder:
     :param origin: returns the ID of this process on the wire.
     :param kind: returns the kind of this process, for people.
     :ivar written: called in the recorder's thread with the IDs of requests whose holds changed.
+    :ivar failed: called when something could not be written: call :meth:`refresh` soon.
     """
 
     def __init__(
@@ -101,21 +67,24 @@ class Holder:
         self._origin = origin
         self._kind = kind
         self.written: Hook[[set[str]]] = Hook()
+        self.failed: Hook[[]] = Hook()
         self._outage = outage = database.Outage(
             "The open blocks of this process cannot be written",
             "nothing is known of them elsewhere",
         )
-        self._enter: Operation[_Entry, Request | None] = Operation(0, self._write_entries)
+        self._enter: Operation[Entry, Request | None] = Operation(0, self._write_entries)
         lazy = partial(Operation, is_lazy=True, outage=outage)
-        self._change: Operation[_Entry, None] = lazy(4, self._write_changes)
+        self._change: Operation[Entry, None] = lazy(4, self._write_changes)
         self._refresh: Operation[None, bool] = Operation(5, self._write_process, outage=outage)
-        self._leave: Operation[_Entry, None] = lazy(7, self._delete)
+        self._leave: Operation[Entry, None] = lazy(7, self._delete)
         self._part: Operation[None, None] = Operation(8, self._delete_process, outage=outage)
         self._reset()
 
     def _reset(self) -> None:
         # The blocks that are open, and the process row. Each change is atomic, so no lock.
-        self._open: dict[AbortController, _Entry] = {}
+        self._open: dict[AbortController, Entry] = {}
+        # What could not be written of blocks, to be tried again.
+        self._unwritten: dict[Entry, Operation[Entry, None]] = {}
         self._seen_at: float | None = None  # in seconds of time.monotonic()
 
     # Called by the threads of the blocks.
@@ -131,7 +100,7 @@ class Holder:
         options = conf.settings()
         if not options.HOLDS and not options.REQUESTS:
             return None
-        entry = _Entry(controller, ids, label)
+        entry = Entry(controller, ids, label)
         if options.HOLDS:
             self._open[controller] = entry
         here = database.transaction_here()
@@ -145,7 +114,7 @@ class Holder:
         found.set_result(_first(self._recorder.call(read, otherwise=None), entry))
         return found
 
-    def _enter_later(self, entry: _Entry) -> None:
+    def _enter_later(self, entry: Entry) -> None:
         entry.is_postponed = False
         if entry.controller in self._open:
             self._recorder.put(self._enter, entry)
@@ -159,10 +128,10 @@ class Holder:
             return
         here = database.transaction_here()
         if here is None:
-            self._recorder.put(self._leave, entry)
+            self._put(self._leave, entry)
             self.let_finish()
         elif entry.is_written:
-            self._postponed.add(here, partial(self._recorder.put, self._leave, entry))
+            self._postponed.add(here, partial(self._put, self._leave, entry))
 
     def let_finish(self) -> None:
         """On SQLite, wait a moment: a write amid the caller's next transaction would break it."""
@@ -194,15 +163,25 @@ class Holder:
                 entry.steps.append((event.escalation, max(seconds, 0.0)))
                 self._changed(entry)
 
-    def _changed(self, entry: _Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
+    def _changed(self, entry: Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
         if entry is not None and not entry.is_postponed:
-            self._postponed.call(here, partial(self._recorder.put, self._change, entry))
+            self._postponed.call(here, partial(self._put, self._change, entry))
 
-    def _changed_here(self, entry: _Entry | None) -> None:
+    def _changed_here(self, entry: Entry | None) -> None:
         """:meth:`_changed` in the thread of the block, which goes on at once."""
         if entry is not None:
             self._changed(entry, database.transaction_here())
             self.let_finish()
+
+    def _put(self, operation: Operation[Entry, None], entry: Entry) -> None:
+        self._recorder.put(operation, entry).add_done_callback(
+            partial(self._written, operation, entry)
+        )
+
+    def _written(self, operation: Operation[Entry, None], entry: Entry, done: Future[None]) -> None:
+        if done.exception() is not None and len(self._unwritten) < MAX_UNWRITTEN:
+            self._unwritten[entry] = operation
+            self.failed()
 
     def depart(self) -> None:
         """Delete soon the row of this process, which is about to end, unless a hold refers to it.
@@ -216,8 +195,8 @@ class Holder:
 
     @property
     def waits(self) -> bool:
-        """Whether rows wait for the end of a transaction."""
-        return bool(self._postponed)
+        """Whether rows wait for the end of a transaction, or for the database."""
+        return bool(self._postponed or self._unwritten)
 
     def refresh(self) -> bool:
         """Write that this process is alive, and what is missing of its holds.
@@ -225,16 +204,19 @@ class Holder:
         :return: whether all of its holds are written. If not, call this again soon.
         """
         self._postponed.check()
+        again, self._unwritten = self._unwritten, {}
+        for entry, operation in again.items():
+            self._put(operation, entry)
         if not self._has_to_refresh():
-            return not self._postponed
+            return not self._postponed and not again
         done = self._recorder.put(self._refresh, None)
-        return self._recorder.wait(done, otherwise=False)
+        return self._recorder.wait(done, otherwise=False) and not again
 
     def _has_to_refresh(self) -> bool:
         entries = self._to_write()
         return bool(entries) and (self._is_due() or not all(each.is_written for each in entries))
 
-    def _to_write(self) -> list[_Entry]:
+    def _to_write(self) -> list[Entry]:
         return [entry for entry in self._open.copy().values() if not entry.is_postponed]
 
     def _is_due(self) -> bool:
@@ -256,27 +238,29 @@ class Holder:
 
     # Called in the recorder's thread.
 
-    def _write_entries(self, alias: str, entries: list[_Entry]) -> list[Request | None]:
+    def _write_entries(self, alias: str, entries: list[Entry]) -> list[Request | None]:
         options = conf.settings()
         # A block may be left by now, if the database was away. Its row would stay for ever.
         held = [entry for entry in entries if self._open.get(entry.controller) is entry]
         if options.HOLDS and held:
+            link = link_of(alias)
             try:
                 self._insert(alias, held)
             except Exception as error:
-                if len(entries) > 1 or not options.REQUESTS:
+                if len(entries) > 1 or not options.REQUESTS or is_lost(alias, link):
                     raise
                 self._outage.report(error)
+                self.failed()
         if not options.REQUESTS:
             return [None] * len(entries)
         known = requests.known_for(alias, {each for entry in entries for each in entry.ids})
         return [_first(known, entry) for entry in entries]
 
-    def _insert(self, alias: str, entries: Sequence[_Entry]) -> None:
+    def _insert(self, alias: str, entries: Sequence[Entry]) -> None:
         with limited(alias, writes=True):
             if self._is_due():
                 self._see(alias)
-            rows = [self._row(entry) for entry in entries]
+            rows = [row_of(entry, self._origin()) for entry in entries]
             _holds(alias).bulk_create(rows, ignore_conflicts=True)
             groups = [
                 tables().RunHoldGroup(hold_id=entry.id, run_id=group)
@@ -323,12 +307,12 @@ class Holder:
             self._insert(alias, missing)
         return [True] * len(items)
 
-    def _write_changes(self, alias: str, entries: list[_Entry]) -> list[None]:
+    def _write_changes(self, alias: str, entries: list[Entry]) -> list[None]:
         some = list(dict.fromkeys(entries))
         names_keys = connections[alias].features.supports_update_conflicts_with_target
         with limited(alias, writes=True, is_durable=False):
             _holds(alias).bulk_create(
-                [self._row(entry) for entry in some],
+                [row_of(entry, self._origin()) for entry in some],
                 update_conflicts=True,
                 update_fields=_CHANGES,
                 unique_fields=["id"] if names_keys else None,
@@ -337,7 +321,7 @@ class Holder:
         self.written({each.request.id for each in about if each is not None and each.request.id})
         return [None] * len(entries)
 
-    def _delete(self, alias: str, entries: list[_Entry]) -> list[None]:
+    def _delete(self, alias: str, entries: list[Entry]) -> list[None]:
         keys = [entry.id for entry in entries]
         with limited(alias, writes=True, is_durable=False):
             for some in requests.chunks(keys, alias):
@@ -355,41 +339,13 @@ class Holder:
         self._seen_at = None
         return items
 
-    def _row(self, entry: _Entry) -> RunHold:
-        now = time.monotonic()
-        controller = entry.controller
-        aborted = controller.signal.aborted_by
-        row: RunHold = tables().RunHold(
-            id=entry.id,
-            run_id=entry.ids[0],
-            label=entry.label,
-            process_id=self._origin(),
-            entered_at=Now(entry.entered - now),
-            state=_state(controller),
-        )
-        if aborted is not None:
-            wall = time.time()
-            row.request_id = as_uuid(aborted.request.id)
-            row.way = aborted.way
-            row.received_at = Now(min(aborted.at - wall, 0.0))
-            if controller.left_at is not None:
-                row.left_at = Now(min(controller.left_at - wall, 0.0))
-            row.set_steps(entry.steps)
-        return row
-
-
-def _state(controller: AbortController) -> str:
-    if controller.signal.aborted_by is None:
-        return "finishing" if controller.finishing else "running"
-    return "aborting" if controller.left_at is None else "stopped"
-
 
 def _holds(alias: str) -> QuerySet[RunHold]:
     holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
     return holds
 
 
-def _first(known: requests.Known | None, entry: _Entry) -> Request | None:
+def _first(known: requests.Known | None, entry: Entry) -> Request | None:
     """The first standing request for a block; let the push of a cleared one spare it."""
     if known is None:
         return None

@@ -322,10 +322,11 @@ class Recorder:
         alias = database.alias()
         if not connection.is_own(alias):
             connection.open_own(alias)
+        link = connection.link_of(alias)
         try:
             return operation.run(alias, items)
         except Exception:  # of the driver, too: Django does not wrap all that a lost link raises
-            if connection.is_usable():
+            if not connection.is_lost(alias, link):
                 raise
             connection.close_own(alias)
             connection.open_own(alias)  # it was lost while it was idle

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.db.models import F
 
 from run_abort import (
@@ -430,6 +430,44 @@ def test_an_abort_that_does_not_wait_looks_once_if_it_is_asked_to() -> None:
             "aborting"
         ]
         assert abort_run("import-1").holds == ()
+
+
+@pytest.mark.parametrize("name", ["_change", "_leave"])
+def test_an_end_that_could_not_be_written_is_written_later(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    operation = getattr(runtime.holder, name)
+    failed: list[object] = []
+
+    def fail_first(alias: str, items: list[Any]) -> Any:
+        if len(failed) < 2:
+            failed.append(items)
+            raise OperationalError("the server restarts")
+        return operation.run(alias, items)
+
+    monkeypatch.setattr(runtime.holder, name, operation._replace(run=fail_first))
+    with abortable_run("import-1", catch=True):
+        if name == "_change":
+            runtime.registry.abort(Request("import-1"))
+    ended = RunHold.objects.filter(state="stopped") if name == "_change" else RunHold.objects
+    wait_until(lambda: ended.count() == (name == "_change"))
+    assert len(failed) == 2
+
+
+def test_a_link_that_was_cut_while_it_was_idle_costs_nothing() -> None:
+    if connection.vendor != "postgresql":
+        return
+    for number in range(3):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        if number == 1:
+            assert abort_run("import-1").recorded
+        else:
+            with abortable_run("import-2"):
+                assert RunHold.objects.filter(run_id="import-2").exists()
 
 
 def abort_it(run_id: str) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
@@ -167,6 +167,21 @@ def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
     if connection.vendor == "sqlite":  # a file cannot be lost
         return
     assert rows.call(count, otherwise=-1) == 0
+
+
+def test_work_is_done_again_if_django_has_connected_again_meanwhile(rows: Recorder) -> None:
+    """As it does when it leaves a transaction whose rollback failed."""
+    attempts: list[object] = []
+
+    def work(alias: str) -> int:
+        attempts.append(connections[alias].connection)
+        if len(attempts) == 1:
+            connections[alias].close()
+            connections[alias].ensure_connection()
+            raise OperationalError("the server has closed the connection")
+        return len(attempts)
+
+    assert rows.call(work, otherwise=-1) == 2
 
 
 def test_a_callers_connection_is_used_in_its_transaction_on_sqlite_alone(rows: Recorder) -> None:

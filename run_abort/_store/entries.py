@@ -1,0 +1,84 @@
+"""A block of this process, and its row."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from run_abort._core.controller import AbortController
+from run_abort._core.ids import as_uuid
+
+from .clock import Now
+from .database import tables
+
+if TYPE_CHECKING:
+    from run_abort.models import RunHold
+
+__all__ = ["MAX_LABEL", "MAX_STEPS", "Entry", "row_of"]
+
+MAX_LABEL: Final = 255  # characters
+MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
+
+
+class Entry:
+    """A block of this process.
+
+    :ivar entered: in seconds of ``time.monotonic()``.
+    :ivar is_written: whether its row is known to be in the database.
+    :ivar is_postponed: whether the row is written when a transaction of the caller is over.
+    """
+
+    __slots__ = (
+        "controller",
+        "entered",
+        "id",
+        "ids",
+        "is_postponed",
+        "is_written",
+        "label",
+        "steps",
+    )
+
+    def __init__(self, controller: AbortController, ids: tuple[str, ...], label: str) -> None:
+        self.controller = controller
+        self.ids = ids
+        self.label = label[:MAX_LABEL]
+        self.steps: list[tuple[str, float]] = []
+        self.renew()
+
+    def renew(self) -> None:
+        self.id = uuid.uuid4()
+        self.entered = time.monotonic()
+        self.is_written = False
+        self.is_postponed = False
+
+
+def row_of(entry: Entry, origin: str) -> RunHold:
+    """The row of a block, as it is now."""
+    now = time.monotonic()
+    controller = entry.controller
+    aborted = controller.signal.aborted_by
+    row: RunHold = tables().RunHold(
+        id=entry.id,
+        run_id=entry.ids[0],
+        label=entry.label,
+        process_id=origin,
+        entered_at=Now(entry.entered - now),
+        state=_state(controller),
+    )
+    if aborted is not None:
+        wall = time.time()
+        row.request_id = as_uuid(aborted.request.id)
+        row.way = aborted.way
+        row.received_at = Now(min(aborted.at - wall, 0.0))
+        if controller.left_at is not None:
+            row.left_at = Now(min(controller.left_at - wall, 0.0))
+        row.set_steps(entry.steps)
+    return row
+
+
+def _state(controller: AbortController) -> str:
+    if controller.signal.aborted_by is None:
+        return "finishing" if controller.finishing else "running"
+    return "aborting" if controller.left_at is None else "stopped"
