@@ -101,8 +101,9 @@ def abortable_view(
         async views.
     :param abort_on_disconnect: what to abort if the client disconnects before the view returns:
         ``"block"``, this view alone; ``"run"``, the run in every process, as it runs now: no later
-        start of the run is stopped. None: nothing. It is noticed for async views under ASGI, and
-        for sync views under gunicorn and uWSGI on Linux, without gevent and eventlet.
+        start of the run is stopped. None: nothing, but Django itself cancels an async view. It is
+        noticed for async views under ASGI, and for sync views under gunicorn and uWSGI on Linux,
+        without gevent and eventlet.
     :param on_abort: called with the request and the ``RunAborted``, in the thread or event loop of
         the view; returns the response or, for an async view, an awaitable of it. The default is a
         409 with a sentence, as text or JSON, that names neither actor nor reason.

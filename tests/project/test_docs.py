@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import html
 import importlib
 import inspect
@@ -163,3 +165,34 @@ def test_models() -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert run_abort.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def undefined(source: str) -> set[str]:
+    """The names that a module uses, and neither defines nor imports."""
+    known, used = set(dir(builtins)), set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
+                known.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                known.add(name)
+            case ast.ClassDef(name=name) | ast.alias(asname=str(name)):
+                known.add(name)
+            case ast.alias(name=name):
+                known.add(name.partition(".")[0])
+    return used - known
+
+
+def test_a_block_that_is_a_file_imports_what_it_uses() -> None:
+    """Else it fails for who copies it: the blocks of a page are executed in one namespace."""
+    found = {}
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        blocks = re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+        for block in blocks:
+            if name := re.match(r"# (\S+\.py)\n", block):
+                # The last two are the reader's own.
+                found[path.name, name[1]] = undefined(block) - {"rows", "save"}
+    assert found
+    assert {key: names for key, names in found.items() if names} == {}
