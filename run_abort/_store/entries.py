@@ -27,11 +27,13 @@ class Entry:
     :ivar entered: in seconds of ``time.monotonic()``.
     :ivar is_written: whether its row is known to be in the database.
     :ivar is_postponed: whether the row is written when a transaction of the caller is over.
+    :ivar failed_at: when its row could not be changed, as ``entered``; 0 before.
     """
 
     __slots__ = (
         "controller",
         "entered",
+        "failed_at",
         "id",
         "ids",
         "is_postponed",
@@ -52,6 +54,7 @@ class Entry:
         self.entered = time.monotonic()
         self.is_written = False
         self.is_postponed = False
+        self.failed_at = 0.0
 
 
 def row_of(entry: Entry, origin: str) -> RunHold:

@@ -37,6 +37,7 @@ __all__ = ["Holder"]
 # Seconds that a caller waits on SQLite, whose only writer it may be next.
 MOMENT: Final = 0.05
 MAX_UNWRITTEN: Final = 10_000  # blocks
+RETRY_FOR: Final = 600.0  # seconds in which what could not be written of a block is tried again
 
 _CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
 
@@ -179,7 +180,12 @@ class Holder:
         )
 
     def _written(self, operation: Operation[Entry, None], entry: Entry, done: Future[None]) -> None:
-        if done.exception() is not None and len(self._unwritten) < MAX_UNWRITTEN:
+        # Without a row nothing is wrong in the database.
+        if done.exception() is None or not entry.is_written:
+            return
+        now = time.monotonic()
+        entry.failed_at = entry.failed_at or now
+        if now - entry.failed_at < RETRY_FOR and len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten[entry] = operation
             self.failed()
 
