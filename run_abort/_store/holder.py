@@ -84,8 +84,8 @@ class Holder:
     def _reset(self) -> None:
         # The blocks that are open, and the process row. Each change is atomic, so no lock.
         self._open: dict[AbortController, Entry] = {}
-        # What could not be written of blocks, to be tried again.
-        self._unwritten: dict[Entry, Operation[Entry, None]] = {}
+        # The blocks whose row could not be changed, to be tried again.
+        self._unwritten: dict[Entry, None] = {}
         self._seen_at: float | None = None  # in seconds of time.monotonic()
 
     # Called by the threads of the blocks.
@@ -175,19 +175,24 @@ class Holder:
             self.let_finish()
 
     def _put(self, operation: Operation[Entry, None], entry: Entry) -> None:
-        self._recorder.put(operation, entry).add_done_callback(
-            partial(self._written, operation, entry)
-        )
+        self._recorder.put(operation, entry).add_done_callback(partial(self._written, entry))
 
-    def _written(self, operation: Operation[Entry, None], entry: Entry, done: Future[None]) -> None:
+    def _written(self, entry: Entry, done: Future[None]) -> None:
         # Without a row nothing is wrong in the database.
         if done.exception() is None or not entry.is_written:
             return
         now = time.monotonic()
         entry.failed_at = entry.failed_at or now
         if now - entry.failed_at < RETRY_FOR and len(self._unwritten) < MAX_UNWRITTEN:
-            self._unwritten[entry] = operation
+            self._unwritten[entry] = None
             self.failed()
+
+    def _write_again(self, entry: Entry) -> None:
+        del self._unwritten[entry]
+        controller = entry.controller
+        was_left = self._open.get(controller) is not entry
+        has_ended = was_left and controller.signal.aborted_by is None
+        self._put(self._leave if has_ended else self._change, entry)
 
     def depart(self) -> None:
         """Delete soon the row of this process, which is about to end, unless a hold refers to it.
@@ -210,9 +215,9 @@ class Holder:
         :return: whether all of its holds are written. If not, call this again soon.
         """
         self._postponed.check()
-        again, self._unwritten = self._unwritten, {}
-        for entry, operation in again.items():
-            self._put(operation, entry)
+        again = list(self._unwritten)
+        for entry in again:
+            self._write_again(entry)
         if not self._has_to_refresh():
             return not self._postponed and not again
         done = self._recorder.put(self._refresh, None)

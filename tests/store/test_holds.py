@@ -432,26 +432,52 @@ def test_an_abort_that_does_not_wait_looks_once_if_it_is_asked_to() -> None:
         assert abort_run("import-1").holds == ()
 
 
-@pytest.mark.parametrize("name", ["_change", "_leave"])
-def test_an_end_that_could_not_be_written_is_written_later(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    operation = getattr(runtime.holder, name)
-    failed: list[object] = []
+@pytest.fixture
+def failing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The database refuses each kind of change twice; the refused ones."""
+    refused: list[str] = []
 
-    def fail_first(alias: str, items: list[Any]) -> Any:
-        if len(failed) < 2:
-            failed.append(items)
-            raise OperationalError("the server restarts")
-        return operation.run(alias, items)
+    def fail_first(name: str) -> None:
+        operation = getattr(runtime.holder, name)
 
-    monkeypatch.setattr(runtime.holder, name, operation._replace(run=fail_first))
-    with abortable_run("import-1", catch=True):
-        if name == "_change":
+        def run(alias: str, items: list[Any]) -> Any:
+            if refused.count(name) < 2:
+                refused.append(name)
+                raise OperationalError("the server restarts")
+            return operation.run(alias, items)
+
+        monkeypatch.setattr(runtime.holder, name, operation._replace(run=run))
+
+    fail_first("_change")
+    fail_first("_leave")
+    return refused
+
+
+class TestRefused:
+    """What the database refuses once is written later."""
+
+    def test_an_abort(self, runtime: Runtime, failing: list[str]) -> None:
+        with abortable_run("import-1", catch=True):
             runtime.registry.abort(Request("import-1"))
-    ended = RunHold.objects.filter(state="stopped") if name == "_change" else RunHold.objects
-    wait_until(lambda: ended.count() == (name == "_change"))
-    assert len(failed) == 2
+        wait_until(lambda: RunHold.objects.filter(state="stopped").exists())
+        assert failing == ["_change"] * 2
+
+    def test_an_end(self, failing: list[str]) -> None:
+        with abortable_run("import-1"):
+            assert RunHold.objects.exists()
+        wait_until(lambda: not RunHold.objects.exists())
+        assert failing == ["_leave"] * 2
+
+    def test_a_change_of_a_block_that_has_ended_since(
+        self, runtime: Runtime, failing: list[str]
+    ) -> None:
+        with abortable_run("import-1") as signal:
+            signal.finish()
+        wait_until(lambda: not runtime.holder.waits and not RunHold.objects.exists())
+        assert runtime.recorder.flush(TIMEOUT)
+        assert not runtime.holder.waits
+        assert not RunHold.objects.exists()
+        assert "_change" in failing
 
 
 def test_a_link_that_was_cut_while_it_was_idle_costs_nothing() -> None:
