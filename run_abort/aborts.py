@@ -235,7 +235,7 @@ async def aabort_disconnected(run_id: str, reason: str) -> None:
 def _abort(batch: Batch) -> list[AbortOutcome]:
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = send(batch, batch.here())
-    return outcomes if batch.wait is None or not can_look() else awaited(outcomes, batch.wait)
+    return outcomes if batch.wait is None or not can_look() else awaited(outcomes, batch.wait)[0]
 
 
 def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
@@ -249,10 +249,13 @@ def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
     return outcomes
 
 
-def awaited(outcomes: Sequence[AbortOutcome], wait: float) -> list[AbortOutcome]:
-    """The outcomes with the holds of their requests, after at most ``wait`` seconds."""
-    requests = [Request(each.run_id, str(each.request_id)) for each in outcomes]
-    return _awaited(Lookout(current(), requests), wait, outcomes)
+def awaited(outcomes: Sequence[AbortOutcome], wait: float) -> tuple[list[AbortOutcome], bool]:
+    """The outcomes with the holds of their requests, after at most ``wait`` seconds.
+
+    :return: them, and whether the database answered.
+    """
+    lookout = Lookout(current(), [Request(each.run_id, str(each.request_id)) for each in outcomes])
+    return _awaited(lookout, wait, outcomes), lookout.is_known
 
 
 def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:

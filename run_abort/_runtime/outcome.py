@@ -41,6 +41,8 @@ class Lookout:
     """Looks at the holds of some requests, until all of them were left.
 
     Used by one thread at a time; any thread may call :meth:`give_up`. The maker closes it.
+
+    :ivar is_known: whether the database answered when it was last asked.
     """
 
     def __init__(self, runtime: Runtime, requests: Sequence[Request]) -> None:
@@ -48,6 +50,7 @@ class Lookout:
         self._asked = [holds.Asked(uuid.UUID(each.id), each.run_id) for each in requests]
         # For each request, its holds as they were last seen.
         self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in requests]
+        self.is_known = False
         self._has_given_up = False
         self._changed = threading.Event()
         self._watch: Watch | None = runtime.push.watch([each.id for each in requests])
@@ -77,10 +80,10 @@ class Lookout:
         """Look until no hold is open, at most for this time."""
         until = time.monotonic() + seconds
         while not self._has_given_up:
-            is_known = self.look()
+            self.is_known = self.look()
             left = until - time.monotonic()
             is_over = all(hold.state == "stopped" for each in self.found() for hold in each)
-            if left <= 0 or (is_known and is_over):
+            if left <= 0 or (self.is_known and is_over):
                 return
             self._pause(min(left, conf.settings().POLL_INTERVAL))
 

@@ -58,9 +58,9 @@ def request_aborts(
         sent = send(batch._replace(requests=new), [local[run_id] for run_id in made])
     known |= {each.run_id: each for each in sent}
     outcomes = [known[run_id] for run_id in ids]
-    is_known = wait is not None and bool(outcomes) and can_look()
-    if wait is not None and is_known:
-        outcomes = awaited(outcomes, wait)
+    is_known = False
+    if wait is not None and outcomes and can_look():
+        outcomes, is_known = awaited(outcomes, wait)
     return Requested(outcomes, frozenset(made), is_known)
 
 

@@ -28,7 +28,7 @@ from run_abort.views.requesting import REPEAT
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import Foreign
+from tests.support import Foreign, unmigrated
 
 JSON = "application/json"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -102,6 +102,11 @@ class TestPost:
         configure(REQUESTS=True, HOLDS=False)
         told = texts(client.post(url("run-2")))[-1]
         assert told == ("info", "Run “run-2” was asked to abort.")
+
+    def test_what_the_database_does_not_tell_is_not_said(self, client: Client) -> None:
+        with unmigrated("run_abort_runhold"):
+            told = texts(client.post(url()))
+        assert told == [("info", "Run “run-1” was asked to abort.")]
 
     def test_takes_a_json_body(self, client: Client) -> None:
         body = json.dumps({"reason": "because"})
