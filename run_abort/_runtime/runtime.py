@@ -279,7 +279,10 @@ def _at_exit_of_child() -> None:
 def _leave_last() -> None:
     while others := _others_at_work():
         for thread in others:
-            thread.join()
+            try:
+                thread.join()
+            except RuntimeError:  # it is about to begin
+                time.sleep(0.001)
     current().leave_inherited()
     current().settle(EXIT_TIMEOUT)
 
