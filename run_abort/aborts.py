@@ -133,7 +133,7 @@ def abort_run(
 
     Does not raise if the database or Redis fails: see ``recorded`` and ``published``.
     """
-    return _abort(Batch.of([run_id], reason, actor, wait))[0]
+    return ask(Batch.of([run_id], reason, actor, wait))[0][0]
 
 
 def abort_runs(
@@ -153,7 +153,7 @@ def abort_runs(
     :return: one outcome for each distinct ID, in the order in which they were given.
     :raises TypeError: and ``ValueError``, as :func:`abort_run`, before any request is made.
     """
-    return _abort(Batch.of(run_ids, reason, actor, wait))
+    return ask(Batch.of(run_ids, reason, actor, wait))[0]
 
 
 def abort_run_on_commit(
@@ -224,7 +224,7 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
 
 def abort_disconnected(run_id: str, reason: str) -> None:
     """Abort a run as it runs now, because the client of one of its requests has gone."""
-    _abort(Batch.of([run_id], reason, "", cause=DISCONNECT))
+    ask(Batch.of([run_id], reason, "", cause=DISCONNECT))
 
 
 async def aabort_disconnected(run_id: str, reason: str) -> None:
@@ -232,10 +232,13 @@ async def aabort_disconnected(run_id: str, reason: str) -> None:
     await _aabort(Batch.of([run_id], reason, "", cause=DISCONNECT))
 
 
-def _abort(batch: Batch) -> list[AbortOutcome]:
+def ask(batch: Batch) -> tuple[list[AbortOutcome], bool]:
+    """Abort the runs of a call; the outcomes, and whether they have the holds."""
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = send(batch, batch.here())
-    return outcomes if batch.wait is None or not can_look() else awaited(outcomes, batch.wait)[0]
+    if batch.wait is None or not can_look():
+        return outcomes, False
+    return awaited(outcomes, batch.wait)
 
 
 def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
@@ -250,10 +253,7 @@ def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
 
 
 def awaited(outcomes: Sequence[AbortOutcome], wait: float) -> tuple[list[AbortOutcome], bool]:
-    """The outcomes with the holds of their requests, after at most ``wait`` seconds.
-
-    :return: them, and whether the database answered.
-    """
+    """The outcomes with their holds, after at most ``wait`` seconds; whether these are known."""
     lookout = Lookout(current(), [Request(each.run_id, str(each.request_id)) for each in outcomes])
     return _awaited(lookout, wait, outcomes), lookout.is_known
 

@@ -6,8 +6,7 @@ import getpass
 import json
 import socket
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,10 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
 from run_abort._core.types import Hold
-from run_abort._runtime.outcome import can_look
-from run_abort._runtime.runtime import current
-from run_abort._store import holds
-from run_abort.aborts import MAX_WAIT, AbortOutcome, abort_runs
+from run_abort.aborts import MAX_WAIT, AbortOutcome, Batch, ask
 from run_abort.management.arguments import add_run_ids, seconds
 from run_abort.management.environment import printable
 
@@ -55,40 +51,22 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         try:
-            outcomes = abort_runs(run_ids, reason=reason, actor=actor, wait=wait)
+            outcomes, is_known = ask(Batch.of(run_ids, reason, actor, wait))
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
-        why_unknown = ""
-        if wait and not any(outcome.holds for outcome in outcomes):
-            known = _read_again(outcomes)
-            outcomes = known or outcomes
-            if not conf.settings().HOLDS:
-                why_unknown = "RUN_ABORT['HOLDS'] is False"
-            elif known is None:
-                why_unknown = "the database did not answer"
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))
-            for line in _findings(outcome, is_known=not why_unknown) if wait else ():
+            for line in _findings(outcome, is_known=is_known) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
             raise CommandError("Not asked: neither the database nor Redis accepted the request.")
         if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
-        if why_unknown:
-            raise CommandError(f"It is not known whether the runs have stopped: {why_unknown}.")
-
-
-def _read_again(outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome] | None:
-    """The outcomes with their holds; None if the database does not answer."""
-    # The outcomes are the same if there are no holds and if the database did not answer.
-    asked = [holds.Asked(outcome.request_id, outcome.run_id) for outcome in outcomes]
-    read = partial(holds.of_requests, asked=asked)
-    found = current().recorder.call(read, otherwise=None) if can_look() else None
-    if found is None:
-        return None
-    pairs = zip(outcomes, found, strict=True)
-    return [replace(outcome, holds=tuple(some)) for outcome, some in pairs]
+        if wait and not is_known:
+            kept = conf.settings().HOLDS
+            why = "the database did not answer" if kept else "RUN_ABORT['HOLDS'] is False"
+            raise CommandError(f"It is not known whether the runs have stopped: {why}.")
 
 
 def _findings(outcome: AbortOutcome, *, is_known: bool) -> Iterator[str]:
