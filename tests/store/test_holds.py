@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -369,6 +369,22 @@ def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
             assert [hold.run_id for hold in open_here(runtime)] == known
 
 
+@contextmanager
+def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[None]:
+    """Other modes than those of the tests, which come back at the end."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA journal_mode={journal}")
+    connection.transaction_mode = transactions  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        assert runtime.recorder.flush(TIMEOUT)
+        assert runtime.recorder.stop()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+
+
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 @pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
 @pytest.mark.parametrize("reads_first", [True, False])
@@ -384,10 +400,7 @@ def test_blocks_in_transactions_of_sqlite(
     if connection.vendor != "sqlite":
         return
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)  # the machine may be busy
-    with connection.cursor() as cursor:
-        cursor.execute(f"PRAGMA journal_mode={journal}")
-    connection.transaction_mode = mode  # type: ignore[attr-defined]
-    try:
+    with sqlite_modes(runtime, journal, mode):
         began = time.monotonic()
         for number in range(20):
             with abortable_run(f"before-{number}"):
@@ -414,12 +427,6 @@ def test_blocks_in_transactions_of_sqlite(
         runtime.reconciler.hurry()
         wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-2"])
         block.__exit__(None, None, None)
-    finally:
-        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-        assert runtime.recorder.flush(TIMEOUT)
-        assert runtime.recorder.stop()
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def test_an_abort_that_does_not_wait_looks_once_if_it_is_asked_to() -> None:
@@ -547,19 +554,10 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
         return
     configure(REQUESTS=True, LISTEN=False)  # with Redis, so that the push is noted in the row
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
-    with connection.cursor() as cursor:
-        cursor.execute(f"PRAGMA journal_mode={journal}")
-    connection.transaction_mode = "DEFERRED"  # type: ignore[attr-defined]
-    try:
+    with sqlite_modes(runtime, journal, "DEFERRED"):
         for number in range(5):
             call(f"import-{number}")
             read_and_write(f"user-{number}")
-    finally:
-        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-        assert runtime.recorder.flush(TIMEOUT)
-        assert runtime.recorder.stop()
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def test_a_block_that_is_left_holds_up_no_event_loop(
