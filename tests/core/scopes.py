@@ -60,7 +60,8 @@ class Core:
         return self.registry.abort(Request(run_id, reason=reason, actor="ann"))
 
     def abort_when_held(self, run_id: str = "run-1", reason: str = "because") -> None:
-        wait_until(lambda: run_id in list(self.registry.holders()))
+        """Abort once a block was entered: one that is still being entered raises there."""
+        wait_until(lambda: any(each.began for each in self.registry._holders.get(run_id, ())))
         self.abort(run_id, reason)
 
     def holders(self, run_id: str = "run-1") -> int:

@@ -371,7 +371,6 @@ class TestNested:
                         pass
 
         worker = Worker(work)
-        wait_until(lambda: "outer" in list(core.registry.holders()))
         core.abort_when_held("outer")
         error = worker.join()
         assert isinstance(error, RunAborted)
