@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from ._concurrency.workers import spawn
-from ._core.controller import GRACE, AbortController, AbortSignal
+from ._core.controller import AbortController
 from ._core.scope import Scope
 from ._core.types import Request, Way
 from ._runtime.runtime import Runtime, current
 
-__all__ = ["abortable_run", "hold"]
+__all__ = ["abortable_run"]
 
 
 class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.suppress does
@@ -120,19 +119,3 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
 
     def _ended(self, controller: AbortController) -> None:
         self._process.holder.leave(controller)
-
-
-def hold(
-    run_id: str,
-    *,
-    groups: Iterable[str] = (),
-    label: str = "",
-    grace: float = GRACE,
-) -> tuple[AbortSignal, Callable[[], bool]]:
-    """Hold a run without a ``with`` block: for work that another program does.
-
-    :return: the signal, which is aborted already if an abort was requested before, and a function
-        that ends the hold. It returns True if the hold ended before any abort.
-    :raises ImproperlyConfigured: and ``TypeError``, ``ValueError``, as :class:`abortable_run`.
-    """
-    return abortable_run(run_id, groups=groups, label=label, grace=grace).hold()

@@ -25,7 +25,7 @@ from run_abort._core.types import Aborted, Request, Way
 from run_abort._runtime.events import Events
 from run_abort._runtime.facts import Fact, Facts
 from run_abort._runtime.runtime import Runtime
-from run_abort.runs import hold
+from run_abort.runs import abortable_run
 from tests.support import TIMEOUT
 
 
@@ -404,7 +404,7 @@ def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
     settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
     facts: list[Fact] = []
     runtime.facts.add_hook(facts.append, is_short=True)
-    _, leave = hold("run-1")
+    _, leave = abortable_run("run-1").hold()
     ((controller, _),) = runtime.registry.holdings()
     controller.flip(Aborted(new_request(), "channel", time.time(), (controller,)))
     leave()  # the thread that aborts has not emitted its event

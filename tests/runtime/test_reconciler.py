@@ -24,7 +24,6 @@ from run_abort._runtime.runtime import Runtime, current, install
 from run_abort._store import requests
 from run_abort._store.requests import Requests
 from run_abort.models import AbortRequest
-from run_abort.runs import hold
 from run_abort.signals import run_abort_received
 from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
@@ -499,7 +498,7 @@ class TestPushAmidTheFirstRead:
         asyncio.run(work())
 
     def test_forced_in_a_hold(self) -> None:
-        signal, leave = hold("run-1")
+        signal, leave = abortable_run("run-1").hold()
         assert not signal.aborted
         assert leave()
 

@@ -17,7 +17,7 @@ from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
 from run_abort._core.process_tree import Family, end, family_of_stranger, kill
 from run_abort._core.procfs import Entry
-from run_abort.runs import hold
+from run_abort.runs import abortable_run
 
 from . import files
 from .files import Judgement, PidFile
@@ -46,7 +46,8 @@ class _Program:
         self._family = family
         self._grace = grace
         self._on_ended = on_ended
-        self.signal, self._release = hold(file.run_id, label=file.label, grace=grace)
+        block = abortable_run(file.run_id, label=file.label, grace=grace)
+        self.signal, self._release = block.hold()
         self._remove = self.signal.add_callback(partial(spawn, self._end, name="run_abort-program"))
 
     def is_there(self) -> bool:
