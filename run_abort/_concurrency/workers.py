@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, Generic, TypeVar
@@ -25,10 +25,8 @@ from .latch import Latch
 
 __all__ = [
     "SerialWorker",
-    "TimeUpError",
     "after_fork_in_child",
     "before_fork",
-    "call_bounded",
     "in_event_loop",
     "is_ending",
     "shielded",
@@ -128,22 +126,6 @@ async def shielded(future: Future[T]) -> T:
     wrapped = asyncio.wrap_future(future)
     await asyncio.wait({wrapped})
     return wrapped.result()
-
-
-class TimeUpError(TimeoutError):
-    """Raised by :func:`call_bounded` when the time is up."""
-
-
-def call_bounded(fn: Callable[[], T], timeout: float, *, name: str) -> T:
-    """Call ``fn`` on a thread of its own and wait for its result, at most ``timeout`` seconds.
-
-    :raises TimeUpError: when the time is up. ``fn`` goes on: a thread cannot be cancelled.
-    :raises Exception: what ``fn`` raised within the time.
-    """
-    future = submit(fn, name=name)
-    if not wait([future], timeout).done:
-        raise TimeUpError
-    return future.result()
 
 
 class SerialWorker(Generic[T]):

@@ -8,27 +8,8 @@ import pytest
 
 from run_abort._concurrency import workers
 from run_abort._concurrency.hooks import Hook
-from run_abort._concurrency.workers import SerialWorker, TimeUpError, call_bounded
+from run_abort._concurrency.workers import SerialWorker
 from tests.core.scopes import wait_until
-
-
-class TestCallBounded:
-    def test_gives_the_result(self) -> None:
-        assert call_bounded(lambda: 7, 20, name="run_abort-test") == 7
-
-    def test_raises_what_the_call_raises(self) -> None:
-        def fails() -> None:
-            raise TimeoutError("of its own")
-
-        with pytest.raises(TimeoutError, match="of its own") as raised:
-            call_bounded(fails, 20, name="run_abort-test")
-        assert not isinstance(raised.value, TimeUpError)
-
-    def test_waits_no_longer_than_told(self) -> None:
-        release = threading.Event()
-        with pytest.raises(TimeUpError):
-            call_bounded(lambda: release.wait(20), 0.05, name="run_abort-test")
-        release.set()
 
 
 class TestSerialWorker:

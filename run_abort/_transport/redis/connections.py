@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as SilenceError
 from redis.retry import Retry
 
-from run_abort._concurrency.workers import call_bounded
+from run_abort._concurrency.workers import submit
 
 from .resp import MessageReader
 
@@ -254,7 +254,7 @@ class Publisher:
             if not self._connecting.acquire(timeout=_remaining(deadline)):
                 raise TimeoutError
             connect = partial(self._connect, connection, use)
-            return call_bounded(connect, _remaining(deadline), name="run_abort-publish")
+            return submit(connect, name="run_abort-publish").result(_remaining(deadline))
         except TimeoutError as error:
             _interrupt(connection)  # the thread may wait for the end of a reply
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
