@@ -21,7 +21,7 @@ from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
-from run_abort._transport.redis.endpoint import RedisTransport
+from run_abort._transport.redis.connections import RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
 from tests.support import CERTIFICATE, ROOT, Foreign, Proxy, TlsProxy, wait_until

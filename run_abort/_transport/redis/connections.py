@@ -1,4 +1,4 @@
-"""Single connections to Redis: one for the subscription, one kept open for publishing.
+"""The push over Redis pub/sub: a connection for each subscription, one kept for publishing.
 
 They do not come from the cache's pool, whose time-outs, retries, size and ``CLOSE_CONNECTION`` are
 chosen for the cache. This module imports redis-py, so ``endpoint`` imports it on first use.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, Final, Protocol, TypeVar
 
 from redis import ConnectionPool
@@ -28,7 +29,7 @@ from run_abort._concurrency.workers import submit
 
 from .resp import MessageReader
 
-__all__ = ["PONG_TIMEOUT", "Publisher", "Subscription"]
+__all__ = ["PONG_TIMEOUT", "RedisTransport", "Subscription"]
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
 PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
@@ -85,17 +86,12 @@ def new_connection(pool: ConnectionPool, *, timeout: float) -> Connection:
 
 
 class Subscription:
-    """A subscribed connection, which is pinged when it is silent.
+    """A :class:`~run_abort._transport.base.Subscription` over Redis.
 
     redis-py makes the connection: name look-up, TLS, passwords, Sentinels. This class reads the
     bytes itself. That takes a third of the time of redis-py's parser and ``PubSub``, and does not
     reconnect, wait or retry as they do.
 
-    One thread opens, reads and closes it; other threads may call :meth:`interrupt`.
-
-    :param channels: at least one; their names have the same number of bytes.
-    :param heartbeat: seconds of silence after which the server is pinged.
-    :param limit: the largest size of a message in bytes; of a larger one the beginning is returned.
     :param on_silence: called by the reading thread, whenever it pings the server.
     """
 
@@ -105,7 +101,7 @@ class Subscription:
         *channels: str,
         heartbeat: float,
         limit: int,
-        on_silence: Callable[[], object] | None = None,
+        on_silence: Callable[[], object],
     ) -> None:
         self._connection = new_connection(pool, timeout=CONNECT_TIMEOUT)
         self._channels = channels
@@ -119,10 +115,6 @@ class Subscription:
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
-        """Connect, subscribe, and read the server's confirmations.
-
-        :raises redis.RedisError: or ``OSError``, if that is not possible now.
-        """
         self._connection.connect()
         self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
         deadline = time.monotonic() + CONNECT_TIMEOUT
@@ -132,11 +124,6 @@ class Subscription:
         _set_timeout(self._connection, self._heartbeat)
 
     def receive(self) -> bytes:
-        """Wait for the next message and return it.
-
-        :raises redis.RedisError: or ``OSError``, when the connection is lost, or was silent for
-            the heartbeat and ``PONG_TIMEOUT``.
-        """
         if self._is_hurried:
             self._is_hurried = False
             _set_timeout(self._connection, PONG_TIMEOUT if self._pinged else self._heartbeat)
@@ -153,11 +140,6 @@ class Subscription:
         return message
 
     def receive_before(self, deadline: float) -> bytes | None:
-        """Wait for the next message and return it; None if none has come by the deadline.
-
-        :param deadline: in seconds of ``time.monotonic()``.
-        :raises redis.RedisError: or ``OSError``, when the connection is lost.
-        """
         while (message := self._next()) is None:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -193,32 +175,29 @@ class Subscription:
         self._connection.send_command("PING", check_health=False)
         self._pinged = True
         _set_timeout(self._connection, PONG_TIMEOUT)
-        if self._on_silence is not None:
-            self._on_silence()
+        self._on_silence()
 
     def interrupt(self) -> None:
-        """Make an :meth:`open` or :meth:`receive` in another thread raise. Raises nothing itself.
-
-        It cannot interrupt a TCP connect, which takes a bounded time.
-        """
         _interrupt(self._connection)
 
     def close(self) -> None:
-        """Close the connection. In a forked child this closes the copy and sends nothing."""
         self._connection.disconnect()
 
 
-class Publisher:
-    """Publishes within a bounded time: over the kept connection, else over a new one.
+class RedisTransport:
+    """A :class:`~run_abort._transport.base.Transport` over Redis.
 
-    A helper thread makes the new connection, because name look-ups and Sentinels have time-outs of
-    their own. Any thread may publish.
+    It publishes over the kept connection, else over a new one. A helper thread makes the new
+    connection, because name look-ups and Sentinels have time-outs of their own.
 
+    :ivar pool: the options of the connections. No connection is taken from it, but connections
+        through Sentinel ask it for the address of the master.
     :param timeout: seconds that :meth:`publish` and :meth:`count` may take.
     """
 
-    def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
-        self._pool = pool
+    def __init__(self, source: str, pool: ConnectionPool, *, timeout: float) -> None:
+        self.source = source
+        self.pool = pool
         self._timeout = timeout
         # At most one, idle. The thread that pops it owns it.
         self._kept: list[Connection] = []
@@ -226,12 +205,6 @@ class Publisher:
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
-        """Publish the messages, each on its channel, in one pipeline.
-
-        :param messages: pairs of a channel and a message.
-        :return: the number of subscribers that the server counted for each.
-        :raises redis.RedisError: or ``OSError``, which includes ``TimeoutError``, if it failed.
-        """
         deadline = time.monotonic() + self._timeout
         commands = [_publish_command(channel.encode(), message) for channel, message in messages]
         try:
@@ -243,13 +216,28 @@ class Publisher:
         return self._over_new(lambda new: self._send(new, commands, deadline), deadline)
 
     def count(self, channel: str) -> int:
-        """The number of subscribers of the channel. Raises as :meth:`publish`."""
         deadline = time.monotonic() + self._timeout
         return self._over_new(partial(_count, channel=channel), deadline)
 
+    def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
+        return Subscription(
+            self.pool, *channels, heartbeat=heartbeat, limit=limit, on_silence=self.rest
+        )
+
+    def lacks(self) -> list[str]:
+        options = self.pool.connection_kwargs
+        if "path" in options or _is_local(options.get("host", "localhost")):
+            return []
+        lacks = []
+        if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
+            lacks.append("a password")
+        if not issubclass(self.pool.connection_class, SSLConnection):
+            lacks.append("TLS")
+        return lacks
+
     def _over_new(self, use: Callable[[Connection], T], deadline: float) -> T:
         """The result of ``use(connection)``, in a helper thread, with a new connection."""
-        connection = new_connection(self._pool, timeout=_remaining(deadline))
+        connection = new_connection(self.pool, timeout=_remaining(deadline))
         try:
             if not self._connecting.acquire(timeout=_remaining(deadline)):
                 raise TimeoutError
@@ -287,16 +275,21 @@ class Publisher:
         return listeners
 
     def rest(self) -> None:
-        """Close the kept connection if it was not used since the last call."""
         if not self._was_used:
             self.close()
         self._was_used = False
 
     def close(self) -> None:
-        """Close the kept connection."""
         while self._kept:
             with suppress(IndexError):
                 self._kept.pop().disconnect()
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _publish_command(channel: bytes, message: bytes) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings as django_settings
@@ -21,59 +20,11 @@ from run_abort import conf
 if TYPE_CHECKING:
     from redis import ConnectionPool
 
-    from run_abort._transport.base import Subscription
+    from .connections import RedisTransport
 
-__all__ = ["Found", "RedisTransport", "find", "may_be_configured"]
-
+__all__ = ["Found", "find", "may_be_configured"]
 
 _CREDENTIALS: Final = ("username", "password")
-
-
-class RedisTransport:
-    """Redis pub/sub as a :class:`~run_abort._transport.base.Transport`.
-
-    :ivar source: the setting that names the Redis.
-    :ivar pool: the options of the connections. No connection is taken from it, but connections
-        through Sentinel ask it for the address of the master.
-    :param timeout: seconds that :meth:`publish` and :meth:`count` may take.
-    """
-
-    def __init__(self, source: str, pool: ConnectionPool, timeout: float) -> None:
-        from .connections import Publisher
-
-        self.source = source
-        self.pool = pool
-        self._publisher = Publisher(pool, timeout=timeout)
-
-    def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
-        return self._publisher.publish(messages)
-
-    def count(self, channel: str) -> int:
-        return self._publisher.count(channel)
-
-    def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
-        from . import connections
-
-        return connections.Subscription(
-            self.pool, *channels, heartbeat=heartbeat, limit=limit, on_silence=self.rest
-        )
-
-    def lacks(self) -> list[str]:
-        options = self.pool.connection_kwargs
-        if "path" in options or _is_local(options.get("host", "localhost")):
-            return []
-        lacks = []
-        if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
-            lacks.append("a password")
-        if not any("SSL" in each.__name__ for each in self.pool.connection_class.__mro__):
-            lacks.append("TLS")
-        return lacks
-
-    def rest(self) -> None:
-        self._publisher.rest()
-
-    def close(self) -> None:
-        self._publisher.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +95,11 @@ def _transport(
     except ModuleNotFoundError as error:
         missing = f"{source} names a Redis, but the package {error.name} is not installed"
         raise ImproperlyConfigured(missing) from error
-    return None if pool is None else RedisTransport(source, pool, conf.settings().PUBLISH_TIMEOUT)
+    if pool is None:
+        return None
+    from .connections import RedisTransport
 
-
-def _is_local(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return RedisTransport(source, pool, timeout=conf.settings().PUBLISH_TIMEOUT)
 
 
 def _environment_url(options: conf.Settings) -> str | None:
