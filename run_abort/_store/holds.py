@@ -12,7 +12,7 @@ from django.db.models import Q
 from run_abort import conf
 from run_abort._core.types import Hold, HoldState
 
-from .clock import Now, aware
+from .clock import Now, aware, present
 from .connection import limited
 from .database import tables
 from .requests import chunks
@@ -20,7 +20,7 @@ from .requests import chunks
 if TYPE_CHECKING:
     from run_abort.models import AbortRequest, RunProcess
 
-__all__ = ["Asked", "of_requests", "open_holds"]
+__all__ = ["Asked", "Overview", "of_requests", "overview"]
 
 MAX_ROWS: Final = 10_000
 
@@ -60,8 +60,34 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
     ]
 
 
-def open_holds(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> list[Hold]:
-    """The blocks that are open, in order of entry.
+class Overview(NamedTuple):
+    """The open blocks, in order of entry.
+
+    :ivar now: when they were read, by the database's clock.
+    :ivar is_cut: whether there are more.
+    """
+
+    now: datetime
+    holds: list[Hold]
+    is_cut: bool
+
+    def by_run(self) -> list[tuple[str, list[Hold]]]:
+        """The holds of each run."""
+        found: dict[str, list[Hold]] = {}
+        for hold in self.holds:
+            found.setdefault(hold.run_id, []).append(hold)
+        return list(found.items())
+
+    def by_process(self) -> list[list[Hold]]:
+        """The holds of each process."""
+        found: dict[str, list[Hold]] = {}
+        for hold in self.holds:
+            found.setdefault(hold.origin, []).append(hold)
+        return sorted(found.values(), key=lambda each: (each[0].host, each[0].pid))
+
+
+def overview(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> Overview:
+    """What all processes work on now, for people to look at.
 
     :param run_ids: only those of these runs or groups; all if empty.
     :param host: only those on this host; all if empty.
@@ -76,9 +102,11 @@ def open_holds(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> 
         found = {row.pk: row for row in rows.order_by("entered_at")[:MAX_ROWS]}
         groups = _groups_of(alias, found)
         processes = _processes_of(alias, found.values())
-    return [
+        now = aware(present(alias))
+    holds = [
         _hold(row, processes.get(row.process_id), groups.get(row.pk, ())) for row in found.values()
     ]
+    return Overview(now, holds, is_cut=len(holds) >= MAX_ROWS)
 
 
 def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any:

@@ -21,7 +21,7 @@ from run_abort import conf
 from run_abort._core.ids import clean_id
 from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
-from run_abort._store.overview import Overview, overview
+from run_abort._store.holds import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunningNow
 from run_abort.views.abort import AbortForm

@@ -100,8 +100,9 @@ def succeeds(pid: int) -> bool:
 
 def open_holds(*run_ids: str) -> list[Hold]:
     """The blocks of these runs that are open, in all processes; of all runs if none is named."""
-    look = partial(holds.open_holds, run_ids=run_ids)
-    return current().recorder.call(look, otherwise=list[Hold]())
+    look = partial(holds.overview, run_ids=run_ids)
+    found = current().recorder.call(look, otherwise=None)
+    return [] if found is None else found.holds
 
 
 def holds_of(outcome: AbortOutcome) -> list[Hold]:

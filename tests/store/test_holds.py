@@ -51,9 +51,9 @@ def elsewhere() -> Iterator[Runtime]:
 
 
 def open_here(runtime: Runtime) -> list[Hold]:
-    found = runtime.recorder.call(holds.open_holds, otherwise=None)
+    found = runtime.recorder.call(holds.overview, otherwise=None)
     assert found is not None
-    return found
+    return found.holds
 
 
 def test_an_open_block_is_a_row(runtime: Runtime) -> None:

@@ -20,7 +20,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from run_abort._store import holds
-from run_abort._store.overview import Overview, overview
+from run_abort._store.holds import Overview, overview
 from run_abort.admin import AbortRunsMixin, RunningNowAdmin, live
 from run_abort.admin.linking import run_links
 from run_abort.models import AbortRequest, RunHold

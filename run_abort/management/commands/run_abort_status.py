@@ -16,7 +16,7 @@ from run_abort import conf
 from run_abort._core.types import Hold
 from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
-from run_abort._store.overview import Overview, overview
+from run_abort._store.holds import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
 from run_abort.management.environment import log_to, printable
