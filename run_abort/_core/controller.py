@@ -284,7 +284,6 @@ class AbortController:
         "__weakref__",
         "began",
         "is_open",
-        "label",
         "left_at",
         "outer",
         "signal",
@@ -295,8 +294,7 @@ class AbortController:
 
     def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
         self.signal = self.signal_class(run_id, grace)
-        # Of its block. The registry writes the label, and ``current`` whether it is open.
-        self.label = ""
+        # Of its block; ``current`` writes whether it is open.
         self.left_at: float | None = None  # seconds since the epoch
         self.began = False  # whether the body runs or has run
         self.is_open = False

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from run_abort._concurrency.hooks import Hook, SerialHook
 
@@ -15,18 +14,7 @@ from .current import open_blocks
 from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
 
-__all__ = ["Holding", "Registry"]
-
-
-class Holding(NamedTuple):
-    """An open block of this process.
-
-    :ivar label: what the block does, for people.
-    :ivar since: when it was entered, in seconds since the epoch.
-    """
-
-    label: str
-    since: float
+__all__ = ["Registry"]
 
 
 class Registry:
@@ -50,8 +38,8 @@ class Registry:
         self.finishing: Hook[[AbortController]] = Hook()
         self._on_finish = self._finish  # bound once, not for each block
         self.controller_class: Callable[..., AbortController] = AbortController
-        # ID → controller → when it was registered. No ID without a controller.
-        self._holders: dict[str, dict[AbortController, float]] = {}
+        # The controllers of each ID, in the order of entry. No ID without a controller.
+        self._holders: dict[str, dict[AbortController, None]] = {}
         self._renew_lock()
 
     def _renew_lock(self) -> None:
@@ -70,37 +58,27 @@ class Registry:
             some = self._holders.copy().items()
             return {run_id: tuple(holders.copy()) for run_id, holders in some}
 
-    def holdings(self) -> list[tuple[AbortController, Holding]]:
-        """The open blocks, each once, in the order in which they were entered."""
-        with self._lock:
-            found = {
-                controller: Holding(controller.label, since)
-                for holders in self._holders.copy().values()
-                for controller, since in holders.copy().items()
-            }
-        return sorted(found.items(), key=lambda held: held[1].since)
+    def controllers(self) -> list[AbortController]:
+        """The controllers of the open blocks, each once."""
+        return list(dict.fromkeys(each for some in self.holders().values() for each in some))
 
-    def holding_of(self, controller: AbortController) -> Holding | None:
-        """The block of ``controller``; None once it was left."""
-        with self._lock:
-            since = self._holders.get(controller.signal.run_id, {}).get(controller)
-        return None if since is None else Holding(controller.label, since)
+    def __contains__(self, controller: AbortController) -> bool:
+        """Whether the block of ``controller`` is open."""
+        return controller in self._holders.get(controller.signal.run_id, ())
 
-    def register(self, controller: AbortController, ids: Iterable[str], label: str = "") -> None:
+    def register(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Make ``controller`` answer to ``ids``."""
         if self.on_register.functions:
             self.on_register(controller)
-        controller.label = label  # kept after the block, because an abort event may come later
         controller.signal._on_finish = self._on_finish
-        since = time.time()
         with self._lock:
             for run_id in ids:
                 # Without a call in between, no signal handler and no finaliser comes in between,
                 # which could leave the last block of this ID.
                 if run_id in self._holders:
-                    self._holders[run_id][controller] = since
+                    self._holders[run_id][controller] = None
                 else:
-                    self._holders[run_id] = {controller: since}
+                    self._holders[run_id] = {controller: None}
 
     def leave(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Remove ``controller`` from ``ids``. Does nothing for IDs that it does not answer to."""
@@ -176,7 +154,7 @@ class Registry:
         self._renew_lock()
         around = set(open_blocks())
         kept = (
-            (run_id, {c: since for c, since in holders.items() if c in around})
+            (run_id, {each: None for each in holders if each in around})
             for run_id, holders in self._holders.items()
         )
         self._holders = {run_id: holders for run_id, holders in kept if holders}

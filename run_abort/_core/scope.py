@@ -256,7 +256,7 @@ class Scope:
         controller = registry.controller_class(self._ids[0], self._grace)
         self._controller = controller
         controller.spared_by = spared_by
-        registry.register(controller, self._ids, self._label)
+        registry.register(controller, self._ids)
         return controller
 
     def _begin_again(self, controller: AbortController) -> AbortController:

@@ -97,7 +97,7 @@ class Events:
         The child reports later requests for the same blocks.
         """
         self._reset()
-        for controller, _ in self._registry.holdings():
+        for controller in self._registry.controllers():
             if controller.signal.aborted_by is not None:
                 controller.signal.request_keys = ()
 

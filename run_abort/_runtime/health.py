@@ -80,7 +80,7 @@ def health() -> Health:
         origin=now.origin,
         redis=redis,
         database=database,
-        held=len(runtime.registry.holdings()),
+        held=len(runtime.registry.controllers()),
         unsigned=runtime.trust.unsigned,
         refused=runtime.trust.refused,
     )

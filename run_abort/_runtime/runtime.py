@@ -52,7 +52,7 @@ class Runtime:
     def __init__(self) -> None:
         # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
-        self._inherited: list[AbortController] = []  # of the blocks around the fork
+        self.inherited: list[AbortController] = []  # of the blocks around the fork
         self.registry = Registry()
         self.escalator = Escalator()
         self.queues = Queues()
@@ -209,8 +209,8 @@ class Runtime:
         self.events.after_fork_in_child()
         self.recorder.after_fork_in_child()
         self.postponed.clear()
-        self._inherited = [each for each, _ in self.registry.holdings()]
-        self.holder.after_fork_in_child(self._inherited)
+        self.inherited = self.registry.controllers()
+        self.holder.after_fork_in_child(self.inherited)
         self.dispatch.after_fork_in_child()
         self.push.after_fork_in_child()
         self.escalator.after_fork_in_child()
@@ -218,13 +218,9 @@ class Runtime:
         self.reconciler.after_fork_in_child()
         self.listener.after_fork_in_child()
 
-    def has_inherited(self) -> bool:
-        """Whether this process was forked inside a block."""
-        return bool(self._inherited)
-
     def leave_inherited(self) -> None:
         """Leave the blocks around the fork, because this child ends without leaving them."""
-        for controller in self._inherited:
+        for controller in self.inherited:
             if controller.close():
                 self.holder.leave(controller)
             elif controller.left_at is None:
@@ -270,7 +266,7 @@ def _at_exit_of_child() -> None:
         return
     if not _others_at_work():
         current().leave_inherited()
-    elif current().has_inherited():
+    elif current().inherited:
         with suppress(RuntimeError):  # of CPython 3.12.0 to 3.12.2: it starts no thread now
             threading.Thread(target=_leave_last, name="run_abort-exit").start()
     current().settle(EXIT_TIMEOUT)

@@ -59,7 +59,7 @@ class Observed(NamedTuple):
 
 
 def _held_runs() -> int:
-    return len({controller.signal.run_id for controller, _ in current().registry.holdings()})
+    return len({each.signal.run_id for each in current().registry.controllers()})
 
 
 OBSERVED: Final = (

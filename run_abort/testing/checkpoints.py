@@ -172,7 +172,7 @@ def _open_here() -> tuple[AbortController, ...]:
 
 
 def _is_open(controller: AbortController) -> bool:
-    return current().registry.holding_of(controller) is not None
+    return controller in current().registry
 
 
 class _WatchedSignal(AbortSignal):

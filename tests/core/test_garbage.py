@@ -61,7 +61,7 @@ def test_the_registry_can_be_read(core: Core) -> None:
         garbage.begin()
         with core.block("run-2"), steps.taken():
             list(core.registry.holders())
-            core.registry.holdings()
+            core.registry.controllers()
         garbage.collect()
 
     assert at_each_step(garbage.collect, attempt) > 3

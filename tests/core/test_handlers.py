@@ -102,7 +102,7 @@ def test_an_aborted_block_is_left_and_says_so(core: Core, options: dict[str, Any
 
 
 def check_nothing_is_left(core: Core, steps: Steps) -> None:
-    assert core.registry.holdings() == [], steps.place
+    assert core.registry.controllers() == [], steps.place
     assert current_signal() is None, steps.place
     assert not open_interruptions, steps.place
     assert not core.escalator._agenda, steps.place

@@ -130,21 +130,16 @@ class TestRegistry:
         registry.register(run, ["run"])
         assert seen == [(run, [])]
 
-    def test_knows_who_works_on_what_since_when(self) -> None:
+    def test_knows_which_blocks_are_open(self) -> None:
         registry = Registry()
         first, second = AbortController("run"), AbortController("run")
-        registry.register(first, ["run", "group"], "import")
-        registry.register(second, ["run"], "export")
-        assert [(c, held.label) for c, held in registry.holdings()] == [
-            (first, "import"),
-            (second, "export"),
-        ]
-        holding = registry.holding_of(second)
-        assert holding is not None
-        assert holding.label == "export"
+        registry.register(first, ["run", "group"])
+        registry.register(second, ["run"])
+        assert registry.controllers() == [first, second]
+        assert second in registry
         registry.leave(second, ["run"])
-        assert registry.holding_of(second) is None
-        assert (first.label, second.label) == ("import", "export")
+        assert second not in registry
+        assert registry.controllers() == [first]
 
     def test_a_waiter_may_register_leave_and_abort(self) -> None:
         registry = Registry()

@@ -121,7 +121,7 @@ class TestFinish:
             ((controller, finishing),) = told
             assert controller.signal is signal
             assert finishing
-            assert [each for each, _ in core.registry.holdings() if each.finishing] == [controller]
+            assert [each for each in core.registry.controllers() if each.finishing] == [controller]
 
 
 @pytest.mark.parametrize("options", [{}, {"insist": "interrupt", "grace": 60}])
@@ -589,6 +589,6 @@ class TestOneClass:
 
         core.registry.controller_class = Watched
         with pytest.raises(RunAborted), core.block(grace=7):
-            assert [type(each) for each, _ in core.registry.holdings()] == [Watched]
+            assert [type(each) for each in core.registry.controllers()] == [Watched]
             core.abort()
         assert made == [("run-1", 7.0)]

@@ -68,7 +68,7 @@ class Process:
 
     def flip_only(self, request: Request) -> Aborted:
         """Abort the blocks, in a thread that is held up before it emits its event."""
-        controllers = tuple(controller for controller, _ in self.registry.holdings())
+        controllers = tuple(self.registry.controllers())
         aborted = Aborted(request, "channel", 1_000_000_000.0, controllers, self.registry.events)
         for controller in controllers:
             controller.flip(aborted)
@@ -146,7 +146,7 @@ class TestDelivery:
     ) -> None:
         _, leave = process.hold()
         request = new_request()
-        found = [controller for controller, _ in process.registry.holdings()]
+        found = process.registry.controllers()
         process.registry.abort(request, "channel")
         leave()
         process.registry.abort_controllers(found, request, "reconcile")
@@ -377,7 +377,7 @@ class TestMemory:
         signal, leave = process.hold()
         early, leave_early = process.hold()
         early._when_aborted(leave_early)
-        references = [weakref.ref(controller) for controller, _ in process.registry.holdings()]
+        references = [weakref.ref(controller) for controller in process.registry.controllers()]
         process.registry.abort(new_request())
         process.registry.abort(new_request())
         leave()
@@ -390,7 +390,7 @@ class TestMemory:
 
 def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) -> None:
     _, leave = process.hold()
-    ((controller, _),) = process.registry.holdings()
+    (controller,) = process.registry.controllers()
     in_future = Aborted(new_request(), "local", time.time() + 3600, (controller,))
     controller.flip(in_future)
     process.registry.events(in_future)
@@ -405,7 +405,7 @@ def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
     facts: list[Fact] = []
     runtime.facts.add_hook(facts.append, is_short=True)
     _, leave = abortable_run("run-1").hold()
-    ((controller, _),) = runtime.registry.holdings()
+    (controller,) = runtime.registry.controllers()
     controller.flip(Aborted(new_request(), "channel", time.time(), (controller,)))
     leave()  # the thread that aborts has not emitted its event
     runtime.settle(TIMEOUT)
