@@ -62,9 +62,6 @@ class Hook(Generic[P]):
         for function in self.functions:
             call_logged(partial(function, *args, **kwargs))
 
-    def __bool__(self) -> bool:
-        return bool(self.functions)
-
 
 class _Calls(threading.local):
     """The calls of a :class:`SerialHook` that one thread has still to make."""

@@ -193,8 +193,7 @@ class Dispatch:
             self._pass_on(request)
         finally:
             self._receiving.discard(thread)
-        if self.dispatched.functions:
-            self.dispatched(request)
+        self.dispatched(request)
 
     def _pass_on(self, request: Request) -> None:
         is_new = not request.id or self._seen.add((request.id, request.run_id))

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Final
 
 from run_abort import conf
-from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
+from run_abort._concurrency.service import Life, Service
 from run_abort._core.registry import Registry
 from run_abort._store.holder import Holder
 from run_abort._store.requests import Requests
@@ -156,14 +156,6 @@ class Reconciler:
     def is_caught_up(self) -> bool:
         """Whether receivers and handlers have got the missed requests of all known gaps."""
         return not self._has_to_look and not self._catch_up.is_needed()
-
-    def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
-        """Stop the thread and wait for its end. The next ``abortable_run`` starts it again.
-
-        :param timeout: seconds to wait; ``None`` waits without limit.
-        :return: whether the thread has ended.
-        """
-        return self.service.stop(timeout)
 
     # Called by the thread.
 

@@ -118,10 +118,6 @@ class Runtime:
 
     # Start and stop.
 
-    def connect(self) -> None:
-        """Receive the signals that other code in this process sends."""
-        self.dispatch.connect()
-
     def close(self) -> bool:
         """Stop all threads. Called by :func:`install`.
 
@@ -130,7 +126,7 @@ class Runtime:
         self.dispatch.disconnect()
         ended = [
             self.listener.stop(),
-            self.reconciler.stop(),
+            self.reconciler.service.stop(),
             self.escalator.service.stop(),
             self.disconnects.service.stop(),
         ]
@@ -147,7 +143,7 @@ class Runtime:
             self.listener.stop()
             self.push.forget()
         if setting in {"RUN_ABORT", "DATABASES"}:
-            self.reconciler.stop()
+            self.reconciler.service.stop()
             self.recorder.stop()
 
     def at_exit(self) -> None:
@@ -157,7 +153,7 @@ class Runtime:
         thread that holds a run. Non-daemon threads have ended by now.
         """
         if not len(self.registry):
-            self.reconciler.stop()
+            self.reconciler.service.stop()
             self.listener.stop()
         self.settle(EXIT_TIMEOUT)
         self.recorder.finish(EXIT_TIMEOUT)
@@ -233,7 +229,7 @@ class _Current:
 
     def __init__(self) -> None:
         self.runtime = Runtime()
-        self.runtime.connect()
+        self.runtime.dispatch.connect()
 
 
 _current: Final = _Current()
@@ -251,7 +247,7 @@ def install(runtime: Runtime) -> Runtime:
     """
     _current.runtime.close()
     _current.runtime = runtime
-    runtime.connect()
+    runtime.dispatch.connect()
     return runtime
 
 

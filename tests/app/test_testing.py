@@ -50,7 +50,7 @@ from tests.support import TIMEOUT, Foreign, wait_until
 @pytest.fixture(autouse=True)
 def leave_nothing_watched() -> Iterator[None]:
     yield
-    assert not current().registry.on_register
+    assert not current().registry.on_register.functions
     assert current().registry.controller_class is AbortController
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal

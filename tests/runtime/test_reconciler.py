@@ -324,7 +324,7 @@ class TestMissed:
     def test_a_database_that_is_away_then_is_asked_again(
         self, heard: list[str], proxy: Proxy, runtime: Runtime
     ) -> None:
-        runtime.reconciler.stop()
+        runtime.reconciler.service.stop()
         self.cut_off(proxy)
         request("missed")
         with unmigrated():
@@ -418,7 +418,7 @@ class TestMissed:
         self, heard: list[str], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with abortable_run("run-1"):
-            assert runtime.reconciler.stop()  # this thread does what it does
+            assert runtime.reconciler.service.stop()  # this thread does what it does
             monkeypatch.setattr(runtime.reconciler, "ensure_started", lambda: None)
             monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
             monkeypatch.setattr(runtime.requests, "since", lambda *args, **options: None)

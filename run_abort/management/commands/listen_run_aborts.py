@@ -239,7 +239,7 @@ def _stop(place: Place | None) -> None:
     """Wait for the running handlers, and save the position."""
     runtime = current()
     runtime.listener.stop(timeout=None)
-    runtime.reconciler.stop(timeout=None)
+    runtime.reconciler.service.stop(timeout=None)
     while not runtime.dispatch.wait_for_handlers(timeout=1):
         pass
     if place is not None:
