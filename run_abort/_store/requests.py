@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .recorder import Recorder
 
-__all__ = ["Requests", "chunks", "known_for", "standing_for"]
+__all__ = ["Known", "Requests", "chunks", "known_for"]
 
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
@@ -106,7 +106,8 @@ class Requests:
 
     def standing_for(self, ids: Sequence[str]) -> list[Request] | None:
         """The standing requests for any of ``ids``, in order; None if the database failed."""
-        return self._recorder.call(partial(standing_for, ids=ids), otherwise=None)
+        known = self._recorder.call(partial(known_for, ids=ids), otherwise=None)
+        return None if known is None else known.standing
 
     def since(
         self, since: Callable[[str], datetime], *, but_by: str, limit: int
@@ -141,11 +142,6 @@ class Known(NamedTuple):
 
     standing: list[Request]
     cleared: list[Request]
-
-
-def standing_for(alias: str, ids: Iterable[str]) -> list[Request]:
-    """The standing requests for any of ``ids``, in the order in which they were made."""
-    return known_for(alias, ids).standing
 
 
 def known_for(alias: str, ids: Iterable[str]) -> Known:

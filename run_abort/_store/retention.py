@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
-from django.db import connections, router, transaction
+from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
 from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
 
+from . import database
 from .clock import present
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def count(older_than: timedelta | float) -> Old:
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database cannot be read.
     """
-    alias = _alias()
+    alias = database.alias()
     now = present(alias)
     old = AbortRequest.objects.using(alias).filter(requested_at__lt=_cutoff(now, older_than))
     standing = _standing(now)
@@ -88,13 +89,13 @@ def prune(
     """
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"a batch has 1 to {MAX_BATCH} rows, not {batch}")
-    alias = _alias()
+    alias = database.alias()
     now = present(alias)
     rows = AbortRequest.objects.using(alias)
     size = min(batch, connections[alias].features.max_query_params or batch)
     left = rows.filter(requested_at__lt=_cutoff(now, older_than)).exclude(_standing(now))
     deleted = 0
-    while found := _oldest(left, size):
+    while found := list(left.order_by("requested_at").values_list("pk", "requested_at")[:size]):
         number = _delete(alias, [pk for pk, _ in found])
         deleted += number
         if on_batch is not None:
@@ -119,7 +120,7 @@ def prune_holds(older_than: timedelta | float) -> int:
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
-    alias = _alias()
+    alias = database.alias()
     cutoff = _cutoff(present(alias), older_than)
     holds = RunHold.objects.using(alias).order_by()
     processes = RunProcess.objects.using(alias)
@@ -149,7 +150,7 @@ def prune_cursors(older_than: timedelta | float) -> int:
     :raises ValueError: if that is not between 0 and 36,500 days.
     :raises django.db.Error: if the database fails.
     """
-    alias = _alias()
+    alias = database.alias()
     now = present(alias)
     cutoff = min(_cutoff(now, older_than), _standing_since(now))
     deleted, _ = ListenerCursor.objects.using(alias).filter(heard_until__lt=cutoff).delete()
@@ -171,10 +172,6 @@ def _delete_holds(alias: str, holds: QuerySet[RunHold]) -> int:
     return holds._raw_delete(alias)
 
 
-def _oldest(rows: QuerySet[AbortRequest], size: int) -> list[tuple[UUID, datetime]]:
-    return list(rows.order_by("requested_at").values_list("pk", "requested_at")[:size])
-
-
 def _cutoff(now: datetime, older_than: timedelta | float) -> datetime:
     days = older_than / timedelta(days=1) if isinstance(older_than, timedelta) else older_than
     if not 0 <= days <= MAX_DAYS:
@@ -188,7 +185,3 @@ def _standing(now: datetime) -> Q:
 
 def _standing_since(now: datetime) -> datetime:
     return now - timedelta(seconds=conf.settings().REQUEST_TTL)
-
-
-def _alias() -> str:
-    return router.db_for_write(AbortRequest)
