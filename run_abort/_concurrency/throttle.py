@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 __all__ = ["Throttle"]
 
+INTERVAL: Final = 60.0  # seconds
+
 
 class Throttle:
-    """Lets one event per interval pass, and counts the others.
+    """Lets one event per ``INTERVAL`` pass, and counts the others."""
 
-    :param interval: seconds.
-    """
-
-    def __init__(self, interval: float = 60.0) -> None:
-        self._interval = interval
+    def __init__(self) -> None:
         self._next = 0.0
         self._held_back = 0
 
@@ -27,6 +26,6 @@ class Throttle:
         if now < self._next:
             self._held_back += 1
             return None
-        self._next = now + self._interval
+        self._next = now + INTERVAL
         held_back, self._held_back = self._held_back, 0
         return held_back

@@ -12,11 +12,11 @@ def test_lets_one_through_per_interval_and_counts_the_others(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    throttle = Throttle(10)
+    throttle = Throttle()
     assert [throttle.admit() for _ in range(4)] == [0, None, None, None]
-    now += 9.9
+    now += 59.9
     assert throttle.admit() is None
     now += 0.1
     assert throttle.admit() == 4
-    now += 10
+    now += 60
     assert throttle.admit() == 0
