@@ -18,42 +18,39 @@ __all__ = ["BUCKETS", "COUNTED", "OBSERVED", "STOP_SECONDS"]
 BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
-class Metric(NamedTuple):
-    """The name of a metric, without its prefix, and what it measures."""
-
-    name: str
-    description: str
-
-
 class Counted(NamedTuple):
     """A counter of facts.
 
+    :ivar name: without the prefix.
     :ivar label: the attribute of the fact by which it counts; empty for none.
     :ivar amount: returns by how much a fact increases it.
     """
 
-    metric: Metric
+    name: str
+    description: str
     label: Literal["", "way", "rung"] = ""
     amount: Callable[[Fact], int] = lambda fact: 1
 
 
 COUNTED: Final[dict[FactName, Counted]] = {
-    "requested": Counted(Metric("requested", "Aborts that this process requested")),
-    "published": Counted(Metric("published", "Requested aborts that Redis accepted")),
+    "requested": Counted("requested", "Aborts that this process requested"),
+    "published": Counted("published", "Requested aborts that Redis accepted"),
     "aborted": Counted(
-        Metric("aborted", "Blocks aborted in this process"),
+        "aborted",
+        "Blocks aborted in this process",
         label="way",
         amount=lambda fact: fact.controllers or 0,
     ),
-    "insisted": Counted(Metric("insisted", "Escalations in this process"), label="rung"),
+    "insisted": Counted("insisted", "Escalations in this process", label="rung"),
 }
-STOP_SECONDS: Final = Metric("stop_seconds", "From an abort until its last block here was left")
+STOP_SECONDS: Final = ("stop_seconds", "From an abort until its last block here was left")
 
 
 class Observed(NamedTuple):
     """A value that is read when the metrics are collected."""
 
-    metric: Metric
+    name: str
+    description: str
     is_counter: bool
     read: Callable[[], int]
 
@@ -63,17 +60,19 @@ def _held_runs() -> int:
 
 
 OBSERVED: Final = (
-    Observed(Metric("held_runs", "Runs that this process works on"), False, _held_runs),
+    Observed("held_runs", "Runs that this process works on", False, _held_runs),
     Observed(
-        Metric("listener_up", "Whether this process listens"),
+        "listener_up",
+        "Whether this process listens",
         False,
         lambda: int(health().state == "listening"),
     ),
     Observed(
-        Metric("reconnects", "Times a lost subscription was re-established"),
+        "reconnects",
+        "Times a lost subscription was re-established",
         True,
         lambda: health().reconnects,
     ),
-    Observed(Metric("unsigned", "Messages without a signature"), True, lambda: health().unsigned),
-    Observed(Metric("refused", "Messages without authority"), True, lambda: health().refused),
+    Observed("unsigned", "Messages without a signature", True, lambda: health().unsigned),
+    Observed("refused", "Messages without authority", True, lambda: health().refused),
 )

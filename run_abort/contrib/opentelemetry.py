@@ -74,9 +74,7 @@ def _add_span_event(event: Event) -> None:
 class _Metrics:
     def __init__(self, meter: metrics.Meter) -> None:
         self._counters = {
-            fact: meter.create_counter(
-                f"run_abort_{counted.metric.name}", description=counted.metric.description
-            )
+            fact: meter.create_counter(f"run_abort_{counted.name}", description=counted.description)
             for fact, counted in COUNTED.items()
         }
         name, description = STOP_SECONDS
@@ -99,7 +97,7 @@ class _Metrics:
 
 
 def _observe(meter: metrics.Meter, observed: Observed) -> None:
-    (name, description), is_counter, read = observed
+    name, description, is_counter, read = observed
 
     def callback(options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
         yield metrics.Observation(read())

@@ -50,8 +50,8 @@ class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counters = {
             fact: Counter(
-                f"run_abort_{counted.metric.name}",
-                counted.metric.description,
+                f"run_abort_{counted.name}",
+                counted.description,
                 [counted.label] if counted.label else [],
                 registry=registry,
             )
@@ -74,7 +74,7 @@ class _Metrics:
 
 class _AtScrape(Collector):
     def collect(self) -> Iterator[client.Metric]:
-        for (name, description), is_counter, read in OBSERVED:
+        for name, description, is_counter, read in OBSERVED:
             family = client.CounterMetricFamily if is_counter else client.GaugeMetricFamily
             yield family(f"run_abort_{name}", description, read())
 

@@ -151,8 +151,8 @@ def test_metrics() -> None:
     page = (REFERENCE / "metrics.md").read_text()
     for each in (*COUNTED.values(), *OBSERVED):
         total = "_total" if getattr(each, "is_counter", True) else ""
-        assert f"`run_abort_{each.metric.name}{total}`" in page
-    assert f"`run_abort_{STOP_SECONDS.name}`" in page
+        assert f"`run_abort_{each.name}{total}`" in page
+    assert f"`run_abort_{STOP_SECONDS[0]}`" in page
 
 
 def test_models() -> None:
