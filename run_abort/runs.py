@@ -70,6 +70,11 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     _find_process = staticmethod(current)
     _process: Runtime
 
+    @property
+    def began(self) -> bool:
+        """Whether the body runs, or has run."""
+        return self._controller is not None and self._controller.began
+
     def _look(self, controller: AbortController) -> None:
         found = self._enter(controller)
         if found is not None:

@@ -130,20 +130,19 @@ class AbortableTask(Task):
             return self._call(*args, **kwargs)
         if getattr(request, "abort_signal", None) is not None:  # the task calls itself
             return super().__call__(*args, **kwargs)
-        began = False
+        block = abortable_run(
+            self.get_run_id(request),
+            groups=self.get_run_groups(request),
+            label=self.name,
+            grace=self.abort_grace,
+            insist=self.abort_insist,
+        )
         try:
-            with abortable_run(
-                self.get_run_id(request),
-                groups=self.get_run_groups(request),
-                label=self.name,
-                grace=self.abort_grace,
-                insist=self.abort_insist,
-            ) as request.abort_signal:
-                began = True
+            with block as request.abort_signal:
                 return self.run(*args, **kwargs)
         except RunAborted as aborted:
             error = TaskAborted.of(aborted)
-            if not began:
+            if not block.began:
                 call_logged(partial(self.on_abort_before_start, error))
             if request.is_eager:
                 raise error from aborted

@@ -102,12 +102,11 @@ class Abortable(Middleware):
             if message is None:
                 return fn(*args, **kwargs)
             _begun.set(None)  # the actor may call other actors as functions
-            began: list[bool] = []
+            block = self._block(broker, message)
             try:
-                block = self._block(broker, message)
-                return fn(*args, **kwargs) if block is None else work(block, began, *args, **kwargs)
+                return fn(*args, **kwargs) if block is None else work(block, *args, **kwargs)
             except RunAborted as aborted:
-                if block is not None and not began:
+                if block is not None and not block.began:
                     error = TaskAborted.of(aborted)
                     call_logged(partial(self.on_abort_before_start, message, error))
                 _store(broker, message, aborted)
@@ -151,25 +150,18 @@ _TO_SYNC: Final = async_to_sync(_nothing).__code__
 
 
 def _within_block(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that enters its first argument, a block, and calls ``fn`` with the rest.
-
-    Once the block was entered, the function appends to its second argument, a list.
-    """
+    """Return a function that enters its first argument, a block, and calls ``fn`` with the rest."""
     if getattr(fn, "__code__", None) is _TO_SYNC:
         coroutine_function: Callable[..., Any] = fn.__wrapped__  # type: ignore[attr-defined]
 
-        async def work_async(
-            block: abortable_run, began: list[bool], /, *args: Any, **kwargs: Any
-        ) -> Any:
+        async def work_async(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
             async with block:
-                began.append(True)
                 return await coroutine_function(*args, **kwargs)
 
         return async_to_sync(work_async)
 
-    def work(block: abortable_run, began: list[bool], /, *args: Any, **kwargs: Any) -> Any:
+    def work(block: abortable_run, /, *args: Any, **kwargs: Any) -> Any:
         with block:
-            began.append(True)
             return fn(*args, **kwargs)
 
     return work

@@ -95,20 +95,19 @@ class _TaskWrapper(TaskWrapper):
 def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callable[[Task], Any]:
     @wraps(execute)
     def execute_within_block(task: Task) -> Any:
-        began = False
+        block = abortable_run(
+            huey.get_run_id(task),
+            groups=huey.get_run_groups(task),
+            label=f"{task.__module__}.{task.name}",
+            grace=task.abort_grace,
+            insist=task.abort_insist,
+        )
         try:
-            with abortable_run(
-                huey.get_run_id(task),
-                groups=huey.get_run_groups(task),
-                label=f"{task.__module__}.{task.name}",
-                grace=task.abort_grace,
-                insist=task.abort_insist,
-            ):
-                began = True
+            with block:
                 return execute(task)
         except RunAborted as aborted:
             error = TaskCanceled.of(aborted)
-            if not began:
+            if not block.began:
                 call_logged(partial(huey.on_abort_before_start, task, error))
             raise error from aborted
 

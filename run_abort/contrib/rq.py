@@ -87,24 +87,23 @@ class AbortableJob(Job):
         :raises TaskAborted: if the job was aborted, before or during its execution.
         """
         function = self.func  # import it first: its module may set up Django
-        began = False
+        block = abortable_run(
+            self.get_run_id(),
+            groups=self.get_run_groups(),
+            label=self.func_name or "",
+            grace=getattr(function, "abort_grace", self.abort_grace),
+            insist=getattr(function, "abort_insist", self.abort_insist),
+        )
         forget_finishing = current().registry.finishing.add(self._note_finishing)
         try:
-            with abortable_run(
-                self.get_run_id(),
-                groups=self.get_run_groups(),
-                label=self.func_name or "",
-                grace=getattr(function, "abort_grace", self.abort_grace),
-                insist=getattr(function, "abort_insist", self.abort_insist),
-            ):
-                began = True
+            with block:
                 if self.meta.pop(META, None) is not None:  # aborted earlier, then requeued
                     self.save_meta()  # type: ignore[no-untyped-call]
                 return super().perform()
         except RunAborted as aborted:
-            self._ended_as = JobStatus.STOPPED if began else JobStatus.CANCELED
+            self._ended_as = JobStatus.STOPPED if block.began else JobStatus.CANCELED
             error = TaskAborted.of(aborted)
-            if not began:
+            if not block.began:
                 call_logged(partial(self.on_abort_before_start, error))
             # RQ ends the process after the job and waits for no thread.
             current().settle(EXIT_TIMEOUT)

@@ -110,14 +110,13 @@ def _within_block(
 ) -> Callable[..., Any]:
     @wraps(function)
     def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
-        began = False
+        run = block(context)
         try:
-            with block(context):
-                began = True
+            with run:
                 return function(context, *args, **kwargs)
         except RunAborted as aborted:  # task backends may not handle a BaseException
             error = TaskAborted.of(aborted)
-            if not began:
+            if not run.began:
                 tell(context, error)
             raise error from aborted
 
@@ -131,14 +130,13 @@ def _within_async_block(
 ) -> Callable[..., Any]:
     @wraps(function)
     async def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
-        began = False
+        run = block(context)
         try:
-            async with block(context):
-                began = True
+            async with run:
                 return await function(context, *args, **kwargs)
         except RunAborted as aborted:
             error = TaskAborted.of(aborted)
-            if not began:
+            if not run.began:
                 await sync_to_async(tell)(context, error)
             raise error from aborted
 
