@@ -47,9 +47,6 @@ MAX_AWAITED: Final = 1_000  # runs
 MAX_WAIT: Final = 3600.0  # seconds
 REST: Final = 0.001  # seconds between the push and the row
 
-# send_robust itself fails on a receiver without a name, such as a partial, that raises.
-_RECEIVER_FAILED: Final = "A receiver of run_abort_requested failed"
-
 
 @dataclass(frozen=True, slots=True)
 class AbortOutcome:
@@ -246,9 +243,17 @@ def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
     outcomes = batch.elsewhere(local)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
-            send_to_all(run_abort_requested, database.model(), **_facts(request, outcome))
-        except Exception:
-            logger.exception(_RECEIVER_FAILED)
+            send_to_all(
+                run_abort_requested,
+                database.model(),
+                run_id=request.run_id,
+                reason=request.reason,
+                actor=request.actor,
+                abort_id=outcome.request_id,
+                outcome=outcome,
+            )
+        except Exception:  # the app may not be installed
+            logger.exception("The signal run_abort_requested could not be sent")
     return outcomes
 
 
@@ -363,16 +368,6 @@ class Batch(NamedTuple):
             if controllers
             else 0
         )
-
-
-def _facts(request: Request, outcome: AbortOutcome) -> dict[str, Any]:
-    return {
-        "run_id": request.run_id,
-        "reason": request.reason,
-        "actor": request.actor,
-        "abort_id": outcome.request_id,
-        "outcome": outcome,
-    }
 
 
 def _seconds(wait: object) -> float | None:

@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import BuiltinMethodType, MethodType
-from typing import Any, Final
+from typing import Final
 
 from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
@@ -237,11 +237,7 @@ class Dispatch:
                 self._lanes.append(_Lane(on_abort, self._seen.copy()))
 
     def wait_for_handlers(self, timeout: float) -> bool:
-        """Wait until every handler, and every receiver of ``run_aborted``, has returned.
-
-        :param timeout: seconds to wait at most, for all of them.
-        :return: False if the time was up.
-        """
+        """Wait for the handlers and the receivers of ``run_aborted``, as ``workers.wait_idle``."""
         workers = [lane.worker for lane in self._lanes]
         return wait_idle([*workers, self._announcements], timeout)
 
@@ -333,12 +329,13 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
     counted = Counter(controller.signal.run_id for controller in controllers)
     counted = counted or Counter({request.run_id: 0})
     for run_id, number in counted.items():
-        facts: dict[str, Any] = {
-            "run_id": run_id,
-            "reason": request.reason,
-            "actor": request.actor,
-            "abort_id": as_uuid(request.id),
-            "controllers": number,
-            "way": way,
-        }
-        send_to_all(run_aborted, database.model(), **facts)
+        send_to_all(
+            run_aborted,
+            database.model(),
+            run_id=run_id,
+            reason=request.reason,
+            actor=request.actor,
+            abort_id=as_uuid(request.id),
+            controllers=number,
+            way=way,
+        )
