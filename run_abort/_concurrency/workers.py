@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -185,11 +184,7 @@ class SerialWorker(Generic[T]):
         return True
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until no item is queued or being handled.
-
-        :param timeout: seconds to wait at most.
-        :return: False if the time was up.
-        """
+        """Wait, at most ``timeout`` seconds, until no item is left; return whether that is so."""
         return self._idle.wait(timeout)
 
     def _drain(self) -> None:
@@ -204,12 +199,6 @@ class SerialWorker(Generic[T]):
                     self._idle.clear()
                 item = self._waiting.popleft()
             call_logged(partial(self.handle, item))
-
-    @classmethod
-    def _reset_all(cls) -> None:
-        for worker in list(cls._all):
-            with suppress(Exception):
-                worker._reset()
 
 
 def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:
@@ -245,4 +234,5 @@ def before_fork() -> None:
 def after_fork_in_child() -> None:
     """Forget the threads and the queued items: both belong to the parent."""
     _helpers.clear()
-    SerialWorker._reset_all()
+    for worker in list(SerialWorker._all):
+        worker._reset()

@@ -157,11 +157,7 @@ class Facts:
             self._missed += 1
 
     def wait_recorded(self, timeout: float) -> bool:
-        """Wait until all facts are recorded, and the hooks have returned.
-
-        :param timeout: seconds to wait at most.
-        :return: False if the time was up.
-        """
+        """Wait for the log and for the hooks, as ``workers.wait_idle``."""
         return wait_idle([self._worker, *self._hooks], timeout)
 
     def _record(self, values: dict[str, Any]) -> None:

@@ -37,7 +37,10 @@ class Queues:
 
     def notify(self, requests: Iterable[Request]) -> None:
         """Notify each queue of the requests, without waiting for any. Not in tests of projects."""
-        if not _may_notify():
+        try:
+            if not conf.settings().notifies_queues:
+                return
+        except ImproperlyConfigured:  # the system checks report it
             return
         workers = tuple(self._workers.values())
         for request in requests:
@@ -45,16 +48,5 @@ class Queues:
                 worker.put(request)
 
     def wait_notified(self, timeout: float) -> bool:
-        """Wait until every queue was notified of all requests.
-
-        :param timeout: seconds to wait at most, for all of them.
-        :return: False if the time was up.
-        """
+        """Wait for the queues, as ``workers.wait_idle``."""
         return wait_idle(self._workers.values(), timeout)
-
-
-def _may_notify() -> bool:
-    try:
-        return conf.settings().notifies_queues
-    except ImproperlyConfigured:  # the system checks report it
-        return False

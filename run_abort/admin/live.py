@@ -151,7 +151,9 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "now": found.now,
             "runs": runs,
             "may_abort": may_some(request.user, "abort") or any(run["key"] for run in runs),
-            "processes": [_process(blocks) for blocks in processes[:MAX_PROCESSES]],
+            "processes": [
+                {**_names(blocks[0]), "blocks": len(blocks)} for blocks in processes[:MAX_PROCESSES]
+            ],
             "unnamed_blocks": len(found.holds) - len(shown.holds),
             "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
             "is_cut": found.is_cut,
@@ -233,10 +235,6 @@ def _block(block: Hold, now: datetime) -> dict[str, Any]:
         "silent": duration(now - block.since) if block.state == "lost" else "",
         "steps": [STEPS.get(step, visible(step)) for step, _seconds in block.escalations],
     }
-
-
-def _process(blocks: list[Hold]) -> dict[str, Any]:
-    return {**_names(blocks[0]), "blocks": len(blocks)}
 
 
 def _names(block: Hold) -> dict[str, str]:
