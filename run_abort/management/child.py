@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Program"]
+__all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Program", "exit_code_of"]
 
 # The terminal sends these to every process of its foreground group, so also to the program.
 FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -61,14 +61,6 @@ class Program:
     def __exit__(self, *exc_info: object) -> None:
         self._restore()
 
-    def wait(self) -> int:
-        """Wait until the program has ended; return its exit code by the conventions of shells."""
-        if self._process is None:
-            raise RuntimeError("there is no process to wait for")
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return _exit_code_of(self._process.wait(LONGEST_WAIT))
-
     def _handle(self, number: int, frame: FrameType | None = None) -> None:
         if self._is_interactive and number in FROM_TERMINAL:
             return  # not SIG_IGN instead of this handler: the program would inherit it
@@ -90,6 +82,9 @@ def _is_in_foreground() -> bool:
     return False
 
 
-def _exit_code_of(code: int) -> int:
-    """Convert the return code of ``Popen`` to a shell's exit code."""
-    return code if code >= 0 else SIGNALLED - code
+def exit_code_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait until the program has ended; return its exit code by the conventions of shells."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(LONGEST_WAIT)
+            return code if code >= 0 else SIGNALLED - code

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort.exceptions import RunAborted
 from run_abort.management.arguments import add_grace, run_id
-from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, Program
+from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, Program, exit_code_of
 from run_abort.runs import abortable_run
 
 ABORTED: Final = 130  # as after a Ctrl-C
@@ -65,12 +65,11 @@ class Command(BaseCommand):
     ) -> None:
         label = Path(command[0]).name if label is None else label
         try:
-            with abortable_run(run_id, groups=groups, label=label, grace=grace) as signal:
-                program = Program(command)
-                with program as process:
-                    detach = signal.attach(process)
-                    code = program.wait()
-                    detach()
+            block = abortable_run(run_id, groups=groups, label=label, grace=grace)
+            with block as signal, Program(command) as process:
+                detach = signal.attach(process)
+                code = exit_code_of(process)
+                detach()
         except RunAborted as aborted:
             self.stderr.write(str(aborted))
             sys.exit(ABORTED)
