@@ -81,18 +81,6 @@ class EscalationPlan:
     :ivar is_over: whether the block was left.
     """
 
-    __slots__ = (
-        "_attempt",
-        "_attempting",
-        "_delay",
-        "_on_stuck",
-        "_stuck",
-        "grace",
-        "ident",
-        "is_added",
-        "is_over",
-    )
-
     def __init__(
         self,
         grace: float,
@@ -226,8 +214,6 @@ class Cancellation:
 
     :raises RuntimeError: outside of a task.
     """
-
-    __slots__ = ("_before", "_loop", "_sent", "_task", "is_open")
 
     def __init__(self) -> None:
         task = asyncio.current_task()

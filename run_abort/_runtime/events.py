@@ -31,8 +31,6 @@ class _Effect:
     :ivar open: the blocks that it aborted and that are open.
     """
 
-    __slots__ = ("open", "run_id", "since", "steps")
-
     def __init__(self, run_id: str, since: float) -> None:
         self.run_id = run_id
         self.since = since

@@ -30,18 +30,6 @@ class Entry:
     :ivar failed_at: when its row could not be changed, as ``entered``; 0 before.
     """
 
-    __slots__ = (
-        "controller",
-        "entered",
-        "failed_at",
-        "id",
-        "ids",
-        "is_postponed",
-        "is_written",
-        "label",
-        "steps",
-    )
-
     def __init__(self, controller: AbortController, ids: tuple[str, ...], label: str) -> None:
         self.controller = controller
         self.ids = ids
