@@ -30,8 +30,7 @@ from run_abort.views.requesting import request_aborts
 
 from .asking import Link, confirm_abort, context_of, log_text, tell
 from .linking import run_links
-from .story import STEPS
-from .wording import duration
+from .story import STEPS, duration
 
 __all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "RunningNowAdmin"]
 

@@ -19,9 +19,7 @@ from run_abort._store.clock import aware
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
 
-from .wording import duration
-
-__all__ = ["MAX_HOLDS", "Fact", "story_of"]
+__all__ = ["MAX_HOLDS", "STEPS", "Fact", "duration", "story_of"]
 
 MAX_HOLDS: Final = 500
 
@@ -57,6 +55,28 @@ def moment(at: datetime) -> str:
     here = timezone.localtime(aware(at))
     time = f"{formats.time_format(here, 'H:i:s')}.{here.microsecond // 1000:03d}"
     return f"{formats.date_format(here, 'DATE_FORMAT')}, {time}"
+
+
+def duration(span: timedelta) -> str:
+    """Format a duration, such as ``"40 ms"``, ``"2.1 s"``, ``"12 s"`` or ``"2 h 3 min"``.
+
+    Clocks of two hosts can make a duration negative. It is shown as ``"0 ms"``.
+    """
+    span = max(span, timedelta())
+    if span < timedelta(seconds=1):
+        return _("%(milliseconds)d ms") % {"milliseconds": span // timedelta(milliseconds=1)}
+    if span < timedelta(seconds=10):
+        return _("%(seconds)s s") % {"seconds": formats.number_format(span.total_seconds(), 1)}
+    minutes, seconds = divmod(int(span.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return _("%(days)d d %(hours)d h") % {"days": days, "hours": hours}
+    if hours:
+        return _("%(hours)d h %(minutes)d min") % {"hours": hours, "minutes": minutes}
+    if minutes:
+        return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": seconds}
+    return _("%(seconds)d s") % {"seconds": seconds}
 
 
 def story_of(request: AbortRequest) -> dict[str, Any]:
