@@ -13,8 +13,6 @@ from typing import Final
 
 from .hooks import Hook
 
-__all__ = ["at_fork", "catch_up"]
-
 logger = logging.getLogger("run_abort")
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, ParamSpec
 
-__all__ = ["Hook", "SerialHook", "call_logged", "name_of"]
-
 logger = logging.getLogger("run_abort")
 
 P = ParamSpec("P")

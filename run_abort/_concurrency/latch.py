@@ -9,8 +9,6 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-__all__ = ["Latch", "Waiter"]
-
 
 class Waiter:
     """Blocks one thread, once, until it is woken."""

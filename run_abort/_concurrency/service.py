@@ -10,8 +10,6 @@ from typing import Final
 from .latch import Latch
 from .workers import is_ending
 
-__all__ = ["JOIN_TIMEOUT", "Life", "Service"]
-
 logger = logging.getLogger("run_abort")
 
 JOIN_TIMEOUT: Final = 5.0  # seconds

@@ -22,19 +22,6 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 from .hooks import Hook, call_logged, name_of
 from .latch import Latch
 
-__all__ = [
-    "SerialWorker",
-    "after_fork_in_child",
-    "before_fork",
-    "in_event_loop",
-    "is_ending",
-    "shielded",
-    "spawn",
-    "submit",
-    "thread_ends",
-    "wait_idle",
-]
-
 logger = logging.getLogger("run_abort")
 
 T = TypeVar("T")

@@ -13,8 +13,6 @@ from .interrupts import Shield
 from .process_tree import Family, children_of_thread
 from .subprocesses import Attachment, Signal
 
-__all__ = ["EndsChildren"]
-
 PAUSE: Final = 0.25  # seconds between two looks for further programs, after an abort
 THREAD: Final = "run_abort-children"
 

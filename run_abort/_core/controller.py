@@ -27,8 +27,6 @@ from .programs import Programs
 from .statements import Cancels
 from .types import Aborted, Escalated, Escalation, Request
 
-__all__ = ["GRACE", "AbortController", "AbortSignal", "abort_all"]
-
 GRACE: Final = 10.0  # seconds
 
 

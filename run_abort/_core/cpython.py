@@ -25,14 +25,6 @@ from operator import attrgetter, call
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "Statement",
-    "asynchronously",
-    "is_connecting_or_in_transition",
-    "raise_outside_of_statements",
-    "running_statement",
-]
-
 # Matches the name of a module that neither is a database driver nor belongs to Django's backends.
 _is_other: Final = re.compile(
     r"(?!(django\.db\.(backends|transaction)"

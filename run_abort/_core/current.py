@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .controller import AbortController, AbortSignal
 
-__all__ = ["current_signal", "enter", "leave", "open_blocks"]
-
 _innermost: Final[ContextVar[AbortController | None]] = ContextVar("run_abort", default=None)
 
 

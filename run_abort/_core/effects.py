@@ -12,8 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["call_all", "call_in_loop", "once", "resolve"]
-
 
 def call_all(effects: dict[object, Callable[[], object]]) -> None:
     """Call the effects, which neither block nor raise, and forget them."""

@@ -23,8 +23,6 @@ from run_abort._concurrency.service import Life, Service
 from . import interrupts
 from .types import Escalation
 
-__all__ = ["Cancellation", "EscalationPlan", "Escalator", "clean_grace", "clean_insist"]
-
 # What the parameter ``insist`` takes. The other escalations are for child processes.
 INSIST: Final[tuple[Escalation, ...]] = ("cancel", "interrupt")
 

@@ -20,8 +20,6 @@ from .interrupts import Shield, is_interruptible, open_interruptions
 if TYPE_CHECKING:
     from .controller import AbortSignal
 
-__all__ = ["Exit", "Held", "KeptBlock", "end_aborted", "kept_exit", "put_up"]
-
 logger = logging.getLogger("run_abort")
 
 _SWALLOWED: Final = "The aborted run %r raised this after its abort; catch=True swallows it"

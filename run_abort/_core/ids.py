@@ -7,16 +7,6 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
-__all__ = [
-    "MAX_ID_LENGTH",
-    "Instance",
-    "RunID",
-    "as_uuid",
-    "clean_id",
-    "clean_ids",
-    "new_origin",
-]
-
 MAX_ID_LENGTH = 255  # characters; every database that Django supports can index as many
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -45,16 +45,6 @@ from run_abort.exceptions import RunAborted
 from .cpython import Statement, asynchronously, raise_outside_of_statements
 from .transactions import end_transactions, open_transactions
 
-__all__ = [
-    "Interruption",
-    "Shield",
-    "after_fork_in_child",
-    "cleanup_time",
-    "is_interruptible",
-    "open_interruptions",
-    "take_for_arrived",
-]
-
 logger = logging.getLogger("run_abort")
 
 CLEANUP_TIME: Final = 5.0  # seconds

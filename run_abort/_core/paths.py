@@ -6,8 +6,6 @@ from urllib.parse import quote, unquote
 
 from .ids import clean_id
 
-__all__ = ["RunIdConverter"]
-
 
 class RunIdConverter:
     """Any run ID in a path; a converter of Django's.

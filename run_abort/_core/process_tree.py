@@ -29,17 +29,6 @@ from .procfs import (
 )
 from .types import Escalation
 
-__all__ = [
-    "Family",
-    "Tell",
-    "can_hold",
-    "children_of_thread",
-    "end",
-    "family_of",
-    "family_of_stranger",
-    "kill",
-]
-
 logger = logging.getLogger("run_abort")
 
 KILL_TIMEOUT: Final = 5.0  # seconds to wait for the exit of killed processes

@@ -9,19 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = [
-    "PROC",
-    "TICKS",
-    "Entry",
-    "boot_time",
-    "children_file",
-    "effective_uid",
-    "entry_of",
-    "ids_of",
-    "is_current",
-    "processes",
-]
-
 PROC: Final = Path("/proc")
 TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 

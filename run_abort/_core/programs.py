@@ -11,8 +11,6 @@ from .subprocesses import Process, Run, Signal, attach, run_async
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
-__all__ = ["Programs"]
-
 
 class Programs:
     """A part of ``AbortSignal``, which has the attributes."""

@@ -14,8 +14,6 @@ from .current import open_blocks
 from .interrupts import Shield
 from .types import Aborted, Event, Request, Way
 
-__all__ = ["Registry"]
-
 
 class Registry:
     """Run IDs → the controllers of the open blocks of this process.

@@ -34,8 +34,6 @@ from .registry import Registry
 from .statements import stop_instead
 from .types import Escalation, Left
 
-__all__ = ["Process", "Scope"]
-
 _INTERRUPT_ONLY: Final = (
     "with abortable_run() takes insist='interrupt' only, and not in an event loop: there, use "
     "async with and insist='cancel'"

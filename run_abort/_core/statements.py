@@ -24,8 +24,6 @@ from .interrupts import Interruption, Shield
 if TYPE_CHECKING:
     from .controller import AbortSignal
 
-__all__ = ["Cancels", "stop_instead"]
-
 logger = logging.getLogger("run_abort")
 
 CANCEL_TIMEOUT: Final = 5.0  # seconds, where the driver takes a time-out

@@ -18,8 +18,6 @@ from run_abort.exceptions import RunAborted
 from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
-__all__ = ["Attachment", "Process", "Run", "Signal", "attach", "run_async"]
-
 SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from run_abort.exceptions import RunAborted
 
-__all__ = ["end_transactions", "open_transactions"]
-
 
 def open_transactions() -> dict[str, int]:
     """The number of ``atomic`` blocks that are open in this thread, for each database."""

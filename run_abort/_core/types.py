@@ -12,19 +12,6 @@ if TYPE_CHECKING:
 
     from .controller import AbortController, AbortSignal
 
-__all__ = [
-    "DISCONNECT",
-    "Aborted",
-    "Escalated",
-    "Escalation",
-    "Event",
-    "Hold",
-    "HoldState",
-    "Left",
-    "Request",
-    "Way",
-]
-
 # How a process received a request: from itself, by a push, by re-reading the rows, or by reading
 # them when a block was entered.
 Way = Literal["local", "channel", "reconcile", "start"]

@@ -24,8 +24,6 @@ from run_abort._store.requests import Requests
 
 from .dispatch import Dispatch
 
-__all__ = ["CatchUp"]
-
 # A request is published some seconds after the time in its row, and not always in that order.
 MARGIN: Final = timedelta(seconds=60)
 TICK: Final = timedelta(microseconds=1)  # the databases' precision

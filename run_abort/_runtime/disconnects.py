@@ -25,8 +25,6 @@ from run_abort._core.interrupts import Shield
 
 from .kind import kind_of_process
 
-__all__ = ["Disconnects", "OnDisconnect", "check", "check_server", "socket_of"]
-
 logger = logging.getLogger("run_abort")
 
 # What a disconnect of the client aborts: its block alone, the run in every process, or nothing.

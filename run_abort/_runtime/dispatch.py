@@ -32,8 +32,6 @@ from run_abort._core.types import Request, Way
 from run_abort._store import database
 from run_abort.signals import run_abort_received, run_aborted, send_to_all
 
-__all__ = ["Dispatch"]
-
 logger = logging.getLogger("run_abort")
 
 SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning

@@ -18,8 +18,6 @@ from run_abort._core.types import Aborted, Escalated, Event, Left, Request, Way
 
 from .facts import FactName, Facts
 
-__all__ = ["Events"]
-
 UNNAMED: Final = "unnamed:"  # followed by the run ID: the key of a request without an ID
 MAX_STEPS: Final = 20  # escalations of one request; later ones are no facts
 

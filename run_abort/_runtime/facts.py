@@ -26,8 +26,6 @@ from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
 from run_abort.exceptions import visible
 
-__all__ = ["Fact", "FactName", "Facts"]
-
 logger = logging.getLogger("run_abort")
 
 MAX_WAITING: Final = 50_000  # facts that may wait for the log or for a hook

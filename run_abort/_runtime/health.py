@@ -11,8 +11,6 @@ from run_abort.exceptions import visible
 
 from .runtime import current
 
-__all__ = ["Health", "health"]
-
 
 @dataclass(frozen=True, slots=True)
 class Health:

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MANAGERS", "kind_of_process", "program_of"]
-
 # The programs that run Django's management commands.
 MANAGERS: Final = frozenset({"manage.py", "django-admin", "django"})
 

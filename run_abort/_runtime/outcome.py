@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime
 
-__all__ = ["Lookout", "can_look", "is_stopped"]
-
 
 def is_stopped(found: Sequence[Hold]) -> bool:
     """Whether there was a holder, and each hold says that it was left."""

@@ -15,8 +15,6 @@ from run_abort import conf
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request
 
-__all__ = ["Queues"]
-
 
 class Queues:
     """The queues of this process."""

@@ -30,8 +30,6 @@ from run_abort._transport.push import Push
 from .catch_up import CatchUp
 from .dispatch import Dispatch
 
-__all__ = ["Reconciler"]
-
 logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds

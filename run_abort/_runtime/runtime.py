@@ -41,8 +41,6 @@ from .kind import kind_of_process
 from .queues import Queues
 from .reconciler import Reconciler
 
-__all__ = ["Runtime", "current", "install"]
-
 EXIT_TIMEOUT: Final = 1.0  # seconds to wait for queues, and for handlers and receivers
 
 

@@ -10,8 +10,6 @@ from run_abort._core.types import Request
 from .facts import Fact
 from .runtime import current
 
-__all__ = ["on_fact", "publish_run_abort", "subscribe_to_run_aborts"]
-
 
 def on_fact(hook: Callable[[Fact], object], *, is_short: bool = False) -> Callable[[], None]:
     """Call ``hook(fact)`` for each fact that this process records from now on: for metrics.

@@ -16,8 +16,6 @@ from . import database
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["Now", "aware", "present", "stored"]
-
 
 class Now(Func):
     """The present time of the database, or a time relative to it, as SQL.

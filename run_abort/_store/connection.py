@@ -16,8 +16,6 @@ from . import database
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["close_own", "is_lost", "is_own", "is_usable", "limited", "link_of", "open_own"]
-
 # MariaDB's limit is in seconds, MySQL's in milliseconds and for SELECT only.
 _MYSQL: Final = "SET SESSION innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole}, "
 _MARIADB_LIMIT: Final = "max_statement_time = {seconds}"

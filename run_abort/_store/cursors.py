@@ -23,8 +23,6 @@ from .clock import Now, aware, present, stored
 from .recorder import Recorder
 from .times import before_repeated_hour, times
 
-__all__ = ["MAX_NAME_LENGTH", "Cursor", "Key", "Position"]
-
 MAX_NAME_LENGTH: Final = 255  # characters
 # Requests are remembered that are younger than the position less this; and requests without a row,
 # which may yet be written, for this time.

@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from run_abort.models import AbortRequest
 
-__all__ = [
-    "Outage",
-    "Postponed",
-    "alias",
-    "enabled",
-    "is_of_testcase",
-    "is_sqlite",
-    "model",
-    "tables",
-    "timeout",
-    "transaction_here",
-]
-
 logger = logging.getLogger("run_abort")
 
 ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"

@@ -15,8 +15,6 @@ from .database import tables
 if TYPE_CHECKING:
     from run_abort.models import RunHold
 
-__all__ = ["MAX_LABEL", "MAX_STEPS", "Entry", "row_of"]
-
 MAX_LABEL: Final = 255  # characters
 MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from run_abort.models import RunHold
 
-__all__ = ["Holder"]
-
 # Seconds that a caller waits on SQLite, whose only writer it may be next.
 MOMENT: Final = 0.05
 MAX_UNWRITTEN: Final = 10_000  # blocks

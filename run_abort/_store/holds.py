@@ -20,8 +20,6 @@ from .requests import chunks
 if TYPE_CHECKING:
     from run_abort.models import AbortRequest, RunProcess
 
-__all__ = ["Asked", "Overview", "of_requests", "overview"]
-
 MAX_ROWS: Final = 10_000
 
 

@@ -30,8 +30,6 @@ from run_abort._concurrency.throttle import Throttle
 
 from . import connection, database
 
-__all__ = ["Operation", "Recorder"]
-
 logger = logging.getLogger("run_abort")
 
 LINGER: Final = 5.0  # seconds

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from .recorder import Recorder
 
-__all__ = ["Known", "Requests", "chunks", "known_for"]
-
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
 # Seconds after a request was cleared in which its push may still arrive: links may be frozen.

@@ -22,17 +22,6 @@ from .clock import present
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-__all__ = [
-    "BATCH",
-    "MAX_BATCH",
-    "MAX_DAYS",
-    "Old",
-    "count",
-    "prune",
-    "prune_cursors",
-    "prune_holds",
-]
-
 BATCH: Final = 1000  # rows
 # Rows. For more keys, databases tend to read, and perhaps lock, the whole table.
 MAX_BATCH: Final = 10_000

@@ -14,8 +14,6 @@ from . import database
 from .clock import aware
 from .requests import chunks
 
-__all__ = ["before_repeated_hour", "times"]
-
 
 def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:
     """When these requests were made, by the database's clock, aware; those that have a row.

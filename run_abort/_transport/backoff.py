@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Final
 
-__all__ = ["STEADY", "Backoff"]
-
 MIN_DELAY: Final = 0.05  # seconds between two attempts to connect; doubled up to MAX_DELAY
 MAX_DELAY: Final = 2.0
 STEADY: Final = 10.0  # seconds after which a connection counts as working

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Subscription", "Transport"]
-
 
 class Subscription(Protocol):
     """One connection to the server that receives the messages of one or more channels.

@@ -17,16 +17,6 @@ from run_abort._core.types import Request
 
 from .signing import Signature
 
-__all__ = [
-    "MAX_ACTOR_LENGTH",
-    "MAX_CAUSE_LENGTH",
-    "MAX_MESSAGE_BYTES",
-    "MAX_REASON_LENGTH",
-    "Message",
-    "decode",
-    "encode",
-]
-
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_REASON_LENGTH: Final = 1000  # characters
 MAX_ACTOR_LENGTH: Final = 255  # characters

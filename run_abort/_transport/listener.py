@@ -27,8 +27,6 @@ from .backoff import STEADY, Backoff
 from .base import Subscription
 from .push import Push
 
-__all__ = ["Listener", "ListenerStatus", "State"]
-
 logger = logging.getLogger("run_abort")
 
 # Seconds from ready(), or from a fork, to the first connection, unless it is needed before. A

@@ -19,8 +19,6 @@ from .redis import endpoint
 from .trust import Trust
 from .watch import Watch
 
-__all__ = ["Push"]
-
 logger = logging.getLogger("run_abort")
 
 NOTIFICATION: Final = 36  # bytes: a UUID

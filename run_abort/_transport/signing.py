@@ -9,8 +9,6 @@ from typing import Final, NamedTuple
 
 from run_abort._core.types import Request
 
-__all__ = ["MAX_AGE", "Key", "Signature", "canonical", "sign", "verify"]
-
 BLOCK: Final = 64  # bytes of SHA-256's block
 _INNER: Final = bytes(each ^ 0x36 for each in range(256))
 _OUTER: Final = bytes(each ^ 0x5C for each in range(256))

@@ -19,8 +19,6 @@ from run_abort.exceptions import visible
 from .codec import Message
 from .signing import MAX_AGE, Key, Signature, sign, verify
 
-__all__ = ["Trust"]
-
 logger = logging.getLogger("run_abort")
 
 REMEMBERED: Final = 50_000  # signatures

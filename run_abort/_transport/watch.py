@@ -20,8 +20,6 @@ from run_abort.exceptions import visible
 from .backoff import Backoff
 from .base import Subscription
 
-__all__ = ["Watch"]
-
 logger = logging.getLogger("run_abort")
 
 INTERVAL: Final = 0.05  # seconds between two looks, however many notifications come

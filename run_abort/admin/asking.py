@@ -21,8 +21,6 @@ from run_abort.aborts import AbortOutcome
 from run_abort.views.abort import AbortForm
 from run_abort.views.links import filled
 
-__all__ = ["confirm", "confirm_abort", "context_of", "echoed", "log_text", "names", "tell"]
-
 Items = Callable[[int], str]  # returns the name for a given number of runs
 Link = Callable[[str], SafeString]  # returns the link to the run with this ID
 LeveledText = tuple[int, SafeString]  # level and text of a message

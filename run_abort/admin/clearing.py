@@ -25,8 +25,6 @@ from run_abort.views.permissions import may, may_some
 from .asking import confirm, echoed, names
 from .linking import object_url, run_links
 
-__all__ = ["ClearRunsAdmin"]
-
 ACTION: Final = "clear_selected_requests"
 
 

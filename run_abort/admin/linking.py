@@ -15,8 +15,6 @@ from run_abort.views.links import link
 
 from .asking import Link
 
-__all__ = ["object_url", "row_url", "run_links"]
-
 
 def run_links(site: AdminSite, request: HttpRequest) -> Link:
     """A function that makes the ID of a run a link to its page, for users who may view that.

@@ -32,8 +32,6 @@ from .asking import Link, confirm_abort, context_of, log_text, tell
 from .linking import run_links
 from .story import STEPS, duration
 
-__all__ = ["MAX_BLOCKS", "MAX_PROCESSES", "RunningNowAdmin"]
-
 MAX_BLOCKS: Final = 500
 MAX_PROCESSES: Final = 500
 

@@ -24,8 +24,6 @@ from run_abort.models import AbortRequest, RunHold
 from .clearing import ClearRunsAdmin
 from .story import story_of
 
-__all__ = ["AbortRequestAdmin"]
-
 LATEST: Final = 500  # number of recent requests whose values are offered as choices
 CHOICES: Final = 20
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = object
 
-__all__ = ["AbortRunsMixin"]
-
 MAX_AWAITED: Final = 100  # runs
 
 

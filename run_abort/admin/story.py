@@ -19,8 +19,6 @@ from run_abort._store.clock import aware
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
 
-__all__ = ["MAX_HOLDS", "STEPS", "Fact", "duration", "story_of"]
-
 MAX_HOLDS: Final = 500
 
 STEPS: Final = {

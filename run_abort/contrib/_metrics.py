@@ -12,8 +12,6 @@ from run_abort._runtime.facts import Fact, FactName
 from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
 
-__all__ = ["BUCKETS", "COUNTED", "OBSERVED", "STOP_SECONDS"]
-
 # Seconds, from loops that check their signal at every step to jobs that stop slowly.
 BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 

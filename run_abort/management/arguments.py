@@ -10,8 +10,6 @@ from run_abort._core.controller import GRACE
 from run_abort._core.escalation import MAX_GRACE
 from run_abort._core.ids import clean_id
 
-__all__ = ["add_grace", "add_run_ids", "count", "positive_number", "run_id", "seconds"]
-
 
 def add_run_ids(
     parser: ArgumentParser, *, nargs: str = "+", what: str = "ID of a run or a group"

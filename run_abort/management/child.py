@@ -11,8 +11,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Program", "exit_code_of"]
-
 # The terminal sends these to every process of its foreground group, so also to the program.
 FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 OTHERS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -10,8 +10,6 @@ from django.core.management.base import CommandError
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 
-__all__ = ["has_endpoint", "log_to", "printable", "require_endpoint"]
-
 logger = logging.getLogger("run_abort")
 
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)

@@ -11,8 +11,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-__all__ = ["HEARD", "STOP_SIGNALS", "SUBSCRIBED", "Wakeup"]
-
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # Event numbers that are not signal numbers.
 SUBSCRIBED: Final = 0

@@ -25,8 +25,6 @@ from run_abort._core.scope import Scope
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 
-__all__ = ["MAX_LOOKS", "Checkpoint", "DoesNotStop", "Watch", "steps_of"]
-
 T = TypeVar("T")
 
 MAX_LOOKS: Final = 1000

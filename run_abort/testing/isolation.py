@@ -15,8 +15,6 @@ from django.test.utils import TestContextDecorator
 from run_abort import conf
 from run_abort.signals import run_abort_requested
 
-__all__ = ["Aborts", "RequestedAbort", "record_aborts", "use_push", "use_rows", "use_settings"]
-
 JOIN_TIMEOUT: Final = 1.0  # seconds for all threads together
 
 

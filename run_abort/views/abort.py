@@ -31,8 +31,6 @@ from .links import filled, link
 from .permissions import run_object
 from .requesting import Requested, request_aborts
 
-__all__ = ["AbortForm", "AbortView", "abort_answer"]
-
 
 class AbortForm(forms.Form):
     """The optional reason."""

@@ -22,8 +22,6 @@ from .permissions import amay, may
 from .progress import asked_of, find, progress_answer
 from .requesting import request_aborts
 
-__all__ = ["aabort_response", "abort_response", "aprogress_response", "progress_response"]
-
 T = TypeVar("T")
 
 

@@ -15,8 +15,6 @@ from run_abort._core.ids import clean_id
 
 from .permissions import UNKNOWN, Action, is_missing, is_true, may
 
-__all__ = ["Answer", "GuardedView", "denial", "refusal", "visitor"]
-
 
 class Answer(NamedTuple):
     """Status and JSON of a response."""

@@ -14,8 +14,6 @@ from django.views.decorators.cache import never_cache
 
 from run_abort._runtime.health import health
 
-__all__ = ["HealthView", "app_name", "urlpatterns"]
-
 app_name = "run_abort_health"
 
 # The class name before the error's message. The message may name hosts, so it is not shown.

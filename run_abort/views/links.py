@@ -7,8 +7,6 @@ from django.utils.safestring import SafeString
 
 from run_abort.exceptions import visible
 
-__all__ = ["filled", "link"]
-
 
 def link(name: str, url: str) -> SafeString:
     """Return a link as HTML; the name alone if the URL is empty."""

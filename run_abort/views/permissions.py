@@ -17,18 +17,6 @@ from django.utils.module_loading import import_string
 from run_abort import conf
 from run_abort._core.ids import clean_id
 
-__all__ = [
-    "UNKNOWN",
-    "Action",
-    "amay",
-    "has_run_permission",
-    "is_missing",
-    "is_true",
-    "may",
-    "may_some",
-    "run_object",
-]
-
 logger = logging.getLogger("run_abort")
 
 Action = Literal["abort", "see", "clear"]

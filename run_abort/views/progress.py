@@ -24,8 +24,6 @@ from run_abort.models import AbortRequest
 
 from .guarded import Answer, GuardedView, refusal
 
-__all__ = ["AbortProgressView", "asked_of", "find", "progress_answer"]
-
 # Seconds after the request until no change is expected of what is lost or not known.
 PATIENCE: Final = 30.0
 

@@ -16,8 +16,6 @@ from run_abort._store.requests import chunks
 from run_abort.aborts import AbortOutcome, Batch, awaited, send, who
 from run_abort.models import AbortRequest
 
-__all__ = ["REPEAT", "Requested", "request_aborts"]
-
 REPEAT: Final = 5.0  # seconds
 
 

@@ -29,8 +29,6 @@ from run_abort._concurrency.workers import submit
 
 from .resp import MessageReader
 
-__all__ = ["PONG_TIMEOUT", "RedisTransport", "Subscription"]
-
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
 PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
 READ_SIZE: Final = 65_536  # bytes

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .connections import RedisTransport
 
-__all__ = ["Found", "find", "may_be_configured"]
-
 _CREDENTIALS: Final = ("username", "password")
 
 

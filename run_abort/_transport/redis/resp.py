@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["MessageReader", "ReplyError"]
-
 _CRLF: Final = b"\r\n"
 _MAX_OTHER: Final = 256 * 1024  # the largest size of a reply other than a message, in bytes
 _MAX_DEPTH: Final = 8  # of arrays within arrays

@@ -23,16 +23,6 @@ from run_abort._core import procfs
 from run_abort._core.ids import clean_id
 from run_abort._core.procfs import Entry
 
-__all__ = [
-    "Judgement",
-    "PidFile",
-    "check_directory",
-    "judge",
-    "pid_files",
-    "processes_elsewhere",
-    "remove",
-]
-
 SUFFIX: Final = ".pid"
 MAX_BYTES: Final = 64
 # Tolerances, in seconds, between the start of a process and the time of its file. The boot time is

@@ -22,8 +22,6 @@ from run_abort.runs import abortable_run
 from . import files
 from .files import Judgement, PidFile
 
-__all__ = ["Programs"]
-
 logger = logging.getLogger("run_abort")
 
 LOOK: Final = 1.0  # seconds between two scans of the directory
