@@ -76,7 +76,7 @@ def test_a_run_is_aborted_by_the_button_of_its_form(
     page = tabs.open(admin_path(run_id), user="admin")
     abort = page.get_by_role("link", name="Abort run", exact=True)
     abort.click()
-    page.get_by_role("link", name="No, take me back").click()
+    page.get_by_role("link", name="No, go back").click()
     abort.click()
     check_looks(page, "admin-confirmation", of="#content")
     page.get_by_label("Reason").fill("from its form")

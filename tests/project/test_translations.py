@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import django
 import pytest
 from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract
@@ -20,6 +21,7 @@ from django.utils.translation.template import templatize
 from tests.support import ROOT
 
 APP: Final = ROOT / "run_abort"
+DJANGO: Final = Path(django.__file__).parent
 LANGUAGES: Final = ("de", "zh_Hans")
 KEYWORDS: Final = {
     "_": None,
@@ -119,6 +121,17 @@ def test_nothing_but_words_was_changed(catalog: Catalog) -> None:
 
 def placeholders(text: str) -> Counter[str]:
     return Counter(match.group() for match in PLACEHOLDER.finditer(text))
+
+
+def test_no_text_of_ours_gets_the_words_of_djangos_apps(language: str, catalog: Catalog) -> None:
+    """Which of two apps is heard depends on their order in INSTALLED_APPS."""
+    ours = {key_of(message.id)[0]: key_of(message.string)[0] for message in messages_of(catalog)}
+    for path in DJANGO.glob(f"contrib/*/locale/{language}/LC_MESSAGES/django.mo"):
+        with path.open("rb") as file:
+            for message in messages_of(read_mo(file)):
+                text, theirs = key_of(message.id)[0], key_of(message.string)[0]
+                if message.context is None and text in ours:
+                    assert ours[text] == theirs, text
 
 
 def test_it_is_compiled_as_it_is(language: str, catalog: Catalog) -> None:

@@ -279,7 +279,7 @@ class TestAbort:
         with held("run-1"):
             question = text(aborter.post(abort_url(), {"run": "run-1"}))
             assert "run-1" in question
-            assert f'<a href="{url()}">No, take me back</a>' in question
+            assert f'<a href="{url()}">No, go back</a>' in question
             assert not AbortRequest.objects.exists()
             response = aborter.post(abort_url(), confirmed(question, reason="because"))
         assert response.status_code == 302
