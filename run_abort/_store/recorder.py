@@ -311,7 +311,8 @@ class Recorder:
                 with suppress(InvalidStateError):
                     job.future.set_exception(error)
         else:
-            outage.over()
+            if operation is not _LAST:  # which asks nothing of the database
+                outage.over()
             for job, result in zip(jobs, results, strict=True):
                 with suppress(InvalidStateError):
                     job.future.set_result(result)

@@ -196,6 +196,18 @@ def test_missing_tables_are_explained(rows: Recorder, caplog: pytest.LogCaptureF
     assert "manage.py migrate run_abort" in caplog.text
 
 
+def test_waiting_for_the_jobs_is_no_sign_that_the_database_works(
+    rows: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "run_abort")
+    with unmigrated("run_abort_runprocess"):
+        rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1)
+        assert rows.flush(TIMEOUT)
+    assert "again" not in caplog.text
+    assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == 0
+    assert caplog.messages[-1] == "Requests to abort can be written or read again"
+
+
 def test_put_from_a_signal_handler(rows: Recorder) -> None:
     """A job that is put while the same thread is within put()."""
     import signal
