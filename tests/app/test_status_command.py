@@ -145,10 +145,10 @@ class TestDemands:
         assert "no row" in call()
         assert "HOLDS'] is False" in fails("--strict")[1]
 
-    def test_the_database_answers(self) -> None:
+    def test_the_database_works(self) -> None:
         with unmigrated("run_abort_runhold"):
             out, error = fails("--json")
-        assert (out, error) == ("", "The database does not answer; --verbosity 3 shows why.")
+        assert (out, error) == ("", "The database failed; the log says why.")
 
 
 def test_the_document() -> None:

@@ -28,8 +28,8 @@ INDENT: Final = "    "
 class Command(BaseCommand):
     help = (
         "Prints the open blocks of abortable_run by process, the number of subscribers that Redis "
-        "counts, and what this process uses. Needs no Redis. Exits with 1 if the database does not "
-        "answer, if there are fewer subscribers than --min-listening, if no process works on any "
+        "counts, and what this process uses. Needs no Redis. Exits with 1 if the database "
+        "fails, if there are fewer subscribers than --min-listening, if no process works on any "
         "RUN_ID, or, with --strict, if a block is lost."
     )
 
@@ -74,7 +74,7 @@ class Command(BaseCommand):
             partial(overview, run_ids=run_ids, host=host), otherwise=None
         )
         if found is None:
-            raise CommandError("The database does not answer; --verbosity 3 shows why.")
+            raise CommandError("The database failed; the log says why.")
         current().listener.stop()  # with LISTEN True it would be counted itself
         subscribers = current().push.subscribers()
         if verbosity and as_json:
