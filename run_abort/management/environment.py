@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from django.core.management.base import CommandError
 
+from run_abort import conf
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 
@@ -32,6 +33,8 @@ def require_endpoint() -> None:
     :raises CommandError: if none is configured, or if the configured one cannot be used.
     """
     if not has_endpoint():
+        if conf.settings().PUSH == "none":
+            raise CommandError("This needs Redis, but RUN_ABORT['PUSH'] is \"none\".")
         raise CommandError(
             "No Redis is configured: set RUN_ABORT['REDIS_URL'] or the environment variable "
             "REDIS_URL, or use Redis for the cache alias RUN_ABORT['CACHE_ALIAS']."

@@ -215,7 +215,11 @@ run_abort_received.connect(receiver)
 
     @pytest.mark.parametrize(
         ("run_abort", "told"),
-        [({}, "No Redis is configured"), ({"REDIS_URL": "redis://x:y"}, "cannot be used")],
+        [
+            ({}, "No Redis is configured"),
+            ({"REDIS_URL": "redis://x", "PUSH": "none"}, "RUN_ABORT['PUSH'] is"),
+            ({"REDIS_URL": "redis://x:y"}, "cannot be used"),
+        ],
     )
     def test_without_redis_it_says_what_to_do(self, run_abort: dict[str, Any], told: str) -> None:
         with listen("--skip-checks", settings={"RUN_ABORT": run_abort}) as process:
