@@ -39,6 +39,12 @@ _PATHS: Final = (
     "SERIALIZER",
 )
 
+_ALONE: Final = CheckWarning(
+    "Neither Redis nor the database is used: aborts reach only the calling process.",
+    hint="Use Redis, or remove RUN_ABORT['REQUESTS'].",
+    id="run_abort.W002",
+)
+
 
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
@@ -107,6 +113,8 @@ def _sets_user(middleware: str) -> bool:
 def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
     options = conf.settings()
     if options.REDIS_URL is False or options.PUSH == "none":
+        if not options.REQUESTS and options.notifies_queues:  # tests are cut off on purpose
+            yield _ALONE
         return
     alias = options.CACHE_ALIAS
     if not options.REDIS_URL:
@@ -143,11 +151,7 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             id="run_abort.E008",
         )
     elif not options.REQUESTS:
-        yield CheckWarning(
-            "Neither Redis nor the database is used: aborts reach only the calling process.",
-            hint="Set RUN_ABORT['REDIS_URL'], or remove RUN_ABORT['REQUESTS'].",
-            id="run_abort.W002",
-        )
+        yield _ALONE
     else:
         yield CheckWarning(
             "No Redis is configured: running processes receive aborts of other processes only "

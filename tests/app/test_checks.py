@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,12 @@ def test_all_is_well(configure: Configure) -> None:
     assert ids() == []
 
 
+def test_tests_are_not_warned_of_their_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = replace(conf.settings(), **conf.LOCAL)
+    monkeypatch.setattr(conf, "settings", lambda: local)
+    assert ids() == []
+
+
 @pytest.mark.parametrize(
     ("caches", "run_abort", "expected"),
     [
@@ -70,6 +77,8 @@ def test_all_is_well(configure: Configure) -> None:
         ({"default": LOCMEM}, {"PUSH": "none"}, []),
         ({"default": LOCMEM}, {"PUSH": "none", "CACHE_ALIAS": "default"}, []),
         ({"default": LOCMEM}, {"REQUESTS": False}, ["W002"]),
+        ({"default": LOCMEM}, {"PUSH": "none", "REQUESTS": False}, ["W002"]),
+        ({"default": LOCMEM}, {"REDIS_URL": False, "REQUESTS": False}, ["W002"]),
         ({"default": LOCMEM}, {"REDIS_URL": "unix:///tmp/redis.sock"}, []),
     ],
 )
