@@ -170,7 +170,7 @@ def _facts(outcomes: Sequence[AbortOutcome], *, is_known: bool) -> Iterator[Fact
         "Asked to abort; other processes read the request from the database some seconds "
         "later: %(count)s %(items)s, %(runs)s."
     )
-    yield messages.WARNING, text, [e for e in others if e.recorded and not e.stopped], ()
+    yield messages.WARNING, text, [e for e in others if e.recorded and _is_under_way(e)], ()
     text = _("Asked to abort in this process only: %(count)s %(items)s, %(runs)s.")
     yield messages.WARNING, text, [each for each in others if not each.recorded], ()
     text = _(
@@ -211,6 +211,11 @@ def _findings(outcomes: Sequence[AbortOutcome]) -> Iterator[Fact]:
         len(lost),
     )
     yield messages.ERROR, text, lost, ("lost",)
+
+
+def _is_under_way(outcome: AbortOutcome) -> bool:
+    """Whether a process may work on the run that has not received the request."""
+    return not outcome.holds or any(hold.received_at is None for hold in outcome.holds)
 
 
 def _has(outcome: AbortOutcome, *states: HoldState) -> bool:

@@ -190,9 +190,12 @@ class TestAction:
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
-        with held(f"job-{jobs[0].pk}", is_stubborn=True):
+        hold_row(f"job-{jobs[0].pk}", process_row())
+        with held(f"job-{jobs[1].pk}", is_stubborn=True):
             (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
-        assert (level, "read the request from the database" in told) == ("warning", True)
+        assert level == "warning"
+        # The other job has received it.
+        assert told.endswith("read the request from the database some seconds later: 1 job, “one”.")
         configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "Not asked to abort" in told) == ("error", True)
