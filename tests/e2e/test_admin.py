@@ -13,6 +13,8 @@ from tests.e2e.looks import check_looks
 from tests.e2e.tabs import Tabs, path_of
 from tests.support import wait_until
 
+GO = re.compile("^(Go|Run)$")  # the first until Django 5.2
+
 with_and_without = pytest.mark.parametrize("javascript", [True, False])
 
 
@@ -30,8 +32,7 @@ def choose_abort(page: Page, *run_ids: str) -> None:
     for run_id in run_ids:
         row_of(page, run_id).get_by_role("checkbox").check()
     page.get_by_label("Action").first.select_option("abort_selected_runs")
-    # "Go" until Django 5.2.
-    page.get_by_role("button", name=re.compile("^(Go|Run)$")).first.click()
+    page.get_by_role("button", name=GO).first.click()
 
 
 def wait_until_worked_on(ada: plain.Browser, run_id: str) -> None:
@@ -99,6 +100,13 @@ def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: St
     check_looks(page, "admin-requests", of=".run-abort-outcome")
     row = page.get_by_role("row").filter(has_text="for the story")
     expect(row).to_contain_text(re.compile(r"stopped on \d process"))
+    row.get_by_role("checkbox").check()
+    page.get_by_label("Action").first.select_option("clear_selected_requests")
+    page.get_by_role("button", name=GO).first.click()
+    clear = page.get_by_role("button", name="Yes, let them start again")
+    assert clear.evaluate("button => button.clientHeight") >= 24  # WCAG 2.2, target size
+    check_looks(page, "admin-clear", of="#content")
+    page.get_by_role("link", name="No, go back").click()
     row.get_by_role("link").click()
     story = page.get_by_role("region", name="Timeline")
     for fact in ("Requested", "By ada.", "Published", "Received", "by push", "Stopped"):
