@@ -110,7 +110,7 @@ def _requested(request: AbortRequest) -> Fact:
 
 def _published(request: AbortRequest) -> Fact:
     if request.published_at is None:
-        line = _("No server has accepted the push. Processes read it from the database.")
+        line = _("No server has accepted the push. Processes read the request from the database.")
         return Fact("unpublished", None, _("Not published"), (line,))
     line = _("The server accepted the push.")
     return Fact("published", aware(request.published_at), _("Published"), (line,))
