@@ -133,7 +133,8 @@ def _check_redis(*, explicit: bool) -> Iterator[CheckMessage]:
     except Exception as error:
         yield Error(
             f"The Redis that the settings name cannot be used: {error}",
-            hint="Correct RUN_ABORT['REDIS_URL'], CACHES, or the environment variable REDIS_URL.",
+            hint="Correct RUN_ABORT['REDIS_URL'], CACHES, or the environment variable REDIS_URL, "
+            "or install the package that is missing.",
             id="run_abort.E007",
         )
         return
