@@ -330,7 +330,7 @@ class Batch(NamedTuple):
         """
         runtime = current()
         published = runtime.push.publish(self.requests)
-        published_at = datetime.now(UTC)
+        published_at, accepted = datetime.now(UTC), time.monotonic()
         if any(published):
             # The threads that were just aborted need the interpreter and the processor first.
             time.sleep(REST)
@@ -344,7 +344,7 @@ class Batch(NamedTuple):
             # For processes that have subscribed since. The others know it by its ID.
             again = runtime.push.publish(self.requests, quiet=True)
             published = [b if a is None else a for a, b in zip(published, again, strict=True)]
-            if not runtime.requests.mark_published(self.requests, published):
+            if not runtime.requests.mark_published(self.requests, published, at=accepted):
                 runtime.reconciler.push_later()
         runtime.queues.notify(self.requests)
         runtime.facts.requested(self.requests, at=self.at, recorded=recorded)

@@ -66,17 +66,21 @@ class Requests:
 
         return self._write(write, again=True)
 
-    def mark_published(self, some: Sequence[Request], published: Sequence[int | None]) -> bool:
+    def mark_published(
+        self, some: Sequence[Request], published: Sequence[int | None], *, at: float | None = None
+    ) -> bool:
         """Note soon which of the pushes the server has accepted.
 
         :param published: for each request None if the server has not.
+        :param at: when it has, in seconds of ``time.monotonic()``; now if None.
         :return: whether it has accepted them all.
         """
         pairs = zip(some, published, strict=True)
         ids = [uuid.UUID(request.id) for request, count in pairs if count is not None]
         if ids:
-            mark = partial(self._recorder.call_soon, partial(_mark_published, ids=ids))
-            self._postponed.call(database.transaction_here(), mark)
+            mark = partial(_mark_published, ids=ids, at=time.monotonic() if at is None else at)
+            soon = partial(self._recorder.call_soon, mark)
+            self._postponed.call(database.transaction_here(), soon)
         return len(ids) == len(some)
 
     def clear(self, run_id: str, by: str = "") -> int | None:
@@ -204,11 +208,11 @@ def _insert(alias: str, some: Sequence[Request], made: float) -> None:
         model.objects.using(alias).bulk_create(rows, batch_size=BATCH, ignore_conflicts=True)
 
 
-def _mark_published(alias: str, ids: Sequence[uuid.UUID]) -> None:
+def _mark_published(alias: str, ids: Sequence[uuid.UUID], at: float) -> None:
     with limited(alias, writes=True, is_durable=False):
         for some in chunks(ids, alias):
             rows = database.model().objects.using(alias).filter(pk__in=some)
-            rows.filter(published_at=None).update(published_at=Now())
+            rows.filter(published_at=None).update(published_at=Now(at - time.monotonic()))
 
 
 def _clear(alias: str, run_id: str, by: str) -> int:

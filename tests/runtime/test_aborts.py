@@ -86,7 +86,9 @@ class TestAbortRun:
         assert row.origin == runtime.origin()
         assert row.requested_at < pushed_at[0]  # when it was made, not when it was written
         assert runtime.recorder.flush(TIMEOUT)
-        assert AbortRequest.objects.get().published_at
+        row.refresh_from_db()
+        assert row.published_at is not None
+        assert pushed_at[0] < row.published_at < pushed_at[1]  # likewise
 
     def test_every_field_of_the_request_is_published(self, with_all: None, sent: Sent) -> None:
         outcome = abort_run("7", reason="because", actor="ann")
