@@ -1,4 +1,4 @@
-"""Retention: delete requests and listener cursors that are no longer needed."""
+"""Retention: delete requests, holds and listener cursors that are no longer needed."""
 
 from __future__ import annotations
 

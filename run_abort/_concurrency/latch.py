@@ -41,7 +41,7 @@ class Latch:
         self._waiters: dict[Waiter, None] = {}
 
     def set(self) -> None:
-        """Set the flag, and wake who waits."""
+        """Set the flag, and wake all waiters."""
         self._is_set = True
         for waiter in self._waiters.copy():
             waiter.wake()

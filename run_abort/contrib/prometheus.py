@@ -5,7 +5,8 @@
         prometheus.install()
 
 In the multiprocess mode of ``prometheus_client`` these metrics cover all processes. Only those that
-are read at each scrape are missing; ``manage.py run_abort_status`` shows the same.
+are read at each scrape are missing. ``manage.py run_abort_status`` shows the open blocks of all
+processes, and the number of subscribers.
 """
 
 from __future__ import annotations

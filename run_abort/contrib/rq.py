@@ -8,7 +8,8 @@ The run ID is the job's ID. The ID of the job's group also aborts it. The status
 is ``"stopped"`` if it ran and ``"canceled"`` if it had not begun. It is not retried, and
 ``job.meta["run_abort"]`` contains the actor and the reason.
 
-The process that aborts unpickles nothing: whoever can write to RQ's Redis could run code there.
+The process that aborts unpickles nothing: anyone who can write to RQ's Redis could run code
+there.
 """
 
 from __future__ import annotations
