@@ -100,8 +100,8 @@ def prune_holds(older_than: timedelta | float) -> int:
     """Delete holds that belong to no request, and processes without holds.
 
     A hold of a block that was left is deleted if its request has no row. So is one of a block that
-    was not left, if its process has not been heard of for that long. A process that comes back
-    writes its holds again.
+    was not left, if its process has not been heard of for that long, and no request has a row that
+    was made while it was open. A process that comes back writes its holds again.
 
     :param older_than: the age since the block was left, or since its process was last heard of, in
         days if it is a number.
@@ -113,10 +113,15 @@ def prune_holds(older_than: timedelta | float) -> int:
     cutoff = _cutoff(present(alias), older_than)
     holds = RunHold.objects.using(alias).order_by()
     processes = RunProcess.objects.using(alias)
-    requests = AbortRequest.objects.using(alias).filter(pk=OuterRef("request_id"))
+    requests = AbortRequest.objects.using(alias)
     alive = Exists(processes.filter(pk=OuterRef("process_id"), seen_until__gte=cutoff))
-    ended = Q(left_at__lt=cutoff) | Q(~alive, left_at=None, entered_at__lt=cutoff)
-    old = holds.filter(ended).exclude(Exists(requests))
+    # Those that a process did not receive before it was lost.
+    asked = requests.filter(run_id=OuterRef("run_id"))
+    group_asked = Exists(asked.filter(requested_at__gte=OuterRef("hold__entered_at")))
+    groups = RunHoldGroup.objects.using(alias).filter(group_asked, hold_id=OuterRef("pk"))
+    waits = Exists(asked.filter(requested_at__gte=OuterRef("entered_at"))) | Exists(groups)
+    ended = Q(left_at__lt=cutoff) | Q(~alive, ~waits, left_at=None, entered_at__lt=cutoff)
+    old = holds.filter(ended).exclude(Exists(requests.filter(pk=OuterRef("request_id"))))
     deleted = 0
     while keys := list(old.values_list("pk", flat=True)[:BATCH]):
         with transaction.atomic(using=alias):

@@ -271,6 +271,18 @@ class TestHolds:
         assert prune_holds(90) == 4
         assert not {each for each in self.rows_left() if each.startswith("gone")}
 
+    def test_open_ones_that_have_not_received_a_request_go_after_it(self) -> None:
+        gone = process_row(silent=92 * self.DAY)
+        for run_id in ("run", "other", "not asked", "asked before"):
+            self.add(run_id, gone, "running", days=95)
+        requested("run", days=1)
+        requested("group of other", days=1)
+        requested("asked before", days=96)
+        assert prune_holds(90) == 2
+        assert self.rows_left() == {"run", "other"}
+        AbortRequest.objects.all().delete()
+        assert prune_holds(90) == 2
+
     def test_processes_without_holds_go_once_they_were_not_heard_of_for_long(self) -> None:
         process_row(silent=91 * self.DAY + LEASE)
         lost, alive = process_row(silent=89 * self.DAY), process_row()
