@@ -17,6 +17,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from run_abort._store import database
 from run_abort._store.clock import Now
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunHold
@@ -63,7 +64,7 @@ class _LatestFilter(admin.SimpleListFilter):
     parameter_name: str
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        requests = AbortRequest.objects.order_by("-requested_at")
+        requests = AbortRequest.objects.using(database.alias()).order_by("-requested_at")
         values = dict.fromkeys(requests.values_list(self.parameter_name, flat=True)[:LATEST])
         values.pop("", None)
         latest = list(values)[:CHOICES]
@@ -132,7 +133,8 @@ class AbortRequestAdmin(ClearRunsAdmin):
         return False
 
     def get_queryset(self, request: HttpRequest) -> Requests:
-        requests: Requests = super().get_queryset(request)
+        # Not from a replica, which may lag behind a request that was just made.
+        requests: Requests = super().get_queryset(request).using(database.alias())
         # Subqueries, so that the database counts only for the rows of the current page.
         return requests.annotate(
             holders=_count(RunHold.objects.all()),

@@ -11,6 +11,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.db import connection, connections
+from django.db.models import Model
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -83,6 +84,11 @@ def facts(page: str) -> list[str]:
     return [" ".join(re.sub(r"<[^>]*>", " ", item).split()) for item in items]
 
 
+class ReadsFromReplica:
+    def db_for_read(self, model: type[Model], **hints: object) -> str | None:
+        return "replica" if model._meta.app_label == "run_abort" else None
+
+
 @pytest.fixture
 def story_page(client: Client) -> Callable[[AbortRequest], str]:
     return lambda row: text(client.get(f"{LIST}{row.pk}/change/"))
@@ -121,6 +127,14 @@ class TestList:
         few = count(3)
         assert count(27) == few
         assert few <= 10
+
+    def test_is_not_read_from_a_replica(
+        self, client: Client, story_page: Callable[[AbortRequest], str], settings: Any
+    ) -> None:
+        row = request("run-1", actor="ann")
+        settings.DATABASE_ROUTERS = [ReadsFromReplica()]
+        assert rows(client, actor="ann") == ["run-1"]
+        assert "ann" in story_page(row)
 
     def test_what_others_have_written_is_escaped(self, client: Client) -> None:
         request(NASTY, actor=NASTY, reason=NASTY)
