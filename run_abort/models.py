@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import ObjectDoesNotExist
 from django.db import models
 from django.db.models.fields.related_descriptors import ForwardManyToOneDescriptor
 from django.utils import timezone
@@ -20,10 +19,9 @@ class _UserOrNone(ForwardManyToOneDescriptor):  # type: ignore[type-arg]
     """Gives None for a user who was deleted."""
 
     def get_object(self, instance: models.Model) -> Any:
-        try:
-            return super().get_object(instance)
-        except ObjectDoesNotExist:
-            return None
+        # Django would hint at the row, whose database may be another than that of the users.
+        users = self.field.remote_field.model._base_manager
+        return users.filter(pk=getattr(instance, self.field.attname)).first()
 
 
 class _UserKey(models.ForeignKey):  # type: ignore[type-arg]

@@ -284,6 +284,13 @@ def test_an_actor_who_was_deleted(runtime: Runtime) -> None:
     assert AbortRequest.objects.count() == 2
 
 
+def test_a_user_in_another_database_than_the_request() -> None:
+    user = User.objects.create(username="ann")
+    row = AbortRequest(user_id=user.pk)
+    row._state.db = "elsewhere"
+    assert row.user == user
+
+
 def test_a_user_can_be_deleted_whatever_became_of_the_tables() -> None:
     user = User.objects.create(username="gone")
     key = user.pk
