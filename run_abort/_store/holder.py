@@ -50,7 +50,8 @@ class Holder:
     :param origin: returns the ID of this process on the wire.
     :param kind: returns the kind of this process, for people.
     :ivar written: called in the recorder's thread with the IDs of requests whose holds changed.
-    :ivar failed: called when something could not be written: call :meth:`refresh` soon.
+    :ivar failed: called when something could not be written or read: call :meth:`refresh`, and read
+        the requests of open blocks, soon.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class Holder:
             self._open[controller] = entry
         here = database.transaction_here()
         if here is None:
-            return self._recorder.put(self._enter, entry)
+            entered = self._recorder.put(self._enter, entry)
+            entered.add_done_callback(self._entered)
+            return entered
         entry.is_postponed = True
         if options.HOLDS:
             self._postponed.add(here, partial(self._enter_later, entry))
@@ -113,10 +116,14 @@ class Holder:
         found.set_result(_first(self._recorder.call(read, otherwise=None), entry))
         return found
 
+    def _entered(self, done: Future[Request | None]) -> None:
+        if done.exception() is not None:
+            self.failed()
+
     def _enter_later(self, entry: Entry) -> None:
         entry.is_postponed = False
         if entry.controller in self._open:
-            self._recorder.put(self._enter, entry)
+            self._recorder.put(self._enter, entry).add_done_callback(self._entered)
         elif entry.controller.signal.aborted_by is not None:
             self._changed(entry)
 

@@ -203,6 +203,18 @@ class TestLife:
             request()
             assert signal.wait(20)
 
+    def test_what_a_block_could_not_read_at_its_beginning_is_read_soon(
+        self, configure: Configure, listening: None, runtime: Runtime, monkeypatch: Any
+    ) -> None:
+        configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
+        with abortable_run("other"):
+            wait_until(runtime.listener.is_listening)
+        request("run-1")
+        monkeypatch.setattr(requests, "known_for", lambda *args: 1 / 0)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            monkeypatch.undo()
+            assert signal.wait(20)
+
     def test_whatever_happens_it_goes_on(
         self, polling: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
