@@ -277,7 +277,10 @@ class Recorder:
     def _work_here(self) -> None:
         """Do the jobs that wait in this thread."""
         jobs = [self._jobs.get() for _ in range(self._jobs.qsize())]
-        alias = database.alias()
+        try:
+            alias = database.alias()
+        except ImportError:  # a finaliser leaves a block when nothing can be imported any more
+            return
         previous = connections[alias]
         try:
             for group in _grouped([job for job in jobs if job is not None]):

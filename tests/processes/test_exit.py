@@ -97,3 +97,25 @@ def test_that_a_block_was_left_is_written_before_the_process_ends(
     assert [(each.pid, each.state) for each in holds_of(outcome)] == [
         (child.process.pid, "stopped")
     ]
+
+
+OPEN_GENERATOR = """
+from tests.child import *
+
+def work():
+    with abortable_run("run-1"):
+        yield
+
+working = work()
+next(working)
+"""
+
+
+def test_a_generator_that_is_open_to_the_end_makes_no_noise(
+    start: Start, shared: dict[str, Any]
+) -> None:
+    """Its block is left when Python cannot import modules any more."""
+    child = start("-c", OPEN_GENERATOR)
+    assert child.wait() == 0
+    assert "Exception ignored" not in str(child)
+    assert RunHold.objects.get().state == "running"
