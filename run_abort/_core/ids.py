@@ -52,12 +52,14 @@ def clean_id(run_id: object) -> str:
 
 
 def _named(run_id: object) -> str:
-    if isinstance(run_id, (str, uuid.UUID)):
+    if isinstance(run_id, str):
+        return str.__str__(run_id)  # a member of an Enum has a __str__ of its own
+    if isinstance(run_id, uuid.UUID):
         return str(run_id)
     meta = None if isinstance(run_id, type) else getattr(run_id, "_meta", None)
     if meta is not None and hasattr(meta, "concrete_model"):
         key = run_id.pk  # type: ignore[attr-defined]
-        if key is None:
+        if key is None or (isinstance(key, tuple) and None in key):  # a composite one
             raise ValueError(f"save {run_id!r} first: without a primary key it names no run")
         return f"{meta.concrete_model._meta.label_lower}:{key}"
     name = type(run_id).__name__

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import enum
 import re
 import threading
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,10 @@ from run_abort._core.registry import Registry
 from run_abort._core.types import Aborted, Event, Request
 
 
+class Kind(str, enum.Enum):  # noqa: UP042  not a StrEnum: str() of it is not its value
+    IMPORT = "import"
+
+
 class TestIds:
     @pytest.mark.parametrize(
         ("given", "cleaned"),
@@ -23,6 +29,7 @@ class TestIds:
             (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
             ("a/b c\xa0🙂", "a/b c\xa0🙂"),
             ("x" * 255, "x" * 255),
+            (Kind.IMPORT, "import"),
         ],
     )
     def test_what_is_a_run_id(self, given: object, cleaned: str) -> None:
@@ -36,6 +43,13 @@ class TestIds:
     def test_a_bare_key_is_refused_with_the_remedy(self) -> None:
         with pytest.raises(TypeError, match="pass the instance itself"):
             clean_id(7)
+
+    @pytest.mark.parametrize("key", [None, (None, None), (1, None)])
+    def test_an_instance_without_its_whole_key(self, key: object) -> None:
+        meta = SimpleNamespace(label_lower="shop.order")
+        meta.concrete_model = SimpleNamespace(_meta=meta)
+        with pytest.raises(ValueError, match="without a primary key it names no run"):
+            clean_id(SimpleNamespace(_meta=meta, pk=key))
 
     @pytest.mark.parametrize("given", ["", "x" * 256, "a\0b", "a\nb", "a\x85b", "a\ud800b"])
     def test_text_that_is_none(self, given: str) -> None:
