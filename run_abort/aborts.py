@@ -216,7 +216,8 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
     _, name = who(by)
-    return current().requests.clear(clean_id(run_id), _plain(name, MAX_ACTOR_LENGTH)) or 0
+    name = database.storable(name, MAX_ACTOR_LENGTH)
+    return current().requests.clear(clean_id(run_id), name) or 0
 
 
 def abort_disconnected(run_id: str, reason: str) -> None:
@@ -305,8 +306,8 @@ class Batch(NamedTuple):
         if isinstance(run_ids, (str, bytes)):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
         user_pk, name = who(actor)
-        text = _plain(str(reason or ""), MAX_REASON_LENGTH)
-        name = _plain(name, MAX_ACTOR_LENGTH)
+        text = database.storable(str(reason or ""), MAX_REASON_LENGTH)
+        name = database.storable(name, MAX_ACTOR_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
         seconds = _seconds(wait)
         if seconds is not None and len(ids) > MAX_AWAITED:
@@ -378,12 +379,6 @@ def _seconds(wait: object) -> float | None:
     if not 0 <= wait <= MAX_WAIT or math.isnan(wait):
         raise ValueError(f"wait must be between 0 and {MAX_WAIT:g} seconds, not {wait!r}")
     return float(wait)
-
-
-def _plain(text: str, limit: int) -> str:
-    """``text`` without the characters that some database cannot store."""
-    # A lone surrogate, such as in a file name that is not UTF-8, cannot be encoded.
-    return text.replace("\0", "").encode(errors="replace").decode()[:limit]
 
 
 def who(actor: Any) -> tuple[Any, str]:

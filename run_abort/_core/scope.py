@@ -109,7 +109,7 @@ class Scope:
         catch: bool = False,
     ) -> None:
         self._ids = clean_ids(run_id, groups)
-        self._label = label
+        self._label = str(label) if label else ""
         self._grace = grace if grace is GRACE else clean_grace(grace)
         self.insists = clean_insist(insist) if insist else ()
         self._catch = catch

@@ -41,6 +41,12 @@ def timeout() -> float:
     return conf.settings().DATABASE_TIMEOUT
 
 
+def storable(text: str, limit: int) -> str:
+    """The text without the characters that some database cannot store; cut after ``limit``."""
+    # A lone surrogate, such as in a file name that is not UTF-8, cannot be encoded.
+    return text.replace("\0", "").encode(errors="replace").decode()[:limit]
+
+
 def alias() -> str:
     """The alias of the database with the app's rows."""
     # For reading, too: a replica may lag behind the request that was just written.

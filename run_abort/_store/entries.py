@@ -10,7 +10,7 @@ from run_abort._core.controller import AbortController
 from run_abort._core.ids import as_uuid
 
 from .clock import Now
-from .database import tables
+from .database import storable, tables
 
 if TYPE_CHECKING:
     from run_abort.models import RunHold
@@ -31,7 +31,7 @@ class Entry:
     def __init__(self, controller: AbortController, ids: tuple[str, ...], label: str) -> None:
         self.controller = controller
         self.ids = ids
-        self.label = label[:MAX_LABEL]
+        self.label = storable(label, MAX_LABEL)
         self.steps: list[tuple[str, float]] = []
         self.renew()
 

@@ -299,7 +299,7 @@ class Holder:
                 origin=self._origin(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                kind=self._kind()[:MAX_LABEL],
+                kind=database.storable(self._kind(), MAX_LABEL),
                 started_at=Now(),
                 seen_until=until,
             )

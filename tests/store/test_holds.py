@@ -17,6 +17,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import OperationalError, connection, connections, transaction
 from django.db.models import F
+from django.utils.translation import gettext_lazy
 
 from run_abort import (
     AbortController,
@@ -66,6 +67,25 @@ def test_an_open_block_is_a_row(runtime: Runtime) -> None:
     assert runtime.recorder.flush(TIMEOUT)
     assert not RunHold.objects.exists()
     assert not RunHoldGroup.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "stored"),
+    [("\0\udcff.csv", "?.csv"), (gettext_lazy("rows"), "rows"), (None, ""), (7, "7")],
+)
+def test_any_label_is_stored(runtime: Runtime, label: Any, stored: str) -> None:
+    with abortable_run("import-1", label=label):
+        (hold,) = open_here(runtime)
+        assert hold.label == stored
+
+
+def test_a_process_of_any_name_writes_its_blocks(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/srv/\udcff.py"])
+    with abortable_run("import-1"):
+        (hold,) = open_here(runtime)
+        assert hold.kind == "?.py"
 
 
 def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> None:
