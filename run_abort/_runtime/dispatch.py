@@ -26,7 +26,7 @@ from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
-from run_abort._core.ids import as_uuid
+from run_abort._core.ids import RunID, as_uuid, clean_id
 from run_abort._core.registry import Registry
 from run_abort._core.types import Request, Way
 from run_abort._store import database
@@ -255,7 +255,7 @@ class Dispatch:
 
     def _on_signal(
         self,
-        run_id: str,
+        run_id: RunID,
         reason: str = "",
         actor: str = "",
         abort_id: uuid.UUID | None = None,
@@ -266,8 +266,8 @@ class Dispatch:
         Signals sent by this object are ignored: their controllers were aborted before. Receivers
         may take long, and by now the run may have been cleared and started again.
         """
-        request = Request(run_id, str(abort_id or ""), reason, actor)
-        if getattr(self._calling, "request", None) != (run_id, request.id):
+        request = Request(clean_id(run_id), str(abort_id or ""), reason, actor)
+        if getattr(self._calling, "request", None) != (request.run_id, request.id):
             self._registry.abort(request, "channel")
 
     def _call_receivers(self, request: Request) -> None:

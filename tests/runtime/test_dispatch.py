@@ -86,6 +86,14 @@ class TestReceive:
             run_abort_received.send(sender=None, run_id="run-1", reason="because")
         assert run.signal.reason == "because"
 
+    def test_what_it_sends_may_be_all_that_names_a_run(self) -> None:
+        key = uuid.uuid4()
+        with held(str(key)) as run:
+            run_abort_received.send(sender=None, run_id=key)
+        assert run.signal.aborted
+        with pytest.raises(TypeError, match="pass the instance itself"):
+            run_abort_received.send(sender=None, run_id=7)
+
     def test_the_signal_does_not_abort_what_was_started_again_meanwhile(
         self, dispatch: Dispatch
     ) -> None:
