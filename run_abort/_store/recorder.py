@@ -123,18 +123,20 @@ class Recorder:
             self._work_here()
         return future
 
-    def call(self, function: Callable[[str], Result], *, otherwise: Result) -> Result:
+    def call(
+        self, function: Callable[[str], Result], *, otherwise: Result, more: float = 0.0
+    ) -> Result:
         """The result of ``function(alias)``, which is called in the recorder's thread.
 
         In a transaction that our rows belong into, it is called in the calling thread instead.
-        Else this waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
+        Else this waits as :meth:`wait` does. Raises nothing.
 
         :return: ``otherwise`` if the database failed or took too long.
         """
         here = database.transaction_here()
         if here is None:
             job: Future[Result] = self.put(_CALL, function)
-            return self.wait(job, otherwise=otherwise)
+            return self.wait(job, otherwise=otherwise, more=more)
         try:
             with transaction.atomic(using=here.alias):
                 return function(here.alias)
@@ -146,13 +148,14 @@ class Recorder:
         """Have ``function(alias)`` called in the recorder's thread. Does not wait for it."""
         self.put(_CALL_SOON, function)
 
-    def wait(self, future: Future[Result], *, otherwise: Result) -> Result:
+    def wait(self, future: Future[Result], *, otherwise: Result, more: float = 0.0) -> Result:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
 
+        :param more: further seconds to wait at most.
         :return: ``otherwise`` if it failed or took too long.
         """
         try:
-            return future.result(database.timeout())
+            return future.result(database.timeout() + more)
         except Exception as error:
             if not future.done():
                 self._late(error)

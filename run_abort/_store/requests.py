@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
+MANY: Final = 5_000  # rows; who writes as many waits for them MORE seconds longer
+MORE: Final = 2.0
 # Seconds after a request was cleared in which its push may still arrive: links may be frozen.
 LATE: Final = 600.0
 
@@ -64,7 +66,8 @@ class Requests:
             _insert(alias, some, since)
             return look()
 
-        return self._write(write, again=True)
+        more = len(some) // MANY * MORE
+        return self._write(write, again=True, more=more)
 
     def mark_published(
         self, some: Sequence[Request], published: Sequence[int | None], *, at: float | None = None
@@ -91,17 +94,20 @@ class Requests:
         """
         return self._write(partial(_clear, run_id=run_id, by=by))
 
-    def _write(self, write: Callable[[str], T], *, again: bool = False) -> T | None:
+    def _write(
+        self, write: Callable[[str], T], *, again: bool = False, more: float = 0.0
+    ) -> T | None:
         """The result of ``write``; None if it failed. On SQLite it joins a transaction.
 
         :param again: whether to call it again after such a transaction.
+        :param more: seconds to wait for it, beyond the usual ones.
         """
         try:
             if not conf.settings().REQUESTS:
                 return None
             if again and (here := database.transaction_here()) is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write))
-            return self._recorder.call(write, otherwise=None)
+            return self._recorder.call(write, otherwise=None, more=more)
         except Exception as error:
             self._recorder.outage.report(error)
             return None

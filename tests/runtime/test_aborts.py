@@ -381,6 +381,18 @@ class TestMany:
         assert runtime.recorder.flush(TIMEOUT)
         assert AbortRequest.objects.exclude(published_at=None).count() == 10_000
 
+    def test_thousands_of_rows_may_take_longer(
+        self, with_all: None, sent: Sent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "timeout", lambda: 0.2)
+
+        def slow(alias: str, some: Sequence[Request], made: float) -> None:
+            time.sleep(0.3)
+
+        monkeypatch.setattr(requests, "_insert", slow)
+        assert not abort_run("run-1").recorded
+        assert all(each.recorded for each in abort_runs(f"run-{n}" for n in range(5000)))
+
     def test_a_bad_one_among_them_changes_nothing(self, with_all: None) -> None:
         with abortable_run("run-1") as signal:
             for bad in ("", None):
