@@ -171,9 +171,12 @@ class Listener:
     def start_soon(self) -> None:
         """Start the thread if a transport may be configured.
 
-        For ``ready()``: does no I/O and no heavy import.
+        For ``ready()``: does no I/O.
         """
         if self._push.may_be_configured():
+            # Not in the thread: the project may import it at the same time, and of two threads
+            # that import what imports itself in a circle, one fails.
+            self._push.load_driver()
             self.start(rest=REST)
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:

@@ -64,6 +64,10 @@ class Push:
         """
         return endpoint.may_be_configured()
 
+    def load_driver(self) -> None:
+        """Import what a transport needs. Raises nothing."""
+        endpoint.load_driver()
+
     def publish(self, requests: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
         """Publish the requests, in one go. Raises nothing.
 

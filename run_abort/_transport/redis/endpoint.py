@@ -1,14 +1,16 @@
 """Finds the configured Redis and makes the transport over it.
 
-redis-py is imported when a transport is made, so processes that neither listen nor publish do not
-import it.
+redis-py is imported when it is needed, so processes that neither listen nor publish do not import
+it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings as django_settings
@@ -58,6 +60,12 @@ def may_be_configured() -> bool:
     # A backend that is not one of Django's own may be based on django-redis.
     is_djangos = backend.startswith("django.core.cache.") and not backend.endswith(".RedisCache")
     return bool(backend) and not is_djangos
+
+
+def load_driver() -> None:
+    """Import redis-py, if it is installed."""
+    with suppress(Exception):
+        import_module("redis")
 
 
 def find() -> Found:
