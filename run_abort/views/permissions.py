@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import isawaitable, iscoroutine
 from typing import Any, Final, Literal
 
@@ -63,8 +64,8 @@ async def amay(user: object, run: object, action: Action) -> bool:
         return False
     try:
         rule = _rule()
-        call = rule if iscoroutinefunction(rule) else sync_to_async(rule)
-        answer = await call(user, run_id, action)
+        call = partial(rule, user, run_id, action)  # an object may have an async __call__
+        answer = call() if iscoroutinefunction(rule) else await sync_to_async(call)()
         return is_true(await answer if isawaitable(answer) else answer, rule)
     except Exception as error:
         return _refuse(error)

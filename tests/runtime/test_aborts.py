@@ -382,15 +382,16 @@ class TestMany:
         assert AbortRequest.objects.exclude(published_at=None).count() == 10_000
 
     def test_thousands_of_rows_may_take_longer(
-        self, with_all: None, sent: Sent, monkeypatch: pytest.MonkeyPatch
+        self, with_all: None, sent: Sent, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "timeout", lambda: 0.2)
 
         def slow(alias: str, some: Sequence[Request], made: float) -> None:
-            time.sleep(0.3)
+            time.sleep(0.5)
 
         monkeypatch.setattr(requests, "_insert", slow)
         assert not abort_run("run-1").recorded
+        assert runtime.recorder.flush(TIMEOUT)
         assert all(each.recorded for each in abort_runs(f"run-{n}" for n in range(5000)))
 
     def test_a_bad_one_among_them_changes_nothing(self, with_all: None) -> None:

@@ -73,6 +73,11 @@ async def allow_later(user: object, run_id: str, action: str) -> bool:
     return True
 
 
+class AllowLater:
+    async def __call__(self, user: object, run_id: str, action: str) -> bool:
+        return True
+
+
 def allow_all(user: object, run_id: str, action: str) -> bool:
     return True
 
@@ -92,13 +97,18 @@ class TestRule:
         decide("tests.web.test_permissions.allow_all")
         assert may(ann, "run-1", "abort") is True
 
+    @pytest.mark.parametrize("rule", [allow_later, AllowLater()])
     def test_an_async_one_is_awaited_or_refused(
-        self, decide: Callable[[Any], None], ann: User, caplog: pytest.LogCaptureFixture
+        self,
+        decide: Callable[[Any], None],
+        ann: User,
+        caplog: pytest.LogCaptureFixture,
+        rule: object,
     ) -> None:
-        decide(allow_later)
+        decide(rule)
         assert asyncio.run(amay(ann, "run-1", "abort")) is True
         assert may(ann, "run-1", "abort") is False
-        assert "allow_later must return a bool, but returned a coroutine" in caplog.text
+        assert "must return a bool, but returned a coroutine" in caplog.text
         assert button(ann, "run-1") == ""
 
     def test_asyncio_code_may_ask_a_sync_one(
