@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from example.redis_server import free_port
 from run_abort import RunAborted, abort_run, abortable_run
+from run_abort._runtime.outcome import Lookout
 from run_abort.models import AbortRequest, RunHold, RunProcess
 from tests.blocks import held
 from tests.conftest import Configure
@@ -61,6 +62,20 @@ class TestAbortRun:
             "run-2: asked to abort, recorded, published",
             "    no process is known to work on it",
         ]
+
+    def test_ctrl_c_ends_the_wait_and_not_the_request(
+        self, configure: Configure, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(lookout: Lookout, seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        configure(REQUESTS=True)
+        hold_row("run-1", process_row())
+        monkeypatch.setattr(Lookout, "_pause", interrupt)
+        with pytest.raises(CommandError, match="clear_run_abort takes it back") as raised:
+            call("abort_run", "run-1", "--wait=20")
+        assert raised.value.returncode == 130
+        assert AbortRequest.objects.count() == 1
 
     def test_what_has_not_stopped_is_told(
         self, configure: Configure, transactional_db: None

@@ -95,7 +95,7 @@ class TestWithoutRedis:
     def test_where_none_is_configured(self, configure: Configure) -> None:
         configure(REDIS_URL=False, REQUESTS=True)
         hold_row("run-1", process_row())
-        assert call().splitlines()[-1] == "No Redis is configured."
+        assert call().splitlines()[-1].startswith("Redis is not used")
         assert json.loads(call("--json", "run-1"))["subscribers"] is None
         assert fails("--min-listening=1")[1] == "The number of subscribers is not known."
 

@@ -54,6 +54,9 @@ class Command(BaseCommand):
             outcomes, is_known = ask(Batch.of(run_ids, reason, actor, wait))
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
+        except KeyboardInterrupt as error:
+            told = "Interrupted. What was asked already stands; clear_run_abort takes it back."
+            raise CommandError(told, returncode=130) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))

@@ -150,7 +150,7 @@ def _sentences(found: Overview, subscribers: int | None) -> Iterator[str]:
     elif here.redis:
         yield "Redis does not answer."
     else:
-        yield "No Redis is configured."
+        yield "Redis is not used: none is configured, or the settings rule it out."
     if here.last_error:
         yield f"Error: {here.last_error}"
 
