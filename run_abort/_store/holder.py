@@ -129,10 +129,12 @@ class Holder:
 
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
+        here = database.transaction_here()
+        # Late, and right before the job: a signal handler may raise at any place, and then this is
+        # called again.
         entry = self._open.pop(controller, None)
         if entry is None:
             return
-        here = database.transaction_here()
         if here is None:
             self._put(self._leave, entry)
             self.let_finish()
@@ -153,7 +155,13 @@ class Holder:
                 if controller.signal.aborted_by is event:
                     self._changed(self._open.get(controller), here)
         elif isinstance(event, Left):
-            self._changed_here(self._open.pop(event.controller, None))
+            try:
+                self._changed_here(self._open.get(event.controller))
+            except BaseException:  # of a signal handler
+                self._changed_here(self._open.get(event.controller))
+                raise
+            finally:
+                self._open.pop(event.controller, None)
         else:
             self._escalated(event)
 

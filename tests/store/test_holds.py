@@ -283,6 +283,23 @@ def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
         assert [hold.state for hold in outcomes[0].holds] == ["aborting"]
 
 
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_a_signal_handler_that_raises_while_a_block_is_left_keeps_no_row_open(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, is_aborted: bool
+) -> None:
+    def interrupted() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, RunAborted)), abortable_run("import-1"):
+        if is_aborted:
+            runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
+        monkeypatch.setattr(database, "transaction_here", interrupted)
+    assert runtime.recorder.flush(TIMEOUT)
+    states = list(RunHold.objects.values_list("state", flat=True))
+    assert states == (["stopped"] if is_aborted else [])
+
+
 def test_point_of_no_return_is_told(runtime: Runtime) -> None:
     with abortable_run("import-1") as signal:
         signal.finish()
