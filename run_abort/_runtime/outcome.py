@@ -96,8 +96,12 @@ class Lookout:
             return False
         for known, now in zip(self._found, rows, strict=True):
             here = {hold.id: hold for hold in now}
-            # A hold that ended without an abort is deleted when it was left.
-            ended = {key: replace(hold, state="stopped") for key, hold in known.items()}
+            # A hold that ended without an abort is deleted when it was left. A lost one may have
+            # been pruned.
+            ended = {
+                key: hold if hold.state == "lost" else replace(hold, state="stopped")
+                for key, hold in known.items()
+            }
             known.update(ended | here)
         return True
 

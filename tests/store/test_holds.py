@@ -31,8 +31,10 @@ from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds
+from run_abort._store.retention import prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
+from tests.rows import hold_row, process_row
 from tests.support import TIMEOUT, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -159,6 +161,18 @@ def test_lost_is_not_stopped(runtime: Runtime) -> None:
         runtime.holder._seen_at = -1e9
         assert runtime.holder.refresh()
         assert open_here(runtime)[0].state == "aborting"
+
+
+def test_a_lost_hold_that_is_pruned_meanwhile_has_not_stopped(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(REQUESTS=False, HOLDS=True, REDIS_URL=False)  # a request's row would keep it
+    silent = timedelta(days=2).total_seconds()
+    hold_row("import-1", process_row(silent=silent), age=silent)
+    monkeypatch.setattr(Lookout, "_pause", lambda self, seconds: prune_holds(1))
+    outcome = abort_run("import-1", wait=0.2)
+    assert not RunHold.objects.exists()
+    assert [hold.state for hold in outcome.holds] == ["lost"]
 
 
 class threading_abort:  # noqa: N801
