@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from django.db.models import Q
+from django.db.models import F, Q
 
 from run_abort import conf
 from run_abort._core.types import Hold, HoldState
@@ -48,10 +49,11 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
             rows |= {row.pk: row for row in _rows_for(alias, some, since)}
         groups = _groups_of(alias, rows)
         processes = _processes_of(alias, rows.values())
+    ordered = sorted(rows.values(), key=attrgetter("entered_at"))
     return [
         [
             _hold(row, processes.get(row.process_id), groups.get(row.pk, ()), is_asked=True)
-            for row in rows.values()
+            for row in ordered
             if _concerns(row, groups.get(row.pk, ()), each, made.get(each.request_id))
         ]
         for each in asked
@@ -113,7 +115,8 @@ def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any
     wanted = Q(request_id__in=[each.request_id for each in asked])
     wanted |= (Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids))) & left
     rows = tables().RunHold.objects.using(alias).filter(wanted).annotate(now=Now())
-    return rows.order_by("entered_at")[:MAX_ROWS]
+    # The open ones first: without one of them, the others would say that all were left.
+    return rows.order_by(F("left_at").asc(nulls_first=True), "entered_at")[:MAX_ROWS]
 
 
 def _members(alias: str, run_ids: Collection[str]) -> Any:

@@ -175,6 +175,19 @@ def test_a_lost_hold_that_is_pruned_meanwhile_has_not_stopped(
     assert [hold.state for hold in outcome.holds] == ["lost"]
 
 
+def test_of_more_blocks_than_are_read_the_open_ones_count(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "MAX_ROWS", 2)
+    request = AbortRequest.objects.create(run_id="import-1")
+    process = process_row()
+    for age, state in ((4, "stopped"), (3, "stopped"), (2, "aborting"), (1, "stopped")):
+        hold_row("import-1", process, state, age=age, request=request)
+    find = partial(holds.of_requests, asked=[holds.Asked(request.pk, "import-1")])
+    (found,) = runtime.recorder.call(find, otherwise=[[]])
+    assert [hold.state for hold in found] == ["stopped", "aborting"]
+
+
 class threading_abort:  # noqa: N801
     """Aborts from another thread, so that this one can stay in its block."""
 
