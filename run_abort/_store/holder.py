@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
@@ -312,6 +312,9 @@ class Holder:
                 seen_until=until,
             )
             processes.bulk_create([row], ignore_conflicts=True)
+        transaction.on_commit(self._was_seen, using=alias)
+
+    def _was_seen(self) -> None:
         self._seen_at = time.monotonic()
 
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:

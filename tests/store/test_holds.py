@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -254,6 +255,16 @@ def test_the_database_is_away_when_a_block_begins(
         assert caplog.text.count("OSError: away") == 1
         away.undo()
         wait_until(lambda: len(open_here(runtime)) == 2)
+
+
+def test_a_process_that_could_not_be_written_is_written_with_its_hold(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "row_of", lambda *args: 1 / 0)  # called after the process's row
+    with abortable_run("import-1"):
+        monkeypatch.undo()
+        wait_until(lambda: open_here(runtime))
+        assert open_here(runtime)[0].pid == os.getpid()
 
 
 @pytest.mark.usefixtures("away")
