@@ -336,6 +336,9 @@ class Holder:
 
     def _write_changes(self, alias: str, entries: list[Entry]) -> list[None]:
         some = list(dict.fromkeys(entries))
+        new = [entry for entry in some if not entry.is_written]
+        if new:  # with their groups, and the process
+            self._insert(alias, new)
         names_keys = connections[alias].features.supports_update_conflicts_with_target
         with limited(alias, writes=True, is_durable=False):
             _holds(alias).bulk_create(

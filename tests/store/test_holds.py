@@ -267,6 +267,19 @@ def test_a_process_that_could_not_be_written_is_written_with_its_hold(
         assert open_here(runtime)[0].pid == os.getpid()
 
 
+def test_a_hold_that_is_written_only_when_it_is_aborted_has_its_groups(
+    runtime: Runtime, away: pytest.MonkeyPatch
+) -> None:
+    with suppress(RunAborted), abortable_run("import-1", groups=["tenant-1"]):
+        assert runtime.reconciler.stop()
+        away.undo()
+        runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
+    assert runtime.recorder.flush(TIMEOUT)
+    assert RunHold.objects.get().state == "stopped"
+    assert RunHoldGroup.objects.get().run_id == "tenant-1"
+    assert RunProcess.objects.get().pid == os.getpid()
+
+
 @pytest.mark.usefixtures("away")
 def test_an_outage_is_told_once_though_blocks_come_and_go(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
