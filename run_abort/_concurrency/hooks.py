@@ -33,8 +33,9 @@ def name_of(function: Callable[..., object]) -> str:
 class Hook(Generic[P]):
     """The functions to call when one thing happens, in the order in which they were added.
 
-    Calling the hook calls each function in the calling thread. If one raises, the exception is
-    logged and the others are called all the same. Adding and removing replace the tuple of
+    Calling the hook calls each function in the calling thread. If one raises, the others are called
+    all the same. An ``Exception`` is logged. Anything else comes from a signal handler, such as that
+    of Ctrl-C, and is raised at the end. Adding and removing replace the tuple of
     functions, so a call that is already running finishes with the functions it began with.
 
     :ivar functions: the functions.
@@ -57,8 +58,16 @@ class Hook(Generic[P]):
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        interrupted_by: BaseException | None = None
         for function in self.functions:
-            call_logged(partial(function, *args, **kwargs))
+            try:
+                function(*args, **kwargs)
+            except Exception:
+                logger.exception("%s failed", name_of(function))
+            except BaseException as error:
+                interrupted_by = error
+        if interrupted_by is not None:
+            raise interrupted_by
 
 
 class _Calls(threading.local):

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from run_abort._concurrency.hooks import Hook, call_logged
+from run_abort._concurrency.hooks import Hook, SerialHook, call_logged
 
 
 class TestCallLogged:
@@ -48,7 +48,7 @@ class TestHook:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         def fails(number: int) -> None:
-            raise KeyboardInterrupt
+            raise ValueError
 
         called: list[int] = []
         hook: Hook[[int]] = Hook()
@@ -57,7 +57,21 @@ class TestHook:
         hook(7)
         assert called == [7]
         assert "fails failed" in caplog.text
-        assert "KeyboardInterrupt" in caplog.text
+        assert "ValueError" in caplog.text
+
+    @pytest.mark.parametrize("kind", [Hook, SerialHook])
+    def test_what_a_signal_handler_raises_is_not_lost(self, kind: type[Hook[[int]]]) -> None:
+        def interrupted(number: int) -> None:
+            raise KeyboardInterrupt
+
+        called: list[int] = []
+        hook = kind()
+        hook.add(interrupted)
+        hook.add(called.append)
+        for number in (7, 8):
+            with pytest.raises(KeyboardInterrupt):
+                hook(number)
+        assert called == [7, 8]
 
     def test_a_call_finishes_with_the_functions_that_it_began_with(self) -> None:
         called: list[str] = []
