@@ -34,9 +34,9 @@ class Hook(Generic[P]):
     """The functions to call when one thing happens, in the order in which they were added.
 
     Calling the hook calls each function in the calling thread. If one raises, the others are called
-    all the same. An ``Exception`` is logged. Anything else comes from a signal handler, such as that
-    of Ctrl-C, and is raised at the end. Adding and removing replace the tuple of
-    functions, so a call that is already running finishes with the functions it began with.
+    all the same. An ``Exception`` is logged. Anything else comes from a signal handler, such as
+    that of Ctrl-C, and is raised at the end. Adding and removing replace the tuple of functions, so
+    a call that is already running finishes with the functions it began with.
 
     :ivar functions: the functions.
     """

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from django.contrib import admin
 from django.db import models
+from django.db.models import Q
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
@@ -28,12 +29,14 @@ from .story import story_of
 LATEST: Final = 500  # number of recent requests whose values are offered as choices
 CHOICES: Final = 20
 
-# Outcome → lookups on the annotations of the list.
-OUTCOMES: Final[Mapping[str, Mapping[str, int]]] = {
-    "stopping": {"stopping__gt": 0},
-    "lost": {"stopping": 0, "unstopped__gt": 0},
-    "stopped": {"unstopped": 0, "holders__gt": 0},
-    "nobody": {"holders": 0},
+# Of the annotations of the list.
+IS_STOPPING: Final = Q(stopping__gt=0) | Q(is_awaited=True)
+IS_LOST: Final = ~IS_STOPPING & (Q(unstopped__gt=0) | Q(is_unreceived=True))
+OUTCOMES: Final[Mapping[str, Q]] = {
+    "stopping": IS_STOPPING,
+    "lost": IS_LOST,
+    "stopped": Q(unstopped=0, is_unreceived=False, holders__gt=0),
+    "nobody": Q(holders=0, is_unreceived=False),
 }
 
 Requests = models.QuerySet[AbortRequest]
@@ -54,7 +57,7 @@ class OutcomeFilter(admin.SimpleListFilter):
         ]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Requests:
-        rows: Requests = queryset.filter(**OUTCOMES.get(self.value() or "", {}))
+        rows: Requests = queryset.filter(OUTCOMES.get(self.value() or "", Q()))
         return rows
 
 
@@ -140,6 +143,8 @@ class AbortRequestAdmin(ClearRunsAdmin):
             holders=_count(RunHold.objects.all()),
             unstopped=_count(RunHold.objects.filter(left_at=None)),
             stopping=_count(RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())),
+            is_unreceived=_is_unreceived(RunHold.objects.all()),
+            is_awaited=_is_unreceived(RunHold.objects.filter(process__seen_until__gte=Now())),
         )
 
     @admin.display(description=gettext_lazy("run ID"), ordering="run_id")
@@ -165,8 +170,8 @@ class AbortRequestAdmin(ClearRunsAdmin):
     @admin.display(
         description=gettext_lazy("outcome"),
         ordering=models.Case(
-            models.When(stopping__gt=0, then=models.Value(4)),
-            models.When(unstopped__gt=0, then=models.Value(3)),
+            models.When(IS_STOPPING, then=models.Value(4)),
+            models.When(IS_LOST, then=models.Value(3)),
             models.When(holders__gt=0, then=models.Value(2)),
             models.When(cleared_at=None, then=models.Value(1)),
             default=models.Value(0),
@@ -176,8 +181,12 @@ class AbortRequestAdmin(ClearRunsAdmin):
         """The most important fact about what happened to the request."""
         if obj.stopping:
             name, text = "stopping", _("stopping on %(stopping)d of %(count)d")
+        elif obj.is_awaited:
+            name, text = "stopping", _("still not stopped")
         elif obj.unstopped:
             name, text = "lost", _("lost on %(lost)d of %(count)d")
+        elif obj.is_unreceived:
+            name, text = "lost", _("lost")
         elif obj.holders:
             name = "stopped"
             text = ngettext(
@@ -206,3 +215,13 @@ def _count(holds: models.QuerySet[RunHold]) -> Coalesce:
     count = models.Count("process", distinct=True)
     number = models.Subquery(of_request.annotate(number=count).values("number"))
     return Coalesce(number, 0, output_field=models.IntegerField())
+
+
+def _is_unreceived(holds: models.QuerySet[RunHold]) -> models.Q:
+    """Whether one of these blocks is open and has to stop, but has not received the request."""
+    waiting = holds.filter(left_at=None, entered_at__lte=models.OuterRef("requested_at"))
+    waiting = waiting.exclude(request=models.OuterRef("pk")).order_by()
+    of_run = waiting.filter(run_id=models.OuterRef("run_id"))
+    # From the group to the block, because the other way each open block would be looked at.
+    of_group = waiting.filter(groups__run_id=models.OuterRef("run_id"))
+    return Q(models.Exists(of_run)) | Q(models.Exists(of_group))
