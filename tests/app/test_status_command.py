@@ -124,7 +124,7 @@ class TestDemands:
         assert call("tenant").count("run-") == 3
         out, error = fails("run-4", "--min-listening=1")
         assert "HOST" not in out
-        assert error == "Only 0 of 1 processes listen. No process works on it."
+        assert error == "Only 0 of 1 processes listen. No process is known to work on it."
 
     def test_on_this_host(self) -> None:
         hold_row("run-1", process_row(HOST, kind="ours"))

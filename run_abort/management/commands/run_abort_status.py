@@ -28,9 +28,9 @@ INDENT: Final = "    "
 class Command(BaseCommand):
     help = (
         "Prints the open blocks of abortable_run by process, the number of subscribers that Redis "
-        "counts, and what this process uses. Needs no Redis. Exits with 1 if the database "
-        "fails, if there are fewer subscribers than --min-listening, if no process works on any "
-        "RUN_ID, or, with --strict, if a block is lost."
+        "counts, and what this process uses. Needs no Redis. Exits with 1 if the database fails, "
+        "if there are fewer subscribers than --min-listening, if no process is known to work on "
+        "any RUN_ID, or, with --strict, if a block is lost."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -92,7 +92,7 @@ class Command(BaseCommand):
         if strict and lost:
             unmet.append(f"{lost} block(s) are lost.")
         if run_ids and not found.holds:
-            unmet.append("No process works on it.")
+            unmet.append("No process is known to work on it.")
         if (strict or run_ids) and not conf.settings().HOLDS:
             unmet.append("RUN_ABORT['HOLDS'] is False: not every block has a row.")
         if unmet:
