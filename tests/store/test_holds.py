@@ -271,7 +271,7 @@ def test_a_hold_that_is_written_only_when_it_is_aborted_has_its_groups(
     runtime: Runtime, away: pytest.MonkeyPatch
 ) -> None:
     with suppress(RunAborted), abortable_run("import-1", groups=["tenant-1"]):
-        assert runtime.reconciler.stop()
+        assert runtime.reconciler.service.stop()
         away.undo()
         runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
     assert runtime.recorder.flush(TIMEOUT)
