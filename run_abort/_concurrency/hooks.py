@@ -95,8 +95,14 @@ class SerialHook(Hook[P]):
         if calls.is_calling:
             return
         calls.is_calling = True
+        interrupted_by: BaseException | None = None
         try:
             while calls.waiting:
-                calls.waiting.popleft()()
+                try:
+                    calls.waiting.popleft()()
+                except BaseException as error:  # of a signal handler
+                    interrupted_by = error
         finally:
             calls.is_calling = False
+        if interrupted_by is not None:
+            raise interrupted_by

@@ -73,6 +73,21 @@ class TestHook:
                 hook(number)
         assert called == [7, 8]
 
+    def test_a_call_within_one_that_a_signal_handler_interrupts_is_made(self) -> None:
+        called: list[int] = []
+        hook: SerialHook[[int]] = SerialHook()
+
+        def interrupted(number: int) -> None:
+            called.append(number)
+            if number == 7:
+                hook(8)
+                raise KeyboardInterrupt
+
+        hook.add(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hook(7)
+        assert called == [7, 8]
+
     def test_a_call_finishes_with_the_functions_that_it_began_with(self) -> None:
         called: list[str] = []
         hook: Hook[[]] = Hook()
