@@ -65,15 +65,18 @@ class _Job(NamedTuple):
     operation: Operation[Any, Any]
     item: Any
     future: Future[Any]
+    more: float = 0.0
 
 
 class _Busy(NamedTuple):
     """The batch that the thread works on.
 
     :ivar since: in seconds of ``time.monotonic()``.
+    :ivar more: seconds that it may take beyond the usual ones.
     """
 
     since: float
+    more: float
     jobs: list[_Job]
 
 
@@ -106,10 +109,14 @@ class Recorder:
 
     # For callers.
 
-    def put(self, operation: Operation[Item, Result], item: Item) -> Future[Result]:
+    def put(
+        self, operation: Operation[Item, Result], item: Item, *, more: float = 0.0
+    ) -> Future[Result]:
         """Have ``operation`` done with ``item``. Never waits for the database.
 
         The exception is the interpreter's exit, when no thread can be started any more.
+
+        :param more: seconds that it may take beyond the usual ones.
         """
         future: Future[Result] = Future()
         if self._jobs.qsize() >= MAX_WAITING:
@@ -117,7 +124,7 @@ class Recorder:
                 logger.error("The database is too slow: %d changes were not written", before + 1)
             future.set_exception(OverflowError("too many rows wait for the database"))
             return future
-        self._jobs.put(_Job(operation, item, future))
+        self._jobs.put(_Job(operation, item, future, more))
         self._replace_if_stuck()
         if self._is_over or not self._service.ensure_started():
             self._work_here()
@@ -135,7 +142,7 @@ class Recorder:
         """
         here = database.transaction_here()
         if here is None:
-            job: Future[Result] = self.put(_CALL, function)
+            job: Future[Result] = self.put(_CALL, function, more=more)
             return self.wait(job, otherwise=otherwise, more=more)
         try:
             with transaction.atomic(using=here.alias):
@@ -228,7 +235,9 @@ class Recorder:
     def _replace_if_stuck(self) -> None:
         """Leave a thread that is stuck to itself, and have its jobs done by another."""
         busy = self._busy
-        if busy is None or time.monotonic() - busy.since < STUCK * database.timeout():
+        if busy is None:
+            return
+        if time.monotonic() - busy.since < STUCK * database.timeout() + busy.more:
             return
         if not self._replacing.acquire(blocking=False):
             return
@@ -294,7 +303,8 @@ class Recorder:
                 own.close()
 
     def _do(self, batch: list[_Job]) -> None:
-        busy = self._busy = _Busy(time.monotonic(), batch)
+        more = sum(job.more for job in batch)
+        busy = self._busy = _Busy(time.monotonic(), more, batch)
         for group in _grouped(batch):
             if self._busy is not busy:  # another thread does the rest
                 return
