@@ -344,6 +344,8 @@ class Batch(NamedTuple):
             local = [first + second for first, second in zip(local, late, strict=True)]
             # For processes that have subscribed since. The others know it by its ID.
             again = runtime.push.publish(self.requests, quiet=True)
+            if None in published:
+                published_at, accepted = datetime.now(UTC), time.monotonic()
             published = [b if a is None else a for a, b in zip(published, again, strict=True)]
             if not runtime.requests.mark_published(self.requests, published, at=accepted):
                 runtime.reconciler.push_later()

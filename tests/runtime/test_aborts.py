@@ -91,6 +91,23 @@ class TestAbortRun:
         assert row.published_at is not None
         assert pushed_at[0] < row.published_at < pushed_at[1]  # likewise
 
+    def test_a_push_that_is_accepted_only_again_counts_from_then(
+        self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pushed_at: list[datetime] = []
+
+        def publish(some: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
+            pushed_at.append(datetime.now(UTC))
+            time.sleep(0.05)
+            return [1 if quiet else None]
+
+        monkeypatch.setattr(runtime.push, "publish", publish)
+        assert abort_run("run-1").published
+        assert runtime.recorder.flush(TIMEOUT)
+        published_at = AbortRequest.objects.get().published_at
+        assert published_at is not None
+        assert published_at > pushed_at[1]
+
     def test_every_field_of_the_request_is_published(self, with_all: None, sent: Sent) -> None:
         outcome = abort_run("7", reason="because", actor="ann")
         request = Request("7", str(outcome.request_id), "because", "ann", current().origin())
