@@ -103,7 +103,8 @@ class Disconnects:
         # Guards _watched. A closed connection is looked at again within it: its number may belong
         # to another request by then.
         self._lock = threading.Lock()
-        self._watched: dict[int, Callable[[], object]] = {}
+        # A request may have several watches: one decorated view may call another.
+        self._watched: dict[int, list[Callable[[], object]]] = {}
         self._epoll: select.epoll | None = None
 
     def watch(self, fd: int, on_closed: Callable[[], object]) -> Callable[[], None]:
@@ -117,15 +118,22 @@ class Disconnects:
         with Shield(), self._lock:
             if self._epoll is None:
                 self._epoll = select.epoll()
-            self._watched[fd] = on_closed
-            self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
+            if fd not in self._watched:
+                self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
+            self._watched.setdefault(fd, []).append(on_closed)
         self.service.ensure_started()
-        return partial(self._forget, fd)
+        return partial(self._forget, fd, on_closed)
 
-    def _forget(self, fd: int) -> None:
+    def _forget(self, fd: int, on_closed: Callable[[], object]) -> None:
         with Shield(), self._lock, suppress(OSError):  # the server may have closed it by now
-            if self._watched.pop(fd, None) is not None and self._epoll is not None:
-                self._epoll.unregister(fd)
+            watches = self._watched.get(fd, [])
+            if on_closed not in watches:
+                return
+            watches.remove(on_closed)
+            if not watches:
+                del self._watched[fd]
+                if self._epoll is not None:
+                    self._epoll.unregister(fd)
 
     def _run(self, life: Life) -> None:
         waker, woken = socket.socketpair()
@@ -145,10 +153,11 @@ class Disconnects:
         with self._lock:
             if fd not in self._watched or not _is_closed(fd):
                 return
-            on_closed = self._watched.pop(fd)
+            watches = self._watched.pop(fd)
             if self._epoll is not None:
                 self._epoll.unregister(fd)
-        call_logged(on_closed)
+        for on_closed in watches:
+            call_logged(on_closed)
 
     def after_fork_in_parent(self) -> None:
         """Go on watching."""

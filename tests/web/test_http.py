@@ -480,6 +480,31 @@ class TestSyncDisconnect:
             assert seen.wait(TIMEOUT)
         assert not signals[0].aborted
 
+    def test_a_view_that_calls_another_one(
+        self, client_and_request: tuple[socket.socket, HttpRequest]
+    ) -> None:
+        client, request = client_and_request
+
+        @abortable_view(lambda request: "inner")
+        def inner(request: AbortableRequest) -> HttpResponse:
+            return HttpResponse("whole")
+
+        @abortable_view(lambda request: "inner")
+        def inner_left_alone(request: AbortableRequest) -> HttpResponse:
+            client.close()
+            assert request.abort_signal.wait(TIMEOUT)
+            return HttpResponse("whole")
+
+        @abortable_view(lambda request: "outer")
+        def outer(request: AbortableRequest) -> HttpResponse:
+            signal = request.abort_signal
+            assert inner(request).content == b"whole"
+            assert inner_left_alone(request).status_code == 409
+            assert signal.wait(TIMEOUT)
+            return HttpResponse("whole")
+
+        assert outer(request).status_code == 409
+
     def test_none_watches_nothing(
         self, client_and_request: tuple[socket.socket, HttpRequest]
     ) -> None:
