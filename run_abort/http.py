@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, aclosing, closing, nullcontext, suppress
+from contextlib import ExitStack, aclosing, suppress
 from functools import wraps
 from inspect import isasyncgenfunction, isawaitable, iscoroutine
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
@@ -45,7 +45,6 @@ from .runs import abortable_run
 __all__ = ["AbortableRequest", "StreamAborted", "abortable_stream", "abortable_view"]
 
 LOST: Final = "The connection to the client was lost"  # reason of an abort on disconnect
-
 
 Chunk: TypeAlias = str | bytes
 View = TypeVar("View", bound=Callable[..., Any])
@@ -133,6 +132,7 @@ def abortable_view(
         @wraps(view)
         def abortable(request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
             forget: Callable[[], object] = list
+            outer = getattr(request, "abort_signal", None)  # of a view that calls this one
             try:
                 block = open_block(request, *args, **kwargs)
                 with block as request.abort_signal:
@@ -144,21 +144,24 @@ def abortable_view(
                 return response
             finally:
                 forget()
+                request.abort_signal = outer or getattr(request, "abort_signal", None)
 
         @wraps(view)
         async def async_abortable(request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            outer = getattr(request, "abort_signal", None)
             try:
                 async with open_block(request, *args, **kwargs) as request.abort_signal:
                     try:
-                        response: HttpResponseBase = await view(request, *args, **kwargs)
+                        return cast(HttpResponseBase, await view(request, *args, **kwargs))
                     except asyncio.CancelledError:
                         if abort_on_disconnect == "run":
                             await _abort_everywhere(request.abort_signal)
                         raise
-                    return response
             except RunAborted as aborted:
                 answer = on_abort(request, aborted)
                 return cast(HttpResponseBase, await answer if isawaitable(answer) else answer)
+            finally:
+                request.abort_signal = outer or getattr(request, "abort_signal", None)
 
         return cast(View, async_abortable if is_async else abortable)
 
@@ -294,7 +297,10 @@ def _chunks(
     end: Callable[[RunAborted], Chunk],
 ) -> Iterator[Chunk]:
     try:
-        with block as signal, _closing(make(signal)) as chunks:
+        with block as signal, ExitStack() as stack:
+            chunks = make(signal)
+            if hasattr(chunks, "close"):
+                stack.callback(chunks.close)
             try:
                 for chunk in chunks:
                     signal.raise_if_aborted()
@@ -306,10 +312,6 @@ def _chunks(
                 raise
     except RunAborted as aborted:
         yield end(aborted)
-
-
-def _closing(chunks: Any) -> AbstractContextManager[Iterable[Chunk]]:
-    return closing(chunks) if hasattr(chunks, "close") else nullcontext(chunks)
 
 
 async def _async_chunks(

@@ -324,6 +324,18 @@ class TestView:
         with pytest.raises(Http404):
             abortable_view(missing)(look)(factory.get("/"))
 
+    def test_one_that_calls_another_one_keeps_its_signal(self) -> None:
+        @abortable_view(lambda request: "inner")
+        async def inner(request: AbortableRequest) -> HttpResponse:
+            return HttpResponse(request.abort_signal.run_id)
+
+        @abortable_view(lambda request: "outer")
+        async def outer(request: AbortableRequest) -> HttpResponse:
+            assert (await inner(request)).content == b"inner"
+            return HttpResponse(request.abort_signal.run_id)
+
+        assert asyncio.run(outer(factory.get("/"))).content == b"outer"
+
     def test_what_fails_after_the_abort_was_aborted(self) -> None:
         @abortable
         def view(request: HttpRequest) -> HttpResponse:
@@ -497,10 +509,9 @@ class TestSyncDisconnect:
 
         @abortable_view(lambda request: "outer")
         def outer(request: AbortableRequest) -> HttpResponse:
-            signal = request.abort_signal
             assert inner(request).content == b"whole"
             assert inner_left_alone(request).status_code == 409
-            assert signal.wait(TIMEOUT)
+            assert request.abort_signal.wait(TIMEOUT)
             return HttpResponse("whole")
 
         assert outer(request).status_code == 409
