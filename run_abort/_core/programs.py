@@ -25,9 +25,9 @@ class Programs:
         On an abort the program, its process group and all its descendants get SIGTERM. The
         processes that are left after ``grace`` seconds get SIGKILL; so do all of them at once at a
         time-out or another exception, such as ``KeyboardInterrupt``. The program gets a process
-        group of its own, unless ``start_new_session`` or ``process_group`` is given. So a Ctrl-C in
-        the terminal does not reach it, and it is stopped if it reads from there: pass
-        ``stdin=subprocess.DEVNULL`` or ``input``.
+        group of its own, unless ``start_new_session``, ``process_group`` or ``preexec_fn`` is
+        given. So a Ctrl-C in the terminal does not reach it, and it is stopped if it reads from
+        there: pass ``stdin=subprocess.DEVNULL`` or ``input``.
 
         :param grace: None takes the grace of the block.
         :param options: those of ``subprocess.run``.

@@ -128,8 +128,10 @@ class Run:
             options["stdin"] = _pipe(options, "stdin", "input")
         if options.pop("capture_output", False):
             options |= {name: _pipe(options, name, "capture_output") for name in _OUTPUTS}
-        # A process group of its own, so that its descendants can be found.
-        if not options.keys() & {"process_group", "start_new_session"}:
+        # A process group of its own, so that its descendants can be found. The leader of a group
+        # cannot call os.setsid(), which is what a preexec_fn often is.
+        has_own = options.keys() & {"process_group", "start_new_session"}
+        if not has_own and options.get("preexec_fn") is None:
             options["process_group"] = 0
         self._options = options
 

@@ -155,6 +155,10 @@ class TestRun:
         with pytest.raises(ValueError, match="may not both be used"):
             signal.run(["true"], input="", stdin=subprocess.PIPE)
 
+    def test_a_program_that_is_to_lead_its_own_session(self, controller: AbortController) -> None:
+        code = "import os; raise SystemExit(os.getsid(0) != os.getpid())"
+        assert controller.signal.run(python(code), preexec_fn=os.setsid).returncode == 0
+
     @pytest.mark.parametrize("text", [True, False])
     def test_input_and_output_of_a_program_that_takes_its_time(
         self, controller: AbortController, text: bool
