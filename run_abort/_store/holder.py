@@ -138,7 +138,7 @@ class Holder:
         if here is None:
             self._put(self._leave, entry)
             self.let_finish()
-        elif entry.is_written:
+        elif not entry.is_postponed:
             self._postponed.add(here, partial(self._put, self._leave, entry))
 
     def let_finish(self) -> None:
@@ -328,7 +328,10 @@ class Holder:
             # Written late by a thread that was stuck; the block was left meanwhile.
             late = rows - entries.keys()
             if late:
-                mine.filter(pk__in=late, state="running")._raw_delete(alias)
+                gone = mine.filter(pk__in=late, state="running")
+                groups = tables().RunHoldGroup.objects.using(alias)
+                groups.filter(hold_id__in=gone.values("pk"))._raw_delete(alias)
+                gone._raw_delete(alias)
         missing = [entry for key, entry in entries.items() if key not in rows]
         if missing:
             self._insert(alias, missing)

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -32,6 +32,7 @@ from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds
+from run_abort._store.entries import Entry
 from run_abort._store.retention import prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
@@ -218,10 +219,37 @@ def test_a_missing_hold_and_a_missing_process_are_written_again(runtime: Runtime
 
 def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime) -> None:
     with abortable_run("import-1"):
-        RunHold.objects.create(run_id="import-0", process_id=runtime.origin())
+        late = RunHold.objects.create(run_id="import-0", process_id=runtime.origin())
+        RunHoldGroup.objects.create(hold=late, run_id="tenant-1")
         runtime.holder._seen_at = -1e9
         assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
+    assert not RunHoldGroup.objects.exists()
+
+
+def test_a_hold_whose_block_is_left_in_a_transaction_before_it_is_written_is_removed(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the recorder has to wait, and the block has begun without its row."""
+    is_writing, is_left = threading.Event(), threading.Event()
+    insert = runtime.holder._insert
+
+    def held_up(alias: str, entries: Sequence[Entry]) -> None:
+        is_writing.set()
+        assert is_left.wait(TIMEOUT)
+        insert(alias, entries)
+
+    monkeypatch.setattr(runtime.holder, "_insert", held_up)
+    controller = AbortController("import-1")
+    entered = runtime.holder.enter(controller, ("import-1",), "")
+    assert is_writing.wait(TIMEOUT)
+    with transaction.atomic():
+        runtime.holder.leave(controller)
+    is_left.set()
+    assert entered is not None
+    entered.result(TIMEOUT)
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHold.objects.exists()
 
 
 def test_holding_costs_one_update_per_interval(runtime: Runtime) -> None:
