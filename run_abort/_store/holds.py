@@ -128,7 +128,8 @@ def _groups_of(alias: str, keys: Iterable[UUID]) -> dict[UUID, tuple[str, ...]]:
     for some in chunks(list(keys), alias):
         rows = tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=some).order_by("pk")
         for key, group in rows.values_list("hold_id", "run_id"):
-            found[key] = (*found.get(key, ()), group)
+            if group not in found.get(key, ()):  # written twice if an answer was lost
+                found[key] = (*found.get(key, ()), group)
     return found
 
 

@@ -227,6 +227,14 @@ def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime) -> None:
     assert not RunHoldGroup.objects.exists()
 
 
+def test_a_hold_that_is_written_twice_has_its_groups_once(runtime: Runtime) -> None:
+    """As when the answer to its commit was lost."""
+    with abortable_run("import-1", groups=["tenant-1", "tenant-2"]):
+        insert = partial(runtime.holder._insert, entries=list(runtime.holder._open.values()))
+        runtime.recorder.call(insert, otherwise=None)
+        assert open_here(runtime)[0].groups == ("tenant-1", "tenant-2")
+
+
 def test_a_hold_whose_block_is_left_in_a_transaction_before_it_is_written_is_removed(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
