@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from run_abort.models import ListenerCursor
 
 from .clock import Now, aware, present, stored
+from .connection import limited
 from .recorder import Recorder
 from .times import before_repeated_hour, times
 
@@ -72,11 +73,12 @@ class Cursor:
         """
 
         def select(alias: str) -> Position:
-            row, is_new = ListenerCursor.objects.using(alias).get_or_create(
-                pk=self._name, defaults={"began_at": Now(), "heard_until": Now()}
-            )
-            if is_new:
-                row.refresh_from_db()
+            with limited(alias, writes=True):
+                row, is_new = ListenerCursor.objects.using(alias).get_or_create(
+                    pk=self._name, defaults={"began_at": Now(), "heard_until": Now()}
+                )
+                if is_new:
+                    row.refresh_from_db()
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
             return Position(aware(row.began_at), aware(row.heard_until), heard)
 
@@ -118,6 +120,13 @@ class Cursor:
         return self._is_saved
 
     def _update(self, moves: bool, alias: str) -> bool:
+        with limited(alias, writes=True):
+            until = self._write(moves, alias)
+        self._until, self._is_touched = until, False
+        return True
+
+    def _write(self, moves: bool, alias: str) -> datetime | None:
+        """Write the row; return where the cursor stands then."""
         known = times(alias, [request_id for request_id, _ in self._heard])
         until = self._until
         if moves:
@@ -130,8 +139,7 @@ class Cursor:
         ListenerCursor.objects.using(alias).update_or_create(
             pk=self._name, defaults=values, create_defaults=values | {"began_at": at}
         )
-        self._until, self._is_touched = until, False
-        return True
+        return until
 
     def _touched_at(self, alias: str) -> datetime | None:
         return aware(present(alias)) - REST if self._is_touched else None
@@ -156,7 +164,8 @@ class Cursor:
         """
 
         def delete(alias: str) -> bool:
-            ListenerCursor.objects.using(alias).filter(pk=self._name).delete()
+            with limited(alias, writes=True):
+                ListenerCursor.objects.using(alias).filter(pk=self._name).delete()
             return True
 
         return self._recorder.call(delete, otherwise=False)

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 
 from run_abort._runtime.runtime import current
-from run_abort._store import cursors
+from run_abort._store import cursors, database
 from run_abort._store.cursors import Cursor, Key
 from run_abort._store.times import before_repeated_hour
 from run_abort.models import AbortRequest, ListenerCursor
@@ -50,6 +51,21 @@ class TestCursor:
         assert position is not None
         assert before <= position.began_at <= position.heard_until <= timezone.now()
         assert position.heard == []
+
+    def test_a_row_that_is_locked_does_not_hold_up_the_recorder(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if connection.vendor != "postgresql":
+            return
+        cursor = cursor_one()
+        assert cursor.load()
+        monkeypatch.setattr(database, "timeout", lambda: 0.3)
+        with transaction.atomic():
+            ListenerCursor.objects.select_for_update().get(pk="one")
+            assert not cursor.save()
+            assert not cursor.forget()
+            assert current().recorder.flush(20)
+        assert cursor.save()
 
     def test_it_stands_at_the_last_request_that_was_handled(self) -> None:
         cursor, earlier = cursor_one(), timezone.now() + timedelta(minutes=5)
