@@ -381,6 +381,7 @@ def test_a_signal_handler_that_raises_while_a_block_is_left_keeps_no_row_open(
     with pytest.raises((KeyboardInterrupt, RunAborted)), abortable_run("import-1"):
         if is_aborted:
             runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
+        assert runtime.recorder.flush(TIMEOUT)  # else the abort is written with the end
         monkeypatch.setattr(database, "transaction_here", interrupted)
     assert runtime.recorder.flush(TIMEOUT)
     states = list(RunHold.objects.values_list("state", flat=True))
