@@ -1,4 +1,4 @@
-"""``abort_run`` and its kin: ask every process that works on a run to stop."""
+"""``abort_run`` and its variants: ask every process that works on a run to stop."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _undisturbed() -> Iterator[bool]:
     There a new thread has, for a moment, the ID of the thread that starts it. CPython could then
     raise the exception in the new thread. ``threading`` keeps a dict of the threads that are
     starting, and guards it with a lock. Threads started by other means are not in it. And there
-    finalisers are called amid functions written in C.
+    finalisers are called in the middle of functions written in C.
 
     :return: whether no thread is starting.
     """

@@ -7,9 +7,9 @@ receivers and handlers get the requests that the listener missed. Requests of th
 recorded but could not be published are published again until Redis accepts them.
 
 The thread is started by the first ``abortable_run``, by a gap, or by a failed push. It ends itself
-when no work is left; ``stop`` and the interpreter's exit stop it. It is stopped before a fork, and
-started again after the fork, in the parent and in the child, if work is left there. It reads and
-writes through the recorder.
+when no work is left; changed settings and the interpreter's exit stop it. It is stopped before a
+fork, and started again after the fork, in the parent and in the child, if work is left there. It
+reads and writes through the recorder.
 """
 
 from __future__ import annotations

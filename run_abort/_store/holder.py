@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from run_abort.models import RunHold
 
-# Seconds that a caller waits on SQLite, whose only writer it may be next.
+# Seconds that a caller waits on SQLite, which has one writer: the caller may write next.
 MOMENT: Final = 0.05
 MAX_UNWRITTEN: Final = 10_000  # blocks
 RETRY_FOR: Final = 600.0  # seconds in which what could not be written of a block is tried again
@@ -44,8 +44,8 @@ class Holder:
     """Writes the holds of this process, and reads the requests for them.
 
     Each block writes its hold first, and reads the standing requests then, as a statement of its
-    own after the commit. Who aborts writes the request first, and reads the holds then. So in any
-    order either the block finds the request, or the other finds the hold.
+    own after the commit. An abort writes its request first, and reads the holds then. So in any
+    order either the block finds the request, or the abort finds the hold.
 
     :param origin: returns the ID of this process on the wire.
     :param kind: returns the kind of this process, for people.
@@ -130,8 +130,8 @@ class Holder:
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
         here = database.transaction_here()
-        # Late, and right before the job: a signal handler may raise at any place, and then this is
-        # called again.
+        # Right before the job is put: if a signal handler raises earlier, leave() is called again
+        # and has to find the block.
         entry = self._open.pop(controller, None)
         if entry is None:
             return
@@ -142,7 +142,7 @@ class Holder:
             self._postponed.add(here, partial(self._put, self._leave, entry))
 
     def let_finish(self) -> None:
-        """On SQLite, wait a moment: a write amid the caller's next transaction would break it."""
+        """On SQLite, wait a moment: a write during the caller's next transaction would break it."""
         # Not in an event loop, whose thread Django lets use no connection.
         if not in_event_loop() and database.is_sqlite() and database.transaction_here() is None:
             self._recorder.flush(MOMENT)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
-MANY: Final = 5_000  # rows; who writes as many waits for them MORE seconds longer
-MORE: Final = 2.0
+MANY: Final = 5_000  # rows
+MORE: Final = 2.0  # seconds that writing may take longer for every MANY rows
 # Seconds after a request was cleared in which its push may still arrive: links may be frozen.
 LATE: Final = 600.0
 
@@ -75,7 +75,7 @@ class Requests:
         """Note soon which of the pushes the server has accepted.
 
         :param published: for each request None if the server has not.
-        :param at: when it has, in seconds of ``time.monotonic()``; now if None.
+        :param at: when it accepted them, in seconds of ``time.monotonic()``; now if None.
         :return: whether it has accepted them all.
         """
         pairs = zip(some, published, strict=True)

@@ -115,7 +115,7 @@ def prune_holds(older_than: timedelta | float) -> int:
     processes = RunProcess.objects.using(alias)
     requests = AbortRequest.objects.using(alias)
     alive = Exists(processes.filter(pk=OuterRef("process_id"), seen_until__gte=cutoff))
-    # Those that a process did not receive before it was lost.
+    # Requests that a process did not receive before it was lost.
     asked = requests.filter(run_id=OuterRef("run_id"))
     group_asked = Exists(asked.filter(requested_at__gte=OuterRef("hold__entered_at")))
     groups = RunHoldGroup.objects.using(alias).filter(group_asked, hold_id=OuterRef("pk"))

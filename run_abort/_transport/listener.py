@@ -106,7 +106,7 @@ class Listener:
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
         self._confirmed_at: float | None = None  # in seconds of time.monotonic()
         self._was_short = False  # whether the last subscription was lost at once
-        # What is left to do of messages, and when, in seconds of time.monotonic().
+        # What is left to do for messages, and when it is due, in seconds of time.monotonic().
         self._left: list[Callable[[], object]] = []
         self._due = 0.0
         self._has_told = threading.Event()  # whether nothing is left
@@ -174,8 +174,8 @@ class Listener:
         For ``ready()``: does no I/O.
         """
         if self._push.may_be_configured():
-            # Not in the thread: the project may import it at the same time, and of two threads
-            # that import what imports itself in a circle, one fails.
+            # Not in the thread: the driver has circular imports. If the project imports it at the
+            # same time, one of the two threads fails.
             self._push.load_driver()
             self.start(rest=REST)
 
@@ -216,7 +216,7 @@ class Listener:
         return self.status().state == "listening"
 
     def wait_told(self, timeout: float) -> bool:
-        """Wait until all is done that is left to do of the messages before.
+        """Wait until everything that is left to do for earlier messages is done.
 
         :param timeout: seconds to wait at most.
         :return: False if the time was up.
@@ -256,8 +256,8 @@ class Listener:
             origin = self._origin()
             self._confirmed(life, origin)
             while not life.stopping:
-                # What is left to do rests: the thread that was just aborted wants the interpreter
-                # and the processor. Meanwhile the next message is waited for.
+                # What is left to do is done a little later: the thread that was just aborted needs
+                # the interpreter and the processor. The next message may come meanwhile.
                 data = link.receive_before(self._due) if self._left else link.receive()
                 if conf.settings() is not options:  # a test environment was set up
                     return
@@ -290,7 +290,7 @@ class Listener:
             logger.warning(text, others, data)
 
     def _do_left(self) -> None:
-        """Do what is left of the messages before."""
+        """Do what is left to do for earlier messages."""
         left, self._left = self._left, []
         for each in left:
             call_logged(each)

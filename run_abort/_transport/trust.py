@@ -114,7 +114,7 @@ class Trust:
             # Two threads may derive them at once, and find the same.
             settings = self._settings
             keys = self._keys = {key.fingerprint: key for key in map(Key, _secrets())}
-            if self._settings is not settings:  # they may be those of before
+            if self._settings is not settings:  # they may be the previous ones
                 self._keys = None
         return keys
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def abort_response(user: Any, run: object, *, reason: str = "") -> JsonResponse:
     """Abort a run for a user. The response is the JSON of ``AbortView``.
 
-    :param user: who asks; ``AnonymousUser()`` or None if unknown.
+    :param user: the requester; ``AnonymousUser()`` or None if unknown.
     :param run: what names the run, as for ``abort_run``.
     :param reason: the optional reason.
     :raises TypeError: if ``run`` is of a type that names no run.
