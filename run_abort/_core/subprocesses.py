@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import IO, Any, Final, Protocol
 
 from run_abort._concurrency.workers import spawn, submit
@@ -142,7 +143,14 @@ class Run:
         # The shield keeps an interrupt from leaving the process behind. An abort ends it anyway.
         with signal.shield(), self._start() as process:
             output, errors = self._communicate(process)
-            ended = subprocess.CompletedProcess(process.args, process.wait(), output, errors)
+            # Its end may have cut a character in two.
+            read = partial(_as_read, is_whole=not signal.aborted)
+            ended = subprocess.CompletedProcess(
+                process.args,
+                process.wait(),
+                read(process.stdout, output),
+                read(process.stderr, errors),
+            )
             if signal.aborted:
                 aborted = signal.exception()
                 aborted.process = ended
@@ -168,6 +176,8 @@ class Run:
                 self.stop()
             if self._input is not None:
                 _feed(process, self._input)
+            # Decoded by _as_read, because communicate raises an error for an incomplete character.
+            process.text_mode = False  # type: ignore[attr-defined]
             return _communicate(process, attachment, self._timeout)
         except BaseException:
             _kill(process)
@@ -207,10 +217,7 @@ def _communicate(
                     process.args, timeout or 0, expired.output, expired.stderr
                 ) from None
             if was_over:  # a process that was not found keeps the pipes open
-                return (
-                    _as_read(process.stdout, expired.output),
-                    _as_read(process.stderr, expired.stderr),
-                )
+                return expired.output, expired.stderr
             was_over = attachment is not None and attachment.over.is_set()
 
 
@@ -232,17 +239,15 @@ def _feed(process: subprocess.Popen[Any], data: Any) -> None:
     threading.Thread(target=write, name="run_abort-process-input", daemon=True).start()
 
 
-def _as_read(pipe: IO[Any] | None, output: bytes | None) -> Any:
-    """What ``communicate`` would return; it attaches only bytes to its ``TimeoutExpired``.
-
-    An incomplete character at the end is left out.
-    """
+def _as_read(pipe: IO[Any] | None, output: bytes | None, *, is_whole: bool) -> Any:
+    """What ``communicate`` returns in text mode. Unless whole, without an incomplete end."""
     if pipe is None:
         return None
     if not isinstance(pipe, io.TextIOWrapper):
         return output or b""
     decoder = codecs.getincrementaldecoder(pipe.encoding)(pipe.errors or "strict")
-    return io.IncrementalNewlineDecoder(decoder, translate=True).decode(output or b"")
+    lines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    return lines.decode(output or b"", final=is_whole)
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:

@@ -240,6 +240,17 @@ time.sleep(600)
         assert process.stdout == "out\n" + "ä" * 100_000 + "\n"
         assert process.stderr == "err\n"
 
+    def test_one_that_ends_within_a_character(self, controller: AbortController) -> None:
+        code = "import os, time; os.write(1, b'out\\r\\n\\xc3'); time.sleep(600)"
+        timer = threading.Timer(0.7, controller.abort)
+        timer.start()
+        with pytest.raises(RunAborted) as raised:
+            controller.signal.run(python(code), stdout=subprocess.PIPE, encoding="utf-8")
+        timer.join()
+        process = raised.value.process
+        assert process is not None
+        assert process.stdout == "out\n"
+
     @pytest.mark.parametrize("encoding", ["utf-8", None])
     def test_a_stranger_that_keeps_the_pipe_does_not_keep_us_waiting(
         self, controller: AbortController, encoding: str | None
