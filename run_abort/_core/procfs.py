@@ -60,6 +60,14 @@ def effective_uid(pid: int) -> int | None:
     return int(words[1]) if words else None
 
 
+def is_thread(pid: int) -> bool:
+    """Whether this is the ID of a further thread of a process. ``/proc`` finds those, too.
+
+    :raises OSError: if there are too many open files.
+    """
+    return _status(pid, "Tgid") not in ([], [str(pid)])
+
+
 def ids_of(pid: int) -> tuple[int, ...]:
     """The IDs of a process in each PID namespace in which it has one, from ours to its own.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ IN_CONTAINER = """
 echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid
 sh -c 'echo $$ > "$0"; sleep 600' "$0" &
 wait
+"""
+
+THREAD = """
+import threading, time
+threading.Thread(target=time.sleep, args=[600]).start()
+print(threading.enumerate()[1].native_id, flush=True)
 """
 
 
@@ -173,6 +180,16 @@ class TestJudge:
         process.kill()
         process.wait()
         assert judge(only(tmp_path)).verdict == "stale"
+
+    def test_the_id_of_a_thread_is_none_of_a_process(self, tmp_path: Path) -> None:
+        with subprocess.Popen([sys.executable, "-c", THREAD], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            write(tmp_path, "run-1.main.pid", process.stdout.readline().decode().strip())
+            try:
+                judgement = judge(only(tmp_path))
+            finally:
+                process.kill()
+        assert judgement == ("not believed", "it contains the ID of a thread", None)
 
     def test_a_process_of_another_user_is_not_touched(
         self, tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch

@@ -144,6 +144,8 @@ def judge(
     process = procfs.entry_of(pid)
     if process is None or process.is_dead:
         return Judgement("stale", "its process is gone")
+    if procfs.is_thread(pid):
+        return Judgement("not believed", "it contains the ID of a thread")
     if procfs.effective_uid(pid) != os.geteuid():
         return Judgement("not believed", "its process belongs to another user")
     if why := _why_not_of(file, process):
