@@ -46,6 +46,7 @@ __all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "c
 logger = logging.getLogger("run_abort")
 
 META: Final = "run_abort"  # the key in job.meta
+TOLD: Final = "run_abort_told"  # field of a job: the request of which cancel_aborted told its hook
 FINISHING: Final = "run_abort_finishing"  # field of a job: the process that called signal.finish()
 EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
 
@@ -104,7 +105,7 @@ class AbortableJob(Job):
         except RunAborted as aborted:
             self._ended_as = JobStatus.STOPPED if block.began else JobStatus.CANCELED
             error = TaskAborted.of(aborted)
-            if not block.began:
+            if not block.began and not self._was_told(aborted.request_id):
                 call_logged(partial(self.on_abort_before_start, error))
             # RQ ends the process after the job and waits for no thread.
             current().settle(EXIT_TIMEOUT)
@@ -116,6 +117,10 @@ class AbortableJob(Job):
     def _note_abort(self, error: TaskAborted) -> None:
         self.meta[META] = error.facts()
         self.save_meta()  # type: ignore[no-untyped-call]
+
+    def _was_told(self, request_id: str) -> bool:
+        """Whether the job was canceled while the worker, which had taken it, prepared its start."""
+        return self.connection.hget(self.key, TOLD) == request_id.encode()
 
     def _note_finishing(self, controller: AbortController) -> None:
         if controller.signal.run_id == self.get_run_id():
@@ -237,7 +242,7 @@ def _cancel(queue: Queue, request: Request) -> None:
     except ValueError:
         return  # RQ has no jobs with such an ID
     error = TaskAborted(run_id, request.reason, request.actor)
-    cancel: Any = partial(_cancel_if_not_begun, job, error)
+    cancel: Any = partial(_cancel_if_not_begun, job, error, request.id)
     try:
         # redis-py repeats it if the job changes meanwhile, such as when it begins.
         canceled = queue.connection.transaction(cancel, job.key, value_from_callable=True)
@@ -254,7 +259,7 @@ def _cancel(queue: Queue, request: Request) -> None:
             call_logged(partial(job.on_abort_before_start, error))
 
 
-def _cancel_if_not_begun(job: Job, error: TaskAborted, pipeline: Any) -> bool:
+def _cancel_if_not_begun(job: Job, error: TaskAborted, request_id: str, pipeline: Any) -> bool:
     """Cancel a job of which only the ID is known.
 
     :return: whether it was waiting.
@@ -269,5 +274,7 @@ def _cancel_if_not_begun(job: Job, error: TaskAborted, pipeline: Any) -> bool:
     job.origin = origin.decode()
     if meta in (None, job.serializer.dumps({})):  # else it is the project's
         pipeline.hset(job.key, "meta", job.serializer.dumps({META: error.facts()}))
+    if isinstance(job, AbortableJob):
+        pipeline.hset(job.key, TOLD, request_id)
     job.cancel(pipeline=pipeline)
     return True

@@ -188,6 +188,27 @@ class TestBeforeStart:
             (job.id, "start", 0),
         ]
 
+    def test_the_product_is_told_once_of_one_that_a_worker_had_taken(
+        self, driver: RqDriver
+    ) -> None:
+        class Product(AbortableJob):
+            def on_abort_before_start(self, error: TaskAborted) -> None:
+                told.append(str(error))
+
+        told: list[str] = []
+        driver.queue.job_class = Product
+        cancel_aborted(driver.queue)
+        job = driver.send("look", "one")
+        assert driver.queue.pop_job_id() == job.id
+        for times in (1, 2):
+            abort(job.id)
+            assert job.get_status() == "canceled"
+            with pytest.raises(TaskAborted):
+                Product.fetch(job.id, driver.queue.connection).perform()
+            assert told == [f"run {job.id!r} was aborted by ann: because"] * times
+            clear_run_abort(job.id)
+            driver.queue.canceled_job_registry.requeue(job.id)
+
     def test_what_begins_meanwhile_is_not_canceled(self, driver: RqDriver, canceling: None) -> None:
         job = driver.send("look", "one")
         cancel = Job.cancel
