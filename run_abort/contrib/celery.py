@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 try:
-    from celery import Task
+    from celery.contrib.django.task import DjangoTask
     from celery.exceptions import Ignore
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
@@ -95,7 +95,7 @@ class AbortableResult(AsyncResult):
             raise TaskAborted(*(str(facts.get(key, "")) for key in ("run_id", "reason", "actor")))
 
 
-class AbortableTask(Task):
+class AbortableTask(DjangoTask):
     """A base class for tasks: each execution is an abortable run.
 
     :cvar abort_grace: ``grace`` of ``abortable_run``, in seconds; also an option of ``@app.task``.

@@ -13,6 +13,8 @@ import pytest
 from celery import Celery, chain, chord, current_task, group
 from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from django.db import transaction
+from redis import Redis
 
 from example.redis_server import RedisServer
 from run_abort import AbortSignal, abort_run, abortable_run, current_signal
@@ -346,6 +348,15 @@ class TestInProcess:
         request = SimpleNamespace(id="first", ignore_result=False, chain=rest)
         module._mark(work, request, TaskAborted("first", "because", "ann"))
         assert stored == ["third", "second", "first"]
+
+    def test_it_can_be_sent_at_the_commit_like_any_task_of_a_django_project(
+        self, driver: CeleryDriver
+    ) -> None:
+        with Redis.from_url(driver.place.broker.url) as broker:
+            with transaction.atomic():
+                driver.tasks["done"].delay_on_commit("one")
+                assert broker.llen("celery") == 0
+            assert broker.llen("celery") == 1
 
     def test_eagerly_it_is_a_run_and_fails(self, driver: CeleryDriver) -> None:
         @driver.client.task(shared=False, base=AbortableTask, bind=True)
