@@ -45,16 +45,8 @@ ABORTED: Final = "ABORTED"
 LOOK: Final = 0.5  # seconds between two reads of a task's state in get()
 
 
-class AbortableResult(AsyncResult):
-    """The result of an :class:`AbortableTask`: an aborted task is ready, and failed."""
-
-    @property
-    def supports_native_join(self) -> bool:
-        """False, so that ``get()`` of a group calls ``get()`` of each of its results.
-
-        The native join of a backend would wait for ever, because it does not know the state.
-        """
-        return False
+class _Result(AsyncResult):
+    """Knows the state of an aborted task: the task is ready, and failed."""
 
     def ready(self) -> bool:
         return self.state == ABORTED or super().ready()
@@ -70,6 +62,30 @@ class AbortableResult(AsyncResult):
     maybe_reraise = maybe_throw
 
     def get(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:
+        """Like Celery's; raises :class:`TaskAborted` for an aborted task."""
+        if not self.ignored and self.state == ABORTED:
+            self._raise_if_aborted(propagate)
+            return self.result
+        return super().get(timeout=timeout, propagate=propagate, **options)
+
+    def _raise_if_aborted(self, propagate: bool) -> None:
+        if propagate and self.state == ABORTED:
+            facts = self.result if isinstance(self.result, dict) else {}
+            raise TaskAborted(*(str(facts.get(key, "")) for key in ("run_id", "reason", "actor")))
+
+
+class AbortableResult(_Result):
+    """The result of an :class:`AbortableTask`: an aborted task is ready, and failed."""
+
+    @property
+    def supports_native_join(self) -> bool:
+        """False, so that ``get()`` of a group calls ``get()`` of each of its results.
+
+        The native join of a backend would wait for ever, because it does not know the state.
+        """
+        return False
+
+    def get(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:
         """Like Celery's, which would wait for ever, because it does not know the state.
 
         :param timeout: maximum number of seconds to wait; None for no limit.
@@ -79,20 +95,12 @@ class AbortableResult(AsyncResult):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if self.state == ABORTED:
-                self._raise_if_aborted(propagate)
-                return self.result
             left = LOOK if deadline is None else min(LOOK, deadline - time.monotonic())
             try:
                 return super().get(timeout=max(left, 0.01), propagate=propagate, **options)
             except NotReadyError:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
-
-    def _raise_if_aborted(self, propagate: bool) -> None:
-        if propagate and self.state == ABORTED:
-            facts = self.result if isinstance(self.result, dict) else {}
-            raise TaskAborted(*(str(facts.get(key, "")) for key in ("run_id", "reason", "actor")))
 
 
 class AbortableTask(DjangoTask):
@@ -105,6 +113,16 @@ class AbortableTask(DjangoTask):
     abstract = True
     abort_grace: ClassVar[float] = GRACE
     abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Called by Celery.
+
+        A chord, which outside of Redis looks whether the results of its tasks are ready, gets them
+        from the app. Otherwise its body would wait for an aborted one for ever.
+        """
+        if not issubclass(app.AsyncResult, _Result):
+            app.AsyncResult = type("AsyncResult", (_Result, app.AsyncResult), {})
 
     def get_run_id(self, request: Any) -> str:
         """The run ID of an execution; by default the task's ID. Meant to be overridden.

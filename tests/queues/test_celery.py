@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, current_task, group
 from celery.app.trace import build_tracer
+from celery.contrib.django.task import DjangoTask
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from django.db import transaction
 from redis import Redis
@@ -21,7 +22,7 @@ from run_abort import AbortSignal, abort_run, abortable_run, current_signal
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
 from tests.processes.conftest import package
-from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place
+from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place, elsewhere
 from tests.queues.work import abort, began, own_signal
 from tests.support import TIMEOUT, Child, wait_until
 
@@ -116,6 +117,19 @@ class TestCanvas:
         wait_until(lambda: body.state == "FAILURE")
         assert "began collect" not in str(worker)
 
+
+class WhateverKeepsTheResults:
+    @pytest.fixture(params=["redis", DJANGO_DB])
+    def driver(self, place: Place, request: pytest.FixtureRequest) -> Iterator[CeleryDriver]:
+        backend = ""
+        if request.param == DJANGO_DB:
+            package("django_celery_results")
+            backend = DJANGO_DB
+        with CeleryDriver(place, backend=backend) as driver:
+            yield driver
+
+
+class TestChord(WhateverKeepsTheResults):
     def test_one_aborted_task_of_a_chord_is_no_success_to_it(
         self, driver: CeleryDriver, worker: Child
     ) -> None:
@@ -132,17 +146,8 @@ class TestCanvas:
         assert "began collect" not in str(worker)
 
 
-class TestStates:
+class TestStates(WhateverKeepsTheResults):
     """No abort changes the state of a task but the task's own end, whatever keeps the results."""
-
-    @pytest.fixture(params=["redis", DJANGO_DB])
-    def driver(self, place: Place, request: pytest.FixtureRequest) -> Iterator[CeleryDriver]:
-        backend = ""
-        if request.param == DJANGO_DB:
-            package("django_celery_results")
-            backend = DJANGO_DB
-        with CeleryDriver(place, backend=backend) as driver:
-            yield driver
 
     def wait_until_controlled(self, driver: CeleryDriver) -> None:
         """Wait until the worker has executed what it was asked for through Celery's control."""
@@ -192,6 +197,14 @@ class TestStates:
 
 
 class TestResult:
+    @pytest.mark.parametrize("base", [AbortableTask, DjangoTask])
+    def test_one_that_is_not_kept_is_none_at_once(self, base: type[Any]) -> None:
+        """Whatever the class of the task, in an app that has an :class:`AbortableTask`."""
+        app = Celery(broker="memory://", set_as_current=False)
+        app.task(shared=False, base=AbortableTask, name="another")(elsewhere).bind(app)
+        task = app.task(shared=False, base=base, name="one", ignore_result=True)(elsewhere)
+        assert task.delay().get(timeout=5) is None
+
     def test_waiting_ends_at_its_time(self, driver: CeleryDriver) -> None:
         result = driver.tasks["look"].delay("one")
         started = time.monotonic()
