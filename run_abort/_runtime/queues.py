@@ -7,13 +7,17 @@ same is aborted at its start.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable
 
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import conf
+from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request
+
+logger = logging.getLogger("run_abort")
 
 
 class Queues:
@@ -21,6 +25,7 @@ class Queues:
 
     def __init__(self) -> None:
         self._workers: dict[Hashable, SerialWorker[Request]] = {}
+        self._overflow = Throttle()
 
     def revoke_with(self, revoke: Callable[[Request], object], *, name: str, key: Hashable) -> None:
         """Call ``revoke(request)`` for each request that this process makes from now on.
@@ -43,7 +48,13 @@ class Queues:
         workers = tuple(self._workers.values())
         for request in requests:
             for worker in workers:
-                worker.put(request)
+                if not worker.put(request) and (before := self._overflow.admit()) is not None:
+                    logger.error(
+                        "A task queue is so slow that it was not notified of the abort of run %r "
+                        "and %d before: their jobs are aborted when they begin",
+                        request.run_id,
+                        before,
+                    )
 
     def wait_notified(self, timeout: float) -> bool:
         """Wait for the queues, as ``workers.wait_idle``."""

@@ -67,6 +67,17 @@ def test_many_requests_come_in_order(queue: Queue) -> None:
     assert queue.run_ids == ["a", "b", "c"]
 
 
+def test_a_queue_that_misses_requests_is_told_in_the_log(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    current().queues._workers[queue]._limit = 1
+    queue.is_well.clear()
+    abort_runs(["a", "b", "c", "d"])
+    queue.is_well.set()
+    assert len(queue.run_ids) < 4
+    assert caplog.text.count("A task queue is so slow") == 1
+
+
 def test_connecting_a_queue_again_changes_nothing(queue: Queue) -> None:
     current().queues.revoke_with(queue.revoke, name="again", key=queue)
     abort_run("a")
