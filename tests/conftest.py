@@ -141,10 +141,13 @@ def no_connection_of_async_code() -> Iterator[None]:
         executor.submit(connections.close_all).result(TIMEOUT)
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
     """The database of a busy machine is not taken for one that is away."""
-    monkeypatch.setattr(database, "timeout", lambda: TIMEOUT)
+    # Not by the tests' own monkeypatch, which some of them undo.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "timeout", lambda: TIMEOUT)
+        yield
 
 
 @pytest.fixture
