@@ -151,9 +151,12 @@ class Recorder:
             self.outage.report(error)
             return otherwise
 
-    def call_soon(self, function: Callable[[str], object]) -> None:
-        """Have ``function(alias)`` called in the recorder's thread. Does not wait for it."""
-        self.put(_CALL_SOON, function)
+    def call_soon(self, function: Callable[[str], object], *, more: float = 0.0) -> None:
+        """Have ``function(alias)`` called in the recorder's thread. Does not wait for it.
+
+        :param more: as for :meth:`put`.
+        """
+        self.put(_CALL_SOON, function, more=more)
 
     def wait(self, future: Future[Result], *, otherwise: Result, more: float = 0.0) -> Result:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.

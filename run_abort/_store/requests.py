@@ -66,8 +66,7 @@ class Requests:
             _insert(alias, some, since)
             return look()
 
-        more = len(some) // MANY * MORE
-        return self._write(write, again=True, more=more)
+        return self._write(write, again=True, more=_more(some))
 
     def mark_published(
         self, some: Sequence[Request], published: Sequence[int | None], *, at: float | None = None
@@ -82,7 +81,7 @@ class Requests:
         ids = [uuid.UUID(request.id) for request, count in pairs if count is not None]
         if ids:
             mark = partial(_mark_published, ids=ids, at=time.monotonic() if at is None else at)
-            soon = partial(self._recorder.call_soon, mark)
+            soon = partial(self._recorder.call_soon, mark, more=_more(ids))
             self._postponed.call(database.transaction_here(), soon)
         return len(ids) == len(some)
 
@@ -106,7 +105,7 @@ class Requests:
             if not conf.settings().REQUESTS:
                 return None
             if again and (here := database.transaction_here()) is not None:
-                self._postponed.add(here, partial(self._recorder.call_soon, write))
+                self._postponed.add(here, partial(self._recorder.call_soon, write, more=more))
             return self._recorder.call(write, otherwise=None, more=more)
         except Exception as error:
             self._recorder.outage.report(error)
@@ -167,6 +166,11 @@ def known_for(alias: str, ids: Iterable[str]) -> Known:
                 if row[1] in known:  # compared again, because some databases ignore case
                     (standing if cleared_at is None else cleared).append(_request(row))
     return Known(sorted(standing, key=attrgetter("requested_at")), cleared)
+
+
+def _more(rows: Sequence[object]) -> float:
+    """Seconds that writing them may take beyond the usual ones."""
+    return len(rows) // MANY * MORE
 
 
 def _has_any(alias: str, ids: Sequence[str]) -> bool:

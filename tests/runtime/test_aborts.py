@@ -412,25 +412,32 @@ class TestMany:
         assert runtime.recorder.flush(TIMEOUT)
         assert all(each.recorded for each in abort_runs(f"run-{n}" for n in range(5000)))
 
+    @pytest.mark.parametrize("name", ["_insert", "_mark_published"])
     def test_a_recorder_that_may_take_longer_is_not_replaced(
-        self, with_all: None, sent: Sent, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+        self,
+        with_all: None,
+        sent: Sent,
+        runtime: Runtime,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
     ) -> None:
         monkeypatch.setattr(database, "timeout", lambda: 0.05)
         monkeypatch.setattr(requests, "MANY", 1)
         began: list[float] = []
         has_looked = threading.Event()
 
-        def slow(alias: str, some: Sequence[Request], made: float) -> None:
+        def slow(*args: Any, **named: Any) -> None:
             began.append(time.monotonic())
             assert has_looked.wait(TIMEOUT)
 
-        monkeypatch.setattr(requests, "_insert", slow)
+        monkeypatch.setattr(requests, name, slow)
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(abort_runs, [f"run-{n}" for n in range(10)])
             wait_until(lambda: began and time.monotonic() - began[0] > 0.5)
             runtime.recorder.call_soon(lambda alias: None)
             has_looked.set()
             assert all(each.recorded for each in asked.result(TIMEOUT))
+        assert runtime.recorder.flush(TIMEOUT)
         assert len(began) == 1
 
     def test_a_bad_one_among_them_changes_nothing(self, with_all: None) -> None:
