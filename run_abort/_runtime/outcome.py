@@ -1,4 +1,4 @@
-"""What has become of requests: read from the holds, again at each notification."""
+"""The outcome of requests: read from the holds, and again at each notification."""
 
 from __future__ import annotations
 

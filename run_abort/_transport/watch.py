@@ -83,7 +83,7 @@ class Watch:
 
     def _hear(self, deadline: float) -> None:
         """Wait for the next step, until the deadline or until closed."""
-        if self._has_news:  # all that comes before the look is answered by it
+        if self._has_news:  # the next look covers whatever comes before it
             self._pause(min(deadline, self._look_at))
         elif self._link is not None:
             self._receive(self._link, deadline)
