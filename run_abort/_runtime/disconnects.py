@@ -74,7 +74,8 @@ def socket_of(request: HttpRequest, on_disconnect: OnDisconnect) -> int | None:
     if on_disconnect is None:
         return None
     given = request.META.get("gunicorn.socket")
-    uwsgi = sys.modules.get("uwsgi")  # a module that uWSGI makes in its own processes
+    # Not for a request that the project makes itself: only the thread of one of uWSGI may ask.
+    uwsgi = sys.modules.get("uwsgi") if "uwsgi.version" in request.META else None
     if _IS_POSSIBLE and isinstance(given, socket.socket):
         return given.fileno()
     if _IS_POSSIBLE and uwsgi is not None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -529,6 +531,14 @@ class TestSyncDisconnect:
             return HttpResponse(str(request.abort_signal.aborted))
 
         assert view(request).content == b"False"
+
+    def test_a_request_that_is_not_of_the_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> int:
+            raise SystemError("you can call uwsgi api function only from the main callable")
+
+        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=refuse))
+        view = abortable_view(by_name)(lambda request: HttpResponse("whole"))
+        assert view(factory.get("/")).content == b"whole"
 
     def test_a_server_that_cannot_tell_is_an_error_at_once(
         self, monkeypatch: pytest.MonkeyPatch
