@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -42,6 +42,7 @@ __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 logger = logging.getLogger("run_abort")
 
 ABORTED: Final = "ABORTED"
+PARTS: Final = {"group": ("tasks",), "chain": ("tasks",), "chord": ("header", "body")}
 LOOK: Final = 0.5  # seconds between two reads of a task's state in get()
 
 
@@ -202,11 +203,21 @@ def _mark(task: Any, request: Any, error: TaskAborted) -> None:
         if not (request.ignore_result or task.ignore_result):
             # Store the task's own state last: a caller that sees it may read the others next.
             for later in getattr(request, "chain", None) or ():  # it now never begins
-                task_id = (later.get("options") or {}).get("task_id")
-                if task_id:
+                for task_id in _task_ids(later):
                     backend.store_result(task_id, facts, ABORTED)
             backend.store_result(request.id, facts, ABORTED, request=request)
         # A chord treats an unknown state as success, so report a failure to it.
         backend.mark_as_failure(request.id, error, request=request, store_result=False)
     except Exception:  # raised here, Celery would take it for a failure of the task
         logger.exception("The end of the aborted task %r could not be stored", request.id)
+
+
+def _task_ids(signature: Any) -> Iterator[str]:
+    """The IDs of the tasks of a signature, or of several, as a message contains them."""
+    if isinstance(signature, (list, tuple)):
+        for each in signature:
+            yield from _task_ids(each)
+    elif parts := PARTS.get(signature.get("subtask_type")):
+        yield from _task_ids([signature["kwargs"].get(part) or () for part in parts])
+    elif task_id := (signature.get("options") or {}).get("task_id"):
+        yield task_id

@@ -78,6 +78,21 @@ class TestCanvas:
         driver.assert_aborted(last)
         wait_until(lambda: began(worker) == ["one"])
 
+    def test_a_chain_that_goes_on_with_a_group(self, driver: CeleryDriver, worker: Child) -> None:
+        look, done = driver.tasks["look"], driver.tasks["done"]
+        fork = group(done.si("two"), chain(done.si("three"), done.si("four")))
+        last = chain(look.si("one"), fork).delay()
+        worker.wait_for("began one")
+        abort(last.parent.id)
+        with pytest.raises(TaskAborted):
+            last.get(timeout=TIMEOUT)
+        assert [each.state for each in last] == ["ABORTED"] * 2
+        body = chain(look.si("one"), fork, driver.tasks["collect"].s()).delay()
+        worker.wait_for("began one")
+        abort(body.parent.parent.id)
+        for each in (*body.parent, body):
+            driver.assert_aborted(each)
+
     def test_a_chain_that_has_come_to_its_second_task(
         self, driver: CeleryDriver, worker: Child
     ) -> None:
