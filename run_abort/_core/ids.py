@@ -52,9 +52,9 @@ def clean_id(run_id: object) -> str:
 
 
 def _named(run_id: object) -> str:
-    if isinstance(run_id, str):
+    if issubclass(type(run_id), str):
         return str.__str__(run_id)  # a member of an Enum has a __str__ of its own
-    if isinstance(run_id, uuid.UUID):
+    if isinstance(run_id, (str, uuid.UUID)):  # a lazy one says that it is a str
         return str(run_id)
     meta = None if isinstance(run_id, type) else getattr(run_id, "_meta", None)
     if meta is not None and hasattr(meta, "concrete_model"):

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 try:
+    from celery.backends.base import DisabledBackend
     from celery.contrib.django.task import DjangoTask
     from celery.exceptions import Ignore
     from celery.exceptions import TimeoutError as NotReadyError
@@ -64,7 +65,9 @@ class _Result(AsyncResult):
 
     def get(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:
         """Like Celery's; raises :class:`TaskAborted` for an aborted task."""
-        if not self.ignored and self.state == ABORTED:
+        # Without a backend there is no state, and Celery says so.
+        is_kept = not isinstance(self.backend, DisabledBackend) and not self.ignored
+        if is_kept and self.state == ABORTED:
             self._raise_if_aborted(propagate)
             return self.result
         return super().get(timeout=timeout, propagate=propagate, **options)

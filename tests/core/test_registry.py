@@ -21,6 +21,17 @@ class Kind(str, enum.Enum):  # noqa: UP042  not a StrEnum: str() of it is not it
     IMPORT = "import"
 
 
+class Lazy:
+    """As Django's ``SimpleLazyObject``."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return str
+
+    def __str__(self) -> str:
+        return "import"
+
+
 class TestIds:
     @pytest.mark.parametrize(
         ("given", "cleaned"),
@@ -30,6 +41,7 @@ class TestIds:
             ("a/b c\xa0🙂", "a/b c\xa0🙂"),
             ("x" * 255, "x" * 255),
             (Kind.IMPORT, "import"),
+            pytest.param(Lazy(), "import", id="lazy"),
         ],
     )
     def test_what_is_a_run_id(self, given: object, cleaned: str) -> None:

@@ -219,6 +219,8 @@ class TestResult:
         app.task(shared=False, base=AbortableTask, name="another")(elsewhere).bind(app)
         task = app.task(shared=False, base=base, name="one", ignore_result=True)(elsewhere)
         assert task.delay().get(timeout=5) is None
+        with pytest.raises(NotImplementedError, match="No result backend"):
+            app.AsyncResult("another").get(timeout=5)
 
     def test_waiting_ends_at_its_time(self, driver: CeleryDriver) -> None:
         result = driver.tasks["look"].delay("one")

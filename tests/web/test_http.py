@@ -513,6 +513,7 @@ class TestSyncDisconnect:
         def outer(request: AbortableRequest) -> HttpResponse:
             assert inner(request).content == b"whole"
             assert inner_left_alone(request).status_code == 409
+            assert request.abort_signal.run_id == "outer"
             assert request.abort_signal.wait(TIMEOUT)
             return HttpResponse("whole")
 
