@@ -143,15 +143,13 @@ class Run:
         # The shield keeps an interrupt from leaving the process behind. An abort ends it anyway.
         with signal.shield(), self._start() as process:
             output, errors = self._communicate(process)
-            # Its end may have cut a character in two.
-            read = partial(_as_read, is_whole=not signal.aborted)
+            code, is_aborted = process.wait(), signal.aborted
+            # The end of an aborted one may have cut a character in two.
+            read = partial(_as_read, is_whole=not is_aborted)
             ended = subprocess.CompletedProcess(
-                process.args,
-                process.wait(),
-                read(process.stdout, output),
-                read(process.stderr, errors),
+                process.args, code, read(process.stdout, output), read(process.stderr, errors)
             )
-            if signal.aborted:
+            if is_aborted:
                 aborted = signal.exception()
                 aborted.process = ended
                 raise aborted
