@@ -129,6 +129,8 @@ class Holder:
 
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
+        if controller not in self._open:
+            return
         here = database.transaction_here()
         # Right before the job is put: if a signal handler raises earlier, leave() is called again
         # and has to find the block.
