@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Generic, ParamSpec
 
@@ -20,6 +20,20 @@ def call_logged(function: Callable[[], object]) -> None:
         function()
     except BaseException:
         logger.exception("%s failed", name_of(function))
+
+
+def _call_all(functions: Iterable[Callable[[], object]]) -> None:
+    """Call each; log an ``Exception``, and raise at the end what a signal handler has raised."""
+    interrupted_by: BaseException | None = None
+    for function in functions:
+        try:
+            function()
+        except Exception:
+            logger.exception("%s failed", name_of(function))
+        except BaseException as error:
+            interrupted_by = error
+    if interrupted_by is not None:
+        raise interrupted_by
 
 
 def name_of(function: Callable[..., object]) -> str:
@@ -58,16 +72,7 @@ class Hook(Generic[P]):
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        interrupted_by: BaseException | None = None
-        for function in self.functions:
-            try:
-                function(*args, **kwargs)
-            except Exception:
-                logger.exception("%s failed", name_of(function))
-            except BaseException as error:
-                interrupted_by = error
-        if interrupted_by is not None:
-            raise interrupted_by
+        _call_all(partial(function, *args, **kwargs) for function in self.functions)
 
 
 class _Calls(threading.local):
@@ -76,6 +81,11 @@ class _Calls(threading.local):
     def __init__(self) -> None:
         self.waiting: deque[Callable[[], object]] = deque()
         self.is_calling = False
+
+    def taken(self) -> Iterator[Callable[[], object]]:
+        """Take the calls one by one, until none waits."""
+        while self.waiting:
+            yield self.waiting.popleft()
 
 
 class SerialHook(Hook[P]):
@@ -95,14 +105,7 @@ class SerialHook(Hook[P]):
         if calls.is_calling:
             return
         calls.is_calling = True
-        interrupted_by: BaseException | None = None
         try:
-            while calls.waiting:
-                try:
-                    calls.waiting.popleft()()
-                except BaseException as error:  # of a signal handler
-                    interrupted_by = error
+            _call_all(calls.taken())
         finally:
             calls.is_calling = False
-        if interrupted_by is not None:
-            raise interrupted_by
