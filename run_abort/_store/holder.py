@@ -129,14 +129,13 @@ class Holder:
 
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
-        if controller not in self._open:
+        entry = self._open.get(controller)
+        if entry is None:
             return
         here = database.transaction_here()
         # Right before the job is put: if a signal handler raises earlier, leave() is called again
         # and has to find the block.
-        entry = self._open.pop(controller, None)
-        if entry is None:
-            return
+        self._open.pop(controller, None)
         if here is None:
             self._put(self._leave, entry)
             self.let_finish()
@@ -157,13 +156,9 @@ class Holder:
                 if controller.signal.aborted_by is event:
                     self._changed(self._open.get(controller), here)
         elif isinstance(event, Left):
-            try:
-                self._changed_here(self._open.get(event.controller))
-            except BaseException:  # of a signal handler
-                self._changed_here(self._open.get(event.controller))
-                raise
-            finally:
-                self._open.pop(event.controller, None)
+            # Forgotten last: if a signal handler raises earlier, the event comes again.
+            self._changed_here(self._open.get(event.controller))
+            self._open.pop(event.controller, None)
         else:
             self._escalated(event)
 
