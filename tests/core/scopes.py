@@ -61,7 +61,7 @@ class Core:
 
     def abort_when_held(self, run_id: str = "run-1", reason: str = "because") -> None:
         """Abort once a block was entered: one that is still being entered raises there."""
-        wait_until(lambda: any(each.began for each in self.registry._holders.get(run_id, ())))
+        wait_until(lambda: any(each.began for each in self.registry.holders().get(run_id, ())))
         self.abort(run_id, reason)
 
     def holders(self, run_id: str = "run-1") -> int:

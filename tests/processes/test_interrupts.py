@@ -36,10 +36,10 @@ def nothing_is_left(configure: Configure) -> Iterator[None]:
 
 def abort(run_id: str = "run-1", reason: str = "because") -> None:
     # A block that is still being entered would raise there.
-    holders = current().registry._holders
-    wait_until(lambda: any(each.began for each in holders.get(run_id, ())))
+    registry = current().registry
+    wait_until(lambda: any(each.began for each in registry.holders().get(run_id, ())))
     request = Request(run_id, "5d0b3c7c-0d39-4d6a-9d54-5b6b3f0a8f9e", reason, "ann")
-    current().registry.abort(request)
+    registry.abort(request)
 
 
 STORM = """
