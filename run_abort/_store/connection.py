@@ -49,6 +49,8 @@ def open_own(alias: str) -> None:
         own.ensure_connection()
         if own.vendor == "mysql":
             _limit_session(own)
+        elif own.vendor == "sqlite":
+            _run_init_command(own, connections.settings[alias].get("OPTIONS") or {})
     except BaseException:
         close_own(alias)
         connections[alias] = previous
@@ -61,13 +63,21 @@ def _options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
     whole = max(math.ceil(seconds), 2)  # libpq takes at least two
     options = {key: value for key, value in options.items() if key != "pool"}
     if engine.endswith("sqlite3"):
-        return {**options, "timeout": seconds}
+        return {**options, "timeout": seconds, "init_command": ""}
     if engine.endswith("backends.mysql"):
         limits = {"connect_timeout": whole, "read_timeout": 2 * whole, "write_timeout": 2 * whole}
         return {**limits, **options}
     if engine.endswith(("backends.postgresql", "backends.postgis")):
         return {"connect_timeout": whole, **options}
     return options
+
+
+def _run_init_command(own: BaseDatabaseWrapper, options: dict[str, Any]) -> None:
+    # Not by Django, which leaves the driver's connection open if the command fails.
+    with own.cursor() as cursor:
+        for command in options.get("init_command", "").split(";"):
+            if command.strip():
+                cursor.execute(command)
 
 
 def _limit_session(own: BaseDatabaseWrapper) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 import time
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,3 +229,31 @@ def test_put_from_a_signal_handler(rows: Recorder) -> None:
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert [each.result(TIMEOUT) for each in results] == [1] * len(puts)
+
+
+def test_a_connection_that_cannot_be_set_up_is_closed(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, no_garbage: None
+) -> None:
+    """SQLite's is locked when the project's init_command is executed."""
+    if connection.vendor != "sqlite":
+        return
+    path = str(connection.settings_dict["NAME"])
+    connection.close()
+    monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        before = opened(path)
+        error = rows.put(Operation(0, lambda alias, items: items), None).exception(TIMEOUT)
+        assert isinstance(error, OperationalError)
+        other.rollback()  # until then SQLite keeps the file of a closed connection open
+        assert opened(path) == before
+
+
+def opened(path: str) -> int:
+    """How often this process has the file open."""
+    found = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found += each.samefile(path)
+    return found
