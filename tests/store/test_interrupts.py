@@ -17,7 +17,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.store.test_statements import slow
+from tests.store.test_statements import SLOW, execute
 from tests.support import SWALLOWED_INTERRUPTS, wait_until
 
 pytestmark = [
@@ -47,7 +47,7 @@ def in_a_tight_loop() -> None:
 
 
 def in_one_long_statement() -> None:
-    slow()
+    execute(SLOW[connection.vendor])
 
 
 def in_transactions() -> None:
