@@ -42,7 +42,8 @@ class Settings:
 
     Durations are in seconds.
 
-    :ivar notifies_queues: whether task queues are notified of requests. Not a key.
+    :ivar is_real: whether task queues are notified, and processes are ended by force; False while
+        a test has cut the app off. Not a key.
     """
 
     REDIS_URL: str | Literal[False] | None = field(default=None, repr=False)
@@ -63,7 +64,7 @@ class Settings:
     SIGNING_KEY: str | Sequence[str] | None = field(default=None, repr=False)
     UNSIGNED: Literal["accept", "refuse"] = "accept"
     LISTEN: Literal["auto"] | bool = "auto"
-    notifies_queues: bool = True
+    is_real: bool = True
 
     @property
     def lease(self) -> float:
@@ -88,7 +89,7 @@ LOCAL: Final[Mapping[str, Any]] = {
     "REQUESTS": False,
     "HOLDS": False,
     "LISTEN": False,
-    "notifies_queues": False,
+    "is_real": False,
 }
 
 # Seconds. A value below the lower bound would cause a busy loop. A value above the upper bound

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 Way = Literal["local", "channel", "reconcile", "start"]
 
 # What is done when a block goes on after its abort: cancel the task again, interrupt the thread,
-# terminate a process, kill it.
-Escalation = Literal["cancel", "interrupt", "terminate", "kill"]
+# terminate a process that it has started, kill it, end the block's own process.
+Escalation = Literal["cancel", "interrupt", "terminate", "kill", "end"]
 
 
 # The cause of a request of which the client has closed its connection. It aborts the run as it runs
 # now, and stops no later start.
 DISCONNECT: Final = "disconnect"
+
+# The cause of a request that also ends each process in which a block goes on after its grace.
+FORCE: Final = "force"
 
 
 class Request(NamedTuple):
@@ -40,7 +43,7 @@ class Request(NamedTuple):
     :ivar origin: the ID of the process that made the request; empty if unknown.
     :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
     :ivar requested_at: aware, by the clock of the requesting host; None if unknown.
-    :ivar cause: what made the request, if not a person: ``"disconnect"``; may be empty.
+    :ivar cause: of what kind it is: ``"disconnect"``, ``"force"``, or empty for a usual one.
     """
 
     run_id: str

@@ -41,7 +41,7 @@ class Queues:
     def notify(self, requests: Iterable[Request]) -> None:
         """Notify each queue of the requests, without waiting for any. Not in tests of projects."""
         try:
-            if not conf.settings().notifies_queues:
+            if not conf.settings().is_real:
                 return
         except ImproperlyConfigured:  # the system checks report it
             return

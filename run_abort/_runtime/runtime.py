@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from django.core.signals import request_started, setting_changed
@@ -37,6 +38,7 @@ from .disconnects import Disconnects
 from .dispatch import Dispatch
 from .events import Events
 from .facts import Facts
+from .force import Force
 from .kind import kind_of_process
 from .queues import Queues
 from .reconciler import Reconciler
@@ -79,11 +81,13 @@ class Runtime:
         self._notifier: SerialWorker[set[str]] = SerialWorker(
             lambda ids: self.push.notify(sorted(ids)), name="run_abort-notifications", ours=True
         )
+        self.force = Force(self.escalator, partial(self.settle, EXIT_TIMEOUT))
         self._join()
 
     def _join(self) -> None:
         self.events.flipped.add(self.dispatch.announce)
         self.registry.events.add(self.holder.note)
+        self.registry.events.add(self.force.note)
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.holder.failed.add(self.reconciler.retry_soon)
@@ -207,6 +211,7 @@ class Runtime:
         self.holder.after_fork_in_child(self.inherited)
         self.dispatch.after_fork_in_child()
         self.push.after_fork_in_child()
+        self.force.after_fork_in_child()
         self.escalator.after_fork_in_child()
         self.disconnects.after_fork_in_child()
         self.reconciler.after_fork_in_child()

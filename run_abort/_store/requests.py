@@ -37,7 +37,7 @@ LATE: Final = 600.0
 
 T = TypeVar("T")
 
-_FIELDS: Final = ("requested_at", "run_id", "id", "reason", "actor", "origin")
+_FIELDS: Final = ("requested_at", "run_id", "id", "reason", "actor", "origin", "cause")
 
 
 class Requests:
@@ -254,8 +254,10 @@ def _unpublished(alias: str, origin: str, within: float, limit: int) -> list[Req
 
 def _request(row: Sequence[Any]) -> Request:
     """A request from ``_FIELDS`` of its row."""
-    at, run_id, request_id, reason, actor, origin = row
-    return Request(run_id, str(request_id), reason, actor, origin, requested_at=aware(at))
+    at, run_id, request_id, reason, actor, origin, cause = row
+    return Request(
+        run_id, str(request_id), reason, actor, origin, requested_at=aware(at), cause=cause
+    )
 
 
 def _standing(alias: str, **more: Any) -> QuerySet[AbortRequest]:

@@ -98,7 +98,7 @@ class use_push(_Replaces):  # noqa: N801
 
     def _values(self) -> Mapping[str, Any]:
         channel = f"{conf.settings().CHANNEL}:tests:{uuid.uuid4().hex}"
-        rows = {"REQUESTS": True, "HOLDS": True, "notifies_queues": False}
+        rows = {"REQUESTS": True, "HOLDS": True, "is_real": False}
         return {**rows, "LISTEN": "auto", "CHANNEL": channel}
 
 

@@ -1,0 +1,156 @@
+"""Requests with the cause ``"force"``: the process whose code goes on is ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from example.redis_server import RedisServer
+from run_abort import AbortOutcome, abort_run, abortable_run
+from run_abort._core.types import FORCE
+from run_abort._runtime.runtime import current
+from run_abort.aborts import Batch, ask
+from run_abort.testing import use_rows
+from tests.conftest import Configure
+from tests.processes.conftest import Start, holds_of, open_holds
+from tests.support import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# How it takes SIGTERM and the abort is the second argument.
+HOLD = """
+import signal
+from tests.child import *
+from run_abort._core import interrupts
+interrupts.CLEANUP_TIME = 0.3
+run_id, manner, grace = sys.argv[1], sys.argv[2], float(sys.argv[3])
+if manner == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if manner == "polite":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+with abortable_run(run_id, grace=grace, catch=True) as block:
+    wait_for(lambda: state() in {"listening", "off"})
+    wait_for(lambda: current().recorder.flush(1))
+    if manner == "finishing":
+        block.finish()
+    say("holding")
+    if manner == "obedient":
+        wait_for(lambda: current().force._plan)
+    elif manner in {"finishing", "told"}:
+        wait_for(lambda: current().dispatch.recent())
+    else:
+        while True:
+            time.sleep(0.1)
+wait_for(lambda: not current().force._plan)
+say("over")
+"""
+
+
+@pytest.fixture
+def options(shared: dict[str, Any], configure: Configure) -> dict[str, Any]:
+    """The holders' settings."""
+    configure(REQUESTS=True, LISTEN=False, POLL_INTERVAL=0.1)
+    shared |= {"POLL_INTERVAL": 0.1, "RECONCILE_INTERVAL": 0.3}
+    return shared
+
+
+def force(run_id: str = "run-1") -> AbortOutcome:
+    (outcome,), _is_known = ask(Batch.of([run_id], "stuck", "ann", cause=FORCE))
+    return outcome
+
+
+def steps(outcome: AbortOutcome) -> list[str]:
+    return [step for hold in holds_of(outcome) for step, _seconds in hold.escalations]
+
+
+@pytest.mark.usefixtures("options")
+def test_a_process_that_goes_on_is_ended_and_no_other(start: Start) -> None:
+    stuck, other = start("-c", HOLD, "run-1", "stuck", "0.2"), start("-c", HOLD, "run-2", "", "0")
+    stuck.wait_for("holding")
+    other.wait_for("holding")
+    outcome = force()
+    assert outcome.recorded
+    assert stuck.wait() == -signal.SIGTERM
+    (hold,) = holds_of(outcome)
+    assert [step for step, _seconds in hold.escalations] == ["end"]
+    assert hold.state != "stopped"  # nobody knows how far its code has come
+    assert [hold.run_id for hold in open_holds("run-2")] == ["run-2"]
+    assert other.process.poll() is None
+
+
+@pytest.mark.usefixtures("options")
+def test_one_that_ignores_sigterm_is_ended_all_the_same(start: Start) -> None:
+    child = start("-c", HOLD, "run-1", "deaf", "0")
+    child.wait_for("holding")
+    outcome = force()
+    assert child.wait() == 137
+    assert steps(outcome) == ["end", "end"]
+
+
+@pytest.mark.usefixtures("options")
+def test_one_that_handles_sigterm_leaves_its_block(start: Start) -> None:
+    child = start("-c", HOLD, "run-1", "polite", "0")
+    child.wait_for("holding")
+    outcome = force()
+    assert child.wait() == 3
+    assert [hold.state for hold in holds_of(outcome)] == ["stopped"]
+
+
+def test_without_a_push_the_row_is_enough(options: dict[str, Any], start: Start) -> None:
+    options |= {"REDIS_URL": False}
+    child = start("-c", HOLD, "run-1", "stuck", "0.2")
+    child.wait_for("holding")
+    force()
+    assert child.wait() == -signal.SIGTERM
+
+
+@pytest.mark.usefixtures("options")
+def test_a_run_that_was_aborted_before_has_had_its_grace(start: Start) -> None:
+    child = start("-c", HOLD, "run-1", "stuck", "1")
+    child.wait_for("holding")
+    first = abort_run("run-1")
+    wait_until(lambda: holds_of(first)[0].state == "aborting")
+    force()
+    assert child.wait() == -signal.SIGTERM
+    ((_step, seconds),) = holds_of(first)[0].escalations
+    assert seconds > 0.9  # by two clocks
+
+
+@pytest.mark.usefixtures("options")
+@pytest.mark.parametrize("manner", ["obedient", "finishing"])
+def test_a_block_that_ends_by_itself_ends_no_process(start: Start, manner: str) -> None:
+    child = start("-c", HOLD, "run-1", manner, "0.5")
+    child.wait_for("holding")
+    outcome = force()
+    child.wait_for("over")
+    assert child.wait() == 0
+    assert steps(outcome) == []
+
+
+@pytest.mark.parametrize("key", ["", "0badcafe"])
+def test_a_message_without_authority_ends_nothing(
+    options: dict[str, Any], start: Start, shared_redis: RedisServer, key: str
+) -> None:
+    child = start("-c", HOLD, "run-1", "told", "0")
+    child.wait_for("holding")
+    message: dict[str, object] = {"runId": "run-1", "origin": "inst_" + 32 * "0", "cause": "force"}
+    if key:
+        message |= {"at": int(time.time() * 1000), "sig": 64 * "0", "key": key}
+    with redis.Redis.from_url(shared_redis.url) as client:
+        assert client.publish(options["CHANNEL"], json.dumps(message)) == 1
+    outcome = abort_run("run-1")  # which it hears after that message
+    child.wait_for("over")
+    assert child.wait() == 0
+    assert steps(outcome) == []
+
+
+def test_a_test_of_a_project_ends_no_process() -> None:
+    with use_rows(), abortable_run("run-1", catch=True) as block:
+        force()
+        assert block.aborted
+        assert current().force._plan is None
