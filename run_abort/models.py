@@ -47,7 +47,9 @@ class AbortRequest(models.Model):
         _("cause"),
         max_length=32,
         blank=True,
-        help_text=_("What made the request, if it was not a person."),
+        help_text=_(
+            "“disconnect”: made because a client hung up. “force”: also ends processes that go on."
+        ),
     )
     actor = models.CharField(_("actor"), max_length=255, blank=True)
     # No constraint: it would make each request wait for an update of the user, and would fail for
@@ -92,6 +94,7 @@ class AbortRequest(models.Model):
         permissions = (
             ("abort_run", _("Can abort runs")),
             ("clear_run_abort", _("Can let aborted runs start again")),
+            ("end_by_force", _("Can end processes that go on after an abort")),
         )
 
     def __str__(self) -> str:

@@ -86,11 +86,18 @@ class Overview(NamedTuple):
         return sorted(found.values(), key=lambda each: (each[0].host, each[0].pid))
 
 
-def overview(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> Overview:
+def overview(
+    alias: str,
+    *,
+    run_ids: Collection[str] = (),
+    host: str = "",
+    origins: Collection[str] = (),
+) -> Overview:
     """What all processes work on now, for people to look at.
 
     :param run_ids: only those of these runs or groups; all if empty.
     :param host: only those on this host; all if empty.
+    :param origins: only those of these processes; all if empty.
     """
     with limited(alias, writes=False):
         rows = tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
@@ -99,6 +106,8 @@ def overview(alias: str, *, run_ids: Collection[str] = (), host: str = "") -> Ov
         if host:
             there = tables().RunProcess.objects.using(alias).filter(host=host)
             rows = rows.filter(process_id__in=there.values("pk"))
+        if origins:
+            rows = rows.filter(process_id__in=origins)
         found = {row.pk: row for row in rows.order_by("entered_at")[:MAX_ROWS]}
         groups = _groups_of(alias, found)
         processes = _processes_of(alias, found.values())

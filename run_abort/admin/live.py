@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlencode
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -18,17 +19,19 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
 from run_abort import conf
+from run_abort._core.controller import GRACE
 from run_abort._core.ids import clean_id
-from run_abort._core.types import Hold
+from run_abort._core.types import FORCE, Hold
 from run_abort._runtime.runtime import current
 from run_abort._store.holds import Overview, overview
+from run_abort.aborts import AbortOutcome, Batch, ask
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunningNow
 from run_abort.views.abort import AbortForm
 from run_abort.views.permissions import may, may_some
 from run_abort.views.requesting import request_aborts
 
-from .asking import Link, confirm_abort, context_of, log_text, tell
+from .asking import Link, confirm, confirm_abort, context_of, log_text, tell
 from .linking import run_links
 from .story import STEPS, duration
 
@@ -63,10 +66,12 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(require_safe(self.live_view))
         abort = self.admin_site.admin_view(require_POST(self.live_abort_view))
+        force = self.admin_site.admin_view(require_POST(self.live_force_view))
         return [
             path("", live, name="run_abort_runningnow_changelist"),  # the entry of the index
             path("", live, name="run_abort_live"),
             path("abort/", abort, name="run_abort_live_abort"),
+            path("force/", force, name="run_abort_live_force"),
         ]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -106,27 +111,14 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def live_abort_view(self, request: HttpRequest) -> HttpResponse:
         """Ask for confirmation first, then abort the run."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        key = request.POST.get("run", "")
-        try:
-            run_id = clean_id(unquote(key, errors="strict"))
-        except ValueError as error:
-            raise Http404(str(error)) from error
-        if not may(request.user, run_id, "abort"):
-            raise PermissionDenied
+        run_id = self._posted_run(request)
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
             reason = form.cleaned_data["reason"]
             found = request_aborts([run_id], user=request.user, reason=reason, wait=self.abort_wait)
             (outcome,) = found.outcomes
-            if outcome.asked and found.made:
-                row = AbortRequest(pk=outcome.request_id, run_id=run_id)
-                self.log_change(request, row, log_text(reason))
-            link_to = run_links(self.admin_site, request)
-            for level, text in tell([outcome], _items, link_to, is_known=found.is_known):
-                self.message_user(request, text, level)
-            return HttpResponseRedirect(self.live_url())
+            text = log_text(reason) if found.made else ""
+            return self._asked(request, outcome, text, is_known=found.is_known)
         return confirm_abort(
             self,
             request,
@@ -135,8 +127,78 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             runs=[(run_links(self.admin_site, request)(run_id), "")],
             items=_items,
             back=self.live_url(),
-            echoed=[("run", key), ("post", "yes")],
+            echoed=_echoed(run_id),
         )
+
+    def live_force_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask for confirmation first, then end the processes in which the run goes on.
+
+        For users with the permission ``run_abort.end_by_force`` who may abort every run that such a
+        process works on.
+        """
+        run_id = self._posted_run(request)
+        runs = _runs_beside(run_id)
+        if not runs:
+            text = _("No process is known to work on this run.")
+            self.message_user(request, text, messages.WARNING)
+            return HttpResponseRedirect(self.live_url())
+        if not _may_force(request.user) or not all(
+            may(request.user, each, "abort") for each in runs
+        ):
+            raise PermissionDenied
+        form = AbortForm(request.POST if "post" in request.POST else None)
+        if form.is_valid():
+            reason = form.cleaned_data["reason"]
+            batch = Batch.of([run_id], reason, request.user, self.abort_wait, FORCE)
+            (outcome,), is_known = ask(batch)
+            text = _("Asked to end its processes by force.")
+            return self._asked(request, outcome, text, is_known=is_known)
+        link_to = run_links(self.admin_site, request)
+        return confirm(
+            self,
+            request,
+            title=_("End by force"),
+            runs=[(link_to(each), "") for each in runs],
+            text=_(
+                "Each process that still works on this run will be ended, whatever else it does: "
+                "all of the work below stops, and may stay half done. This cannot be undone."
+            ),
+            yes=_("Yes, end it by force"),
+            back=self.live_url(),
+            form=form,
+            echoed=_echoed(run_id),
+        )
+
+    def _posted_run(self, request: HttpRequest) -> str:
+        """The ID in the form.
+
+        :raises Http404: if it is none.
+        :raises PermissionDenied: if the user may not abort that run.
+        """
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        try:
+            run_id = clean_id(unquote(request.POST.get("run", ""), errors="strict"))
+        except ValueError as error:
+            raise Http404(str(error)) from error
+        if not may(request.user, run_id, "abort"):
+            raise PermissionDenied
+        return run_id
+
+    def _asked(
+        self, request: HttpRequest, outcome: AbortOutcome, text: str, *, is_known: bool
+    ) -> HttpResponse:
+        """Say what has become of a request.
+
+        :param text: for the admin's log; empty for none.
+        """
+        if outcome.asked and text:
+            row = AbortRequest(pk=outcome.request_id, run_id=outcome.run_id)
+            self.log_change(request, row, text)
+        link_to = run_links(self.admin_site, request)
+        for level, message in tell([outcome], _items, link_to, is_known=is_known):
+            self.message_user(request, message, level)
+        return HttpResponseRedirect(self.live_url())
 
     def _facts(self, found: Overview, request: HttpRequest) -> dict[str, Any]:
         """Template context of the page."""
@@ -148,6 +210,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "now": found.now,
             "runs": runs,
             "may_abort": may_some(request.user, "abort") or any(run["key"] for run in runs),
+            "may_force": _may_force(request.user),
             "processes": [
                 {**_names(blocks[0]), "blocks": len(blocks)} for blocks in processes[:MAX_PROCESSES]
             ],
@@ -193,6 +256,33 @@ class Search(NamedTuple):
         return found._replace(holds=[hold for hold in found.holds if hold.run_id in matching])
 
 
+def _may_force(user: Any) -> bool:
+    return bool(user.has_perm("run_abort.end_by_force"))
+
+
+def _runs_beside(run_id: str) -> list[str]:
+    """The run, and the others that its processes work on; empty if no process is known.
+
+    :raises PermissionDenied: if these are too many to be read.
+    """
+    read = current().recorder.call
+    found = read(partial(overview, run_ids=[run_id]), otherwise=None)
+    origins = {
+        hold.origin
+        for hold in (found.holds if found else ())
+        if run_id in (hold.run_id, *hold.groups)  # some databases ignore case
+    }
+    beside = read(partial(overview, origins=origins), otherwise=None) if origins else None
+    if beside is not None and beside.is_cut:
+        raise PermissionDenied
+    runs = [run for run, _blocks in beside.by_run()] if beside else []
+    return list(dict.fromkeys([run_id, *runs])) if runs else []
+
+
+def _echoed(run_id: str) -> list[tuple[str, str]]:
+    return [("run", quote(run_id, safe="")), ("post", "yes")]
+
+
 def _items(count: int) -> str:
     return ngettext("run", "runs", count)
 
@@ -212,10 +302,14 @@ def _run(
         block.state == "running" or (block.state == "lost" and not block.request_id)
         for block in blocks
     )
+    grace = timedelta(seconds=GRACE)
+    is_stuck = any(block.state == "aborting" and now - block.since > grace for block in blocks)
     return {
         "name": visible(run_id),
         "link": link_to(run_id),
-        "key": _key(run_id, user) if is_running else "",
+        "key": _key(run_id, user) if is_running or is_stuck else "",
+        "is_running": is_running,
+        "is_stuck": is_stuck,
         "blocks": [_block(block, now) for block in blocks],
     }
 

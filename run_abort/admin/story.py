@@ -12,7 +12,7 @@ from django.utils import formats, timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from run_abort._core.types import Hold
+from run_abort._core.types import FORCE, Hold
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from run_abort._store.clock import aware
@@ -26,6 +26,7 @@ STEPS: Final = {
     "interrupt": gettext_lazy("the thread was interrupted"),
     "terminate": gettext_lazy("the processes it started were asked to terminate"),
     "kill": gettext_lazy("the processes it started were killed"),
+    "end": gettext_lazy("the process itself was told to end"),
 }
 
 
@@ -105,6 +106,8 @@ def _requested(request: AbortRequest) -> Fact:
     lines = [who, where]
     if request.reason:
         lines.append(_("Reason: %(reason)s") % {"reason": visible(request.reason)})
+    if request.cause == FORCE:
+        lines.append(_("Processes that go on after their grace are ended by force."))
     return Fact("requested", aware(request.requested_at), _("Requested"), tuple(lines))
 
 

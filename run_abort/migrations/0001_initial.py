@@ -97,7 +97,7 @@ class Migration(migrations.Migration):
                     "cause",
                     models.CharField(
                         blank=True,
-                        help_text="What made the request, if it was not a person.",
+                        help_text="“disconnect”: made because a client hung up. “force”: also ends processes that go on.",
                         max_length=32,
                         verbose_name="cause",
                     ),
@@ -154,6 +154,7 @@ class Migration(migrations.Migration):
                 "permissions": (
                     ("abort_run", "Can abort runs"),
                     ("clear_run_abort", "Can let aborted runs start again"),
+                    ("end_by_force", "Can end processes that go on after an abort"),
                 ),
                 "default_permissions": ("view",),
             },

@@ -66,6 +66,10 @@ def abort_url() -> str:
     return reverse("admin:run_abort_live_abort")
 
 
+def force_url() -> str:
+    return reverse("admin:run_abort_live_force")
+
+
 def text(response: HttpResponse) -> str:
     assert response.status_code == 200
     if hasattr(response, "render"):
@@ -313,6 +317,88 @@ class TestAbort:
         response = aborter.post(abort_url(), {"run": key, "post": "yes"})
         assert response.status_code == 404
         assert not AbortRequest.objects.exists()
+
+
+class TestForce:
+    @pytest.fixture(autouse=True)
+    def stuck(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``run-1`` takes no notice of its abort, in a process that works on ``run-2``, too."""
+        monkeypatch.setattr(RunningNowAdmin, "abort_wait", 0.0)
+        process = process_row()
+        hold_row("run-1", process, "aborting", received_at=timezone.now() - timedelta(seconds=11))
+        hold_row("run-2", process)
+        hold_row("run-3", process_row("web-1", 1018))
+
+    @pytest.fixture
+    def forcer(self) -> Client:
+        return login("view_abortrequest", "abort_run", "end_by_force")
+
+    def test_asks_first_what_else_will_be_ended(self, forcer: Client) -> None:
+        page = text(forcer.get(url()))
+        assert cells(page)[1][1] == "End it by force"
+        assert f'formaction="{force_url()}"' in page
+        question = text(forcer.post(force_url(), {"run": keys(page)[0]}))
+        listed = re.findall(r"<li>(.*?)</li>", question)
+        assert [each for each in listed if each.startswith("run-")] == ["run-1", "run-2"]
+        assert not AbortRequest.objects.exists()
+        response = forcer.post(force_url(), confirmed(question, reason="stuck"))
+        assert response["Location"] == url()
+        assert messages(response) == [
+            ("warning", "1 run was asked to abort and is still stopping, on 1 process: “run-1”.")
+        ]
+        row = AbortRequest.objects.get()
+        assert (row.run_id, row.reason, row.cause) == ("run-1", "stuck", "force")
+        assert LogEntry.objects.get().change_message == "Asked to end its processes by force."
+        told = text(forcer.get(reverse("admin:run_abort_abortrequest_change", args=[row.pk])))
+        assert "Processes that go on after their grace are ended by force." in told
+
+    def test_not_before_the_grace_is_over(self, forcer: Client) -> None:
+        RunHold.objects.filter(run_id="run-1").update(received_at=timezone.now())
+        assert "End it by force" not in text(forcer.get(url()))
+
+    @pytest.mark.parametrize(
+        "codenames",
+        [
+            ("view_abortrequest", "abort_run"),
+            ("view_abortrequest", "end_by_force"),
+            ("abort_run", "end_by_force"),
+        ],
+    )
+    def test_takes_three_permissions(self, codenames: tuple[str, ...]) -> None:
+        client = login(*codenames)
+        assert "End it by force" not in client.get(url()).content.decode()
+        assert client.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+        assert not AbortRequest.objects.exists()
+
+    def test_no_other_run_is_ended_that_the_user_may_not_abort(
+        self, forcer: Client, configure: Configure
+    ) -> None:
+        rule = lambda user, run_id, action: run_id != "run-2"  # noqa: E731
+        configure(REQUESTS=True, LISTEN=False, MAY_ABORT=rule)
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+        assert not AbortRequest.objects.exists()
+        RunHold.objects.filter(run_id="run-2").delete()
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 302
+        assert AbortRequest.objects.get().cause == "force"
+
+    def test_those_that_work_for_the_run_as_a_group_count(self, forcer: Client) -> None:
+        hold_row("run-4", process_row("web-2", 1), groups=["run-1"])
+        question = text(forcer.post(force_url(), {"run": "run-1"}))
+        assert "run-4" in question
+
+    def test_without_a_process_there_is_nothing_to_end(self, forcer: Client) -> None:
+        response = forcer.post(force_url(), {"run": "run-9", "post": "yes"})
+        assert messages(response) == [("warning", "No process is known to work on this run.")]
+        assert not AbortRequest.objects.exists()
+
+    def test_more_runs_than_can_be_read_are_not_ended(
+        self, forcer: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(holds, "MAX_ROWS", 2)
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+
+    def test_reading_ends_nothing(self, forcer: Client) -> None:
+        assert forcer.get(force_url()).status_code == 405
 
 
 class TestWho:
