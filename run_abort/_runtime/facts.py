@@ -55,7 +55,8 @@ class Fact:
     :ivar way: aborted: how this process received the request: ``"local"``, ``"channel"``,
         ``"reconcile"``, or ``"start"`` for a block that was entered later.
     :ivar controllers: aborted: the number of blocks.
-    :ivar rung: insisted: ``"cancel"``, ``"interrupt"``, ``"terminate"`` or ``"kill"``.
+    :ivar rung: insisted: ``"cancel"``, ``"interrupt"``, ``"terminate"``, ``"kill"`` or
+        ``"end"``.
     :ivar seconds: stopped: since the first of the blocks was aborted.
     """
 

@@ -102,6 +102,14 @@ class Silent:
             [uuid.uuid4().hex, run_id],
         )
 
+    def abort(self, run_id: str) -> None:
+        """It has received an abort of the run a while ago."""
+        self._database.execute(
+            "UPDATE run_abort_runhold SET state = 'aborting', way = 'channel', "
+            "received_at = datetime('now', '-1 minute') WHERE run_id = ?",
+            [run_id],
+        )
+
     def leave(self) -> None:
         self._database.execute("DELETE FROM run_abort_runhold WHERE process_id = 'inst_silent'")
 

@@ -7,7 +7,7 @@ import re
 from playwright.sync_api import Locator, Page, Request, expect
 
 from example import browser as plain
-from tests.e2e.conftest import StartRun
+from tests.e2e.conftest import Silent, StartRun
 from tests.e2e.looks import check_looks
 from tests.e2e.tabs import Site, Tabs
 
@@ -75,6 +75,27 @@ def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> No
     expect(page.locator(".messagelist")).to_have_text(f"1 run stopped, on 1 process: “{run_id}”.")
     expect(page.get_by_role("heading", name="Running now")).to_be_visible()
     expect(name_of(page, run_id)).to_be_hidden()
+
+
+def test_what_goes_on_is_ended_by_force(tabs: Tabs, silent: Silent, site: Site) -> None:
+    silent.hold("stuck-1")
+    silent.abort("stuck-1")
+    silent.hold("beside-1")
+    page = tabs.open(PATH, user="admin")
+    force = page.get_by_role("button", name="End run stuck-1 by force", exact=True)
+    check_looks(page, "admin-live-stuck", of="#content-main")
+    force.click()
+    expect(page.get_by_role("heading", name="End by force")).to_be_visible()
+    expect(page.get_by_role("main").get_by_text("beside-1")).to_be_visible()
+    check_looks(page, "admin-force", of="#content-main")
+    page.get_by_label("Reason").fill("it goes on")
+    page.get_by_role("button", name="Yes, end it by force").click()
+    expect(page.locator(".messagelist")).to_contain_text("is still stopping, on 1 process")
+    page.goto("/admin/run_abort/abortrequest/")
+    page.locator("#result_list").get_by_role("link", name="stuck-1").click()
+    expect(page.get_by_role("main")).to_contain_text(
+        "Processes that go on after their grace are ended by force."
+    )
 
 
 def test_a_page_that_nobody_sees_asks_nothing(tabs: Tabs) -> None:
