@@ -106,7 +106,7 @@ class AbortRequestAdmin(ClearRunsAdmin):
     Read-only, but for letting runs start again.
     """
 
-    list_display = ("requested_at", "run", "outcome", "who", "why", "published")
+    list_display = ("run", "outcome", "requested_at", "who", "why", "published")
     list_filter = (
         OutcomeFilter,
         "requested_at",
@@ -116,7 +116,7 @@ class AbortRequestAdmin(ClearRunsAdmin):
     )
     search_fields = ("run_id", "actor", "reason", "id", "host", "holds__process__host")
     search_help_text = gettext_lazy("Run, actor, reason, request ID, or host")
-    sortable_by = ("requested_at", "run", "outcome", "who")
+    sortable_by = ("run", "outcome", "requested_at", "who")
     # These two cost a further count of all rows, and one per choice of each filter.
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -210,8 +210,9 @@ class AbortRequestAdmin(ClearRunsAdmin):
 
 
 def _count(holds: models.QuerySet[RunHold]) -> Coalesce:
-    """The number of processes that have these holds of a request."""
-    of_request = holds.filter(request=models.OuterRef("pk")).order_by().values("request")
+    """The number of processes that have these holds of a request, refused starts aside."""
+    worked = holds.exclude(way=RunHold.Way.START)
+    of_request = worked.filter(request=models.OuterRef("pk")).order_by().values("request")
     count = models.Count("process", distinct=True)
     number = models.Subquery(of_request.annotate(number=count).values("number"))
     return Coalesce(number, 0, output_field=models.IntegerField())

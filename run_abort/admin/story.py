@@ -134,10 +134,12 @@ def _effect(request: AbortRequest, hold: Hold) -> Iterator[Fact]:
         block = _("%(process)s, “%(label)s”") % {**names, "process": block}
     names = {"process": block, "since": moment(hold.since)}
     if hold.received_at is not None:
-        after = duration(hold.received_at - aware(request.requested_at))
+        after = hold.received_at - aware(request.requested_at)
         way = RunHold.Way(hold.way).label if hold.way else ""
         text = _("%(process)s: %(way)s, %(duration)s after the request.")
-        lines = (text % {**names, "way": way, "duration": after},)
+        if hold.request_id != str(request.pk) and after < timedelta():
+            text = _("%(process)s: %(way)s, because of an earlier request.")
+        lines = (text % {**names, "way": way, "duration": duration(after)},)
         yield Fact("received", hold.received_at, _("Received"), lines)
         for step, seconds in hold.escalations:
             span = timedelta(seconds=seconds)

@@ -60,11 +60,14 @@ def abort_button(
         return _nothing("the context of the template has no “request”")
     if getattr(request, "user", None) is None:
         return _nothing("the request has no user; is AuthenticationMiddleware missing?")
+    if run == "":
+        raise ValueError("a run ID must not be empty: is the variable in the context?")
     run_id = _plain(clean_id(run))
     action = _url(request, view, run, run_id)
     if not _may(request, action):
         return _nothing(
-            f"“{request.user}” may not abort the run “{visible(run_id)}”: see MAY_ABORT"
+            f"“{request.user}” may not abort the run “{visible(run_id)}”: see MAY_ABORT in "
+            "RUN_ABORT"
         )
     return {
         "action": action,
@@ -105,7 +108,11 @@ def _url(request: HttpRequest, view: str, run: Any, run_id: str) -> str:
     app = getattr(request, "current_app", getattr(match, "namespace", None))
     try:
         return reverse(view, args=[run_id], current_app=app)
-    except NoReverseMatch:
+    except NoReverseMatch as error:
+        if view.partition(":")[0] == "run_abort" and "namespace" in str(error):
+            raise NoReverseMatch(
+                f"{error}: add path('runs/', include('run_abort.urls')) to the project's URLs"
+            ) from error
         if not hasattr(run, "pk"):
             raise
         return reverse(view, args=[run.pk], current_app=app)

@@ -12,6 +12,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from example.redis_server import free_port
+from run_abort import abort_run, clear_run_abort
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure, threads_of_ours
 from tests.rows import LEASE, hold_row, process_row
@@ -59,6 +60,19 @@ class TestText:
             "3 open block(s) in 2 process(es).",
             "Redis counts 0 subscriber(s).",
         ]
+
+    def test_says_if_the_run_does_not_start(self) -> None:
+        abort_run("run-1", actor="ann\x1b")
+        abort_run("run-1")
+        abort_run("run-2", actor="ann")
+        clear_run_abort("run-2")
+        out, why = fails("run-1", "run-2", "run-3")
+        assert out.splitlines()[:-2] == [
+            '"run-1" was aborted: until clear_run_abort, it does not start.'
+        ]
+        assert why == "No process is known to work on it."
+        abort_run("run-2", actor="ann\x1b")
+        assert '"run-2" was aborted by ann\\x1b: until' in fails("run-2")[0]
 
     def test_strangers_do_not_reach_the_terminal(self) -> None:
         bad = "\x1b[2J\r\x9b\u202e\n"

@@ -15,6 +15,7 @@ from django.db.models import Model
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
 
@@ -69,7 +70,7 @@ def text(response: HttpResponse) -> str:
 
 def rows(client: Client, **query: Any) -> list[str]:
     """The run IDs in the list."""
-    return re.findall(r'class="field-run">([^<]*)', text(client.get(LIST, query)))
+    return re.findall(r'class="field-run"><a [^>]*>([^<]*)', text(client.get(LIST, query)))
 
 
 def outcomes(page: str) -> list[str]:
@@ -95,6 +96,12 @@ def story_page(client: Client) -> Callable[[AbortRequest], str]:
 
 
 class TestList:
+    def test_the_run_is_the_link_and_its_outcome_comes_next(self, client: Client) -> None:
+        row = request("run-1")
+        page = text(client.get(LIST))
+        url = reverse("admin:run_abort_abortrequest_change", args=[row.pk])
+        assert re.search(rf'<a href="{url}[^>]*>run-1</a></th><td class="field-outcome"', page)
+
     def test_shows_what_became_of_each(self, client: Client) -> None:
         request("asked")
         request("cleared", cleared_at=AT)
@@ -107,11 +114,19 @@ class TestList:
         abort(some, second, "aborting")
         abort(some, silent, "aborting")
         abort(lost, silent, "aborting")
-        page = text(client.get(LIST, {"o": "2"}))
+        page = text(client.get(LIST, {"o": "1"}))
         cleared, asked, *stopped, of_lost, of_some = outcomes(page)
         assert (cleared, asked) == ("cleared", "requested")
         assert sorted(stopped) == ["stopped on 1 process", "stopped on 2 processes"]
         assert (of_lost, of_some) == ("lost on 1 of 2", "stopping on 1 of 3")
+
+    def test_a_start_that_was_refused_is_no_process_that_stopped(self, client: Client) -> None:
+        never_begun, stopped = request("never begun"), request("stopped")
+        abort(never_begun, process_row(), way="start")
+        abort(stopped, process_row(), way="start")
+        abort(stopped, process_row())
+        assert sorted(outcomes(text(client.get(LIST)))) == ["requested", "stopped on 1 process"]
+        assert rows(client, outcome="nobody") == ["never begun"]
 
     def test_says_stopped_only_if_no_process_has_still_to_receive_it(self, client: Client) -> None:
         alive, silent = process_row(), process_row(silent=LEASE + 1)
@@ -126,7 +141,7 @@ class TestList:
         assert set(rows(client, outcome="stopping")) == {"alive", "alive group"}
         assert set(rows(client, outcome="lost")) == {"silent", "silent group"}
         assert rows(client, outcome="stopped") == ["later"]
-        page = text(client.get(LIST, {"o": "2"}))
+        page = text(client.get(LIST, {"o": "1"}))
         stopped, *others = outcomes(page)
         assert stopped == "stopped on 1 process"
         assert others == ["lost"] * 2 + ["still not stopped"] * 2
@@ -230,6 +245,14 @@ class TestFiltersAndSearch:
 
 
 class TestTimeline:
+    def test_what_an_earlier_request_did_is_not_said_to_be_the_effect_of_this_one(
+        self, story_page: Callable[[AbortRequest], str]
+    ) -> None:
+        first, second = request("run-1"), request("run-1", requested_at=AT + timedelta(seconds=1))
+        abort(first, process_row("worker-1", 17), "aborting")
+        (received,) = [fact for fact in facts(story_page(second)) if fact.startswith("Received")]
+        assert received.endswith("worker-1, process 17: by push, because of an earlier request.")
+
     def test_tells_the_whole_story_in_order(
         self, story_page: Callable[[AbortRequest], str], settings: Any
     ) -> None:

@@ -136,7 +136,7 @@ class TestWhoSeesIt:
         for request, why in (
             (None, "the context of the template has no “request”"),
             (RequestFactory().get("/"), "the request has no user"),
-            (bob, "“--&gt;&lt;b&gt;” may not abort the run “run-1”: see MAY_ABORT"),
+            (bob, "“--&gt;&lt;b&gt;” may not abort the run “run-1”: see MAY_ABORT in RUN_ABORT"),
         ):
             settings.DEBUG = False
             assert render("{% abort_button 'run-1' %}", request) == ""
@@ -177,6 +177,15 @@ class TestMistakes:
     def test_what_is_no_id(self, ann: User, run_id: Any, error: type[Exception]) -> None:
         with pytest.raises(error, match="a run ID must"):
             render("{% abort_button run_id %}", request_of(ann), run_id=run_id)
+
+    def test_a_variable_that_is_not_there(self, ann: User) -> None:
+        with pytest.raises(ValueError, match="is the variable in the context"):
+            render("{% abort_button nowhere %}", request_of(ann))
+
+    def test_urls_that_are_not_included(self, ann: User, settings: Any) -> None:
+        settings.ROOT_URLCONF = type("Urls", (), {"urlpatterns": []})
+        with pytest.raises(NoReverseMatch, match=re.escape("include('run_abort.urls')")):
+            render("{% abort_button 'run-1' %}", request_of(ann))
 
     def test_what_is_no_abort_view(self, ann: User) -> None:
         with pytest.raises(ImproperlyConfigured, match="/page/run-1/ is not served by"):

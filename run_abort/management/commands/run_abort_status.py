@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from argparse import ArgumentParser
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
-from run_abort._core.types import Hold
+from run_abort._core.types import Hold, Request
 from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
 from run_abort._store.holds import Overview, overview
@@ -80,7 +80,9 @@ class Command(BaseCommand):
         if verbosity and as_json:
             self.stdout.write(json.dumps(_facts(found, subscribers)))
         elif verbosity:
-            text = "\n".join([*_table(found), *_sentences(found, subscribers)])
+            standing = current().requests.standing_for(list(run_ids)) if run_ids else None
+            lines = (*_table(found), *_refusals(standing or ()), *_sentences(found, subscribers))
+            text = "\n".join(lines)
             self.stdout.write(printable(text, self.stdout))
 
         unmet = []
@@ -137,6 +139,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def _refusals(standing: Iterable[Request]) -> Iterator[str]:
+    """Yield a line for each run that does not start, because an abort of it stands."""
+    for run_id, request in {each.run_id: each for each in standing}.items():
+        who = f" by {visible(request.actor)}" if request.actor else ""
+        yield f'"{visible(run_id)}" was aborted{who}: until clear_run_abort, it does not start.'
 
 
 def _sentences(found: Overview, subscribers: int | None) -> Iterator[str]:
