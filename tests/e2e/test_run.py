@@ -92,6 +92,28 @@ def test_the_page_says_no_more_than_is_known(
     expect(status(page)).to_have_text(STOPPED)
 
 
+def test_a_page_that_is_loaded_again_goes_on(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    run_id = start_run(1)
+    silent.hold(run_id)
+    page = tabs.open(path_of(run_id))
+    # The example shows no button once its own workers have stopped; most projects do.
+    as_it_was = page.request.get(page.url).text()
+    page.route(page.url, lambda route: route.fulfill(body=as_it_was, content_type="text/html"))
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    page.reload()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    expect(opener(page)).to_be_hidden()
+    silent.leave()
+    expect(status(page)).to_have_text(STOPPED)
+    other = tabs.open(path_of(start_run(1)))
+    expect(opener(other)).to_be_visible()
+    expect(status(other)).to_be_empty()
+
+
 def test_the_page_does_not_look_for_ever(tabs: Tabs, start_run: StartRun, silent: Silent) -> None:
     run_id = start_run(1)
     silent.hold(run_id)

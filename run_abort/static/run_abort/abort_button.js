@@ -1,6 +1,6 @@
 /*
- * Requests the abort without leaving the page and shows its progress. Without this script the
- * button's form works as a plain HTML form.
+ * Requests the abort without leaving the page and shows its progress, also after the page was
+ * loaded again. Without this script the button's form works as a plain HTML form.
  *
  * After each response of the progress view the button's element dispatches the event
  * "run-abort:progress", which bubbles. Its `detail` is the response: runId, requestId, state, over,
@@ -66,7 +66,18 @@
     if (hadFocus) box.querySelector("[role=status]").focus();
     const { runId, requestId } = data;
     report(box, { runId, requestId, state: "asked", over: false, text: box.dataset.asked });
-    if (box.dataset.progress) await watch(box, requestId);
+    if (!box.dataset.progress) return;
+    remember(box, requestId);
+    await watch(box, requestId);
+  }
+
+  /** After a reload, continue to follow what this tab has asked for. */
+  function resume(box) {
+    const requestId = remembered(box);
+    if (!requestId) return;
+    box.querySelector("details").hidden = true;
+    show(box, "asked", box.dataset.asked);
+    watch(box, requestId);
   }
 
   async function watch(box, requestId) {
@@ -81,17 +92,18 @@
         text = data.text;
         report(box, data);
         if (data.over && UNCLEAR.includes(data.state)) break;
-        if (data.over) return;
+        if (data.over) return remember(box, "");
       } else if (status === 401) {
         show(box, "failed", box.dataset.loggedOut);
         return;
       } else if (status >= 400 && status < 500 && status !== 429) {
-        return; // the visitor may abort, but has no access to the progress view
+        return remember(box, ""); // the visitor may abort, but has no access to the progress view
       } else {
         show(box, box.dataset.state, box.dataset.lost);
       }
       if (performance.now() > until) break;
     }
+    remember(box, "");
     show(box, "unwatched", `${text} ${box.dataset.unwatched}`);
     const details = box.querySelector("details");
     details.open = false;
@@ -135,6 +147,24 @@
     if (status.textContent !== text) status.textContent = text;
   }
 
+  // In the storage of the tab, to which a browser may refuse access.
+
+  function remember(box, requestId) {
+    try {
+      sessionStorage.setItem(`run-abort:${box.dataset.progress}`, requestId);
+    } catch {
+      // Then a reload shows the button.
+    }
+  }
+
+  function remembered(box) {
+    try {
+      return box.dataset.progress && sessionStorage.getItem(`run-abort:${box.dataset.progress}`);
+    } catch {
+      return null;
+    }
+  }
+
   /** Resolves after `delay` ms, or later, when the page becomes visible. */
   function pause(delay) {
     return new Promise((resolve) => {
@@ -144,4 +174,6 @@
       }, delay);
     });
   }
+
+  document.querySelectorAll("[data-run-abort]").forEach(resume);
 })();
