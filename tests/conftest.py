@@ -18,6 +18,7 @@ from django.db import connections
 from django.utils import translation
 
 from example.redis_server import RedisServer
+from run_abort._core import escalation
 from run_abort._runtime.runtime import Runtime, install
 from run_abort._store import database
 from run_abort.testing import use_settings
@@ -143,10 +144,11 @@ def no_connection_of_async_code() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def patient() -> Iterator[None]:
-    """The database of a busy machine is not taken for one that is away."""
+    """On a busy machine the database is not taken for one that is away, nor a thread for stuck."""
     # Not by the tests' own monkeypatch, which some of them undo.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "timeout", lambda: TIMEOUT)
+        patch.setattr(escalation, "ATTEMPT", TIMEOUT)
         yield
 
 

@@ -19,7 +19,16 @@ if sys.modules.get("django") is not None:
 for name in BLOCKED:
     sys.modules[name] = None  # type: ignore[assignment]
 
-from tests.core.scopes import Core, threads_of_ours, wait_until  # noqa: E402  not before
+from run_abort._core import escalation  # noqa: E402  not before
+from tests.core.scopes import TIMEOUT, Core, threads_of_ours, wait_until  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
+    """The escalator of a busy machine is not taken for one that is stuck."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(escalation, "ATTEMPT", TIMEOUT)
+        yield
 
 
 @pytest.fixture
