@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from run_abort._concurrency import workers
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import SerialWorker
-from tests.core.scopes import wait_until
+from tests.core.scopes import TIMEOUT, wait_until
 
 
 class TestSerialWorker:
@@ -89,7 +90,8 @@ class TestSerialWorker:
 
 
 class TestFork:
-    def test_no_helper_is_alive_at_a_fork(self) -> None:
+    def test_no_helper_is_alive_at_a_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(workers, "JOIN_TIMEOUT", TIMEOUT)
         release = threading.Event()
         future = workers.submit(lambda: release.wait(20), name="run_abort-test")
         threading.Timer(0.1, release.set).start()
@@ -126,15 +128,18 @@ class TestFork:
         steps: list[str] = []
         monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
         thread_ends.add(lambda: steps.append("closed"))
-        for fn in (lambda: None, lambda: 1 / 0):
-            future = workers.submit(fn, name="run_abort-test")
+        for number, fn in ((2, lambda: None), (4, lambda: 1 / 0)):
+            watched = threading.Event()
+            job = partial(lambda fn, watched: watched.wait(TIMEOUT) and fn(), fn, watched)
+            future = workers.submit(job, name="run_abort-test")
             future.add_done_callback(lambda future: steps.append("result"))
-            wait_until(lambda future=future: future.done())
-        wait_until(lambda: len(steps) == 4)
+            watched.set()
+            wait_until(lambda number=number: len(steps) == number)
         assert steps == ["closed", "result"] * 2
 
 
-def test_a_fork_waits_for_what_a_helper_starts_too() -> None:
+def test_a_fork_waits_for_what_a_helper_starts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "JOIN_TIMEOUT", TIMEOUT)
     handled: list[int] = []
 
     def start_another(item: int) -> None:
