@@ -28,6 +28,14 @@ def rows(runtime: Runtime) -> Recorder:
     return runtime.recorder
 
 
+def block(rows: Recorder) -> threading.Event:
+    """Keep the thread busy until the event is set, so that jobs wait."""
+    is_free = threading.Event()
+    rows.put(recorder._CALL, lambda alias: is_free.wait(TIMEOUT))
+    wait_until(lambda: rows._busy is not None)
+    return is_free
+
+
 def recorders() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "run_abort-recorder"]
 
@@ -49,12 +57,10 @@ def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
     operation: Operation[int, int] = Operation(
         0, lambda alias, items: batches.append(items) or items
     )
-    is_free = threading.Event()
-    blocker = rows.put(Operation(0, lambda alias, items: [is_free.wait(TIMEOUT)]), None)
+    is_free = block(rows)
     futures = [rows.put(operation, number) for number in range(500)]
     is_free.set()
     assert [future.result(TIMEOUT) for future in futures] == list(range(500))
-    assert blocker.result()
     assert batches == [list(range(500))]
 
 
@@ -63,8 +69,7 @@ def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
         return [1 / item for item in items]
 
     operation: Operation[int, float] = Operation(0, divide)
-    is_free = threading.Event()
-    rows.put(Operation(0, lambda alias, items: [is_free.wait(TIMEOUT)]), None)
+    is_free = block(rows)
     bad, good = rows.put(operation, 0), rows.put(operation, 2)
     is_free.set()
     assert good.result(TIMEOUT) == 0.5
@@ -75,6 +80,7 @@ def test_callers_wait_for_a_bounded_time(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
     is_free = threading.Event()
     assert rows.call(lambda alias: is_free.wait(TIMEOUT), otherwise="away") == "away"
     assert rows.call(lambda alias: "here", otherwise="away") == "away"
@@ -90,19 +96,19 @@ def test_a_thread_that_is_stuck_is_replaced(
 ) -> None:
     monkeypatch.setattr(database, "timeout", lambda: 0.1)
     is_free = threading.Event()
-    seen: list[str] = []
+    seen: list[threading.Thread] = []
 
     def work(alias: str) -> str:
-        seen.append(threading.current_thread().name)
+        seen.append(threading.current_thread())
         if len(seen) == 1:
             is_free.wait(TIMEOUT)
         return "done"
 
     job = rows.put(recorder._CALL, work)
     wait_until(lambda: rows.call(lambda alias: "here", otherwise="away") == "here")
-    # The job was done again, by the next thread.
+    # The job was done again, by the next thread, which may seem stuck as well.
     assert job.result(TIMEOUT) == "done"
-    assert len(seen) == 2
+    assert len(set(seen)) == len(seen) >= 2
     is_free.set()
     wait_until(lambda: len(recorders()) <= 1)
 
@@ -136,9 +142,7 @@ def test_too_many_jobs_are_refused(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recorder, "MAX_WAITING", 3)
-    is_free = threading.Event()
-    rows.put(recorder._CALL, lambda alias: is_free.wait(TIMEOUT))
-    wait_until(lambda: rows._busy is not None)
+    is_free = block(rows)
     futures = [rows.put(recorder._CALL, lambda alias: 1) for _ in range(5)]
     assert [each.done() for each in futures] == [False] * 3 + [True] * 2
     assert "too slow" in caplog.text
