@@ -89,7 +89,7 @@ def test_events_of_a_thread_do_not_nest_and_none_is_lost(core: Core) -> None:
 def hangs(function: Callable[[], object]) -> bool:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
-    thread.join(TIMEOUT / 4)
+    thread.join(TIMEOUT)
     return thread.is_alive()
 
 
