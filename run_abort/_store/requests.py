@@ -193,26 +193,27 @@ def _has_any(alias: str, ids: Sequence[str]) -> bool:
 
 
 def _insert(alias: str, some: Sequence[Request], made: float) -> None:
-    age = time.monotonic() - made
     host = socket.gethostname()
     model = database.model()
-    rows = [
-        model(
-            id=uuid.UUID(request.id),
-            run_id=request.run_id,
-            reason=request.reason,
-            actor=request.actor,
-            user_id=request.user_pk,
-            origin=request.origin,
-            host=host,
-            requested_at=Now(-age),  # they were published before, and may have been obeyed by now
-            cause=request.cause,
-            # A client that is gone does not keep others from starting the run.
-            cleared_at=Now() if request.cause == DISCONNECT else None,
-        )
-        for request in some
-    ]
     with limited(alias, writes=True):
+        age = time.monotonic() - made  # not before, as that may wait for another writer
+        rows = [
+            model(
+                id=uuid.UUID(request.id),
+                run_id=request.run_id,
+                reason=request.reason,
+                actor=request.actor,
+                user_id=request.user_pk,
+                origin=request.origin,
+                host=host,
+                # They were published before, and may have been obeyed by now.
+                requested_at=Now(-age),
+                cause=request.cause,
+                # A client that is gone does not keep others from starting the run.
+                cleared_at=Now() if request.cause == DISCONNECT else None,
+            )
+            for request in some
+        ]
         # They may be there: written in a transaction of the caller, or by an attempt whose answer
         # was lost.
         model.objects.using(alias).bulk_create(rows, batch_size=BATCH, ignore_conflicts=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
 from run_abort._core.ids import MAX_ID_LENGTH
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import database
+from run_abort._store import database, requests
 from run_abort._store.requests import Requests
 from run_abort._transport import codec
 from run_abort.models import AbortRequest
@@ -81,6 +85,24 @@ class TestRows:
         assert rows.mark_published([request], [1])
         assert runtime.recorder.flush(TIMEOUT)
         assert AbortRequest.objects.get().published_at == row.published_at
+
+    def test_to_wait_for_the_database_makes_it_no_later(
+        self, rows: Requests, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limited, clock, waited = requests.limited, time.monotonic, 0.0
+
+        @contextmanager
+        def slowly(*args: Any, **options: Any) -> Iterator[None]:
+            nonlocal waited
+            with limited(*args, **options):
+                waited = 3600
+                yield
+
+        monkeypatch.setattr(requests, "limited", slowly)
+        monkeypatch.setattr(requests, "time", SimpleNamespace(monotonic=lambda: clock() + waited))
+        record(rows)
+        age = timezone.now() - AbortRequest.objects.get().requested_at
+        assert age >= timedelta(hours=1)
 
     @pytest.mark.parametrize("use_tz", [True, False])
     def test_they_are_read_in_order_and_with_their_times(
