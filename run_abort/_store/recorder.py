@@ -283,8 +283,9 @@ class Recorder:
         while len(batch) < MAX_BATCH:
             rest = until - time.monotonic()
             is_in_hurry = self._is_hurried or life.stopping or not all(map(_is_lazy, batch))
+            may_wait = not is_in_hurry and rest > 0
             try:
-                batch.append(self._jobs.get(not is_in_hurry and rest > 0, max(rest, 0)))
+                batch.append(self._jobs.get(may_wait, rest if may_wait else None))
             except Empty:
                 break
         return [job for job in batch if job is not None]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import sqlite3
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
+from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
 from run_abort._store.recorder import Operation, Recorder
@@ -129,6 +132,15 @@ def test_lazy_jobs_rest_and_others_do_not(rows: Recorder, monkeypatch: pytest.Mo
     assert rows.call(lambda alias: done.append("now") or True, otherwise=None)
     lazy.result(TIMEOUT)
     assert done == ["now", "lazy"]
+
+
+def test_a_queue_that_is_not_written_in_c(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # That of eventlet, and of PyPy: it takes no timeout if it is not to wait.
+    jobs: Any = queue._PySimpleQueue()  # type: ignore[attr-defined]
+    monkeypatch.setattr(rows, "_jobs", jobs)
+    job = recorder._Job(recorder._CALL, lambda alias: 1, Future())
+    jobs.put(job)
+    assert rows._take(Life(0)) == [job]
 
 
 def test_flush_does_not_rest(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
