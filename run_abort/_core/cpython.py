@@ -51,6 +51,15 @@ def asynchronously() -> Callable[[int | None, int | None], int]:
         raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
 
 
+def check_thread() -> None:
+    """Check that an exception can be sent to what ``threading`` takes for this thread.
+
+    :raises RuntimeError: under gevent or eventlet, whose greenlets share one thread of CPython.
+    """
+    if threading.get_ident() not in sys._current_frames():
+        raise RuntimeError("gevent and eventlet: a greenlet cannot be interrupted, only a thread")
+
+
 def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> bool:
     """Raise ``exception`` in the thread ``ident``, unless a database statement runs there.
 

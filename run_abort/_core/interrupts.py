@@ -42,7 +42,7 @@ from typing import Any, Final
 
 from run_abort.exceptions import RunAborted
 
-from .cpython import Statement, asynchronously, raise_outside_of_statements
+from .cpython import Statement, asynchronously, check_thread, raise_outside_of_statements
 from .transactions import end_transactions, open_transactions
 
 logger = logging.getLogger("run_abort")
@@ -116,7 +116,8 @@ class Interruption:
     :param over: not empty once the ``with`` statement has ended.
     :param grace: of the block, in seconds.
     :ivar delayed_by: the statement that the last attempt found in the thread.
-    :raises RuntimeError: if this Python has no asynchronous exceptions.
+    :raises RuntimeError: if this Python has no asynchronous exceptions, or if this is a greenlet
+        of gevent or eventlet.
     """
 
     __slots__ = (
@@ -137,6 +138,7 @@ class Interruption:
         grace: float = 0.0,
     ) -> None:
         asynchronously()
+        check_thread()
         if not hasattr(_here, "target"):
             _here.target = _Target()
         self._target: _Target = _here.target

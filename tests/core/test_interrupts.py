@@ -600,6 +600,15 @@ class TestArguments:
                 pass
         assert list(core.registry.holders()) == []
 
+    def test_a_greenlet_is_refused(self, core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("threading.get_ident", lambda: 1)  # as gevent and eventlet do
+        with core.block("run-1"):
+            pass
+        with pytest.raises(RuntimeError, match="a greenlet cannot be interrupted"):
+            with core.block("run-1", insist="interrupt"):
+                pass
+        assert list(core.registry.holders()) == []
+
     def test_both_may_be_named(self, core: Core) -> None:
         both: Any = ("cancel", "interrupt")
         with core.block("run-1", insist=both):
