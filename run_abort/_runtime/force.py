@@ -13,9 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
 from typing import Final
 
 from run_abort import conf
+from run_abort._concurrency.workers import submit
 from run_abort._core.controller import AbortController
 from run_abort._core.escalation import EscalationPlan, Escalator
 from run_abort._core.types import FORCE, Aborted, Event
@@ -23,6 +26,8 @@ from run_abort._core.types import FORCE, Aborted, Event
 logger = logging.getLogger("run_abort")
 
 EXIT_CODE: Final = 137  # as a shell shows SIGKILL
+SETTLE_TIME: Final = 7.0  # seconds
+LOG_TIME: Final = 1.0  # seconds
 
 
 class Force:
@@ -40,12 +45,11 @@ class Force:
         self._reset()
 
     def _reset(self) -> None:
-        # Guards the attributes below. Reentrant, because a signal handler may abort while its own
-        # thread holds the lock.
+        # Guards _blocks. Reentrant, because a signal handler may abort while its own thread holds
+        # the lock.
         self._lock = threading.RLock()
-        self._blocks: dict[AbortController, None] = {}
-        self._plan: EscalationPlan | None = None
-        self._was_asked = False
+        # The blocks that have a plan, and whether the process was asked to end because of them.
+        self._blocks: dict[AbortController, bool] = {}
 
     def note(self, event: Event) -> None:
         """Plan the end of this process, if the event is an abort by force. Never blocks.
@@ -56,46 +60,56 @@ class Force:
             return
         if not conf.settings().is_real:
             return
+        by_grace: dict[float, list[AbortController]] = {}
         with self._lock:
-            self._blocks |= dict.fromkeys(event.controllers)
-            left = self._still_open()
-            if not left or self._plan is not None:
-                return
-            self._plan = plan = EscalationPlan(max(map(_grace_left, left)), self._attempt)
-        self._escalator.add(plan)
+            for each in event.controllers:
+                if each.is_open and each.signal.aborted and each not in self._blocks:
+                    self._blocks[each] = False
+                    by_grace.setdefault(each.signal.grace, []).append(each)
+        for blocks in by_grace.values():
+            self._escalator.add(self._plan(blocks))
 
-    def _still_open(self) -> list[AbortController]:
-        """The blocks whose code runs here. Called within the lock."""
-        left = [each for each in self._blocks if each.is_open and each.signal.aborted]
-        self._blocks = dict.fromkeys(left)
-        return left
+    def _plan(self, blocks: list[AbortController]) -> EscalationPlan:
+        plan = EscalationPlan(max(map(_grace_left, blocks)), lambda: self._attempt(plan, blocks))
+        return plan
 
-    def _attempt(self) -> bool:
+    def _attempt(self, plan: EscalationPlan, blocks: list[AbortController]) -> bool:
         with self._lock:
-            left = self._still_open()
+            self._blocks = {each: asked for each, asked in self._blocks.items() if each.is_open}
+            left = [each for each in blocks if each in self._blocks]
             if not left:
-                if self._plan is not None:
-                    self._plan.is_over = True
-                self._plan, self._was_asked = None, False
+                plan.is_over = True
                 return True
-            was_asked, self._was_asked = self._was_asked, True
+            was_asked = self._blocks[left[0]]
+            was_asked_by_others = not was_asked and any(self._blocks.values())
+            self._blocks |= dict.fromkeys(left, True)
         for each in left:
             each.signal.escalated("end")
-        logger.warning(
-            "Process %d is ended by force: the aborted run %r goes on, in %d block(s)",
-            os.getpid(),
-            left[0].signal.run_id,
-            len(left),
-        )
-        self._settle()
-        if was_asked:
-            os._exit(EXIT_CODE)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not was_asked_by_others:
+            self._end(left, os._exit if was_asked else _terminate)
         return True
+
+    def _end(self, left: list[AbortController], end: Callable[[int], object]) -> None:
+        _within(SETTLE_TIME, self._settle)
+        if not any(each.is_open for each in left):
+            return
+        text = "Process %d is ended by force: the aborted run %r goes on, in %d block(s)"
+        about = os.getpid(), left[0].signal.run_id, len(left)
+        _within(LOG_TIME, partial(logger.warning, text, *about))
+        end(EXIT_CODE)
 
     def after_fork_in_child(self) -> None:
         """Forget everything: the child reads the requests for its own blocks."""
         self._reset()
+
+
+def _terminate(_code: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _within(seconds: float, function: Callable[[], object]) -> None:
+    """Call a function that what is stuck in this process may keep from returning, as a lock."""
+    wait([submit(function, name="run_abort-force")], seconds)
 
 
 def _grace_left(controller: AbortController) -> float:

@@ -40,13 +40,13 @@ with abortable_run(run_id, grace=grace, catch=True) as block:
         block.finish()
     say("holding")
     if manner == "obedient":
-        wait_for(lambda: current().force._plan)
+        wait_for(lambda: current().force._blocks)
     elif manner in {"finishing", "told"}:
         wait_for(lambda: current().dispatch.recent())
     else:
         while True:
             time.sleep(0.1)
-wait_for(lambda: not current().force._plan)
+wait_for(lambda: not current().force._blocks)
 say("over")
 """
 
@@ -153,4 +153,111 @@ def test_a_test_of_a_project_ends_no_process() -> None:
     with use_rows(), abortable_run("run-1", catch=True) as block:
         force()
         assert block.aborted
-        assert current().force._plan is None
+        assert not current().force._blocks
+
+
+# Two threads hold a run each. SIGTERM is ignored; CLEANUP_TIME is the time until the second step.
+TWO = """
+import signal
+from tests.child import *
+from run_abort._core import interrupts
+interrupts.CLEANUP_TIME = 0.5
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def hold(run_id, grace, lasts):
+    with abortable_run(run_id, grace=grace, catch=True) as block:
+        wait_for(lambda: state() in {"listening", "off"})
+        wait_for(lambda: current().recorder.flush(1))
+        everyone.wait()
+        wait_for(lambda: block.aborted)
+        say(f"aborted {run_id}")
+        time.sleep(lasts)
+    say(f"left {run_id}")
+everyone = threading.Barrier(2, lambda: say("holding"))
+(grace_1, lasts_1), (grace_2, lasts_2) = (map(float, each.split(",")) for each in sys.argv[1:])
+threads = [
+    threading.Thread(target=hold, args=("run-1", grace_1, lasts_1)),
+    threading.Thread(target=hold, args=("run-2", grace_2, lasts_2)),
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    while thread.is_alive():
+        thread.join(0.1)
+say("over")
+"""
+
+
+@pytest.mark.usefixtures("options")
+@pytest.mark.parametrize(("lasts", "told"), [("0.3", "left run-1"), ("60", "aborted run-1")])
+def test_the_grace_of_one_run_does_not_put_off_the_end_for_another(
+    start: Start, lasts: str, told: str
+) -> None:
+    child = start("-c", TWO, f"600,{lasts}", "0,60")
+    child.wait_for("holding")
+    force("run-1")
+    child.wait_for(told)
+    force("run-2")
+    assert child.wait() == 137
+
+
+@pytest.mark.usefixtures("options")
+def test_what_was_done_for_one_run_takes_no_grace_from_another(start: Start) -> None:
+    child = start("-c", TWO, "0,0.2", "60,2")
+    child.wait_for("holding")
+    force("run-1")
+    child.wait_for("left run-1")
+    outcome = force("run-2")
+    child.wait_for("over")
+    assert child.wait() == 0
+    assert steps(outcome) == []
+
+
+# What is done before the end takes so long that the block is left meanwhile.
+SLOW = """
+from tests.child import *
+with abortable_run("run-1", grace=0, catch=True) as block:
+    wait_for(lambda: state() in {"listening", "off"})
+    wait_for(lambda: current().recorder.flush(1))
+    is_settling, was_left, settle = threading.Event(), threading.Event(), current().force._settle
+    def slow():
+        is_settling.set()
+        was_left.wait(10)
+        return settle()
+    current().force._settle = slow
+    say("holding")
+    is_settling.wait(20)
+was_left.set()
+wait_for(lambda: not current().escalator.service.is_running)
+say("over")
+"""
+
+
+@pytest.mark.usefixtures("options")
+def test_a_block_that_is_left_in_the_last_moment_ends_no_process(start: Start) -> None:
+    child = start("-c", SLOW)
+    child.wait_for("holding")
+    force()
+    child.wait_for("over")
+    assert child.wait() == 0
+
+
+LOGGING = """
+from tests.child import *
+import logging
+with abortable_run("run-1", grace=0) as block:
+    wait_for(lambda: state() in {"listening", "off"})
+    wait_for(lambda: current().recorder.flush(1))
+    say("holding")
+    for handler in logging.getLogger("run_abort").handlers:
+        handler.acquire()  # as one that writes to a pipe that nobody reads
+    while True:
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.usefixtures("options")
+def test_one_that_is_stuck_in_its_log_is_ended(start: Start) -> None:
+    child = start("-c", LOGGING)
+    child.wait_for("holding")
+    force()
+    assert child.wait() == -signal.SIGTERM
