@@ -1,8 +1,9 @@
 """Ends this process, because somebody has asked for that and its code goes on after an abort.
 
 A request with the cause ``"force"`` aborts as any other. A block of its run that is still open
-after its grace is not interrupted, because it was not opened for that. Its process is ended: by
-SIGTERM first, and ``os._exit`` if that has not helped.
+five seconds after its grace is not interrupted, because it was not opened for that, or goes on all
+the same. By then its programs were killed. Its process is ended: by SIGTERM first, and ``os._exit``
+if that has not helped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 
 from run_abort import conf
 from run_abort._concurrency.workers import submit
+from run_abort._core import interrupts
 from run_abort._core.controller import AbortController
 from run_abort._core.escalation import EscalationPlan, Escalator
 from run_abort._core.types import FORCE, Aborted, Event
@@ -113,7 +115,8 @@ def _within(seconds: float, function: Callable[[], object]) -> None:
 
 
 def _grace_left(controller: AbortController) -> float:
-    """Seconds that a block may still take to end by itself."""
-    aborted, grace = controller.signal.aborted_by, controller.signal.grace
+    """Seconds in which the block may end by itself, or because of the other escalations."""
+    aborted = controller.signal.aborted_by
+    grace = controller.signal.grace + interrupts.CLEANUP_TIME
     since = time.time() if aborted is None else aborted.at
     return min(max(grace - (time.time() - since), 0.0), grace)  # the clock may have been set

@@ -261,3 +261,25 @@ def test_one_that_is_stuck_in_its_log_is_ended(start: Start) -> None:
     child.wait_for("holding")
     force()
     assert child.wait() == -signal.SIGTERM
+
+
+RUN = """
+from tests.child import *
+with abortable_run("run-1", grace=float(sys.argv[1]), catch=True) as block:
+    wait_for(lambda: state() in {"listening", "off"})
+    wait_for(lambda: current().recorder.flush(1))
+    say("holding")
+    block.run(["/bin/sh", "-c", "trap '' TERM; echo started; while true; do sleep 0.1; done"])
+say("over")
+"""
+
+
+@pytest.mark.usefixtures("options")
+@pytest.mark.parametrize("grace", ["0", "1"])
+def test_its_programs_are_ended_first(start: Start, grace: str) -> None:
+    child = start("-c", RUN, grace)
+    child.wait_for("started")
+    outcome = force()
+    child.wait_for("over")
+    assert child.wait() == 0
+    assert steps(outcome) == ["terminate", "kill"]
