@@ -19,6 +19,7 @@ from typing import Final
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.service import Life, Service
+from run_abort._concurrency.workers import submit
 
 from . import interrupts
 from .types import Escalation
@@ -73,7 +74,8 @@ class EscalationPlan:
         long, and at least ``interrupts.CLEANUP_TIME``.
     :param attempt: makes an attempt, in the escalator's thread. Returns False if none was possible.
         Returns quickly, and raises nothing.
-    :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds.
+    :param on_stuck: called once if no attempt was possible for ``STUCK`` seconds, on a thread of
+        its own: what is stuck may hold a lock of the log.
     :ivar ident: of the thread of the block.
     :ivar is_added: whether the escalator knows it.
     :ivar is_over: whether the block was left.
@@ -111,7 +113,7 @@ class EscalationPlan:
         was_stuck, delay = self._stuck, min(max(self._stuck, RETRY_DELAY), MAX_DELAY)
         self._stuck += delay
         if was_stuck < STUCK <= self._stuck and self._on_stuck is not None:
-            self._on_stuck()
+            submit(self._on_stuck, name="run_abort-stuck")
         return delay
 
     def wait(self) -> None:

@@ -242,23 +242,33 @@ def test_a_block_that_is_left_in_the_last_moment_ends_no_process(start: Start) -
 
 
 LOGGING = """
+import ctypes, logging
 from tests.child import *
-import logging
-with abortable_run("run-1", grace=0) as block:
+from run_abort._core import escalation, interrupts
+interrupts.CLEANUP_TIME, escalation.STUCK = 0.3, 0.1
+warn_of_delay = interrupts.Interruption.warn_of_delay
+def warn(*args):
+    os.write(1, b"warns\\n")
+    warn_of_delay(*args)
+interrupts.Interruption.warn_of_delay = warn
+with abortable_run("run-1", grace=0, insist=sys.argv[1:]) as block:
     wait_for(lambda: state() in {"listening", "off"})
     wait_for(lambda: current().recorder.flush(1))
     say("holding")
     for handler in logging.getLogger("run_abort").handlers:
         handler.acquire()  # as one that writes to a pipe that nobody reads
-    while True:
-        time.sleep(0.1)
+    ctypes.CDLL(None).sleep(1000)
 """
 
 
 @pytest.mark.usefixtures("options")
-def test_one_that_is_stuck_in_its_log_is_ended(start: Start) -> None:
-    child = start("-c", LOGGING)
+@pytest.mark.parametrize("insist", [(), ("interrupt",)])
+def test_one_that_is_stuck_in_its_log_is_ended(start: Start, insist: tuple[str, ...]) -> None:
+    child = start("-c", LOGGING, *insist)
     child.wait_for("holding")
+    if insist:
+        abort_run("run-1")
+        child.wait_for("warns")
     force()
     assert child.wait() == -signal.SIGTERM
 
