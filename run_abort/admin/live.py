@@ -257,7 +257,7 @@ class Search(NamedTuple):
 
 
 def _may_force(user: Any) -> bool:
-    return bool(user.has_perm("run_abort.end_by_force"))
+    return user.has_perm("run_abort.end_by_force") is True
 
 
 def _runs_beside(run_id: str) -> list[str]:
@@ -273,7 +273,7 @@ def _runs_beside(run_id: str) -> list[str]:
         if run_id in (hold.run_id, *hold.groups)  # some databases ignore case
     }
     beside = read(partial(overview, origins=origins), otherwise=None) if origins else None
-    if beside is not None and beside.is_cut:
+    if any(each is not None and each.is_cut for each in (found, beside)):
         raise PermissionDenied
     runs = [run for run, _blocks in beside.by_run()] if beside else []
     return list(dict.fromkeys([run_id, *runs])) if runs else []

@@ -397,6 +397,29 @@ class TestForce:
         monkeypatch.setattr(holds, "MAX_ROWS", 2)
         assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
 
+    def test_a_process_that_was_not_read_may_work_on_others(
+        self, forcer: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def one_left_meanwhile(alias: str, **options: Any) -> Overview:
+            return overview(alias, **options)._replace(is_cut="run_ids" in options)
+
+        monkeypatch.setattr(live, "overview", one_left_meanwhile)
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+
+    def test_only_a_true_bool_is_a_permission(
+        self, aborter: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = User.has_perm
+        monkeypatch.setattr(
+            User, "has_perm", lambda user, name, *obj: known(user, name, *obj) or "no"
+        )
+        assert "End it by force" not in text(aborter.get(url()))
+        assert aborter.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+
+    def test_a_csrf_token_is_needed(self, forcer: Client) -> None:
+        forcer.handler.enforce_csrf_checks = True
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+
     def test_reading_ends_nothing(self, forcer: Client) -> None:
         assert forcer.get(force_url()).status_code == 405
 
