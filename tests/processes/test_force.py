@@ -156,13 +156,13 @@ def test_a_test_of_a_project_ends_no_process() -> None:
         assert not current().force._blocks
 
 
-# Two threads hold a run each. SIGTERM is ignored; CLEANUP_TIME is the time until the second step.
+# Two threads hold a run each. SIGTERM ends nothing; CLEANUP_TIME is the time until the second step.
 TWO = """
 import signal
 from tests.child import *
 from run_abort._core import interrupts
 interrupts.CLEANUP_TIME = 0.5
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: say("told to end"))
 def hold(run_id, grace, lasts):
     with abortable_run(run_id, grace=grace, catch=True) as block:
         wait_for(lambda: state() in {"listening", "off"})
@@ -210,6 +210,16 @@ def test_what_was_done_for_one_run_takes_no_grace_from_another(start: Start) -> 
     child.wait_for("over")
     assert child.wait() == 0
     assert steps(outcome) == []
+
+
+@pytest.mark.usefixtures("options")
+def test_the_process_is_told_once_for_all_of_its_runs(start: Start) -> None:
+    child = start("-c", TWO, "0,60", "0,60")
+    child.wait_for("holding")
+    force("run-1")
+    force("run-2")
+    assert child.wait() == 137
+    assert child.output.count("told to end") == 1
 
 
 # What is done before the end takes so long that the block is left meanwhile.
