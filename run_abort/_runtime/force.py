@@ -35,8 +35,8 @@ LOG_TIME: Final = 1.0  # seconds
 class Force:
     """What ends this process.
 
-    The attempts are made by the escalator's thread. While a test has cut the app off, there are
-    none: the process is that of the tests.
+    The attempts are made by the escalator's thread. There are none if requests have no rows, and
+    while a test has cut the app off: the process is that of the tests.
 
     :param settle: called before the process may end, to write what is known of its blocks.
     """
@@ -60,7 +60,9 @@ class Force:
         """
         if not isinstance(event, Aborted) or event.request.cause != FORCE:
             return
-        if not conf.settings().is_real:
+        # Only a row spares a new start of a cleared run from a message that somebody sends again.
+        options = conf.settings()
+        if not options.is_real or not options.REQUESTS:
             return
         by_grace: dict[float, list[AbortController]] = {}
         with self._lock:

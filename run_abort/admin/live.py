@@ -151,7 +151,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             reason = form.cleaned_data["reason"]
             batch = Batch.of([run_id], reason, request.user, self.abort_wait, FORCE)
             (outcome,), is_known = ask(batch)
-            text = _("Asked to end its processes by force.")
+            text = _("Asked to end its processes by force: %(reason)s") % {"reason": reason or "-"}
             return self._asked(request, outcome, text, is_known=is_known)
         link_to = run_links(self.admin_site, request)
         return confirm(
@@ -257,7 +257,7 @@ class Search(NamedTuple):
 
 
 def _may_force(user: Any) -> bool:
-    return user.has_perm("run_abort.end_by_force") is True
+    return conf.settings().REQUESTS and user.has_perm("run_abort.end_by_force") is True
 
 
 def _runs_beside(run_id: str) -> list[str]:

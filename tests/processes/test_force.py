@@ -149,6 +149,14 @@ def test_a_message_without_authority_ends_nothing(
     assert steps(outcome) == []
 
 
+def test_without_rows_no_process_is_ended(configure: Configure) -> None:
+    configure(REQUESTS=False, LISTEN=False)
+    with abortable_run("run-1", catch=True) as block:
+        force()
+        assert block.aborted
+        assert not current().force._blocks
+
+
 def test_a_test_of_a_project_ends_no_process() -> None:
     with use_rows(), abortable_run("run-1", catch=True) as block:
         force()

@@ -348,7 +348,7 @@ class TestForce:
         ]
         row = AbortRequest.objects.get()
         assert (row.run_id, row.reason, row.cause) == ("run-1", "stuck", "force")
-        assert LogEntry.objects.get().change_message == "Asked to end its processes by force."
+        assert LogEntry.objects.get().change_message == "Asked to end its processes by force: stuck"
         told = text(forcer.get(reverse("admin:run_abort_abortrequest_change", args=[row.pk])))
         assert "Processes that go on after their grace are ended by force." in told
 
