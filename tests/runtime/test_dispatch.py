@@ -20,7 +20,7 @@ from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received, run_aborted
 from tests.blocks import connected
-from tests.support import wait_until
+from tests.support import TIMEOUT, wait_until
 
 
 @pytest.fixture
@@ -221,8 +221,12 @@ class TestReceive:
         assert "for run 'run-1'" in record.getMessage()
 
     def test_receivers_that_return_in_time_cost_no_warning(
-        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture
+        self,
+        dispatch: Dispatch,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(dispatch_module, "SLOW", TIMEOUT)
         with connected(run_abort_received, lambda **kwargs: None):
             dispatch.receive(heard_of("run-1"))
         assert caplog.records == []
