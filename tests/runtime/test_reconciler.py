@@ -102,14 +102,16 @@ class TestWithoutRedis:
 
 class TestPace:
     def test_while_it_listens_it_looks_seldom(self, configure: Configure, looks: Looks) -> None:
+        def rests() -> bool:
+            seen = len(looks)
+            time.sleep(0.5)
+            return len(looks) == seen
+
         configure(REQUESTS=True, RECONCILE_INTERVAL=3600, POLL_INTERVAL=0.05)
         with abortable_run("run-1"):
             wait_until(current().listener.is_listening)
             wait_until(lambda: len(looks) >= 1)  # at the subscription
-            time.sleep(0.3)
-            seen = len(looks)
-            time.sleep(0.5)
-            assert len(looks) == seen
+            wait_until(rests)
 
     def test_when_the_link_is_lost_it_looks_at_once_and_often(
         self, configure: Configure, own_redis: RedisServer, looks: Looks
@@ -364,18 +366,21 @@ class TestMissed:
         monkeypatch.setattr(catch_up, "MARGIN", timedelta(0))
         names = [f"run-{number}" for number in range(100)]
 
-        def slow(**kwargs: Any) -> None:
-            time.sleep(0.02)
+        life = current().listener.service._life
+        assert life is not None
 
-        with connected(run_abort_received, slow):
+        def wait_for_the_fork(**kwargs: Any) -> None:
+            if len(self.received) == 6:
+                wait_until(lambda: life.stopping)
+
+        with connected(run_abort_received, wait_for_the_fork):
             for name in names:
                 foreign.publish_signed(name, id=str(request(name).pk))
             wait_until(lambda: len(heard) >= 5)
             pid = os.fork()
             if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-            assert len(heard) < 80
+                os._exit(len(heard))
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 80
             wait_until(lambda: len(heard) >= 100)
             wait_until(lambda: not is_running())
         assert sorted(heard) == sorted(self.received) == sorted(names)
@@ -567,7 +572,6 @@ class TestPushAgain:
     def test_it_gives_up_in_the_end(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reconciler_module, "PUSH_FOR", 0.2)
         configure(
             REQUESTS=True,
             REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
@@ -576,6 +580,8 @@ class TestPushAgain:
         )
         abort_run("run-1")
         assert is_running()
+        monkeypatch.setattr(reconciler_module, "PUSH_FOR", 0.2)
+        current().reconciler.push_later()
         wait_until(lambda: not is_running())
 
     def test_without_redis_there_is_nothing_to_push(self, polling: None) -> None:
