@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ os.wait()
 '''
 process_tree.KILL_TIMEOUT = 0.5
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
+has_warned = threading.Event()
+
+class Warned(logging.Handler):
+    def emit(self, record):
+        has_warned.set()
+
+logging.getLogger().addHandler(Warned())
 free = int(sys.argv[1])
 controller = AbortController("run-1", grace=0.5)
 outcome = []
@@ -93,7 +101,7 @@ except OSError:
 for _ in range(free):
     os.close(taken.pop())
 controller.abort()
-thread.join(20 if free else 2)
+thread.join(20) if free else has_warned.wait(20)
 print("near the limit:", sum(map(lives, pids)), outcome, flush=True)
 for fd in taken:
     os.close(fd)
@@ -104,6 +112,23 @@ print("afterwards:", sum(map(lives, pids)), outcome, flush=True)
 
 def python(code: str, *args: str) -> list[str]:
     return [sys.executable, "-c", code, *args]
+
+
+@pytest.fixture
+def has_written(controller: AbortController, tmp_path: Path) -> Iterator[Path]:
+    """The run is aborted once a program has made this file, after its output."""
+    path = tmp_path / "has_written"
+    waits = True
+
+    def abort() -> None:
+        wait_until(lambda: path.exists() or not waits)
+        controller.abort()
+
+    thread = threading.Thread(target=abort)
+    thread.start()
+    yield path
+    waits = False
+    thread.join()
 
 
 def too_many_files(*args: Any, **options: Any) -> Any:
@@ -222,38 +247,44 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
         assert not any(map(is_there, runner.pids))
         assert escalations == ["terminate", "kill"]
 
-    def test_the_output_so_far_is_kept(self, controller: AbortController) -> None:
+    def test_the_output_so_far_is_kept(
+        self, controller: AbortController, has_written: Path
+    ) -> None:
         code = """
 import sys, time
 print("out", flush=True)
 print("err", file=sys.stderr, flush=True)
 print(chr(228) * 100_000, flush=True)
+open(sys.argv[1], "w")
 time.sleep(600)
 """
-        timer = threading.Timer(0.7, controller.abort)
-        timer.start()
+        program = python(code, str(has_written))
         with pytest.raises(RunAborted) as raised:
-            controller.signal.run(python(code), capture_output=True, text=True, encoding="utf-8")
-        timer.join()
+            controller.signal.run(program, capture_output=True, text=True, encoding="utf-8")
         process = raised.value.process
         assert process is not None
         assert process.stdout == "out\n" + "ä" * 100_000 + "\n"
         assert process.stderr == "err\n"
 
-    def test_one_that_ends_within_a_character(self, controller: AbortController) -> None:
-        code = "import os, time; os.write(1, b'out\\r\\n\\xc3'); time.sleep(600)"
-        timer = threading.Timer(0.7, controller.abort)
-        timer.start()
+    def test_one_that_ends_within_a_character(
+        self, controller: AbortController, has_written: Path
+    ) -> None:
+        code = """
+import os, sys, time
+os.write(1, b"out\\r\\n\\xc3")
+open(sys.argv[1], "w")
+time.sleep(600)
+"""
+        program = python(code, str(has_written))
         with pytest.raises(RunAborted) as raised:
-            controller.signal.run(python(code), stdout=subprocess.PIPE, encoding="utf-8")
-        timer.join()
+            controller.signal.run(program, stdout=subprocess.PIPE, encoding="utf-8")
         process = raised.value.process
         assert process is not None
         assert process.stdout == "out\n"
 
     @pytest.mark.parametrize("encoding", ["utf-8", None])
     def test_a_stranger_that_keeps_the_pipe_does_not_keep_us_waiting(
-        self, controller: AbortController, encoding: str | None
+        self, controller: AbortController, has_written: Path, encoding: str | None
     ) -> None:
         """It has left its group, and its parent is gone: nobody can tell whose it is."""
         code = """
@@ -262,18 +293,17 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         os.write(1, b"%d \\r\\n\\xc3" % os.getpid())  # ends within a character
+        open(sys.argv[1], "w")
         time.sleep(600)
     os._exit(0)
 os.wait()
 time.sleep(600)
 """
-        timer = threading.Timer(0.7, controller.abort)
-        timer.start()
+        program = python(code, str(has_written))
         began = time.monotonic()
         with pytest.raises(RunAborted) as raised:
-            controller.signal.run(python(code), capture_output=True, encoding=encoding)
+            controller.signal.run(program, capture_output=True, encoding=encoding)
         assert time.monotonic() - began < TIMEOUT
-        timer.join()
         process = raised.value.process
         assert process is not None
         stranger = int(process.stdout.split()[0])
@@ -291,9 +321,14 @@ time.sleep(600)
             "print(os",
             f"f = open({str(path)!r}, 'w'); f.write(str(child.pid)); f.close(); print(os",
         )
-        with pytest.raises(subprocess.TimeoutExpired) as raised:
-            controller.signal.run(python(code, "stubborn"), stdout=subprocess.PIPE, timeout=1)
-        assert raised.value.timeout == 1
+        timeout = 0.5
+        while not (path.exists() and path.read_text()):  # the machine may be slow
+            timeout *= 2
+            with pytest.raises(subprocess.TimeoutExpired) as raised:
+                controller.signal.run(
+                    python(code, "stubborn"), stdout=subprocess.PIPE, timeout=timeout
+                )
+            assert raised.value.timeout == timeout
         assert raised.value.stdout is not None
         wait_until(lambda: not is_there(int(path.read_text())))
 
@@ -473,16 +508,28 @@ class TestRunAsync:
         done = asyncio.run(main())
         assert (done.returncode, done.stdout) == (0, "text\n")
 
-    def test_an_abort_ends_it_and_keeps_its_output(self, configure: Configure) -> None:
+    def test_an_abort_ends_it_and_keeps_its_output(
+        self, configure: Configure, tmp_path: Path
+    ) -> None:
         configure(REDIS_URL=None, LISTEN=False)
-        code = "print('so far', flush=True); import time; time.sleep(600)"
+        path = tmp_path / "has_written"
+        code = """
+import sys, time
+print("so far", flush=True)
+open(sys.argv[1], "w")
+time.sleep(600)
+"""
+
+        async def abort() -> None:
+            while not path.exists():
+                await asyncio.sleep(0.01)
+            current().registry.abort(Request("run-1"))
 
         async def main() -> None:
+            aborting = asyncio.ensure_future(abort())
             async with abortable_run("run-1") as signal:
-                asyncio.get_running_loop().call_later(
-                    0.7, current().registry.abort, Request("run-1")
-                )
-                await signal.run_async(python(code), capture_output=True, text=True)
+                await signal.run_async(python(code, str(path)), capture_output=True, text=True)
+            await aborting
 
         with pytest.raises(RunAborted) as raised:
             asyncio.run(main())
@@ -508,16 +555,18 @@ class TestRunAsync:
         asyncio.run(main())
         assert escalations == []
 
-    def test_it_does_not_block_the_loop(self, controller: AbortController) -> None:
-        async def main() -> int:
-            task = asyncio.ensure_future(controller.signal.run_async(["sleep", "0.3"]))
-            turns = 0
-            while not task.done():
-                await asyncio.sleep(0.01)
-                turns += 1
-            return turns
+    def test_it_does_not_block_the_loop(self, controller: AbortController, tmp_path: Path) -> None:
+        path = tmp_path / "may_end"
 
-        assert asyncio.run(main()) > 10
+        async def main() -> int:
+            program = ["sh", "-c", f"until [ -e {path} ]; do sleep 0.01; done"]
+            task = asyncio.ensure_future(controller.signal.run_async(program))
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            path.touch()
+            return (await task).returncode
+
+        assert asyncio.run(main()) == 0
 
 
 class TestProcfs:
