@@ -32,6 +32,7 @@ from run_abort._core import procfs
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
 FOREIGN = "inst_" + "0" * 32  # the origin of a program that is not ours
+NO_REDIS = "redis://127.0.0.1:1/0"  # no server of a test gets so low a port
 TIMEOUT = 60.0  # seconds; only a failing test waits for as long
 
 # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.

@@ -16,7 +16,7 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django_redis.pool import ConnectionFactory
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import RedisServer
 from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
@@ -24,7 +24,16 @@ from run_abort._transport.push import Push
 from run_abort._transport.redis.connections import RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
-from tests.support import CERTIFICATE, ROOT, Foreign, Proxy, TlsProxy, wait_until
+from tests.support import (
+    CERTIFICATE,
+    NO_REDIS,
+    ROOT,
+    TIMEOUT,
+    Foreign,
+    Proxy,
+    TlsProxy,
+    wait_until,
+)
 from tests.transport.conftest import Node, Trickling
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
@@ -258,7 +267,7 @@ class TestPublish:
     def test_survives_a_kept_connection_that_was_cut_without_a_word(
         self, push: Push, configure: Configure, proxy: Proxy
     ) -> None:
-        configure(REDIS_URL=proxy.url)
+        configure(REDIS_URL=proxy.url, PUBLISH_TIMEOUT=8)
         assert publish(push)
         proxy.freeze()
         with proxy._lock:
@@ -275,7 +284,7 @@ class TestPublish:
     def test_refused_it_says_so_at_once(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        configure(REDIS_URL=NO_REDIS)
         with caplog.at_level(logging.WARNING, "run_abort"):
             assert not publish(push)
         assert "The abort of run 'run-1' was not published: " in caplog.text
@@ -306,7 +315,12 @@ class TestPublish:
 
 
 class TestBlackHole:
-    """A Redis that takes connections, or not even that, and never answers."""
+    """A Redis that takes connections, or not even that, and never answers.
+
+    :cvar BOUND: seconds; to wait for the answer would take longer.
+    """
+
+    BOUND = TIMEOUT / 2
 
     @pytest.fixture
     def silent_port(self) -> Iterator[int]:
@@ -318,24 +332,24 @@ class TestBlackHole:
         fn()
         return time.monotonic() - started
 
-    @pytest.mark.parametrize("options", ["", "?retry_on_timeout=yes&socket_timeout=30"])
+    @pytest.mark.parametrize("options", ["", "?retry_on_timeout=yes&socket_timeout=60"])
     def test_publishing_takes_no_longer_than_its_bound(
         self, push: Push, configure: Configure, silent_port: int, options: str
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0{options}", PUBLISH_TIMEOUT=0.2)
         results = []
-        assert self.seconds(lambda: results.append(publish(push))) < 2
+        assert self.seconds(lambda: results.append(publish(push))) < self.BOUND
         assert results == [False]
 
     def test_also_if_it_answers_byte_by_byte_without_end(
         self, push: Push, configure: Configure, trickling: Trickling
     ) -> None:
-        configure(REDIS_URL=trickling.url, PUBLISH_TIMEOUT=0.4)
+        configure(REDIS_URL=trickling.url, PUBLISH_TIMEOUT=2)
         trickling.good = 1
         assert publish(push)
         results = []
-        assert self.seconds(lambda: results.append(publish(push))) < 5  # over the kept link
-        assert self.seconds(lambda: results.append(publish(push))) < 5  # over a new one
+        for _ in ("over the kept link", "over a new one"):
+            assert self.seconds(lambda: results.append(publish(push))) < self.BOUND
         assert results == [False, False]
         wait_until(lambda: not trickling.links)  # no thread waits any more
 
@@ -343,9 +357,9 @@ class TestBlackHole:
         self, push: Push, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         release = threading.Event()
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(TIMEOUT))
         configure(REDIS_URL="redis://redis.example/0", PUBLISH_TIMEOUT=0.2)
-        assert self.seconds(lambda: publish(push)) < 2
+        assert self.seconds(lambda: publish(push)) < self.BOUND
         release.set()
 
     def test_also_behind_sentinels_that_do_not_answer(
@@ -356,11 +370,11 @@ class TestBlackHole:
                 "redis://primary/0",
                 CONNECTION_FACTORY="django_redis.pool.SentinelConnectionFactory",
                 SENTINELS=[("127.0.0.1", silent_port)],
-                SENTINEL_KWARGS={"socket_timeout": 3},
+                SENTINEL_KWARGS={"socket_timeout": TIMEOUT},
             )
         }
         settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 0.2}
-        assert self.seconds(lambda: publish(push)) < 2
+        assert self.seconds(lambda: publish(push)) < self.BOUND
 
     def test_many_at_once_take_few_threads(
         self, push: Push, configure: Configure, silent_port: int
@@ -369,20 +383,21 @@ class TestBlackHole:
         threads = [threading.Thread(target=publish, args=(push,)) for _ in range(40)]
         for thread in threads:
             thread.start()
-        time.sleep(0.2)
-        helpers = [t for t in threading.enumerate() if t.name == "run_abort-publish"]
+        numbers = [0]
+        while any(thread.is_alive() for thread in threads):
+            names = [thread.name for thread in threading.enumerate()]
+            numbers.append(names.count("run_abort-publish"))
+            time.sleep(0.01)
         # Eight connect; one or the other that has given up has not ended yet.
-        assert 0 < len(helpers) < 16
-        for thread in threads:
-            thread.join()
+        assert max(numbers) < 16
 
     def test_a_frozen_server_is_waited_for_no_longer_either(
         self, push: Push, configure: Configure, own_redis: RedisServer
     ) -> None:
-        configure(REDIS_URL=own_redis.url, PUBLISH_TIMEOUT=0.4)
+        configure(REDIS_URL=own_redis.url, PUBLISH_TIMEOUT=2)
         assert publish(push)
         own_redis.freeze()
-        assert self.seconds(lambda: publish(push)) < 2
+        assert self.seconds(lambda: publish(push)) < self.BOUND
         own_redis.thaw()
         assert publish(push)
 
@@ -472,8 +487,7 @@ class TestAliasTraps:
     def test_several_locations_the_first_is_written_to(
         self, push: Push, settings: Any, shared_redis: RedisServer, foreign: Foreign
     ) -> None:
-        dead = f"redis://127.0.0.1:{free_port()}/0"
-        for location in ([shared_redis.url, dead], f"{shared_redis.url},{dead}"):
+        for location in ([shared_redis.url, NO_REDIS], f"{shared_redis.url},{NO_REDIS}"):
             settings.CACHES = {"default": django_redis(location)}
             settings.RUN_ABORT = {"CHANNEL": foreign.channel}
             assert publish(push)
@@ -544,8 +558,8 @@ class TestAccessRules:
             client.execute_command(f"ACL SETUSER {user} on >{password} {rights}")
         configure(REDIS_URL=f"redis://{user}:{password}@127.0.0.1:{own_redis.port}/0")
         node.listener.ensure_started()
-        wait_until(lambda: node.listener.status().state in {"listening", "reconnecting"})
-        assert node.listener.is_listening() is listens
+        state = "listening" if listens else "reconnecting"
+        wait_until(lambda: node.listener.status().state == state)
         assert publish(node.push) is publishes
         assert (node.push.subscribers() is not None) is counts
 

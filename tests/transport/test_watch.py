@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from run_abort._transport.push import Push
+from run_abort._transport.redis import connections
 from run_abort._transport.watch import AT_ONCE, INTERVAL, Watch
 from tests.conftest import Configure
 from tests.support import TIMEOUT, Foreign, Proxy
@@ -89,20 +90,25 @@ class TestWatch:
         waiting = threading.Thread(target=lambda: results.append(watch.wait(TIMEOUT)))
         waiting.start()
         watch.close()
-        waiting.join(5)
+        waiting.join(TIMEOUT / 2)
         assert results == [False]
-        assert seconds(lambda: watch.wait(TIMEOUT)) < 5
+        assert seconds(lambda: watch.wait(TIMEOUT)) < TIMEOUT / 2
 
     def test_closing_ends_the_wait_for_a_server_that_does_not_answer(
-        self, configure: Configure, push: Push, request_id: str
+        self,
+        configure: Configure,
+        push: Push,
+        request_id: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(connections, "CONNECT_TIMEOUT", TIMEOUT)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             configure(REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
             watch = push.watch([request_id])
             assert watch is not None
             assert not watch.wait(0.05)
             threading.Timer(0.05, watch.close).start()
-            assert seconds(lambda: watch.wait(TIMEOUT)) < 1.5  # connecting would take 2 s
+            assert seconds(lambda: watch.wait(TIMEOUT)) < TIMEOUT / 2
 
     @pytest.mark.parametrize("url", [None, "redis://localhost:port"])
     def test_without_a_transport_there_is_nothing_to_wait_for(
@@ -139,5 +145,5 @@ class TestSubscribers:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
             configure(REDIS_URL=url, PUBLISH_TIMEOUT=0.2)
-            assert seconds(push.subscribers) < 2
+            assert seconds(push.subscribers) < TIMEOUT / 2
             assert push.subscribers() is None
