@@ -11,12 +11,11 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from example.redis_server import free_port
 from run_abort import abort_run, clear_run_abort
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure, threads_of_ours
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import Foreign, unmigrated
+from tests.support import NO_REDIS, Foreign, unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -114,7 +113,7 @@ class TestWithoutRedis:
         assert fails("--min-listening=1")[1] == "The number of subscribers is not known."
 
     def test_where_it_is_down(self, configure: Configure) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True)
         assert call().splitlines() == [EMPTY, "Redis does not answer."]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import RedisServer
 from run_abort import publish_run_abort, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
 from run_abort._transport.codec import MAX_MESSAGE_BYTES
 from tests.conftest import Configure
-from tests.support import Foreign, wait_until
+from tests.support import NO_REDIS, Foreign, wait_until
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ class TestPublishRunAbort:
     def test_with_redis_away_it_is_false(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        configure(REDIS_URL=NO_REDIS)
         assert publish_run_abort("run-1") is False
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from example.redis_server import RedisServer, free_port
 from tests.processes.conftest import Start
-from tests.support import ROOT, Child, Foreign
+from tests.support import NO_REDIS, ROOT, Child, Foreign
 
 # Runs a management command as manage.py does, then tells which threads of ours there were.
 COMMAND = """
@@ -329,7 +329,7 @@ started = time.perf_counter()
 django.setup()
 print("took", took, time.perf_counter() - started)
 """
-        settings = {"RUN_ABORT": {"REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}}
+        settings = {"RUN_ABORT": {"REDIS_URL": NO_REDIS}}
         _, ready, setup = start("-c", code, settings=settings).wait_for("took").split()
         assert float(ready) < float(setup) / 4
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from example.redis_server import free_port
 from run_abort import publish_run_abort
 from run_abort.models import RunHold
 from tests.conftest import Configure
-from tests.support import Child, shared_rows, wait_until
+from tests.support import NO_REDIS, Child, shared_rows, wait_until
 
 HOST = socket.gethostname()
 
@@ -78,7 +77,7 @@ class TestStatus:
         ]
 
     def test_it_says_why_if_it_is_asked_to(self, project: dict[str, Any]) -> None:
-        project["RUN_ABORT"]["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+        project["RUN_ABORT"]["REDIS_URL"] = NO_REDIS
         arguments = ["manage.py", "run_abort_status", "--verbosity=3", "--min-listening=1"]
         with Child(*arguments, settings=project, program=(sys.executable,)) as process:
             process.wait_for("Connection refused")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import RedisServer
 from run_abort import abort_run
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
-from tests.support import Child, shared_rows, unmigrated, wait_until
+from tests.support import NO_REDIS, Child, shared_rows, unmigrated, wait_until
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -177,7 +177,7 @@ run_abort_received.connect(slow)
         with self.listen(project, "--name=one") as process:
             process.wait_for("listening on")
             assert self.stop(process) == []
-        project["RUN_ABORT"]["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+        project["RUN_ABORT"]["REDIS_URL"] = NO_REDIS
         for args, code in (((), 0), (("--require-redis", "--timeout=1"), 1)):
             abort_run("missed")
             with self.listen(project, "--name=one", *args) as process:

@@ -19,7 +19,6 @@ from django.db import connections, transaction
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
-from example.redis_server import free_port
 from run_abort import (
     AbortOutcome,
     RunAborted,
@@ -39,7 +38,7 @@ from run_abort.signals import run_abort_requested
 from tests.blocks import connected
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import TIMEOUT, Foreign, wait_until
+from tests.support import NO_REDIS, TIMEOUT, Foreign, wait_until
 
 Sent = list[Request]
 
@@ -223,7 +222,7 @@ class TestUnwell:
     def test_with_redis_down_it_is_recorded(
         self, with_all: None, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, LISTEN=False)
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True, LISTEN=False)
         outcome = abort_run("run-1")
         assert (outcome.recorded, outcome.published) == (True, False)
         assert "was not published" in caplog.text

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import RedisServer
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
@@ -27,7 +27,7 @@ from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
-from tests.support import Foreign, Proxy, unmigrated, wait_until
+from tests.support import NO_REDIS, Foreign, Proxy, unmigrated, wait_until
 
 THREAD = "run_abort-reconciler"
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -574,7 +574,7 @@ class TestPushAgain:
     ) -> None:
         configure(
             REQUESTS=True,
-            REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
+            REDIS_URL=NO_REDIS,
             LISTEN=False,
             POLL_INTERVAL=0.05,
         )

@@ -19,7 +19,6 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone
 
-from example.redis_server import free_port
 from run_abort import RunAborted, abortable_run, clear_run_abort
 from run_abort.models import AbortRequest
 from run_abort.views import requesting
@@ -28,7 +27,7 @@ from run_abort.views.requesting import REPEAT
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import Foreign, unmigrated
+from tests.support import NO_REDIS, Foreign, unmigrated
 
 JSON = "application/json"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -141,7 +140,7 @@ class TestPost:
         assert_nothing_happened()
 
     def test_what_did_not_go_out_is_told(self, client: Client, configure: Configure) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True)
         with held("run-1", is_stubborn=True):
             response = client.post(url())
         ((level, text),) = texts(response)
@@ -153,7 +152,7 @@ class TestPost:
     def test_if_nobody_could_be_asked_it_says_so(
         self, client: Client, configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        configure(REDIS_URL=NO_REDIS)
         ((level, text),) = texts(client.post(url()))
         assert level == "error"
         assert "was not asked to abort" in text
@@ -164,7 +163,7 @@ class TestPost:
     def test_if_only_this_process_was_asked_it_says_so(
         self, client: Client, configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        configure(REDIS_URL=NO_REDIS)
         with pytest.raises(RunAborted), abortable_run("run-1"):
             ((level, text),) = texts(client.post(url()))
         assert (level, "in this process only" in text) == ("warning", True)

@@ -19,7 +19,6 @@ from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.html import escape, strip_tags
 
-from example.redis_server import free_port
 from run_abort._core.types import Hold, HoldState
 from run_abort.aborts import AbortOutcome
 from run_abort.admin import AbortRequestAdmin, AbortRunsMixin
@@ -31,6 +30,7 @@ from tests.conftest import Configure
 from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job
 from tests.rows import LEASE, hold_row, process_row
+from tests.support import NO_REDIS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -188,7 +188,7 @@ class TestAction:
     def test_says_what_did_not_go_out(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True)
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True)
         page = viewer.post(LIST, ACTION | select(*jobs))
         hold_row(f"job-{jobs[0].pk}", process_row())
         with held(f"job-{jobs[1].pk}", is_stubborn=True):
@@ -196,7 +196,7 @@ class TestAction:
         assert level == "warning"
         # The other job has received it.
         assert told.endswith("read the request from the database some seconds later: 1 job, “one”.")
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+        configure(REDIS_URL=NO_REDIS)
         (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "Not asked to abort" in told) == ("error", True)
 
@@ -438,7 +438,7 @@ class TestWaiting:
     def test_without_redis_the_rest_is_told_to_take_longer(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
-        configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0", REQUESTS=True, POLL_INTERVAL=0.05)
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True, POLL_INTERVAL=0.05)
         with held(f"job-{jobs[0].pk}"):
             told = self.abort(viewer, *jobs)
         assert told == [

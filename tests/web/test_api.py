@@ -16,7 +16,6 @@ from django.http import JsonResponse
 from django.test import Client
 from django.urls import reverse
 
-from example.redis_server import free_port
 from run_abort.models import AbortRequest
 from run_abort.views import (
     aabort_response,
@@ -27,6 +26,7 @@ from run_abort.views import (
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
+from tests.support import NO_REDIS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -120,7 +120,7 @@ def test_a_request_that_is_no_good_is_refused(abort: Call, progress: Call, ann: 
 
 
 def test_an_abort_that_reaches_nobody_says_so(abort: Call, ann: User, configure: Configure) -> None:
-    configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    configure(REDIS_URL=NO_REDIS)
     response = abort(ann, "run-1")
     assert response.status_code == 503
     assert "was not asked to abort" in data(response)["error"]
