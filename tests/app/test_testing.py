@@ -38,6 +38,7 @@ from run_abort.testing import (
     Watch,
     abort_after,
     abort_everywhere,
+    isolation,
     record_aborts,
     use_push,
     use_rows,
@@ -164,7 +165,8 @@ class TestRecordAborts:
                 with record_aborts():
                     raise AssertionError("not reached")
 
-    def test_it_waits_for_callbacks(self) -> None:
+    def test_it_waits_for_callbacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(isolation, "JOIN_TIMEOUT", TIMEOUT)
         called = []
 
         def call() -> None:
@@ -178,7 +180,10 @@ class TestRecordAborts:
         assert called
         assert not threads_of_ours()
 
-    def test_it_waits_for_a_thread_that_is_just_being_started(self) -> None:
+    def test_it_waits_for_a_thread_that_is_just_being_started(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(isolation, "JOIN_TIMEOUT", TIMEOUT)
         begun = threading.Event()
         ended = []
 
