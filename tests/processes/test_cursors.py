@@ -6,6 +6,7 @@ import json
 import signal
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,13 +58,15 @@ execute_from_command_line(sys.argv)
 
     # The margin hides a backlog that is younger.
     SLOW = """
-import django, datetime, time
+import django, datetime, os, pathlib, time
 django.setup()
 from run_abort._runtime import catch_up
 from run_abort.signals import run_abort_received
 catch_up.MARGIN = datetime.timedelta(0)
 
-def slow(**kwargs):
+def slow(run_id, **kwargs):
+    while run_id == "run-3" and not pathlib.Path(os.environ["RELEASE"]).exists():
+        time.sleep(0.01)
     time.sleep(0.1)
 
 run_abort_received.connect(slow)
@@ -137,19 +140,26 @@ run_abort_received.connect(slow)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_what_waits_behind_a_slow_receiver_is_not_lost(
-        self, project: dict[str, Any], number: signal.Signals
+        self, project: dict[str, Any], number: signal.Signals, tmp_path: Path
     ) -> None:
+        release = tmp_path / "release"
+
+        def listen() -> Child:
+            code, environment = self.SLOW + self.HANDLER, {"RELEASE": str(release)}
+            return Child("-c", code, "--name=one", settings=project, environment=environment)
+
         names = [f"run-{order}" for order in range(40)]
-        with Child("-c", self.SLOW + self.HANDLER, "--name=one", settings=project) as process:
+        with listen() as process:
             process.wait_for("listening on")
             for name in names:
                 assert abort_run(name).published
             process.wait_for("handled run-2")
             process.send(number)
+            release.touch()
             process.wait()
             first = handled(process)
         assert len(first) < 35
-        with Child("-c", self.SLOW + self.HANDLER, "--name=one", settings=project) as process:
+        with listen() as process:
             process.wait_for("handled run-39")
             again = self.stop(process)
         assert sorted({*first, *again}) == sorted(names)

@@ -19,8 +19,11 @@ def test_what_a_short_process_did_is_told_before_it_ends(
     code = """
 import logging
 from tests.child import *
+from run_abort._runtime import runtime
 from run_abort.facts import on_fact
 from run_abort.signals import run_aborted
+
+runtime.EXIT_TIMEOUT = 20  # the machine may be slow
 
 def receiver(run_id, **kwargs):
     time.sleep(1)  # longer than all hooks

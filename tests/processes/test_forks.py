@@ -192,16 +192,21 @@ class TestFacts:
         code = """
 from tests.child import *
 from run_abort.facts import on_fact
-on_fact(lambda fact: sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n"))
+told = []
+def tell(fact):
+    sys.stdout.write(f"{os.getpid() == fact.pid} {fact.name}\\n")
+    told.append(fact.name)
+on_fact(tell)
 blocked = threading.Event()
 on_fact(lambda fact: blocked.wait(600))
 abort_run("before")
+wait_for(lambda: len(told) == 2)
 pid = os.fork()
 try:
     with abortable_run("run-1"):
         abort_run("run-1")
 except RunAborted:
-    current().facts.wait_recorded(1)
+    wait_for(lambda: len(told) == 6)
 if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from run_abort import RunAborted, abortable_run
-from run_abort._core import interrupts
+from run_abort._core import escalation, interrupts
 from run_abort._core.escalation import EscalationPlan
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
@@ -139,7 +140,11 @@ def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
 
 
 class TestEscalator:
-    def test_no_thread_is_alive_at_a_fork_and_both_go_on(self) -> None:
+    def test_no_thread_is_alive_at_a_fork_and_both_go_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr(escalation, "time", SimpleNamespace(monotonic=lambda: now[0]))
         done: list[int] = []
 
         def attempt() -> bool:
@@ -151,6 +156,7 @@ class TestEscalator:
         assert escalator.service.is_running
 
         def goes_on() -> bool:
+            now[0] += 1  # not before the fork
             wait_until(lambda: done)
             return done == [os.getpid()]
 

@@ -172,7 +172,7 @@ run_abort_received.connect(receiver)
             with pytest.raises(AssertionError, match="still runs"):
                 process.wait(timeout=0.3)
             process.send(number)
-            assert process.wait(timeout=5) == -number
+            assert process.wait() == -number
 
     def test_redis_that_is_away_is_waited_for_and_told_of_once(
         self, project: dict[str, Any], own_redis: RedisServer, foreign: Foreign

@@ -17,7 +17,7 @@ from run_abort import abort_run
 from run_abort._core import procfs
 from tests.conftest import Configure
 from tests.processes.conftest import Start, holds_of, open_holds
-from tests.support import Child, Foreign, is_there, wait_until
+from tests.support import TIMEOUT, Child, Foreign, is_there, wait_until
 
 Program = Callable[..., subprocess.Popen[bytes]]
 
@@ -131,7 +131,7 @@ class TestDatabase:
         assert told["directory"] == project["RUN_ABORT"]["PROCESS_DIR"]
         abort_run("run-1")
         assert json.loads(child.wait_for('"ended"'))["pid"] == process.pid
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(20) == -signal.SIGTERM
         child.send(signal.SIGTERM)
         assert child.wait() == 0
 
@@ -156,7 +156,7 @@ class TestDatabase:
             "run-1.main", "trap 'sleep 0.5; exit 3' TERM; while :; do sleep 0.1; done"
         )
         wait_until_held("run-1")
-        outcome = abort_run("run-1", wait=15)
+        outcome = abort_run("run-1", wait=TIMEOUT)
         assert outcome.stopped
         assert process.poll() == 3
         (hold,) = outcome.holds
@@ -166,11 +166,13 @@ class TestDatabase:
 
 class TestLife:
     def test_one_that_ends_by_itself_is_forgotten_and_its_file_removed(
-        self, start: Start, program: Program, directory: Path
+        self, start: Start, program: Program, directory: Path, tmp_path: Path
     ) -> None:
         listener(start)
-        process = program("run-1.main", "sleep 2")
+        may_end = tmp_path / "may_end"
+        process = program("run-1.main", f"until [ -e {may_end} ]; do sleep 0.1; done")
         wait_until_held("run-1")
+        may_end.touch()
         process.wait()
         wait_until(lambda: not list(directory.iterdir()))
         wait_until(lambda: not open_holds())
