@@ -11,7 +11,7 @@ import pytest
 
 from run_abort import abort_run
 from tests.processes.conftest import Start, holds_of
-from tests.support import Child, is_there, wait_until
+from tests.support import TIMEOUT, Child, is_there, wait_until
 
 # What a child run starts: a program, which starts another that does not listen to SIGTERM.
 PROGRAM = """
@@ -67,7 +67,7 @@ def test_a_run_stops_with_its_children_and_their_programs(work: Work) -> None:
     for process in (parent, child, with_program, stranger):
         wait_until(partial(is_subscribed, process))
 
-    outcome = abort_run("import-1", reason="wrong file", actor="ann", wait=15)
+    outcome = abort_run("import-1", reason="wrong file", actor="ann", wait=TIMEOUT)
 
     assert outcome.stopped
     assert not is_there(pid)

@@ -98,7 +98,7 @@ class TestCanvas:
     ) -> None:
         last = chain(driver.tasks["done"].si("one"), driver.tasks["look"].si("two")).delay()
         worker.wait_for("began two")
-        outcome = abort(last.parent.id, wait=10)
+        outcome = abort(last.parent.id, wait=TIMEOUT)
         assert outcome.stopped
         driver.assert_aborted(last)
         assert last.parent.get(timeout=5) == "one"

@@ -20,7 +20,7 @@ from run_abort import current_signal
 from run_abort.contrib.dramatiq import Abortable
 from tests.queues.drivers import DramatiqDriver, Place
 from tests.queues.work import abort, began, escalations, own_signal
-from tests.support import Child, wait_until
+from tests.support import TIMEOUT, Child, wait_until
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ class TestAsync:
         worker = driver.start()
         message = driver.actors["look_async"].send("one")
         worker.wait_for("began one")
-        assert abort(message.message_id, wait=10).stopped
+        assert abort(message.message_id, wait=TIMEOUT).stopped
         worker.wait_for("cleaned up one")
         driver.assert_aborted(message)
         assert driver.result(driver.actors["done"].send("two")) == "two"
@@ -64,7 +64,7 @@ class TestAsync:
         worker = driver.start()
         message = driver.actors["swallow_async"].send("one")
         worker.wait_for("began one")
-        outcome = abort(message.message_id, wait=10)
+        outcome = abort(message.message_id, wait=TIMEOUT)
         assert outcome.stopped
         assert escalations(outcome) == {"cancel"}
         worker.wait_for("swallowed one")
@@ -108,7 +108,7 @@ class TestComposition:
         ]
         pipe = pipeline(steps, broker=driver.client).run()
         worker.wait_for("began three")
-        assert abort(pipe.messages[0].message_id, wait=10).stopped
+        assert abort(pipe.messages[0].message_id, wait=TIMEOUT).stopped
         driver.assert_aborted(pipe.messages[2])
         assert driver.result(pipe.messages[0]) == "one"
 

@@ -19,7 +19,7 @@ from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
 from tests.queues.work import Planted, abort, began, own_signal, wait_until_it_hears
-from tests.support import ROOT, Child, wait_until
+from tests.support import ROOT, TIMEOUT, Child, wait_until
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ class TestDjango:
         look = driver.task(driver.connect("shop"), "shop.tasks", "look")
         result = look("one")
         wait_until_it_hears(worker, "one")
-        assert abort(result.id, wait=10).stopped
+        assert abort(result.id, wait=TIMEOUT).stopped
         driver.assert_aborted(result)
         driver.end(worker)
 

@@ -44,7 +44,7 @@ class TestWhileRunning:
         worker = driver.start("rq.worker.SpawnWorker")
         job = driver.send("look", "one")
         wait_until_it_hears(worker, "one")
-        outcome = abort(job.id, wait=10)
+        outcome = abort(job.id, wait=TIMEOUT)
         assert outcome.stopped
         assert [hold.label for hold in outcome.holds] == [driver.label + "look"]
         driver.assert_aborted(job)
@@ -330,7 +330,7 @@ class TestUnwell:
         job = driver.send("look", "one")
         wait_until_it_hears(worker, "one")
         own_redis.kill()
-        assert abort(job.id, wait=10).stopped
+        assert abort(job.id, wait=TIMEOUT).stopped
         wait_until(lambda: f"RQ did not cancel the job {job.id!r}" in caplog.text)
         worker.wait()  # RQ's own way, whatever a job ends by
         assert worker.session() == []

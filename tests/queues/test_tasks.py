@@ -15,7 +15,7 @@ from tests.jobs.models import Job
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
 from tests.queues.work import abort, escalations, wait_until_it_hears
-from tests.support import Child, wait_until
+from tests.support import TIMEOUT, Child, wait_until
 
 # Django 6 has its own, and a project may still use the package.
 PACKAGES = [name for name in ("django.tasks", "django_tasks") if find_spec(name)]
@@ -31,7 +31,7 @@ class TestWhileRunning:
     def test_one_that_waits_in_an_event_loop(self, driver: TasksDriver, worker: Child) -> None:
         result = tasks.wait.enqueue("one")
         wait_until_it_hears(worker, "one")
-        assert abort(result.id, wait=10).stopped
+        assert abort(result.id, wait=TIMEOUT).stopped
         driver.assert_aborted(result)
         assert driver.result(tasks.done.enqueue("two")) == "two"
 
@@ -40,7 +40,7 @@ class TestWhileRunning:
     ) -> None:
         result = tasks.resist.enqueue("one")
         wait_until_it_hears(worker, "one")
-        outcome = abort(result.id, wait=15)
+        outcome = abort(result.id, wait=TIMEOUT)
         assert outcome.stopped
         assert escalations(outcome) == {"cancel"}
         driver.assert_aborted(result)
@@ -51,7 +51,7 @@ class TestWhileRunning:
     ) -> None:
         result = tasks.named.enqueue("one", groups=["tenant"])
         wait_until_it_hears(worker, "one")
-        assert abort("tenant", wait=10).stopped
+        assert abort("tenant", wait=TIMEOUT).stopped
         driver.assert_aborted(result, run_id="import-one")
         assert driver.result(tasks.named.enqueue("two", groups=[])) == "import-two 1"
 
@@ -59,7 +59,7 @@ class TestWhileRunning:
         for task in (tasks.compute, tasks.resist):
             result = task.enqueue(task.name)
             wait_until_it_hears(worker, task.name)
-            assert abort(result.id, wait=15).stopped
+            assert abort(result.id, wait=TIMEOUT).stopped
 
         def is_left_as_it_was() -> bool:
             result = tasks.threads.enqueue()
