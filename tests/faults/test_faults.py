@@ -91,12 +91,12 @@ def test_a_frozen_server_is_noticed_by_our_own_ping(
     stranger: Foreign,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("run_abort._transport.redis.connections.PONG_TIMEOUT", 0.3)
-    heartbeat = 0.5
-    configure(REDIS_URL=own_redis.url, HEARTBEAT=heartbeat)
+    configure(REDIS_URL=own_redis.url, HEARTBEAT=0.5)
     ear = Ear(stranger)
     own_redis.freeze()
-    wait_until(lambda: state() == "reconnecting")
+    with monkeypatch.context() as patch:
+        patch.setattr("run_abort._transport.redis.connections.PONG_TIMEOUT", 0.3)
+        wait_until(lambda: state() == "reconnecting")
     assert "PING" in current().listener.status().last_error
     own_redis.thaw()
     ear.hears("after it")
