@@ -73,9 +73,9 @@ class TestAsync:
 
 class TestBeforeStart:
     def test_what_waits_for_its_time_or_for_its_retry(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
         delayed = driver.actors["look"].send_with_options(args=("delayed",), delay=2_000)
         abort(delayed.message_id)
+        worker = driver.start()
         failed = driver.actors["fail_slowly"].send("failed")
         worker.wait_for("Retrying message")
         abort(failed.message_id)
