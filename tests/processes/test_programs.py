@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,18 @@ def program(directory: Path) -> Iterator[Program]:
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
-            wait_until(lambda: not path.exists() or path.read_text().endswith("\n"))
+            wait_until(partial(has_said, path, process))
             return process
 
         yield start
+
+
+def has_said(path: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has written its number, and perhaps was ended since."""
+    try:
+        return path.read_text().endswith("\n")
+    except FileNotFoundError:
+        return process.poll() is not None
 
 
 def listener(start: Start, *options: str) -> Child:
