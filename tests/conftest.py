@@ -110,6 +110,7 @@ def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Co
             "CHANNEL": channel_name,
             "REQUESTS": False,
             "HOLDS": run_abort.get("REQUESTS", False),
+            "PUBLISH_TIMEOUT": TIMEOUT,  # the server is not away on a busy machine either
             **run_abort,
         }
 
