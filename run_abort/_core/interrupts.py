@@ -235,10 +235,10 @@ class Interruption:
 
     def arrive(self) -> RunAborted:
         """Note that the interrupt has arrived, in the thread of the block; return the exception."""
-        if self._target.sent is self:
-            self._target.sent = None
         if self.is_open:  # CPython may make the exception after the block: then nothing obeys it
             self._obey()
+        if self._target.sent is self:  # last, because from then on the next one may be sent
+            self._target.sent = None
         return self._exception()
 
     def _obey(self) -> None:
@@ -276,12 +276,14 @@ def _arriving(interruption: Interruption) -> type[RunAborted]:
 
 
 def take_for_arrived() -> None:
-    """Treat the interrupt that was sent to this thread as arrived.
+    """Treat the interrupt that was sent to this thread as arrived, and as being obeyed.
 
-    Called when an exception has left a block, perhaps before it could note its own arrival.
+    Called when an exception has left a block, perhaps before it could note its own arrival. Another
+    one would be lost in the finaliser that leaves the block, and so would the block.
     """
     target = _target()
     if target is not None:
+        target.obeying_until = max(target.obeying_until, time.monotonic() + CLEANUP_TIME)
         target.sent = None
 
 

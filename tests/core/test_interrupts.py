@@ -490,6 +490,51 @@ class TestMadeBefore:
             sys.setswitchinterval(interval)
 
 
+def test_none_follows_while_a_block_is_left_by_its_guard(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced: the next one is sent as soon as the first is taken for arrived."""
+    block = core.block("run-1", grace=60, insist="interrupt")
+    take, sent = interrupts.take_for_arrived, []
+
+    def take_and_send() -> None:
+        take()
+        assert block._interruption is not None
+        sent.append(block._interruption.send())
+
+    monkeypatch.setattr(scope, "take_for_arrived", take_and_send)
+
+    def work() -> None:
+        with block:
+            block.abandon()
+
+    assert Worker(work).join() is None
+    assert sent == [False]
+    assert list(core.registry.holders()) == []
+    assert not interrupts.open_interruptions
+
+
+def test_none_follows_while_the_first_notes_its_arrival(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obey, sent = Interruption._obey, []
+
+    def send_and_obey(interruption: Interruption) -> None:
+        if not sent:
+            sent.append(interruption.send())
+        obey(interruption)
+
+    monkeypatch.setattr(Interruption, "_obey", send_and_obey)
+
+    def work() -> None:
+        with core.block("run-1", grace=0, insist="interrupt"):
+            while True:
+                pass
+
+    assert isinstance(abort(core, work), RunAborted)
+    assert sent == [False]
+
+
 class TestStack:
     """Blocks of an ``ExitStack``, which may lose them, inside a block that is interrupted."""
 
