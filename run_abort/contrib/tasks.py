@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from inspect import iscoroutinefunction
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["TaskAborted", "abortable_task"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_ORDER: Final = "@abortable_task must be below @task(takes_context=True)"
 
 
 @overload
@@ -75,8 +77,8 @@ def abortable_task(
     :param on_abort_before_start: called with the result and the error if a task was aborted before
         it began. Called in the worker, in the thread of the task; for a coroutine function in the
         thread of ``sync_to_async``. Exceptions are logged.
-    :raises TypeError: on decoration, if ``grace`` or ``insist`` has the wrong type, and
-        ``ValueError`` if it is invalid; in the task, if it takes no context.
+    :raises TypeError: on decoration, if this is above ``@task``, or if ``grace`` or ``insist`` has
+        the wrong type, and ``ValueError`` if it is invalid; in the task, if it takes no context.
     :raises TaskAborted: in the task, if it was aborted, even before it began.
     """
     grace, rungs = clean_grace(grace), clean_insist(insist)
@@ -84,7 +86,7 @@ def abortable_task(
     def block(context: Any) -> abortable_run:
         result = getattr(context, "task_result", None)
         if result is None:
-            raise TypeError("@abortable_task must be below @task(takes_context=True)")
+            raise TypeError(_ORDER)
         return abortable_run(
             run_id(result),
             groups=groups(result),
@@ -97,6 +99,8 @@ def abortable_task(
         call_logged(partial(on_abort_before_start, context.task_result, error))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if hasattr(function, "enqueue"):
+            raise TypeError(_ORDER)
         wrap = _within_async_block if iscoroutinefunction(function) else _within_block
         return wrap(function, block, tell)
 

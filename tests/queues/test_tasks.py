@@ -125,6 +125,10 @@ class TestDecorator:
         with pytest.raises(error):
             abortable_task(**options)
 
+    def test_the_wrong_order_is_refused_at_once(self) -> None:
+        with pytest.raises(TypeError, match="below @task"):
+            abortable_task(tasks.done)
+
     def test_the_error_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskAborted("one", "because", "ann")))
         assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")
