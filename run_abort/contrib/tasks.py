@@ -13,6 +13,7 @@ other state for it. Its error is :class:`TaskAborted`, which contains the actor 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from inspect import iscoroutinefunction
@@ -25,6 +26,7 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.escalation import clean_grace, clean_insist
 from run_abort._core.types import Escalation
+from run_abort._runtime.runtime import EXIT_TIMEOUT, current
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -123,6 +125,8 @@ def _within_block(
             if not run.began:
                 tell(context, error)
             raise error from aborted
+        finally:
+            _settle()
 
     return execute
 
@@ -143,5 +147,14 @@ def _within_async_block(
             if not run.began:
                 await sync_to_async(tell)(context, error)
             raise error from aborted
+        finally:
+            _settle()
 
     return execute
+
+
+def _settle() -> None:
+    """Write what is left to write if the process ends with the task, without Python's exit."""
+    rq = sys.modules.get("rq")  # its worker forks for each task of django-tasks-rq
+    if rq is not None and rq.get_current_job() is not None:
+        current().settle(EXIT_TIMEOUT)

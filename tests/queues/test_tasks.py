@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from django.utils.module_loading import import_string
 
+from run_abort._store import database, recorder
 from run_abort.contrib.tasks import TaskAborted, abortable_task
+from run_abort.models import RunHold
 from tests.jobs.models import Job
 from tests.queues import tasks_app as tasks
 from tests.queues.drivers import Place, TasksDriver
@@ -89,6 +91,16 @@ class TestInProcess:
         (error,) = result.errors
         assert error.exception_class is TaskAborted
         assert f"run '{result.id}' was aborted by ann: because" in error.traceback
+
+    @pytest.mark.parametrize("name", ["abort_itself", "abort_itself_async"])
+    def test_its_hold_is_written_before_a_job_of_rq_ends(
+        self, task: Callable[[Any], Any], name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rq.get_current_job", lambda: "its process ends without Python's exit")
+        monkeypatch.setattr(recorder, "REST", 1.0)
+        monkeypatch.setattr(database, "is_sqlite", lambda: False)  # where it is written at once
+        result = task(getattr(tasks, name)).enqueue()
+        assert RunHold.objects.get(run_id=result.id).state == "stopped"
 
     @pytest.mark.parametrize("name", ["never", "never_async"])
     def test_the_hook_of_one_that_never_begins_may_use_the_database(
