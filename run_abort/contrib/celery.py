@@ -26,6 +26,7 @@ try:
     from celery.exceptions import Ignore
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
+    from celery.signals import worker_process_shutdown
 except ImportError as error:
     raise ImportError(
         "run_abort.contrib.celery needs Celery: pip install 'django-run-abort[celery]'"
@@ -35,6 +36,7 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current
 from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation
+from run_abort._runtime import runtime
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -224,3 +226,11 @@ def _task_ids(signature: Any) -> Iterator[str]:
         yield from _task_ids([signature["kwargs"].get(part) or () for part in parts])
     elif task_id := (signature.get("options") or {}).get("task_id"):
         yield task_id
+
+
+def _settle(**kwargs: Any) -> None:
+    """A process of the prefork pool ends without Python's exit."""
+    runtime.current().settle(runtime.EXIT_TIMEOUT)
+
+
+worker_process_shutdown.connect(_settle, weak=False, dispatch_uid="run_abort")

@@ -48,7 +48,7 @@ logger = logging.getLogger("run_abort")
 META: Final = "run_abort"  # the key in job.meta
 TOLD: Final = "run_abort_told"  # field of a job: the request of which cancel_aborted told its hook
 FINISHING: Final = "run_abort_finishing"  # field of a job: the process that called signal.finish()
-EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports an abort
+EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports the end
 
 # States of a job that has begun, or never begins.
 BEGUN: Final = ("started", "finished", "failed", "stopped", "canceled")
@@ -107,12 +107,12 @@ class AbortableJob(Job):
             error = TaskAborted.of(aborted)
             if not block.began and not self._was_told(aborted.request_id):
                 call_logged(partial(self.on_abort_before_start, error))
-            # RQ ends the process after the job and waits for no thread.
-            current().settle(EXIT_TIMEOUT)
             self._note_abort(error)
             raise error from aborted
         finally:
             forget_finishing()
+            # RQ ends the process after the job and waits for no thread.
+            current().settle(EXIT_TIMEOUT)
 
     def _note_abort(self, error: TaskAborted) -> None:
         self.meta[META] = error.facts()

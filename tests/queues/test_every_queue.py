@@ -11,6 +11,7 @@ from django.conf import settings
 
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
+from run_abort.models import RunHold, RunProcess
 from tests.processes.conftest import holds_of
 from tests.queues.drivers import (
     DRIVERS,
@@ -54,6 +55,15 @@ def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(
     assert driver.result(driver.send("done", "next")) == "next"
     began_all(worker, *tasks, "next")
     assert "swallowed" not in str(worker)
+
+
+@every_kind
+def test_a_task_that_has_ended_leaves_no_row(driver: Driver) -> None:
+    """Many workers end the process of a task without Python's exit."""
+    worker = driver.start()
+    assert driver.result(driver.send("done", "one")) == "one"
+    driver.end(worker)
+    wait_until(lambda: not RunHold.objects.exists() and not RunProcess.objects.exists())
 
 
 @every_queue
