@@ -517,11 +517,13 @@ def test_none_follows_while_a_block_is_left_by_its_guard(
 def test_none_follows_while_the_first_notes_its_arrival(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    obey, sent = Interruption._obey, []
+    obey = Interruption._obey
+    sent: list[bool | None] = [None]
 
     def send_and_obey(interruption: Interruption) -> None:
-        if not sent:
-            sent.append(interruption.send())
+        if sent == [None]:
+            sent[0] = True  # one that arrives at once comes here again
+            sent[0] = interruption.send()
         obey(interruption)
 
     monkeypatch.setattr(Interruption, "_obey", send_and_obey)
