@@ -51,12 +51,25 @@ def asynchronously() -> Callable[[int | None, int | None], int]:
         raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
 
 
+@cache
+def _own_ident() -> Callable[[], int]:
+    """The ID that CPython has for the calling thread, which ``threading`` may not tell.
+
+    Not by ``sys._current_frames``. That holds a lock which a finaliser may need, and CPython 3.11
+    collects garbage meanwhile: the thread then waits for itself for ever.
+    """
+    import ctypes
+
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_ulong)
+    return prototype(("PyThread_get_thread_ident", ctypes.pythonapi))
+
+
 def check_thread() -> None:
     """Check that an exception can be sent to what ``threading`` takes for this thread.
 
     :raises RuntimeError: under gevent or eventlet, whose greenlets share one thread of CPython.
     """
-    if threading.get_ident() not in sys._current_frames():
+    if threading.get_ident() != _own_ident()():
         raise RuntimeError("gevent and eventlet: a greenlet cannot be interrupted, only a thread")
 
 

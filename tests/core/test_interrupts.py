@@ -656,6 +656,14 @@ class TestArguments:
                 pass
         assert list(core.registry.holders()) == []
 
+    def test_on_entering_the_stacks_of_threads_are_not_asked_for(
+        self, core: Core, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Garbage that is collected amid that may wait for ever, in CPython 3.11."""
+        monkeypatch.delattr(sys, "_current_frames")
+        with core.block("run-1", insist="interrupt"):
+            pass
+
     def test_both_may_be_named(self, core: Core) -> None:
         both: Any = ("cancel", "interrupt")
         with core.block("run-1", insist=both):
