@@ -210,7 +210,6 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "now": found.now,
             "runs": runs,
             "may_abort": may_some(request.user, "abort") or any(run["key"] for run in runs),
-            "may_force": _may_force(request.user),
             "processes": [
                 {**_names(blocks[0]), "blocks": len(blocks)} for blocks in processes[:MAX_PROCESSES]
             ],
@@ -304,12 +303,13 @@ def _run(
     )
     grace = timedelta(seconds=GRACE)
     is_stuck = any(block.state == "aborting" and now - block.since > grace for block in blocks)
+    may_be_forced = is_stuck and _may_force(user)
     return {
         "name": visible(run_id),
         "link": link_to(run_id),
-        "key": _key(run_id, user) if is_running or is_stuck else "",
+        "key": _key(run_id, user) if is_running or may_be_forced else "",
         "is_running": is_running,
-        "is_stuck": is_stuck,
+        "may_be_forced": may_be_forced,
         "blocks": [_block(block, now) for block in blocks],
     }
 

@@ -37,7 +37,7 @@ except ImportError as error:
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation, Request
-from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import EXIT_TIMEOUT, current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
 from run_abort.runs import abortable_run
 
@@ -48,7 +48,6 @@ logger = logging.getLogger("run_abort")
 META: Final = "run_abort"  # the key in job.meta
 TOLD: Final = "run_abort_told"  # field of a job: the request of which cancel_aborted told its hook
 FINISHING: Final = "run_abort_finishing"  # field of a job: the process that called signal.finish()
-EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each thread that reports the end
 
 # States of a job that has begun, or never begins.
 BEGUN: Final = ("started", "finished", "failed", "stopped", "canceled")
