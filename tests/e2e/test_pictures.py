@@ -54,7 +54,10 @@ def narrow(page: Page) -> None:
 
 
 def open_spread(tabs: Tabs, start_run: StartRun) -> Page:
-    """The page of a run that two processes work on: which one takes a part is a matter of luck."""
+    """The page of a run that two processes work on: which one takes a part is a matter of luck.
+
+    A run that is in one process alone is stopped, or the next ones would wait for its threads.
+    """
     for _ in range(20):
         page = tabs.open(path_of(start_run(2)))
         narrow(page)
@@ -62,6 +65,8 @@ def open_spread(tabs: Tabs, start_run: StartRun) -> Page:
             expect(page.get_by_label(part)).not_to_have_attribute("value", "0")
         if len(set(re.findall(r"worker-\d", page.get_by_role("main").inner_text()))) == 2:
             return page
+        abort(page)
+        expect(page.locator("#state")).to_have_text("stopped")
     raise AssertionError("one process took both parts each time")
 
 
