@@ -152,21 +152,17 @@ class Listener:
         :param rest: seconds until the thread connects.
         :return: whether it runs, or will run once the process has forked.
         """
-        with self._lock:  # "starting" is noted before the thread notes its first state
-            was_running = self.service.is_running
+        with self._lock:
             if self._started_at is None:
                 self._started_at = time.monotonic()
+            if not self.service.is_running:
+                # Before the start: the thread may subscribe before this one goes on.
+                self._phase = ("starting", datetime.now(UTC))
             started = self.service.start(rest=rest)
             if not started:
                 self._phase = ("stopped", datetime.now(UTC))
                 self._last_error = "the thread cannot be started"
-            elif not was_running:
-                self._note_start()
         return started
-
-    def _note_start(self) -> None:
-        if self.service.is_running:  # not while the process forks
-            self._phase = ("starting", datetime.now(UTC))
 
     def start_soon(self) -> None:
         """Start the thread if a transport may be configured.

@@ -173,6 +173,21 @@ class TestLife:
         listener.ensure_started()
         wait_until(listener.is_listening)
 
+    def test_a_thread_that_subscribes_before_the_start_returns_is_starting(
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        states: list[str] = []
+        start = threading.Thread.start
+
+        def start_and_wait(self: threading.Thread) -> None:
+            start(self)
+            wait_until(lambda: states)
+
+        listener.subscribed.add(lambda gap: states.append(listener.status().state))
+        monkeypatch.setattr(threading.Thread, "start", start_and_wait)
+        assert listener.ensure_started()
+        assert states == ["starting"]
+
     def test_ready_lets_it_rest_until_it_is_needed(
         self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -395,7 +410,7 @@ class TestFork:
         listener.before_fork()
         assert listener.ensure_started()
         assert threads_of_ours() == []
-        assert listener.status().state == "off"
+        assert listener.status().state == "stopped"
         listener.after_fork_in_parent()
         assert threads_of_ours() == ["run_abort-listener"]
         assert listener.status().state == "starting"
