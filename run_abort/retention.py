@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._store.retention import Old, count, prune, prune_cursors, prune_holds
+from ._store.retention import Old, count, forget_process, prune, prune_cursors, prune_holds
 
-__all__ = ["Old", "count", "prune", "prune_cursors", "prune_holds"]
+__all__ = ["Old", "count", "forget_process", "prune", "prune_cursors", "prune_holds"]

@@ -126,10 +126,37 @@ def prune_holds(older_than: timedelta | float) -> int:
     while keys := list(old.values_list("pk", flat=True)[:BATCH]):
         with transaction.atomic(using=alias):
             deleted += _delete_holds(alias, holds.filter(pk__in=keys))
-    gone = processes.filter(seen_until__lt=cutoff)
-    gone = gone.exclude(Exists(holds.filter(process_id=OuterRef("pk"))))
+    gone = _without_holds(alias, processes.filter(seen_until__lt=cutoff))
     while origins := list(gone.values_list("pk", flat=True)[:BATCH]):
         gone.filter(pk__in=origins)._raw_delete(alias)
+    return deleted
+
+
+def forget_process(host: str, pid: int) -> int:
+    """Delete the holds of a lost process that were not left, because somebody knows that it ended.
+
+    One that works all the same writes its holds again when it is heard of.
+
+    :param host: name of its host, as in its row.
+    :param pid: its process ID.
+    :return: the number of deleted holds.
+    :raises LookupError: if no such process is lost.
+    :raises django.db.Error: if the database fails.
+    """
+    alias = database.alias()
+    known = RunProcess.objects.using(alias).filter(host=host, pid=pid)
+    lost = known.filter(seen_until__lt=present(alias))
+    origins = list(lost.values_list("pk", flat=True))
+    if not origins:
+        is_alive = known.exists()
+        raise LookupError(
+            f"The process {pid} on {host!r} is "
+            + ("not lost: it was heard of a moment ago" if is_alive else "not known")
+        )
+    with transaction.atomic(using=alias):
+        holds = RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None).order_by()
+        deleted = _delete_holds(alias, holds)
+        _without_holds(alias, lost.filter(pk__in=origins))._raw_delete(alias)
     return deleted
 
 
@@ -158,6 +185,11 @@ def _delete(alias: str, keys: Sequence[UUID]) -> int:
     with transaction.atomic(using=alias):
         _delete_holds(alias, RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
         return AbortRequest.objects.using(alias).filter(pk__in=keys)._raw_delete(alias)
+
+
+def _without_holds(alias: str, processes: QuerySet[RunProcess]) -> QuerySet[RunProcess]:
+    holds = RunHold.objects.using(alias).order_by()
+    return processes.exclude(Exists(holds.filter(process_id=OuterRef("pk"))))
 
 
 def _delete_holds(alias: str, holds: QuerySet[RunHold]) -> int:

@@ -265,6 +265,21 @@ class TestPruneRunAborts:
         assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
         assert not AbortRequest.objects.exists()
 
+    def test_the_blocks_of_a_process_that_has_ended_go(self, recording: None) -> None:
+        hold_row("run-1", process_row("web-1", 17, silent=2 * LEASE))
+        assert call("prune_run_aborts", "--ended", "web-1:17") == (
+            "Process 17 on web-1: deleted 1 block(s)\n"
+        )
+        assert not RunHold.objects.exists()
+        with pytest.raises(CommandError, match="is not known.*run_abort_status"):
+            call("prune_run_aborts", "--ended", "web-1:17")
+
+    def test_without_its_table_the_one_that_has_ended_cannot_be_looked_up(
+        self, recording: None
+    ) -> None:
+        with unmigrated(), pytest.raises(CommandError, match="The database failed"):
+            call("prune_run_aborts", "--ended", "web-1:17")
+
     @pytest.mark.parametrize("more", [[], ["--dry-run"]])
     def test_if_the_database_fails_it_says_what_to_do(
         self, recording: None, more: list[str]
@@ -287,6 +302,10 @@ class TestPruneRunAborts:
             (["--older-than", "1", "--batch-size", "0"], "from 1 to 10000"),
             (["--older-than", "1", "--batch-size", "many"], "'many' is not a number"),
             (["--older-then", "1"], "--older-than"),
+            (["--older-than", "1", "--ended", "web-1:17"], "not allowed with"),
+            (["--ended", "web-1"], "'web-1' is not HOST:PID"),
+            (["--ended", "web-1:x"], "'web-1:x' is not HOST:PID"),
+            (["--ended", "web-1:17", "--dry-run"], "has no --dry-run"),
         ],
     )
     def test_a_typo_is_told_and_deletes_nothing(

@@ -13,7 +13,14 @@ from django.utils import timezone
 
 from run_abort._runtime.runtime import current
 from run_abort._store import retention
-from run_abort._store.retention import Old, count, prune, prune_cursors, prune_holds
+from run_abort._store.retention import (
+    Old,
+    count,
+    forget_process,
+    prune,
+    prune_cursors,
+    prune_holds,
+)
 from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import unmigrated
@@ -304,6 +311,49 @@ class TestHolds:
         words = [query["sql"].split()[0] for query in queries.captured_queries]
         assert words.count("DELETE") == 2 * 2 + 1
         assert words.count("SELECT") == 1 + 3 + 2
+
+
+class TestLostProcess:
+    def test_its_open_holds_go_with_what_was_asked_of_them(self) -> None:
+        lost = process_row("web-1", 17, silent=2 * LEASE)
+        request = requested("asked", days=1)
+        hold_row("asked", lost, "aborting", request=request, groups=["tenant"])
+        hold_row("running", lost)
+        hold_row("finishing", lost, "finishing")
+        beside = process_row("web-1", 18, silent=2 * LEASE)
+        hold_row("beside", beside)
+        assert forget_process("web-1", 17) == 3
+        assert RunHold.objects.get().run_id == "beside"
+        assert not RunHoldGroup.objects.exists()
+        assert RunProcess.objects.get() == beside
+        assert left() == ["asked"]
+
+    def test_the_story_of_what_it_has_left_stays(self) -> None:
+        lost = process_row("web-1", 17, silent=2 * LEASE)
+        hold_row("left", lost, "stopped", request=requested("left", days=1))
+        hold_row("open", lost)
+        assert forget_process("web-1", 17) == 1
+        assert RunHold.objects.get().run_id == "left"
+        assert RunProcess.objects.get() == lost
+
+    def test_one_that_is_alive_keeps_them(self) -> None:
+        hold_row("run", process_row("web-1", 17))
+        with pytest.raises(LookupError, match="The process 17 on 'web-1' is not lost"):
+            forget_process("web-1", 17)
+        assert RunHold.objects.exists()
+
+    def test_one_that_has_the_number_of_a_lost_one_keeps_them(self) -> None:
+        hold_row("lost", process_row("web-1", 17, silent=2 * LEASE))
+        hold_row("alive", process_row("web-1", 17))
+        assert forget_process("web-1", 17) == 1
+        assert RunHold.objects.get().run_id == "alive"
+
+    @pytest.mark.parametrize("which", [("web-2", 17), ("web-1", 18)])
+    def test_another_is_not_known(self, which: tuple[str, int]) -> None:
+        hold_row("run", process_row("web-1", 17, silent=2 * LEASE))
+        with pytest.raises(LookupError, match="is not known"):
+            forget_process(*which)
+        assert RunHold.objects.exists()
 
 
 class TestCursors:

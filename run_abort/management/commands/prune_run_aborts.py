@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,23 @@ class Command(BaseCommand):
         "batches, together with their holds. A request that still stands, which means that it was "
         "not cleared and is younger than REQUEST_TTL, is kept. Holds without a request, processes "
         "that were not heard of, and listener cursors that were not used for that long are deleted "
-        "as well."
+        "as well. With --ended, deletes the blocks of one lost process instead."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
+        what = parser.add_mutually_exclusive_group(required=True)
+        what.add_argument(
             "--older-than",
             type=partial(positive_number, of="days", most=retention.MAX_DAYS),
-            required=True,
             metavar="DAYS",
             help="minimum age of the requests to delete; may have a fraction",
+        )
+        what.add_argument(
+            "--ended",
+            type=_process,
+            metavar="HOST:PID",
+            help="delete the open blocks of this process, which is lost, and of which you know "
+            "that it has ended, with the programs that it has started",
         )
         parser.add_argument(
             "--batch-size",
@@ -43,7 +50,30 @@ class Command(BaseCommand):
         )
 
     def handle(
-        self, *, older_than: float, batch_size: int, dry_run: bool, verbosity: int, **options: Any
+        self, *, older_than: float | None, ended: tuple[str, int] | None, **options: Any
+    ) -> None:
+        if older_than is not None:
+            self._prune(older_than, **options)
+        elif ended is not None:
+            self._forget(*ended, **options)
+
+    def _forget(
+        self, host: str, pid: int, *, dry_run: bool, verbosity: int, **options: Any
+    ) -> None:
+        if dry_run:
+            raise CommandError("--ended has no --dry-run: 'manage.py run_abort_status' shows it")
+        try:
+            deleted = retention.forget_process(host, pid)
+        except LookupError as error:
+            raise CommandError(f"{error}. 'manage.py run_abort_status' shows which are lost.") from error
+        except Error as error:
+            raise CommandError(f"The database failed: {visible(error)}") from error
+        if verbosity:
+            line = f"Process {pid} on {visible(host)}: deleted {deleted} block(s)"
+            self.stdout.write(self.style.SUCCESS(line))
+
+    def _prune(
+        self, older_than: float, *, batch_size: int, dry_run: bool, verbosity: int, **options: Any
     ) -> None:
         deleted = 0
 
@@ -70,3 +100,10 @@ class Command(BaseCommand):
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
             line = f"Older than {older_than:g} day(s): {done} {old.standing} that still stand"
             self.stdout.write(self.style.SUCCESS(line))
+
+
+def _process(text: str) -> tuple[str, int]:
+    host, colon, pid = text.rpartition(":")
+    if not colon or not pid.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is not HOST:PID")
+    return host, int(pid)
