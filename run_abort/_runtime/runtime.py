@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
 from django.core.signals import request_started, setting_changed
@@ -43,7 +42,7 @@ from .kind import kind_of_process
 from .queues import Queues
 from .reconciler import Reconciler
 
-EXIT_TIMEOUT: Final = 1.0  # seconds to wait for queues, and for handlers and receivers
+EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each part before the process ends
 
 
 class Runtime:
@@ -81,7 +80,7 @@ class Runtime:
         self._notifier: SerialWorker[set[str]] = SerialWorker(
             lambda ids: self.push.notify(sorted(ids)), name="run_abort-notifications", ours=True
         )
-        self.force = Force(self.escalator, partial(self.settle, EXIT_TIMEOUT))
+        self.force = Force(self.escalator, self.settle)
         self._join()
 
     def _join(self) -> None:
@@ -132,7 +131,7 @@ class Runtime:
             self.escalator.service.stop(),
             self.disconnects.service.stop(),
         ]
-        self.settle(EXIT_TIMEOUT)
+        self.settle()
         ended.append(self.recorder.stop())
         self.push.close()
         return all(ended)
@@ -157,26 +156,24 @@ class Runtime:
         if not len(self.registry):
             self.reconciler.service.stop()
             self.listener.stop()
-        self.settle(EXIT_TIMEOUT)
+        self.settle()
         self.recorder.finish(EXIT_TIMEOUT)
 
-    def settle(self, timeout: float) -> None:
+    def settle(self) -> None:
         """Wait for the workers: call this before a process ends without Python's exit.
 
         Waits for the listener, the queues, handlers and receivers, the recorder, the notifications
-        and the facts, one after the other.
-
-        :param timeout: seconds to wait for each, at most.
+        and the facts, one after the other, for each at most ``EXIT_TIMEOUT`` seconds.
         """
-        self.listener.wait_told(timeout)
+        self.listener.wait_told(EXIT_TIMEOUT)
         self.events.finish()
-        self.queues.wait_notified(timeout)
-        self.dispatch.wait_for_handlers(timeout)
+        self.queues.wait_notified(EXIT_TIMEOUT)
+        self.dispatch.wait_for_handlers(EXIT_TIMEOUT)
         self.postponed.check()
         self.holder.depart()
-        self.recorder.flush(timeout)
-        self._notifier.wait_idle(timeout)
-        self.facts.wait_recorded(timeout)
+        self.recorder.flush(EXIT_TIMEOUT)
+        self._notifier.wait_idle(EXIT_TIMEOUT)
+        self.facts.wait_recorded(EXIT_TIMEOUT)
 
     # Around a fork.
 
@@ -268,7 +265,7 @@ def _at_exit_of_child() -> None:
     elif current().inherited:
         with suppress(RuntimeError):  # of CPython 3.12.0 to 3.12.2: it starts no thread now
             threading.Thread(target=_leave_last, name="run_abort-exit").start()
-    current().settle(EXIT_TIMEOUT)
+    current().settle()
 
 
 def _leave_last() -> None:
@@ -279,7 +276,7 @@ def _leave_last() -> None:
             except RuntimeError:  # it is about to begin
                 time.sleep(0.001)
     current().leave_inherited()
-    current().settle(EXIT_TIMEOUT)
+    current().settle()
 
 
 def _others_at_work() -> list[threading.Thread]:

@@ -230,7 +230,7 @@ def _task_ids(signature: Any) -> Iterator[str]:
 
 def _settle(**kwargs: Any) -> None:
     """A process of the prefork pool ends without Python's exit."""
-    runtime.current().settle(runtime.EXIT_TIMEOUT)
+    runtime.current().settle()
 
 
 worker_process_shutdown.connect(_settle, weak=False, dispatch_uid="run_abort")

@@ -37,7 +37,7 @@ except ImportError as error:
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortController
 from run_abort._core.types import Escalation, Request
-from run_abort._runtime.runtime import EXIT_TIMEOUT, current
+from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
 from run_abort.runs import abortable_run
 
@@ -111,7 +111,7 @@ class AbortableJob(Job):
         finally:
             forget_finishing()
             # RQ ends the process after the job and waits for no thread.
-            current().settle(EXIT_TIMEOUT)
+            current().settle()
 
     def _note_abort(self, error: TaskAborted) -> None:
         self.meta[META] = error.facts()

@@ -26,7 +26,7 @@ from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.escalation import clean_grace, clean_insist
 from run_abort._core.types import Escalation
-from run_abort._runtime.runtime import EXIT_TIMEOUT, current
+from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -157,4 +157,4 @@ def _settle() -> None:
     """Write what is left to write if the process ends with the task, without Python's exit."""
     rq = sys.modules.get("rq")  # its worker forks for each task of django-tasks-rq
     if rq is not None and rq.get_current_job() is not None:
-        current().settle(EXIT_TIMEOUT)
+        current().settle()

@@ -48,6 +48,7 @@ except RunAborted:
 
 ENDS = """
 from tests.child import *
+from run_abort._runtime import runtime
 
 def work(abort=False):
     with abortable_run("run-1") as signal:
@@ -76,7 +77,8 @@ else:
         if how == "sys.exit":
             sys.exit(3)
         if how == "os._exit":
-            current().settle(10)
+            runtime.EXIT_TIMEOUT = 10
+            current().settle()
             os._exit(3)
 """
 

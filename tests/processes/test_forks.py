@@ -154,11 +154,15 @@ class TestRows:
             assert signal.wait(TIMEOUT)
             assert succeeds(pid)
 
-    def test_what_a_child_did_is_written_once_it_has_settled(self) -> None:
+    def test_what_a_child_did_is_written_once_it_has_settled(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("run_abort._runtime.runtime.EXIT_TIMEOUT", TIMEOUT)
+
         def work() -> bool:
             with pytest.raises(RunAborted), abortable_run("run-1") as signal:
                 signal.wait(TIMEOUT)
-            current().settle(TIMEOUT)
+            current().settle()
             return True
 
         pid = fork(work)

@@ -399,8 +399,9 @@ def test_a_clock_that_was_set_back_gives_no_negative_duration(process: Process) 
 
 
 def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
-    runtime: Runtime, settings: Any
+    runtime: Runtime, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("run_abort._runtime.runtime.EXIT_TIMEOUT", TIMEOUT)
     settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
     facts: list[Fact] = []
     runtime.facts.add_hook(facts.append, is_short=True)
@@ -408,5 +409,5 @@ def test_before_a_process_ends_without_pythons_exit_everything_is_settled(
     (controller,) = runtime.registry.controllers()
     controller.flip(Aborted(new_request(), "channel", time.time(), (controller,)))
     leave()  # the thread that aborts has not emitted its event
-    runtime.settle(TIMEOUT)
+    runtime.settle()
     assert [fact.name for fact in facts] == ["aborted", "stopped"]

@@ -158,11 +158,12 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
     """Stop what runs in the background, and note what is left all the same."""
     from django.db import connections
 
-    from run_abort._runtime.runtime import current
+    from run_abort._runtime import runtime
 
     at = time.monotonic_ns()
-    current().listener.stop()
-    current().settle(END_TIMEOUT)
+    runtime.current().listener.stop()
+    runtime.EXIT_TIMEOUT = END_TIMEOUT  # type: ignore[misc]
+    runtime.current().settle()
     deadline = time.monotonic() + END_TIMEOUT
     while threads_of_ours() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -173,7 +174,7 @@ def end(journal: Journal, port: int, *, listening: bool) -> None:
         listening=listening,
         threads=[what_it_does(thread) for thread in threads_of_ours()],
         sockets=sockets_to(port),
-        registry=list(current().registry.holders()),
+        registry=list(runtime.current().registry.holders()),
     )
 
 
