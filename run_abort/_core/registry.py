@@ -23,8 +23,6 @@ class Registry:
     :ivar events: called with each :data:`Event`, in the thread in which it happened, after the
         flags are set and the waiters are woken. Its functions neither block nor raise. An event
         comes twice if a signal handler raises meanwhile. Events of one thread do not nest.
-    :ivar on_register: called with each controller before it answers to any ID, in the thread that
-        registers it.
     :ivar finishing: called with the controller of a block whose ``signal.finish()`` came before
         any abort, in the thread that called it. The block stays here until it is left.
     :ivar controller_class: the class of the controllers of blocks.
@@ -32,7 +30,6 @@ class Registry:
 
     def __init__(self) -> None:
         self.events: SerialHook[[Event]] = SerialHook()
-        self.on_register: Hook[[AbortController]] = Hook()
         self.finishing: Hook[[AbortController]] = Hook()
         self._on_finish = self._finish  # bound once, not for each block
         self.controller_class: Callable[..., AbortController] = AbortController
@@ -66,8 +63,6 @@ class Registry:
 
     def register(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Make ``controller`` answer to ``ids``."""
-        if self.on_register.functions:
-            self.on_register(controller)
         controller.signal._on_finish = self._on_finish
         with self._lock:
             for run_id in ids:

@@ -106,14 +106,12 @@ class Watch:
         self._registry = current().registry
         _watches.append(self)
         self._registry.controller_class = _WatchedController
-        self._stop = self._registry.on_register.add(_watch)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         _watches.remove(self)
         if not _watches:
             self._registry.controller_class = AbortController
-            self._stop()
         _inside.set(_open_here())
 
     @property
@@ -186,6 +184,10 @@ class _WatchedController(AbortController):
     __slots__ = ()
 
     signal_class = _WatchedSignal
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        _watch(self)
 
     def close(self) -> bool:
         if not self.signal._verdict:

@@ -51,7 +51,6 @@ from tests.support import TIMEOUT, Foreign, wait_until
 @pytest.fixture(autouse=True)
 def leave_nothing_watched() -> Iterator[None]:
     yield
-    assert not current().registry.on_register.functions
     assert current().registry.controller_class is AbortController
     with abortable_run("after the test") as signal:
         assert type(signal) is AbortSignal

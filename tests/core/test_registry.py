@@ -146,16 +146,6 @@ class TestRegistry:
             abort(registry, "run")
         assert len(events) == 1
 
-    def test_says_when_a_controller_is_registered_before_it_answers(self) -> None:
-        registry = Registry()
-        seen: list[tuple[AbortController, list[str]]] = []
-        registry.on_register.add(
-            lambda controller: seen.append((controller, list(registry.holders())))
-        )
-        run = AbortController("run")
-        registry.register(run, ["run"])
-        assert seen == [(run, [])]
-
     def test_knows_which_blocks_are_open(self) -> None:
         registry = Registry()
         first, second = AbortController("run"), AbortController("run")

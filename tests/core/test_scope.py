@@ -455,13 +455,10 @@ class TestEntering:
 
     def test_it_registers_then_looks(self, core: Core) -> None:
         steps: list[tuple[str, list[str]]] = []
-        core.registry.on_register.add(
-            lambda controller: steps.append(("registering", list(core.registry.holders())))
-        )
         core.look = lambda controller: steps.append(("looked", list(core.registry.holders())))
         with core.block():
             steps.append(("entered", list(core.registry.holders())))
-        assert steps == [("registering", []), ("looked", ["run-1"]), ("entered", ["run-1"])]
+        assert steps == [("looked", ["run-1"]), ("entered", ["run-1"])]
 
     @pytest.mark.parametrize("insist", [(), "interrupt"])
     def test_what_was_requested_before_never_runs(self, core: Core, insist: Any) -> None:
