@@ -23,15 +23,14 @@ class Registry:
     :ivar events: called with each :data:`Event`, in the thread in which it happened, after the
         flags are set and the waiters are woken. Its functions neither block nor raise. An event
         comes twice if a signal handler raises meanwhile. Events of one thread do not nest.
-    :ivar finishing: called with the controller of a block whose ``signal.finish()`` came before
-        any abort, in the thread that called it. The block stays here until it is left.
+    :ivar finishing: called with the signal of a block whose ``finish()`` came before any abort, in
+        the thread that called it. The block stays here until it is left.
     :ivar controller_class: the class of the controllers of blocks.
     """
 
     def __init__(self) -> None:
         self.events: SerialHook[[Event]] = SerialHook()
-        self.finishing: Hook[[AbortController]] = Hook()
-        self._on_finish = self._finish  # bound once, not for each block
+        self.finishing: Hook[[AbortSignal]] = Hook()
         self.controller_class: Callable[..., AbortController] = AbortController
         # The controllers of each ID, in the order of entry. No ID without a controller.
         self._holders: dict[str, dict[AbortController, None]] = {}
@@ -63,7 +62,7 @@ class Registry:
 
     def register(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Make ``controller`` answer to ``ids``."""
-        controller.signal._on_finish = self._on_finish
+        controller.signal._on_finish = self.finishing
         with self._lock:
             for run_id in ids:
                 # Without a call in between, no signal handler and no finaliser comes in between,
@@ -131,13 +130,6 @@ class Registry:
                     self.events(aborted)
                 raise
             return number
-
-    def _finish(self, signal: AbortSignal) -> None:
-        with self._lock:
-            holders = tuple(self._holders.get(signal.run_id, ()))
-        for controller in holders:
-            if controller.signal is signal:
-                self.finishing(controller)
 
     def after_fork_in_child(self) -> None:
         """Keep the blocks around the code that forked; the child does not run the others.

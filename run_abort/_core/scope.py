@@ -290,7 +290,7 @@ class Scope:
             process.escalator.drop(self._plan)
         if not self._has_told:
             controller.left_at = controller.left_at or time.time()
-            process.registry.events(Left(controller, controller.left_at))
+            process.registry.events(Left(controller.signal, controller.left_at))
             self._has_told = True
         return controller.signal
 

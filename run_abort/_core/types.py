@@ -96,11 +96,11 @@ class Escalated:
 class Left:
     """An aborted block was left.
 
-    :ivar controller: of the block.
+    :ivar signal: of the block.
     :ivar at: when, in seconds since the epoch.
     """
 
-    controller: AbortController
+    signal: AbortSignal
     at: float
 
 

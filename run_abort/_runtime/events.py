@@ -101,9 +101,8 @@ class Events:
 
     def _hold_back(self, event: Left | Escalated) -> bool:
         """Hold the event back if the ``Aborted`` of its block was not emitted yet."""
-        signal = event.controller.signal if isinstance(event, Left) else event.signal
-        aborted = signal.aborted_by
-        if aborted is None or signal.request_keys is not None:
+        aborted = event.signal.aborted_by
+        if aborted is None or event.signal.request_keys is not None:
             return False
         self._held_back.setdefault(aborted, []).append(event)
         return True
@@ -136,13 +135,12 @@ class Events:
         return len(new)
 
     def _went_on(self, event: Left | Escalated) -> None:
-        signal = event.controller.signal if isinstance(event, Left) else event.signal
-        for key in signal.request_keys or ():
+        for key in event.signal.request_keys or ():
             effect = self._effects.get(key)
             if effect is None:
                 continue
             if isinstance(event, Left):
-                effect.open.discard(signal)
+                effect.open.discard(event.signal)
                 self._stop_if_over(key, event.at)
             elif effect.steps < MAX_STEPS:
                 effect.steps += 1

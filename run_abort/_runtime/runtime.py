@@ -221,7 +221,7 @@ class Runtime:
                 self.holder.leave(controller)
             elif controller.left_at is None:
                 controller.left_at = time.time()
-                self.registry.events(Left(controller, controller.left_at))
+                self.registry.events(Left(controller.signal, controller.left_at))
 
 
 class _Current:

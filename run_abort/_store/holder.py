@@ -16,7 +16,7 @@ from django.db.models import Exists, OuterRef, Q
 from run_abort import conf
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import in_event_loop
-from run_abort._core.controller import AbortController
+from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
 
 from . import database, requests
@@ -82,7 +82,7 @@ class Holder:
 
     def _reset(self) -> None:
         # The blocks that are open, and the process row. Each change is atomic, so no lock.
-        self._open: dict[AbortController, Entry] = {}
+        self._open: dict[AbortSignal, Entry] = {}
         # The blocks whose row could not be changed, to be tried again.
         self._unwritten: dict[Entry, None] = {}
         self._seen_at: float | None = None  # in seconds of time.monotonic()
@@ -102,7 +102,7 @@ class Holder:
             return None
         entry = Entry(controller, ids, label)
         if options.HOLDS:
-            self._open[controller] = entry
+            self._open[controller.signal] = entry
         here = database.transaction_here()
         if here is None:
             entered = self._recorder.put(self._enter, entry)
@@ -122,20 +122,20 @@ class Holder:
 
     def _enter_later(self, entry: Entry) -> None:
         entry.is_postponed = False
-        if entry.controller in self._open:
+        if entry.controller.signal in self._open:
             self._recorder.put(self._enter, entry).add_done_callback(self._entered)
         elif entry.controller.signal.aborted_by is not None:
             self._changed(entry)
 
     def leave(self, controller: AbortController) -> None:
         """Delete the hold of a block that was left before any abort. Waits for a moment at most."""
-        entry = self._open.get(controller)
+        entry = self._open.get(controller.signal)
         if entry is None:
             return
         here = database.transaction_here()
         # Right before the job is put: if a signal handler raises earlier, leave() is called again
         # and has to find the block.
-        self._open.pop(controller, None)
+        self._open.pop(controller.signal, None)
         if here is None:
             self._put(self._leave, entry)
             self.let_finish()
@@ -154,25 +154,25 @@ class Holder:
             here = database.transaction_here() if event.way == "local" else None
             for controller in event.controllers:
                 if controller.signal.aborted_by is event:
-                    self._changed(self._open.get(controller), here)
+                    self._changed(self._open.get(controller.signal), here)
         elif isinstance(event, Left):
             # Forgotten last: if a signal handler raises earlier, the event comes again.
-            self._changed_here(self._open.get(event.controller))
-            self._open.pop(event.controller, None)
+            self._changed_here(self._open.get(event.signal))
+            self._open.pop(event.signal, None)
         else:
             self._escalated(event)
 
-    def finishing(self, controller: AbortController) -> None:
+    def finishing(self, signal: AbortSignal) -> None:
         """Write soon that the block cannot be aborted any more."""
-        self._changed_here(self._open.get(controller))
+        self._changed_here(self._open.get(signal))
 
     def _escalated(self, event: Escalated) -> None:
-        for entry in self._open.copy().values():
-            if entry.controller.signal is event.signal and len(entry.steps) < MAX_STEPS:
-                aborted = event.signal.aborted_by
-                seconds = 0.0 if aborted is None else event.at - aborted.at
-                entry.steps.append((event.escalation, max(seconds, 0.0)))
-                self._changed(entry)
+        entry = self._open.get(event.signal)
+        if entry is not None and len(entry.steps) < MAX_STEPS:
+            aborted = event.signal.aborted_by
+            seconds = 0.0 if aborted is None else event.at - aborted.at
+            entry.steps.append((event.escalation, max(seconds, 0.0)))
+            self._changed(entry)
 
     def _changed(self, entry: Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
         if entry is not None and not entry.is_postponed:
@@ -199,9 +199,9 @@ class Holder:
 
     def _write_again(self, entry: Entry) -> None:
         del self._unwritten[entry]
-        controller = entry.controller
-        was_left = self._open.get(controller) is not entry
-        has_ended = was_left and controller.signal.aborted_by is None
+        signal = entry.controller.signal
+        was_left = self._open.get(signal) is not entry
+        has_ended = was_left and signal.aborted_by is None
         self._put(self._leave if has_ended else self._change, entry)
 
     def depart(self) -> None:
@@ -252,17 +252,17 @@ class Holder:
         known = self._open
         self._reset()
         for controller in kept:
-            entry = known.get(controller)
+            entry = known.get(controller.signal)
             if entry is not None:
                 entry.renew()
-                self._open[controller] = entry
+                self._open[controller.signal] = entry
 
     # Called in the recorder's thread.
 
     def _write_entries(self, alias: str, entries: list[Entry]) -> list[Request | None]:
         options = conf.settings()
         # A block may be left by now, if the database was away. Its row would stay for ever.
-        held = [entry for entry in entries if self._open.get(entry.controller) is entry]
+        held = [entry for entry in entries if self._open.get(entry.controller.signal) is entry]
         if options.HOLDS and held:
             link = link_of(alias)
             try:

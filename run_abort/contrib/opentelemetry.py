@@ -54,11 +54,11 @@ def _add_span_event(event: Event) -> None:
     """Called in the thread of the block. The SDK's spans take an event without waiting."""
     if not isinstance(event, Left):
         return
-    span, aborted = trace.get_current_span(), event.controller.signal.aborted_by
+    span, aborted = trace.get_current_span(), event.signal.aborted_by
     if aborted is not None and span.is_recording():
         request = aborted.request
         attributes = {
-            "run_id": event.controller.signal.run_id,
+            "run_id": event.signal.run_id,
             "request_id": request.id,
             "actor": request.actor,
             "reason": request.reason,

@@ -35,7 +35,7 @@ except ImportError as error:
     ) from error
 
 from run_abort._concurrency.hooks import call_logged
-from run_abort._core.controller import GRACE, AbortController
+from run_abort._core.controller import GRACE, AbortSignal
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
@@ -121,8 +121,8 @@ class AbortableJob(Job):
         """Whether the job was canceled while the worker, which had taken it, prepared its start."""
         return self.connection.hget(self.key, TOLD) == request_id.encode()
 
-    def _note_finishing(self, controller: AbortController) -> None:
-        if controller.signal.run_id == self.get_run_id():
+    def _note_finishing(self, signal: AbortSignal) -> None:
+        if signal.run_id == self.get_run_id():
             self.connection.hset(self.key, FINISHING, os.getpid())
 
     def _is_overdue(self, seconds: float, pid: int) -> bool:

@@ -113,15 +113,17 @@ class TestFinish:
     def test_the_registry_says_so_once_and_holds_the_block_until_it_is_left(
         self, core: Core
     ) -> None:
-        told: list[tuple[AbortController, bool]] = []
-        core.registry.finishing.add(lambda each: told.append((each, each.finishing)))
+        told: list[tuple[AbortSignal, list[AbortSignal]]] = []
+
+        def finishing() -> list[AbortSignal]:
+            return [each.signal for each in core.registry.controllers() if each.finishing]
+
+        core.registry.finishing.add(lambda each: told.append((each, finishing())))
         with core.block("run-1"), core.block("run-1") as signal:
             signal.finish()
             signal.finish()
-            ((controller, finishing),) = told
-            assert controller.signal is signal
-            assert finishing
-            assert [each for each in core.registry.controllers() if each.finishing] == [controller]
+            assert told == [(signal, [signal])]
+            assert finishing() == [signal]
 
 
 @pytest.mark.parametrize("options", [{}, {"insist": "interrupt", "grace": 60}])
@@ -556,10 +558,12 @@ class TestEvents:
         assert isinstance(aborted, Aborted)
         assert isinstance(again, Aborted)
         assert isinstance(left, Left)
-        assert left.controller.signal is signal
-        assert aborted.controllers == again.controllers == (left.controller,)
+        assert left.signal is signal
+        (controller,) = aborted.controllers
+        assert again.controllers == (controller,)
+        assert controller.signal is signal
         assert before <= aborted.at <= left.at <= time.time()
-        assert left.controller.left_at == left.at
+        assert controller.left_at == left.at
 
     def test_one_that_ended_first_says_nothing(self, core: Core) -> None:
         with core.block():

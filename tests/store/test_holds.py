@@ -113,7 +113,7 @@ def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) 
     assert RunProcess.objects.count() == 1
     if is_aborted:
         ending.registry.abort(Request("import-1", str(uuid.uuid4())))
-        ending.holder.note(Left(controller, time.time()))
+        ending.holder.note(Left(controller.signal, time.time()))
     else:
         ending.holder.leave(controller)
     assert ending.close()
