@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,13 +17,13 @@ from django.db import transaction
 
 from . import conf
 from ._concurrency.workers import shielded, submit
-from ._core.controller import AbortController
 from ._core.ids import RunID, clean_id
 from ._core.interrupts import Shield
 from ._core.types import DISCONNECT, Hold, Request
-from ._runtime.outcome import Lookout, can_look, is_stopped
+from ._runtime.outcome import Lookout, can_look
 from ._runtime.runtime import current
 from ._store import database
+from ._store.holds import Asked
 from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH
 from .exceptions import visible
 from .signals import run_abort_requested, send_to_all
@@ -197,7 +196,7 @@ async def _aabort(batch: Batch) -> AbortOutcome:
     (outcome,) = await shielded(sending)
     if batch.wait is None or not can_look():
         return outcome
-    lookout = Lookout(current(), batch.requests)
+    lookout = _lookout([outcome])
     waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
     try:
         (outcome,) = await shielded(waiting)
@@ -235,8 +234,6 @@ def ask(batch: Batch) -> tuple[list[AbortOutcome], bool]:
     """Abort the runs of a call; the outcomes, and whether they have the holds."""
     with Shield():  # an interrupt here could leave shared state inconsistent
         outcomes = send(batch, batch.here())
-    if batch.wait is None or not can_look():
-        return outcomes, False
     return awaited(outcomes, batch.wait)
 
 
@@ -259,10 +256,20 @@ def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
     return outcomes
 
 
-def awaited(outcomes: Sequence[AbortOutcome], wait: float) -> tuple[list[AbortOutcome], bool]:
-    """The outcomes with their holds, after at most ``wait`` seconds; whether these are known."""
-    lookout = Lookout(current(), [Request(each.run_id, str(each.request_id)) for each in outcomes])
+def awaited(outcomes: list[AbortOutcome], wait: float | None) -> tuple[list[AbortOutcome], bool]:
+    """The outcomes with their holds, and whether these are known.
+
+    :param wait: seconds to wait at most until the runs have stopped; 0 looks at their holds once;
+        None does not look.
+    """
+    if wait is None or not outcomes or not can_look():
+        return outcomes, False
+    lookout = _lookout(outcomes)
     return _awaited(lookout, wait, outcomes), lookout.is_known
+
+
+def _lookout(outcomes: Sequence[AbortOutcome]) -> Lookout:
+    return Lookout(current(), [Asked(each.request_id, each.run_id) for each in outcomes])
 
 
 def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) -> list[AbortOutcome]:
@@ -276,7 +283,9 @@ def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) ->
         replace(
             outcome,
             holds=holds,
-            stopped=is_stopped(holds) and (outcome.recorded or not is_kept),
+            stopped=bool(holds)
+            and all(hold.state == "stopped" for hold in holds)
+            and (outcome.recorded or not is_kept),
         )
         for outcome, holds in zip(outcomes, found, strict=True)
     ]
@@ -319,7 +328,7 @@ class Batch(NamedTuple):
             Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
-        return cls(some, seconds if some else None, at, time.monotonic())
+        return cls(some, seconds, at, time.monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry
@@ -341,7 +350,11 @@ class Batch(NamedTuple):
         recorded = held is not None
         if held is not None:
             # Blocks of this process that were entered before the commit; later ones read the row.
-            late = [self._abort(request, held) for request in self.requests]
+            abort = runtime.registry.abort_controllers
+            late = [
+                abort(held[request.run_id], request, "local") if request.run_id in held else 0
+                for request in self.requests
+            ]
             local = [first + second for first, second in zip(local, late, strict=True)]
             # For processes that have subscribed since. The others know it by its ID.
             again = runtime.push.publish(self.requests, quiet=True)
@@ -365,21 +378,13 @@ class Batch(NamedTuple):
             for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
 
-    def _abort(self, request: Request, held: Mapping[str, Sequence[AbortController]]) -> int:
-        controllers = held.get(request.run_id)
-        return (
-            current().registry.abort_controllers(controllers, request, "local")
-            if controllers
-            else 0
-        )
-
 
 def _seconds(wait: object) -> float | None:
     if wait is None:
         return None
     if isinstance(wait, bool) or not isinstance(wait, (int, float)):
         raise TypeError(f"wait must be a number of seconds or None, not {type(wait).__name__}")
-    if not 0 <= wait <= MAX_WAIT or math.isnan(wait):
+    if not 0 <= wait <= MAX_WAIT:
         raise ValueError(f"wait must be between 0 and {MAX_WAIT:g} seconds, not {wait!r}")
     return float(wait)
 

@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import conf
-from run_abort._core.types import Hold, Request
+from run_abort._core.types import Hold
 from run_abort._store import database, holds
 
 if TYPE_CHECKING:
     from run_abort._transport.watch import Watch
 
     from .runtime import Runtime
-
-
-def is_stopped(found: Sequence[Hold]) -> bool:
-    """Whether there was a holder, and each hold says that it was left."""
-    return bool(found) and all(hold.state == "stopped" for hold in found)
 
 
 def can_look() -> bool:
@@ -43,15 +38,15 @@ class Lookout:
     :ivar is_known: whether the database answered when it was last asked.
     """
 
-    def __init__(self, runtime: Runtime, requests: Sequence[Request]) -> None:
+    def __init__(self, runtime: Runtime, asked: Sequence[holds.Asked]) -> None:
         self._runtime = runtime
-        self._asked = [holds.Asked(uuid.UUID(each.id), each.run_id) for each in requests]
+        self._asked = asked
         # For each request, its holds as they were last seen.
-        self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in requests]
+        self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in asked]
         self.is_known = False
         self._has_given_up = False
         self._changed = threading.Event()
-        self._watch: Watch | None = runtime.push.watch([each.id for each in requests])
+        self._watch: Watch | None = runtime.push.watch([str(each.request_id) for each in asked])
         self._remove = runtime.holder.written.add(self._hear)
 
     def _hear(self, request_ids: set[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from run_abort import conf
 from run_abort._core.interrupts import Shield
-from run_abort._runtime.outcome import can_look
 from run_abort._runtime.runtime import current
 from run_abort._store.clock import Now
 from run_abort._store.connection import limited
@@ -41,8 +40,7 @@ def request_aborts(
     cleared, this is the same request: it makes neither a row nor a push. With ``REQUESTS`` False
     each one is a new request. So may be those that arrive at the same moment.
 
-    :param wait: seconds to wait at most until the runs have stopped; 0 looks at their holds once;
-        None does not look.
+    :param wait: as for ``awaited``.
     :raises TypeError: and ``ValueError``, as ``abort_runs``.
     """
     batch = Batch.of(run_ids, reason, user)
@@ -55,10 +53,7 @@ def request_aborts(
         made = [request.run_id for request in new]
         sent = send(batch._replace(requests=new), [local[run_id] for run_id in made])
     known |= {each.run_id: each for each in sent}
-    outcomes = [known[run_id] for run_id in ids]
-    is_known = False
-    if wait is not None and outcomes and can_look():
-        outcomes, is_known = awaited(outcomes, wait)
+    outcomes, is_known = awaited([known[run_id] for run_id in ids], wait)
     return Requested(outcomes, frozenset(made), is_known)
 
 
