@@ -2,7 +2,7 @@
 
 One thread makes the attempts for all blocks of a process. The abort of a block that has
 ``insist`` starts the thread; the thread ends itself when no plan is left. It is stopped before a
-fork. It is started again after the fork, in the parent and in the child, if a plan is left there.
+fork, and started again after it: in the parent, and in the child if a plan is left there.
 """
 
 from __future__ import annotations
@@ -188,12 +188,6 @@ class Escalator:
             if delay > 0:
                 return None, delay
             return heapq.heappop(self._agenda)[2], None
-
-    def after_fork_in_parent(self) -> None:
-        """Start the thread again if a plan is left."""
-        self.service.after_fork_in_parent()
-        if self._is_needed():
-            self.service.start()
 
     def after_fork_in_child(self) -> None:
         """Renew the lock, which another thread may have held; start a thread if a plan is left.

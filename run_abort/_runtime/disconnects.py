@@ -160,11 +160,6 @@ class Disconnects:
         for on_closed in watches:
             call_logged(on_closed)
 
-    def after_fork_in_parent(self) -> None:
-        """Go on watching."""
-        if self.service.after_fork_in_parent():
-            self.service.start()
-
     def after_fork_in_child(self) -> None:
         """Forget the parent's requests."""
         self.service.after_fork_in_child()

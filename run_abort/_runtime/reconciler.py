@@ -8,8 +8,8 @@ recorded but could not be published are published again until Redis accepts them
 
 The thread is started by the first ``abortable_run``, by a gap, or by a failed push. It ends itself
 when no work is left; changed settings and the interpreter's exit stop it. It is stopped before a
-fork, and started again after the fork, in the parent and in the child, if work is left there. It
-reads and writes through the recorder.
+fork, and started again after it: in the parent, and in the child if work is left there. It reads
+and writes through the recorder.
 """
 
 from __future__ import annotations
@@ -218,14 +218,6 @@ class Reconciler:
         if not options.REQUESTS:
             return options.HOLDS and bool(len(self._registry))
         return bool(len(self._registry) or not self.is_caught_up() or self._push_until)
-
-    # After a fork.
-
-    def after_fork_in_parent(self) -> None:
-        """Start the thread again if work is left."""
-        self.service.after_fork_in_parent()
-        if self._is_needed():
-            self.ensure_started()
 
     def after_fork_in_child(self) -> None:
         """Reset the state: the parent handles its own gaps and unpublished requests."""

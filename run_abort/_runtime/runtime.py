@@ -80,6 +80,13 @@ class Runtime:
         self._notifier: SerialWorker[set[str]] = SerialWorker(
             lambda ids: self.push.notify(sorted(ids)), name="run_abort-notifications", ours=True
         )
+        # The threads but for the listener's, which begins again in its own way.
+        self._services = (
+            self.reconciler.service,
+            self.recorder.service,
+            self.escalator.service,
+            self.disconnects.service,
+        )
         self.force = Force(self.escalator, self.settle)
         self._join()
 
@@ -179,20 +186,17 @@ class Runtime:
 
     def before_fork(self) -> None:
         """Stop the app's threads and close its idle connections: the child inherits none."""
-        self.listener.before_fork()
-        self.reconciler.service.before_fork()
-        self.recorder.before_fork()
-        self.escalator.service.before_fork()
-        self.disconnects.service.before_fork()
+        self.listener.service.before_fork()
+        for service in self._services:
+            service.before_fork()
         workers.before_fork()
         self.push.close()
 
     def after_fork_in_parent(self) -> None:
         """Start the stopped threads again."""
-        self.recorder.after_fork_in_parent()
-        self.escalator.after_fork_in_parent()
-        self.disconnects.after_fork_in_parent()
-        self.reconciler.after_fork_in_parent()
+        for service in self._services:
+            if service.after_fork_in_parent():
+                service.start()
         self.listener.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:

@@ -5,8 +5,9 @@ caller is used, and nothing waits for a pool. Jobs that wait at the same time ar
 thousand blocks that are entered at once need a few statements. Callers wait for a bounded time.
 
 The thread is started by the first job. It ends, and closes its connection, after five seconds
-without one. It is stopped before a fork; the child starts one on demand. A thread that is stuck,
-because the server does not answer, is replaced by another with another connection.
+without one. It is stopped before a fork, so that the child inherits neither it nor its connection.
+A thread that is stuck, because the server does not answer, is replaced by another with another
+connection.
 """
 
 from __future__ import annotations
@@ -90,12 +91,15 @@ _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
 
 
 class Recorder:
-    """The recorder of a process. Any thread, and any signal handler, may put jobs."""
+    """The recorder of a process. Any thread, and any signal handler, may put jobs.
+
+    :ivar service: the thread.
+    """
 
     def __init__(self) -> None:
         self.outage = database.Outage()
         self._overflow = Throttle()
-        self._service = Service("run_abort-recorder", self._run)
+        self.service = Service("run_abort-recorder", self._run)
         self._reset()
 
     def _reset(self) -> None:
@@ -126,7 +130,7 @@ class Recorder:
             return future
         self._jobs.put(_Job(operation, item, future, more))
         self._replace_if_stuck()
-        if self._is_over or not self._service.ensure_started():
+        if self._is_over or not self.service.ensure_started():
             self._work_here()
         return future
 
@@ -191,7 +195,7 @@ class Recorder:
         :param timeout: seconds to wait at most.
         :return: False if the time was up.
         """
-        if self._jobs.empty() and not self._service.is_running:
+        if self._jobs.empty() and not self.service.is_running:
             return True
         self._is_hurried = True
         try:
@@ -209,7 +213,7 @@ class Recorder:
 
         :return: whether it has ended.
         """
-        return self._service.stop()
+        return self.service.stop()
 
     def finish(self, timeout: float) -> None:
         """At the interpreter's exit: stop the thread. Later jobs are done by the thread that puts
@@ -218,21 +222,11 @@ class Recorder:
         :param timeout: seconds to wait for its end at most.
         """
         self._is_over = True
-        self._service.stop(timeout)
-
-    def before_fork(self) -> None:
-        """Stop the thread: the child inherits neither it nor its connection."""
-        self._service.before_fork()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on with the jobs that wait."""
-        self._service.after_fork_in_parent()
-        if not self._jobs.empty():
-            self._service.ensure_started()
+        self.service.stop(timeout)
 
     def after_fork_in_child(self) -> None:
         """Forget the jobs of the parent."""
-        self._service.after_fork_in_child()
+        self.service.after_fork_in_child()
         self._reset()
 
     def _replace_if_stuck(self) -> None:
@@ -248,12 +242,12 @@ class Recorder:
             if self._busy is not busy:
                 return
             self._busy = None
-            self._service.abandon()
+            self.service.abandon()
             logger.warning("The database has not answered for long: another connection is opened")
             for job in busy.jobs:
                 if not job.future.done():
                     self._jobs.put(job)
-            self._service.ensure_started()
+            self.service.ensure_started()
         finally:
             self._replacing.release()
 
@@ -265,7 +259,7 @@ class Recorder:
             while not life.stopping:
                 batch = self._take(life)
                 if batch is None:
-                    if self._service.retire(life, lambda: not self._jobs.empty()):
+                    if self.service.retire(life, lambda: not self._jobs.empty()):
                         return
                 elif batch:
                     self._do(batch)

@@ -318,11 +318,7 @@ class Listener:
             if self.service.is_current(life) and self._phase[0] != state:
                 self._phase = (state, datetime.now(UTC))
 
-    # Around a fork.
-
-    def before_fork(self) -> None:
-        """Stop the thread during the fork."""
-        self.service.before_fork()
+    # After a fork.
 
     def after_fork_in_parent(self) -> None:
         """Start the thread again if the fork has stopped it."""

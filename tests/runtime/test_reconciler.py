@@ -330,7 +330,7 @@ class TestMissed:
         assert subscribe_to_run_aborts(heard.append)
         request("earlier")
         wait_until(current().listener.is_listening)
-        current().listener.before_fork()
+        current().listener.service.before_fork()
         request("missed")
         current().listener.after_fork_in_parent()
         wait_until(lambda: "missed" in heard)

@@ -79,7 +79,7 @@ def in_turns(runtimes: dict[str, Runtime], turns: Turns, monkeypatch: pytest.Mon
 
     def whose() -> str:
         for who, runtime in runtimes.items():
-            life = runtime.recorder._service._life
+            life = runtime.recorder.service._life
             if life is not None and life.thread is threading.current_thread():
                 return who
         raise AssertionError

@@ -51,7 +51,7 @@ class Node:
 
     def fork(self) -> int:
         """Fork as the runtime does."""
-        self.listener.before_fork()
+        self.listener.service.before_fork()
         self.push.close()
         pid = os.fork()
         if pid:

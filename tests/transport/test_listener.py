@@ -407,7 +407,7 @@ class TestFork:
     def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
         self, configure: Configure, listener: Listener
     ) -> None:
-        listener.before_fork()
+        listener.service.before_fork()
         assert listener.ensure_started()
         assert threads_of_ours() == []
         assert listener.status().state == "stopped"
@@ -416,8 +416,8 @@ class TestFork:
         assert listener.status().state == "starting"
 
     def test_forks_that_overlap(self, listening: None, listener: Listener) -> None:
-        listener.before_fork()
-        listener.before_fork()
+        listener.service.before_fork()
+        listener.service.before_fork()
         listener.after_fork_in_parent()
         assert threads_of_ours() == []
         assert listener.status().state == "stopped"
@@ -427,7 +427,7 @@ class TestFork:
     def test_what_was_not_running_is_not_started(
         self, configure: Configure, listener: Listener
     ) -> None:
-        listener.before_fork()
+        listener.service.before_fork()
         listener.after_fork_in_parent()
         assert threads_of_ours() == []
         assert listener.status().state == "off"
