@@ -22,6 +22,7 @@ from typing import Final
 from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
 
+from run_abort import conf
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
@@ -297,7 +298,7 @@ class Dispatch:
             )
 
     def _refused(self, lane: _Lane, request: Request) -> None:
-        can_read_again = bool(request.id) and database.enabled()
+        can_read_again = bool(request.id) and conf.settings().REQUESTS
         if can_read_again and lane.gap is None:
             lane.gap = self.recent()
             self.fell_behind()

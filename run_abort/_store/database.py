@@ -31,11 +31,6 @@ ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"
 thread_ends.add(connections.close_all)
 
 
-def enabled() -> bool:
-    """Whether requests are kept in the database."""
-    return conf.settings().REQUESTS
-
-
 def timeout() -> float:
     """Seconds that a caller waits for the database, and the server for a statement."""
     return conf.settings().DATABASE_TIMEOUT

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from run_abort import conf
 from run_abort._runtime.runtime import current
-from run_abort._store import database
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids
 from run_abort.management.environment import printable
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         add_run_ids(parser)
 
     def handle(self, *, run_ids: list[str], **options: Any) -> None:
-        if not database.enabled():
+        if not conf.settings().REQUESTS:
             raise CommandError(
                 "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
                 "recorded."

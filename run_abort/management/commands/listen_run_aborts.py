@@ -18,7 +18,6 @@ from run_abort import conf
 from run_abort._core.process_tree import can_hold
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
-from run_abort._store import database
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import add_grace, seconds
 from run_abort.management.environment import has_endpoint, log_to, require_endpoint
@@ -99,8 +98,9 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         directory = _process_directory() if processes else None
+        keeps_requests = conf.settings().REQUESTS
         # Programs with PID files hold blocks, so the reconciler alone can abort them.
-        over_database = directory is not None and database.enabled() and not has_endpoint()
+        over_database = directory is not None and keeps_requests and not has_endpoint()
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
@@ -113,7 +113,7 @@ class Command(BaseCommand):
         programs = None
         if directory is not None:
             programs = Programs(directory, grace=grace, on_ended=on_ended)
-        follows = database.enabled() and not over_database
+        follows = keeps_requests and not over_database
         place = Place(name, from_now=from_now) if follows else None
         with closing(Wakeup()) as wakeup, _hearing(show, wakeup, place, programs):
             if place is not None:
