@@ -86,7 +86,7 @@ class Lookout:
         :return: whether the database answered.
         """
         read = partial(holds.of_requests, asked=self._asked)
-        rows = self._runtime.recorder.call(read, otherwise=None)
+        rows = self._runtime.recorder.call(read)
         if rows is None:
             return False
         for known, now in zip(self._found, rows, strict=True):

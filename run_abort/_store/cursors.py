@@ -82,7 +82,7 @@ class Cursor:
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
             return Position(aware(row.began_at), aware(row.heard_until), heard)
 
-        position = self._recorder.call(select, otherwise=None)
+        position = self._recorder.call(select)
         if position is not None:
             self._until = position.heard_until
             self._heard |= dict.fromkeys(position.heard, time.monotonic())
@@ -116,7 +116,7 @@ class Cursor:
         :param moves: whether all requests before that one were handled; if not, the cursor stays.
         :return: whether the database was written.
         """
-        self._is_saved = self._recorder.call(partial(self._update, moves), otherwise=False)
+        self._is_saved = bool(self._recorder.call(partial(self._update, moves)))
         return self._is_saved
 
     def _update(self, moves: bool, alias: str) -> bool:
@@ -168,4 +168,4 @@ class Cursor:
                 ListenerCursor.objects.using(alias).filter(pk=self._name).delete()
             return True
 
-        return self._recorder.call(delete, otherwise=False)
+        return bool(self._recorder.call(delete))

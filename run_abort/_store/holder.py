@@ -113,7 +113,7 @@ class Holder:
             self._postponed.add(here, partial(self._enter_later, entry))
         found: Future[Request | None] = Future()
         read = partial(requests.known_for, ids=ids)
-        found.set_result(_first(self._recorder.call(read, otherwise=None), entry))
+        found.set_result(_first(self._recorder.call(read), entry))
         return found
 
     def _entered(self, done: Future[Request | None]) -> None:
@@ -231,7 +231,7 @@ class Holder:
         if not self._has_to_refresh():
             return not self._postponed and not again
         done = self._recorder.put(self._refresh, None)
-        return self._recorder.wait(done, otherwise=False) and not again
+        return self._recorder.wait(done) is not None and not again
 
     def _has_to_refresh(self) -> bool:
         entries = self._to_write()

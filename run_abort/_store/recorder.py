@@ -134,26 +134,24 @@ class Recorder:
             self._work_here()
         return future
 
-    def call(
-        self, function: Callable[[str], Result], *, otherwise: Result, more: float = 0.0
-    ) -> Result:
+    def call(self, function: Callable[[str], Result], *, more: float = 0.0) -> Result | None:
         """The result of ``function(alias)``, which is called in the recorder's thread.
 
         In a transaction that our rows belong into, it is called in the calling thread instead.
         Else this waits as :meth:`wait` does. Raises nothing.
 
-        :return: ``otherwise`` if the database failed or took too long.
+        :return: None if the database failed or took too long.
         """
         here = database.transaction_here()
         if here is None:
             job: Future[Result] = self.put(_CALL, function, more=more)
-            return self.wait(job, otherwise=otherwise, more=more)
+            return self.wait(job, more=more)
         try:
             with transaction.atomic(using=here.alias):
                 return function(here.alias)
         except Exception as error:
             self.outage.report(error)
-            return otherwise
+            return None
 
     def call_soon(self, function: Callable[[str], object], *, more: float = 0.0) -> None:
         """Have ``function(alias)`` called in the recorder's thread. Does not wait for it.
@@ -162,28 +160,28 @@ class Recorder:
         """
         self.put(_CALL_SOON, function, more=more)
 
-    def wait(self, future: Future[Result], *, otherwise: Result, more: float = 0.0) -> Result:
+    def wait(self, future: Future[Result], *, more: float = 0.0) -> Result | None:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
 
         :param more: further seconds to wait at most.
-        :return: ``otherwise`` if it failed or took too long.
+        :return: None if it failed or took too long.
         """
         try:
             return future.result(database.timeout() + more)
         except Exception as error:
             if not future.done():
                 self._late(error)
-            return otherwise
+            return None
 
-    async def await_(self, future: Future[Result], *, otherwise: Result) -> Result:
+    async def await_(self, future: Future[Result]) -> Result | None:
         """:meth:`wait` for asyncio code. Needs no thread of its own."""
         wrapped = asyncio.wrap_future(future)
         wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({wrapped}, timeout=database.timeout())
         if not wrapped.done():
             self._late(TimeoutError())
-            return otherwise
-        return otherwise if wrapped.exception() is not None else wrapped.result()
+            return None
+        return None if wrapped.exception() is not None else wrapped.result()
 
     def _late(self, error: Exception) -> None:
         self.outage.report(error)

@@ -106,14 +106,14 @@ class Requests:
                 return None
             if again and (here := database.transaction_here()) is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write, more=more))
-            return self._recorder.call(write, otherwise=None, more=more)
+            return self._recorder.call(write, more=more)
         except Exception as error:
             self._recorder.outage.report(error)
             return None
 
     def standing_for(self, ids: Sequence[str]) -> list[Request] | None:
         """The standing requests for any of ``ids``, in order; None if the database failed."""
-        known = self._recorder.call(partial(known_for, ids=ids), otherwise=None)
+        known = self._recorder.call(partial(known_for, ids=ids))
         return None if known is None else known.standing
 
     def since(
@@ -128,7 +128,7 @@ class Requests:
         :return: None if the database failed.
         """
         read = partial(_since, since=since, but_by=but_by, limit=limit)
-        return self._recorder.call(read, otherwise=None)
+        return self._recorder.call(read)
 
     def unpublished(self, origin: str, *, within: float, limit: int) -> list[Request] | None:
         """The standing requests of this process whose push was not accepted, in order.
@@ -137,7 +137,7 @@ class Requests:
         :return: None if the database failed.
         """
         read = partial(_unpublished, origin=origin, within=within, limit=limit)
-        return self._recorder.call(read, otherwise=None)
+        return self._recorder.call(read)
 
 
 class Known(NamedTuple):

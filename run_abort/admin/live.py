@@ -93,7 +93,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Show the active runs; with ``?fragment=1`` only the part of the page that changes."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        found = current().recorder.call(overview, otherwise=None)
+        found = current().recorder.call(overview)
         searched = Search.of(request.GET)
         shown = searched.filtered(found or Overview(timezone.now(), [], is_cut=False))
         context = {
@@ -265,13 +265,13 @@ def _runs_beside(run_id: str) -> list[str]:
     :raises PermissionDenied: if these are too many to be read.
     """
     read = current().recorder.call
-    found = read(partial(overview, run_ids=[run_id]), otherwise=None)
+    found = read(partial(overview, run_ids=[run_id]))
     origins = {
         hold.origin
         for hold in (found.holds if found else ())
         if run_id in (hold.run_id, *hold.groups)  # some databases ignore case
     }
-    beside = read(partial(overview, origins=origins), otherwise=None) if origins else None
+    beside = read(partial(overview, origins=origins)) if origins else None
     if any(each is not None and each.is_cut for each in (found, beside)):
         raise PermissionDenied
     runs = [run for run, _blocks in beside.by_run()] if beside else []

@@ -81,7 +81,7 @@ def duration(span: timedelta) -> str:
 def story_of(request: AbortRequest) -> dict[str, Any]:
     """Template context of the timeline: facts in the order of their times."""
     read = partial(holds.of_requests, asked=[holds.Asked(request.pk, request.run_id)])
-    answer = current().recorder.call(read, otherwise=None)
+    answer = current().recorder.call(read)
     found = answer[0] if answer else []
     facts = [fact for hold in found[:MAX_HOLDS] for fact in _effect(request, hold)]
     facts += [_published(request), *_cleared(request)]

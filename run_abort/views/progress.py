@@ -105,7 +105,7 @@ def find(asked: holds.Asked | None) -> _Found | None:
     """What the rows say; None if the database does not answer. Waits for it."""
     if asked is None or not (conf.settings().REQUESTS or conf.settings().HOLDS):
         return _Found(None, [])
-    return current().recorder.call(partial(_read, asked=asked), otherwise=None)
+    return current().recorder.call(partial(_read, asked=asked))
 
 
 def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:

@@ -63,7 +63,7 @@ def _recent(ids: Sequence[str], user: Any) -> dict[str, AbortOutcome]:
         return {}
     pk, name = who(user)
     by = {"user": pk} if pk is not None else {"user": None, "actor": name}
-    return current().recorder.call(partial(_read, ids=ids, by=by), otherwise={})
+    return current().recorder.call(partial(_read, ids=ids, by=by)) or {}
 
 
 def _read(alias: str, ids: Sequence[str], by: dict[str, Any]) -> dict[str, AbortOutcome]:

@@ -101,7 +101,7 @@ def succeeds(pid: int) -> bool:
 def open_holds(*run_ids: str) -> list[Hold]:
     """The blocks of these runs that are open, in all processes; of all runs if none is named."""
     look = partial(holds.overview, run_ids=run_ids)
-    found = current().recorder.call(look, otherwise=None)
+    found = current().recorder.call(look)
     return [] if found is None else found.holds
 
 
@@ -109,7 +109,7 @@ def holds_of(outcome: AbortOutcome) -> list[Hold]:
     """What the rows say now of the blocks that a request aborted."""
     asked = [holds.Asked(outcome.request_id, outcome.run_id)]
     look = partial(holds.of_requests, asked=asked)
-    return current().recorder.call(look, otherwise=[list[Hold]()])[0]
+    return (current().recorder.call(look) or [[]])[0]
 
 
 def program(name: str) -> str:

@@ -181,7 +181,7 @@ class TestRows:
         def work() -> bool:
             assert "run_abort-recorder" not in threads_of_ours()
             before = len(done)
-            assert runtime.recorder.call(lambda alias: True, otherwise=False)
+            assert runtime.recorder.call(lambda alias: True)
             return runtime.recorder.flush(TIMEOUT) and len(done) == before
 
         threading.Timer(0.1, release.set).start()

@@ -485,8 +485,7 @@ class TestMany:
             return execute(sql, *args)
 
         runtime.recorder.call(
-            lambda alias: connections[alias].execute_wrappers.append(fail_the_second),
-            otherwise=None,
+            lambda alias: connections[alias].execute_wrappers.append(fail_the_second)
         )
         outcomes = abort_runs(["1", "2", "3"])
         assert not any(outcome.recorded for outcome in outcomes)

@@ -56,7 +56,7 @@ def elsewhere() -> Iterator[Runtime]:
 
 
 def open_here(runtime: Runtime) -> list[Hold]:
-    found = runtime.recorder.call(holds.overview, otherwise=None)
+    found = runtime.recorder.call(holds.overview)
     assert found is not None
     return found.holds
 
@@ -129,7 +129,7 @@ def test_who_waits_learns_of_a_holder_elsewhere(
     controller = AbortController(run_id="import-1")
     job = elsewhere.holder.enter(controller, ("import-1",), "")
     assert job is not None
-    elsewhere.recorder.wait(job, otherwise=None)
+    elsewhere.recorder.wait(job)
 
     outcome = abort_run("import-1", wait=0.2)
     assert [hold.state for hold in outcome.holds] == ["aborting"]
@@ -186,7 +186,7 @@ def test_of_more_blocks_than_are_read_the_open_ones_count(
     for age, state in ((4, "stopped"), (3, "stopped"), (2, "aborting"), (1, "stopped")):
         hold_row("import-1", process, state, age=age, request=request)
     find = partial(holds.of_requests, asked=[holds.Asked(request.pk, "import-1")])
-    (found,) = runtime.recorder.call(find, otherwise=[[]])
+    (found,) = runtime.recorder.call(find) or [[]]
     assert [hold.state for hold in found] == ["stopped", "aborting"]
 
 
@@ -231,7 +231,7 @@ def test_a_hold_that_is_written_twice_has_its_groups_once(runtime: Runtime) -> N
     """As when the answer to its commit was lost."""
     with abortable_run("import-1", groups=["tenant-1", "tenant-2"]):
         insert = partial(runtime.holder._insert, entries=list(runtime.holder._open.values()))
-        runtime.recorder.call(insert, otherwise=None)
+        runtime.recorder.call(insert)
         assert open_here(runtime)[0].groups == ("tenant-1", "tenant-2")
 
 
@@ -358,7 +358,7 @@ def test_a_rerun_is_not_the_business_of_a_cleared_request(runtime: Runtime) -> N
     with abortable_run("import-1"):
         asked = [holds.Asked(first.request_id, "import-1")]
         find = partial(holds.of_requests, asked=asked)
-        (found,) = runtime.recorder.call(find, otherwise=[[]])
+        (found,) = runtime.recorder.call(find) or [[]]
         assert [hold.state for hold in found] == ["stopped"]
 
 
@@ -468,7 +468,7 @@ def test_a_thousand_asyncio_blocks_at_once(runtime: Runtime) -> None:
     def watch(alias: str) -> None:
         connections[alias].execute_wrappers.append(count)
 
-    runtime.recorder.call(watch, otherwise=None)
+    runtime.recorder.call(watch)
     before = threading.active_count()
     is_free = threading.Event()  # the thread does not write while some blocks have yet to begin
     runtime.recorder.call_soon(lambda alias: is_free.wait(TIMEOUT))
@@ -795,7 +795,7 @@ def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtim
     controller = AbortController(run_id="import-1")
     job = elsewhere.holder.enter(controller, ("import-1",), "")
     assert job is not None
-    elsewhere.recorder.wait(job, otherwise=None)
+    elsewhere.recorder.wait(job)
 
     async def main() -> float:
         waiters = [asyncio.create_task(aabort_run("import-1", wait=TIMEOUT)) for _ in range(40)]

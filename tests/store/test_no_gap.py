@@ -65,7 +65,7 @@ def runtimes() -> Iterator[dict[str, Runtime]]:
         controller = AbortController(run_id="before")
         job = runtime.holder.enter(controller, ("before",), "")
         assert job is not None
-        runtime.recorder.wait(job, otherwise=None)
+        runtime.recorder.wait(job)
         runtime.holder.leave(controller)
         assert runtime.recorder.flush(TIMEOUT)
     yield both
@@ -124,7 +124,7 @@ def race(runtimes: dict[str, Runtime], *, is_inside: bool) -> tuple[Any, list[Ho
         runtime = runtimes["start"]
         job = runtime.holder.enter(AbortController(run_id=run_id), (run_id,), "")
         assert job is not None
-        found["request"] = runtime.recorder.wait(job, otherwise=None)
+        found["request"] = runtime.recorder.wait(job)
 
     def abort() -> None:
         runtime = runtimes["abort"]
@@ -132,7 +132,7 @@ def race(runtimes: dict[str, Runtime], *, is_inside: bool) -> tuple[Any, list[Ho
         assert runtime.requests.record([request], lambda: True)
         asked = [holds.Asked(uuid.UUID(request.id), run_id)]
         look = partial(holds.of_requests, asked=asked)
-        found["holds"] = runtime.recorder.call(look, otherwise=None)
+        found["holds"] = runtime.recorder.call(look)
 
     def within(side: Callable[[], None]) -> None:
         try:

@@ -48,10 +48,10 @@ def test_one_thread_with_a_connection_of_its_own(rows: Recorder) -> None:
         mine = connections[alias]
         return threading.current_thread().name, mine, mine.get_autocommit(), mine.in_atomic_block
 
-    name, mine, autocommit, in_atomic_block = rows.call(look, otherwise=None)
+    name, mine, autocommit, in_atomic_block = rows.call(look)
     assert (name, autocommit, in_atomic_block) == ("run_abort-recorder", True, False)
     assert mine is not connection
-    assert rows.call(look, otherwise=None)[1] is mine
+    assert rows.call(look)[1] is mine
     assert len(recorders()) == 1
 
 
@@ -85,13 +85,13 @@ def test_callers_wait_for_a_bounded_time(
     monkeypatch.setattr(database, "timeout", lambda: 0.1)
     monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
     is_free = threading.Event()
-    assert rows.call(lambda alias: is_free.wait(TIMEOUT), otherwise="away") == "away"
-    assert rows.call(lambda alias: "here", otherwise="away") == "away"
+    assert rows.call(lambda alias: is_free.wait(TIMEOUT)) is None
+    assert rows.call(lambda alias: "here") is None
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "no answer within 0.1 s" in warnings[0].getMessage()
     is_free.set()
-    wait_until(lambda: rows.call(lambda alias: "here", otherwise="away") == "here")
+    wait_until(lambda: rows.call(lambda alias: "here") == "here")
 
 
 def test_a_thread_that_is_stuck_is_replaced(
@@ -108,7 +108,7 @@ def test_a_thread_that_is_stuck_is_replaced(
         return "done"
 
     job = rows.put(recorder._CALL, work)
-    wait_until(lambda: rows.call(lambda alias: "here", otherwise="away") == "here")
+    wait_until(lambda: rows.call(lambda alias: "here") == "here")
     # The job was done again, by the next thread, which may seem stuck as well.
     assert job.result(TIMEOUT) == "done"
     assert len(set(seen)) == len(seen) >= 2
@@ -120,16 +120,16 @@ def test_the_thread_ends_when_nothing_is_left(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "LINGER", 0.05)
-    assert rows.call(lambda alias: 1, otherwise=None) == 1
+    assert rows.call(lambda alias: 1) == 1
     wait_until(lambda: not recorders())
-    assert rows.call(lambda alias: 2, otherwise=None) == 2
+    assert rows.call(lambda alias: 2) == 2
 
 
 def test_lazy_jobs_rest_and_others_do_not(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "REST", TIMEOUT)
     done: list[str] = []
     lazy = rows.put(recorder._CALL_SOON, lambda alias: done.append("lazy"))
-    assert rows.call(lambda alias: done.append("now") or True, otherwise=None)
+    assert rows.call(lambda alias: done.append("now") or True)
     lazy.result(TIMEOUT)
     assert done == ["now", "lazy"]
 
@@ -165,7 +165,7 @@ def test_too_many_jobs_are_refused(
 def test_asyncio_needs_no_thread(rows: Recorder) -> None:
     async def call_many() -> list[int]:
         jobs = [rows.put(recorder._CALL, lambda alias, n=n: n) for n in range(200)]  # type: ignore[misc]
-        calls = [rows.await_(job, otherwise=-1) for job in jobs]
+        calls = [rows.await_(job) for job in jobs]
         return await asyncio.gather(*calls)
 
     before = threading.active_count()
@@ -181,11 +181,11 @@ def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
     def count(alias: str) -> int:
         return RunProcess.objects.using(alias).count()
 
-    assert rows.call(count, otherwise=-1) == 0
-    rows.call(lose, otherwise=None)
+    assert rows.call(count) == 0
+    rows.call(lose)
     if connection.vendor == "sqlite":  # a file cannot be lost
         return
-    assert rows.call(count, otherwise=-1) == 0
+    assert rows.call(count) == 0
 
 
 def test_work_is_done_again_if_django_has_connected_again_meanwhile(rows: Recorder) -> None:
@@ -200,18 +200,18 @@ def test_work_is_done_again_if_django_has_connected_again_meanwhile(rows: Record
             raise OperationalError("the server has closed the connection")
         return len(attempts)
 
-    assert rows.call(work, otherwise=-1) == 2
+    assert rows.call(work) == 2
 
 
 def test_a_callers_connection_is_used_in_its_transaction_on_sqlite_alone(rows: Recorder) -> None:
     with transaction.atomic():
-        used = rows.call(lambda alias: id(connections[alias]), otherwise=None)
+        used = rows.call(lambda alias: id(connections[alias]))
         assert (used == id(connections["default"])) is (connection.vendor == "sqlite")
 
 
 def test_missing_tables_are_explained(rows: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     with unmigrated("run_abort_runprocess"):
-        assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == -1
+        assert rows.call(lambda alias: RunProcess.objects.using(alias).count()) is None
     assert "manage.py migrate run_abort" in caplog.text
 
 
@@ -220,10 +220,10 @@ def test_waiting_for_the_jobs_is_no_sign_that_the_database_works(
 ) -> None:
     caplog.set_level(logging.INFO, "run_abort")
     with unmigrated("run_abort_runprocess"):
-        rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1)
+        rows.call(lambda alias: RunProcess.objects.using(alias).count())
         assert rows.flush(TIMEOUT)
     assert "again" not in caplog.text
-    assert rows.call(lambda alias: RunProcess.objects.using(alias).count(), otherwise=-1) == 0
+    assert rows.call(lambda alias: RunProcess.objects.using(alias).count()) == 0
     assert caplog.messages[-1] == "Requests to abort can be written or read again"
 
 

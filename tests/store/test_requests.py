@@ -56,9 +56,7 @@ def statements(runtime: Runtime) -> list[str]:
         sent.append(sql % tuple(map(repr, params or ())))
         return execute(sql, params, many, context)
 
-    runtime.recorder.call(
-        lambda alias: connections[alias].execute_wrappers.append(note), otherwise=None
-    )
+    runtime.recorder.call(lambda alias: connections[alias].execute_wrappers.append(note))
     return sent
 
 

@@ -70,9 +70,7 @@ class Command(BaseCommand):
     ) -> None:
         log_to(self.stderr, verbosity)
         host = socket.gethostname() if this_host else ""
-        found = current().recorder.call(
-            partial(overview, run_ids=run_ids, host=host), otherwise=None
-        )
+        found = current().recorder.call(partial(overview, run_ids=run_ids, host=host))
         if found is None:
             raise CommandError("The database failed; the log says why.")
         current().listener.stop()  # with LISTEN True it would be counted itself
