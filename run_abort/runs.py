@@ -93,7 +93,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         process.listener.ensure_started(may_rest=True)
         found = process.holder.enter(controller, self._ids, self._label)
         if found is not None:
-            process.reconciler.ensure_started()
+            process.reconciler.service.ensure_started()
         return found
 
     def _found(

@@ -74,10 +74,6 @@ class Reconciler:
         self._has_to_look = False
         self._may_look_at = 0.0  # in seconds of time.monotonic()
 
-    def ensure_started(self) -> None:
-        """Start the thread if it does not run. Called once the run is in the registry."""
-        self.service.ensure_started()
-
     def _run(self, life: Life) -> None:
         while not life.stopping:
             try:
@@ -89,9 +85,14 @@ class Reconciler:
                 logger.exception("The reconciler failed, and continues")
                 life.pause(1)
 
-    def hurry(self) -> None:
-        """Read the requests at once, if the thread runs."""
+    def hurry(self) -> bool:
+        """Start the thread if it does not run, and let it do what is to be done at once.
+
+        :return: False if no thread can be started.
+        """
+        is_started = self.service.ensure_started()
         self.service.wake()
+        return is_started
 
     def subscribed(self, age: float) -> None:
         """Catch up, because the listener has subscribed.
@@ -103,9 +104,8 @@ class Reconciler:
             self._begin()
 
     def _begin(self) -> None:
-        if self.service.ensure_started():
-            self.hurry()
-        else:  # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended
+        if not self.hurry():
+            # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
             self.reconcile(Life(0.0))
 
     def _has_use(self) -> bool:
@@ -126,20 +126,14 @@ class Reconciler:
         """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""
         if self._push.is_configured():
             self._push_until = time.monotonic() + PUSH_FOR
-            self.ensure_started()
             self.hurry()
 
     def retry_soon(self) -> None:
         """Write again what could not be written: at once, then each ``POLL_INTERVAL``."""
-        self.ensure_started()
+        self.service.ensure_started()
         if not self._failed:
             self._failed = True
-            self.hurry()
-
-    def await_transaction(self) -> None:
-        """Look each ``POLL_INTERVAL`` whether a transaction is over that rows wait for."""
-        self.ensure_started()
-        self.hurry()
+            self.service.wake()
 
     def resume(self, since: datetime, *, began: datetime) -> None:
         """Pass the requests made since then to receivers and handlers.
@@ -148,7 +142,6 @@ class Reconciler:
         :param began: aware; requests made before are not for this process.
         """
         self._catch_up.resume(since, began=began)
-        self.ensure_started()
         self.hurry()
 
     def is_caught_up(self) -> bool:
@@ -224,5 +217,4 @@ class Reconciler:
         self.service.after_fork_in_child()
         self._reset()
         if self._is_needed():
-            self.ensure_started()
             self.hurry()

@@ -97,11 +97,11 @@ class Runtime:
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.holder.failed.add(self.reconciler.retry_soon)
-        self.postponed.added.add(self.reconciler.await_transaction)
+        self.postponed.added.add(self.reconciler.hurry)  # it looks whether they are over
         self.postponed.committed.add(self.holder.let_finish)
-        self.dispatch.fell_behind.add(self.reconciler.ensure_started)
+        self.dispatch.fell_behind.add(self.reconciler.service.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
-        self.listener.lost.add(self.reconciler.hurry)
+        self.listener.lost.add(self.reconciler.service.wake)
 
     def origin(self) -> str:
         """The ID of this process on the wire: ``inst_`` and 32 hex digits, new after each fork."""
@@ -139,7 +139,7 @@ class Runtime:
             self.disconnects.service.stop(),
         ]
         self.settle()
-        ended.append(self.recorder.stop())
+        ended.append(self.recorder.service.stop())
         self.push.close()
         return all(ended)
 
@@ -152,7 +152,7 @@ class Runtime:
             self.push.forget()
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.service.stop()
-            self.recorder.stop()
+            self.recorder.service.stop()
 
     def at_exit(self) -> None:
         """At the interpreter's exit: stop the threads, unless a run is still held.

@@ -93,7 +93,7 @@ _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
 class Recorder:
     """The recorder of a process. Any thread, and any signal handler, may put jobs.
 
-    :ivar service: the thread.
+    :ivar service: the thread. Stopped, it ends once its batch is done; the next job starts another.
     """
 
     def __init__(self) -> None:
@@ -205,13 +205,6 @@ class Recorder:
         return True
 
     # Start and stop.
-
-    def stop(self) -> bool:
-        """Stop the thread once its batch is done; the next job starts another.
-
-        :return: whether it has ended.
-        """
-        return self.service.stop()
 
     def finish(self, timeout: float) -> None:
         """At the interpreter's exit: stop the thread. Later jobs are done by the thread that puts

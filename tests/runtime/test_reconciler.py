@@ -436,7 +436,6 @@ class TestMissed:
     ) -> None:
         with abortable_run("run-1"):
             assert runtime.reconciler.service.stop()  # this thread does what it does
-            monkeypatch.setattr(runtime.reconciler, "ensure_started", lambda: None)
             monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
             monkeypatch.setattr(runtime.requests, "since", lambda *args, **options: None)
             for _ in range(5):
@@ -445,7 +444,6 @@ class TestMissed:
             assert len(runtime.reconciler._catch_up._gaps) == 1
             request("missed")
             monkeypatch.undo()
-            runtime.reconciler.ensure_started()
             runtime.reconciler.hurry()
             wait_until(lambda: heard == ["missed"])
 

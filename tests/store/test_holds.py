@@ -517,7 +517,7 @@ def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[
     finally:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
         assert runtime.recorder.flush(TIMEOUT)
-        assert runtime.recorder.stop()
+        assert runtime.recorder.service.stop()
         with connection.cursor() as cursor:
             cursor.execute("PRAGMA journal_mode=WAL")
 
