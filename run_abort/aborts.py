@@ -295,13 +295,11 @@ class Batch(NamedTuple):
     """The requests of one call.
 
     :ivar wait: seconds to wait for the blocks; 0 looks once, None does not look.
-    :ivar at: when they were made, in UTC.
-    :ivar made: the same, in seconds of ``time.monotonic()``.
+    :ivar made: when they were made, in seconds of ``time.monotonic()``.
     """
 
     requests: list[Request]
     wait: float | None
-    at: datetime
     made: float
 
     @classmethod
@@ -328,7 +326,7 @@ class Batch(NamedTuple):
             Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
-        return cls(some, seconds, at, time.monotonic())
+        return cls(some, seconds, time.monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry
@@ -364,7 +362,7 @@ class Batch(NamedTuple):
             if not runtime.requests.mark_published(self.requests, published, at=accepted):
                 runtime.reconciler.push_later()
         runtime.queues.notify(self.requests)
-        runtime.facts.requested(self.requests, at=self.at, recorded=recorded)
+        runtime.facts.requested(self.requests, recorded=recorded)
         runtime.facts.published(self.requests, published, at=published_at)
         runtime.holder.let_finish()
         return [

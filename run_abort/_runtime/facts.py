@@ -116,7 +116,7 @@ class Facts:
             self._hooks.append(worker)
         return remove
 
-    def requested(self, requests: Sequence[Request], *, at: datetime, recorded: bool) -> None:
+    def requested(self, requests: Sequence[Request], *, recorded: bool) -> None:
         """Record that these were requested. Neither blocks nor raises.
 
         :param recorded: whether they are in the database.
@@ -126,7 +126,7 @@ class Facts:
                 name="requested",
                 run_id=request.run_id,
                 abort_id=request.id,
-                at=at,
+                at=request.requested_at,
                 actor=request.actor,
                 reason=request.reason,
                 recorded=recorded,

@@ -47,10 +47,7 @@ class Lookout:
         self._has_given_up = False
         self._changed = threading.Event()
         self._watch: Watch | None = runtime.push.watch([str(each.request_id) for each in asked])
-        self._remove = runtime.holder.written.add(self._hear)
-
-    def _hear(self, request_ids: set[str]) -> None:
-        self._changed.set()
+        self._remove = runtime.holder.written.add(lambda request_ids: self._changed.set())
 
     def give_up(self) -> None:
         """End the wait. Any thread may call this."""
