@@ -147,7 +147,8 @@ class Service:
         """End the thread because no work is left. Called by the thread itself.
 
         Another thread may need the service at the same moment. Either it finds no thread and
-        starts one, or its work is there when ``is_needed()`` is called, and this thread goes on.
+        starts one, or its work is there when ``is_needed()`` is called, and this thread goes on;
+        or another one does, after a fork that has begun meanwhile.
 
         :return: whether the thread has to end.
         """
@@ -158,6 +159,8 @@ class Service:
         if not is_needed():
             return True
         with self._lock:
+            if self._forking:
+                self._resume = True
             if self._forking or life.stopping or self._life is not None:
                 return True
             self._life = life
@@ -200,7 +203,7 @@ class Service:
     def after_fork_in_parent(self) -> bool:
         """Allow threads again.
 
-        :return: whether to start one: the fork has stopped it, or it was started during the fork.
+        :return: whether to start one: the fork has stopped it, or it was needed during the fork.
         """
         with self._lock:
             self._forking -= 1
