@@ -111,6 +111,7 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
     "LISTEN": ("auto", True, False),
 }
 _SECRET: Final = ("REDIS_URL", "SIGNING_KEY")  # their values are not shown
+_UTF8_RULE: Final = "text that UTF-8 can encode, without lone surrogates"
 _MIN_KEY_LENGTH: Final = 32  # characters
 _URL_SCHEMES: Final = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 URL_RULE: Final = (
@@ -272,6 +273,8 @@ def _text_problems(key: str, value: object) -> Iterator[Problem]:
         yield _wrong("type", key, value, "a string")
     elif not value:
         yield _wrong("range", key, value, "a string that is not empty")
+    elif key == "CHANNEL" and not _is_utf8(value):
+        yield _wrong("range", key, value, _UTF8_RULE)
     elif key == "PROCESS_DIR" and not Path(value).is_absolute():
         yield _wrong("range", key, value, "an absolute path")
     elif key == "REDIS_URL" and not (value.startswith(_URL_SCHEMES) and is_plain_url(value)):
@@ -299,6 +302,17 @@ def _key_problems(value: object) -> Iterator[Problem]:
     elif min(map(len, keys)) < _MIN_KEY_LENGTH:
         expected = f"{_MIN_KEY_LENGTH} characters long or longer, each of them"
         yield _wrong("range", "SIGNING_KEY", value, expected)
+    elif not all(map(_is_utf8, keys)):
+        yield _wrong("range", "SIGNING_KEY", value, _UTF8_RULE)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode the text. It cannot encode a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(kind: Literal["type", "range"], key: str, value: object, expected: str) -> Problem:

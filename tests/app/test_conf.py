@@ -130,6 +130,9 @@ BAD: list[tuple[object, str, str]] = [
     ({"SIGNING_KEY": []}, "type", "a list of strings"),
     ({"SIGNING_KEY": ["x" * 32, None]}, "type", "a list of strings"),
     ({"SIGNING_KEY": ["x" * 32, "x" * 31]}, "range", "32 characters"),
+    # os.environ has such characters for bytes that are not UTF-8.
+    ({"SIGNING_KEY": ["x" * 32, "\udcff" * 32]}, "range", "UTF-8"),
+    ({"CHANNEL": "\udcff"}, "range", "UTF-8"),
     ({"UNSIGNED": True}, "range", '"accept" or "refuse"'),
     ({"CACHE_ALIAS": None}, "type", "a string"),
     ({"CHANNEL": b"x"}, "type", "a string"),
