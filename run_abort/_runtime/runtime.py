@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started, setting_changed
 
 from run_abort._concurrency import forks, workers
@@ -144,7 +145,10 @@ class Runtime:
         return all(ended)
 
     def settings_changed(self, setting: str) -> None:
-        """Stop the parts that use a setting of Django that was overridden. They start on demand."""
+        """Stop the parts that use a setting of Django that was overridden.
+
+        They start on demand, and again at once if blocks are open.
+        """
         if setting in {"RUN_ABORT", "SECRET_KEY", "SECRET_KEY_FALLBACKS"}:
             self.trust.forget_keys()
         if setting in {"RUN_ABORT", "CACHES"}:
@@ -153,6 +157,10 @@ class Runtime:
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.service.stop()
             self.recorder.service.stop()
+        if setting in {"RUN_ABORT", "CACHES", "DATABASES"} and len(self.registry):
+            with suppress(ImproperlyConfigured):  # the next change may be valid
+                self.listener.ensure_started()
+                self.reconciler.service.ensure_started()
 
     def at_exit(self) -> None:
         """At the interpreter's exit: stop the threads, unless a run is still held.

@@ -75,6 +75,19 @@ class TestLife:
         wait_until(is_listening)
         assert foreign.publish("run-1") == 0
 
+    @pytest.mark.django_db(transaction=True)
+    def test_a_block_that_is_open_survives_a_change_of_the_settings(
+        self, configure: Configure, foreign: Foreign
+    ) -> None:
+        configure(REQUESTS=True)
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            configure(REQUESTS=True, HEARTBEAT="soon")  # it waits for valid ones
+            configure(REQUESTS=True, HEARTBEAT=5)
+            assert current().reconciler.service.is_running
+            wait_until(is_listening)
+            foreign.publish("run-1")
+            assert signal.wait(TIMEOUT)
+
 
 @pytest.mark.django_db(transaction=True)
 class TestShortJob:
