@@ -108,8 +108,8 @@ def abort_run(
 
     Inside a transaction it acts at once, too: the record is committed by a connection of its own,
     and a rollback changes nothing about the abort. On SQLite, which has one writer, the record is
-    part of the transaction, and is written again after a rollback. If the abort has to depend on
-    the commit, use :func:`abort_run_on_commit`.
+    part of the transaction, and is written again within ``POLL_INTERVAL`` after a rollback. If the
+    abort has to depend on the commit, use :func:`abort_run_on_commit`.
 
     Checks no permission; :func:`run_abort.views.may` does. Blocks for at most ``DATABASE_TIMEOUT``
     and twice ``PUBLISH_TIMEOUT``. In asyncio code use :func:`aabort_run`.
