@@ -103,9 +103,11 @@ def _transport(
         raise ImproperlyConfigured(missing) from error
     if pool is None:
         return None
-    from .connections import RedisTransport
+    from .connections import RedisTransport, new_connection
 
-    return RedisTransport(source, pool, timeout=conf.settings().PUBLISH_TIMEOUT)
+    timeout = conf.settings().PUBLISH_TIMEOUT
+    new_connection(pool, timeout=timeout)  # raises if redis-py does not know one of the options
+    return RedisTransport(source, pool, timeout=timeout)
 
 
 def _environment_url(options: conf.Settings) -> str | None:
