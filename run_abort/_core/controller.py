@@ -22,6 +22,8 @@ from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
 from .effects import call_all, call_in_loop, once, resolve
+from .escalation import clean_grace
+from .ids import RunID, clean_id
 from .interrupts import Shield
 from .programs import Programs
 from .statements import Cancels
@@ -273,8 +275,9 @@ class AbortController:
 
     ``abortable_run`` makes one for each block. Make your own to use the pair within one process.
 
-    :param run_id: may stay empty.
+    :param run_id: as for :class:`abortable_run`; may stay empty.
     :param grace: seconds, as for :class:`abortable_run`.
+    :raises TypeError: and ``ValueError``, as :class:`abortable_run`.
     :ivar signal: the :class:`AbortSignal` for the code that works.
     """
 
@@ -290,8 +293,9 @@ class AbortController:
 
     signal_class: ClassVar[type[AbortSignal]] = AbortSignal
 
-    def __init__(self, run_id: str = "", grace: float = GRACE) -> None:
-        self.signal = self.signal_class(run_id, grace)
+    def __init__(self, run_id: RunID = "", grace: float = GRACE) -> None:
+        name = "" if run_id == "" else clean_id(run_id)
+        self.signal = self.signal_class(name, clean_grace(grace))
         # Of its block; ``current`` writes whether it is open.
         self.left_at: float | None = None  # seconds since the epoch
         self.began = False  # whether the body runs or has run

@@ -7,11 +7,12 @@ import pickle
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,6 +28,23 @@ def in_thread(fn: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=fn, daemon=True)
     thread.start()
     return thread
+
+
+class TestMade:
+    @pytest.mark.parametrize("run_id", [17, None, b"run-1", "run\n1", "x" * 256])
+    def test_with_what_names_no_run_it_is_not(self, run_id: Any) -> None:
+        with pytest.raises((TypeError, ValueError), match="a run ID must"):
+            AbortController(run_id)
+
+    @pytest.mark.parametrize("grace", ["5", None, True, -1, 86_401, float("nan")])
+    def test_with_a_grace_that_is_none_it_is_not(self, grace: Any) -> None:
+        with pytest.raises((TypeError, ValueError), match="grace must"):
+            AbortController("run-1", grace)
+
+    def test_any_name_of_a_run_names_its_run(self) -> None:
+        name = uuid.uuid4()
+        assert AbortController(name).signal.run_id == str(name)
+        assert AbortController().signal.run_id == ""
 
 
 class TestAbort:
