@@ -14,6 +14,8 @@ from django.utils import timezone
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
+from .exceptions import visible
+
 
 class _UserOrNone(ForwardManyToOneDescriptor):  # type: ignore[type-arg]
     """Gives None for a user who was deleted."""
@@ -98,7 +100,7 @@ class AbortRequest(models.Model):
         )
 
     def __str__(self) -> str:
-        return self.run_id
+        return visible(self.run_id)
 
 
 class RunProcess(models.Model):
@@ -185,7 +187,7 @@ class RunHold(models.Model):
         default_permissions = ()
 
     def __str__(self) -> str:
-        return self.run_id
+        return visible(self.run_id)
 
     def steps(self) -> list[tuple[str, float]]:
         """The escalations, such as ``"interrupt"``, each with its seconds after the abort."""
@@ -224,7 +226,7 @@ class RunHoldGroup(models.Model):
         default_permissions = ()
 
     def __str__(self) -> str:
-        return self.run_id
+        return visible(self.run_id)
 
 
 class ListenerCursor(models.Model):
@@ -242,4 +244,4 @@ class ListenerCursor(models.Model):
         default_permissions = ()
 
     def __str__(self) -> str:
-        return self.name
+        return visible(self.name)

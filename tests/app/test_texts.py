@@ -18,6 +18,7 @@ from run_abort import RunAborted, abort_run
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime
 from run_abort.exceptions import TaskAborted, visible
+from run_abort.models import AbortRequest
 from tests.conftest import Configure
 from tests.support import wait_until
 
@@ -124,3 +125,16 @@ class TestPage:
         page = client.get("/admin/").content.decode()
         assert SHOWN_RUN in page
         assert "\u202e" not in page
+
+    def test_of_the_admin(self, configure: Configure) -> None:
+        configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
+        abort_run(RUN, reason=NASTY, actor=NASTY)
+        (request,) = AbortRequest.objects.all()
+        client = Client()
+        client.force_login(User.objects.create_superuser("ada"))
+        changelist = reverse("admin:run_abort_abortrequest_changelist")
+        change = reverse("admin:run_abort_abortrequest_change", args=[request.pk])
+        for url in (changelist, change):
+            page = client.get(url).content.decode()
+            assert SHOWN_RUN in page
+            assert "\u202e" not in page
