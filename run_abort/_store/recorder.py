@@ -145,7 +145,10 @@ class Recorder:
         here = database.transaction_here()
         if here is None:
             job: Future[Result] = self.put(_CALL, function, more=more)
-            return self.wait(job, more=more)
+            result = self.wait(job, more=more)
+            if not job.done():
+                self.outage.report(TimeoutError())
+            return result
         try:
             with transaction.atomic(using=here.alias):
                 return function(here.alias)
@@ -168,9 +171,9 @@ class Recorder:
         """
         try:
             return future.result(database.timeout() + more)
-        except Exception as error:
+        except Exception:
             if not future.done():
-                self._late(error)
+                self._replace_if_stuck()
             return None
 
     async def await_(self, future: Future[Result]) -> Result | None:
@@ -179,13 +182,9 @@ class Recorder:
         wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({wrapped}, timeout=database.timeout())
         if not wrapped.done():
-            self._late(TimeoutError())
+            self._replace_if_stuck()
             return None
         return None if wrapped.exception() is not None else wrapped.result()
-
-    def _late(self, error: Exception) -> None:
-        self.outage.report(error)
-        self._replace_if_stuck()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all jobs that were put before are done.
@@ -232,9 +231,9 @@ class Recorder:
         try:
             if self._busy is not busy:
                 return
+            self.outage.report(TimeoutError())
             self._busy = None
             self.service.abandon()
-            logger.warning("The database has not answered for long: another connection is opened")
             for job in busy.jobs:
                 if not job.future.done():
                     self._jobs.put(job)

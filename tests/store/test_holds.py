@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
@@ -33,6 +34,7 @@ from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds
 from run_abort._store.entries import Entry
+from run_abort._store.holder import Holder
 from run_abort._store.retention import prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
@@ -291,6 +293,35 @@ def test_the_database_is_away_when_a_block_begins(
         assert caplog.text.count("OSError: away") == 1
         away.undo()
         wait_until(lambda: len(open_here(runtime)) == 2)
+
+
+def test_a_database_that_is_locked_for_writers_costs_one_warning(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As SQLite's: what is written fails after a while, what is read does not."""
+
+    def fail(*args: Any) -> None:
+        time.sleep(0.15)
+        raise OSError("locked")
+
+    # This thread does what the reconciler does.
+    monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
+    monkeypatch.setattr(Holder, "_insert", fail)
+    monkeypatch.setattr(Holder, "_see", fail)
+    monkeypatch.setattr(runtime.holder, "_leave", runtime.holder._leave._replace(run=fail))
+    monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    runtime.holder._seen_at = time.monotonic()  # its own row is not due
+    caplog.set_level(logging.INFO, "run_abort")
+    for number in range(3):
+        with abortable_run(f"import-{number}"):
+            assert not runtime.holder.refresh()
+            assert runtime.recorder.flush(TIMEOUT)
+            assert runtime.requests.standing_for(["import-1"]) == []
+        # As if the block had been left while this was waiting.
+        refreshed = runtime.recorder.put(runtime.holder._refresh, None)
+        assert not runtime.recorder.wait(refreshed)
+        assert runtime.recorder.flush(TIMEOUT)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_a_process_that_could_not_be_written_is_written_with_its_hold(

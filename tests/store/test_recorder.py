@@ -116,6 +116,23 @@ def test_a_thread_that_is_stuck_is_replaced(
     wait_until(lambda: len(recorders()) <= 1)
 
 
+def test_a_server_that_hangs_costs_one_warning(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "timeout", lambda: 0.05)
+    is_free = threading.Event()
+    seen: set[threading.Thread] = set()
+
+    def hang(alias: str) -> bool:
+        seen.add(threading.current_thread())
+        return is_free.wait(TIMEOUT)
+
+    wait_until(lambda: rows.call(hang) or len(seen) > 3)
+    is_free.set()
+    wait_until(lambda: len(recorders()) <= 1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_the_thread_ends_when_nothing_is_left(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
