@@ -65,7 +65,9 @@ class Command(BaseCommand):
         try:
             deleted = retention.forget_process(host, pid)
         except LookupError as error:
-            raise CommandError(f"{error}. 'manage.py run_abort_status' shows which are lost.") from error
+            raise CommandError(
+                f"{error}. 'manage.py run_abort_status' shows which are lost."
+            ) from error
         except Error as error:
             raise CommandError(f"The database failed: {visible(error)}") from error
         if verbosity:
