@@ -71,6 +71,7 @@ class TestListener:
             assert re.fullmatch("inst_[0-9a-f]{32}", current().origin())
             assert current().origin() != mine
             wait_until(is_listening)
+            assert current().listener.status().reconnects == 0
             with pytest.raises(RunAborted), abortable_run("child") as signal:
                 signal.wait(20)
             return True

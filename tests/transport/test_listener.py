@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import pytest
 
 from example.redis_server import RedisServer
-from run_abort._concurrency import service
 from run_abort._core.types import Request
 from run_abort._transport import backoff
 from run_abort._transport import listener as module
@@ -106,20 +105,6 @@ class TestLife:
         status = node.listener.status()
         assert (status.state, status.since) == ("listening", since)
 
-    def test_has_one_thread_and_one_connection_however_often_it_is_asked_for(
-        self, configure: Configure, listener: Listener, own_redis: RedisServer
-    ) -> None:
-        configure(REDIS_URL=own_redis.url)
-        threads = [threading.Thread(target=listener.ensure_started) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        wait_until(listener.is_listening)
-        with own_redis.client() as client:
-            assert len(client.client_list(_type="pubsub")) == 1
-        assert threads_of_ours() == ["run_abort-listener"]
-
     def test_a_second_connection_exists_only_while_this_process_publishes(
         self, configure: Configure, node: Node, own_redis: RedisServer
     ) -> None:
@@ -147,11 +132,6 @@ class TestLife:
         configure(REDIS_URL=None)
         assert listener.start()
         wait_until(lambda: not threads_of_ours())
-        assert listener.status().state == "off"
-
-    def test_forbidden_it_is_off(self, configure: Configure, listener: Listener) -> None:
-        configure(LISTEN=False)
-        assert listener.ensure_started() is False
         assert listener.status().state == "off"
 
     def test_where_no_thread_can_be_started_it_says_so(
@@ -361,35 +341,6 @@ class TestIdle:
 
 
 class TestFork:
-    def test_there_is_no_thread_at_a_fork_and_one_after_it_in_both(
-        self, configure: Configure, node: Node, foreign: Foreign
-    ) -> None:
-        node.listen()
-        reader, writer = os.pipe()
-        pid = node.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.write(writer, f"{threading.active_count()}\n".encode())
-                wait_until(node.listener.is_listening)
-                status = node.listener.status()
-                os.write(writer, f"{status.origin} {status.reconnects}\n".encode())
-                wait_until(lambda: "child" in node.heard)
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            # The listener that rests in the child, beside its main thread.
-            assert pipe.readline() == "2\n"
-            origin, reconnects = pipe.readline().split()
-        assert origin not in {"", node.origin}
-        assert reconnects == "0"
-        wait_until(node.listener.is_listening)
-        wait_until(lambda: foreign.publish("child") == 2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        wait_until(lambda: "child" in node.heard)
-
     def test_the_child_keeps_the_hooks(self, configure: Configure, node: Node) -> None:
         node.listen()
         reader, writer = os.pipe()
@@ -414,67 +365,6 @@ class TestFork:
         listener.after_fork_in_parent()
         assert threads_of_ours() == ["run_abort-listener"]
         assert listener.status().state == "starting"
-
-    def test_forks_that_overlap(self, listening: None, listener: Listener) -> None:
-        listener.service.before_fork()
-        listener.service.before_fork()
-        listener.after_fork_in_parent()
-        assert threads_of_ours() == []
-        assert listener.status().state == "stopped"
-        listener.after_fork_in_parent()
-        wait_until(listener.is_listening)
-
-    def test_what_was_not_running_is_not_started(
-        self, configure: Configure, listener: Listener
-    ) -> None:
-        listener.service.before_fork()
-        listener.after_fork_in_parent()
-        assert threads_of_ours() == []
-        assert listener.status().state == "off"
-
-    def test_what_it_calls_may_fork(self, listening: None, node: Node, foreign: Foreign) -> None:
-        codes: list[int] = []
-
-        def receiver(run_id: str) -> None:
-            pid = node.fork()
-            if pid == 0:
-                os._exit(7)
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-        node.receivers.append(receiver)
-        foreign.publish("run-1")
-        wait_until(lambda: codes)
-        assert foreign.publish("run-2") == 1
-        wait_until(lambda: codes == [7, 7])
-        assert node.listener.is_listening()
-
-    def test_what_takes_long_does_not_hold_up_a_fork_for_ever(
-        self,
-        listening: None,
-        node: Node,
-        foreign: Foreign,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        monkeypatch.setattr(service, "JOIN_TIMEOUT", 0.05)
-        release, at_work = threading.Event(), threading.Event()
-
-        def receiver(run_id: str) -> None:
-            at_work.set()
-            release.wait(20)
-
-        node.receivers.append(receiver)
-        try:
-            foreign.publish("run-1")
-            assert at_work.wait(20)
-            pid = node.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-        finally:
-            release.set()
-        assert "stays alive at the fork" in caplog.text
-        wait_until(node.listener.is_listening)
 
 
 def test_two_listeners_of_one_process_are_independent(
