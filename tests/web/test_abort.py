@@ -28,6 +28,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.support import NO_REDIS, Foreign, unmigrated
+from tests.web.conftest import logged_in, messages
 
 JSON = "application/json"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -42,26 +43,17 @@ def recorded_and_published(configure: Configure) -> None:
 
 @pytest.fixture
 def client(ann: User) -> Client:
-    client = Client()
-    client.force_login(ann)
-    return client
+    return logged_in(ann)
 
 
 @pytest.fixture
 def bob(ann: User) -> Client:
     """Logged in, but without the permission."""
-    client = Client()
-    client.force_login(User.objects.create_user("bob"))
-    return client
+    return logged_in(User.objects.create_user("bob"))
 
 
 def url(run_id: str = "run-1") -> str:
     return reverse("run_abort:abort", kwargs={"run_id": run_id})
-
-
-def texts(response: HttpResponse) -> list[tuple[str, str]]:
-    messages = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
-    return [(message.level_tag, str(message)) for message in messages]
 
 
 def assert_nothing_happened() -> None:
@@ -91,20 +83,20 @@ class TestPost:
         with held("run-1", is_stubborn=True):
             response = client.post(url(), {"next": "/runs/?page=2"}, headers=headers)
         assert (response.status_code, response["Location"]) == (302, "/runs/?page=2")
-        assert texts(response) == [("success", "Run “run-1” was asked to abort.")]
+        assert messages(response) == [("success", "Run “run-1” was asked to abort.")]
 
     def test_a_run_that_no_process_works_on_is_a_warning(
         self, client: Client, configure: Configure
     ) -> None:
         text = "Run “run-1” was asked to abort; no process is known to work on it."
-        assert texts(client.post(url())) == [("warning", text)]
+        assert messages(client.post(url())) == [("warning", text)]
         configure(REQUESTS=True, HOLDS=False)
-        told = texts(client.post(url("run-2")))[-1]
+        told = messages(client.post(url("run-2")))[-1]
         assert told == ("info", "Run “run-2” was asked to abort.")
 
     def test_what_the_database_does_not_tell_is_not_said(self, client: Client) -> None:
         with unmigrated("run_abort_runhold"):
-            told = texts(client.post(url()))
+            told = messages(client.post(url()))
         assert told == [("info", "Run “run-1” was asked to abort.")]
 
     def test_takes_a_json_body(self, client: Client) -> None:
@@ -143,9 +135,9 @@ class TestPost:
         configure(REDIS_URL=NO_REDIS, REQUESTS=True)
         with held("run-1", is_stubborn=True):
             response = client.post(url())
-        ((level, text),) = texts(response)
+        ((level, told),) = messages(response)
         assert level == "info"
-        assert "read the request from the database" in text
+        assert "read the request from the database" in told
         answer = client.post(url(), headers={"accept": JSON}).json()
         assert (answer["ok"], answer["published"], answer["recorded"]) == (True, False, True)
 
@@ -153,9 +145,9 @@ class TestPost:
         self, client: Client, configure: Configure
     ) -> None:
         configure(REDIS_URL=NO_REDIS)
-        ((level, text),) = texts(client.post(url()))
+        ((level, told),) = messages(client.post(url()))
         assert level == "error"
-        assert "was not asked to abort" in text
+        assert "was not asked to abort" in told
         response = client.post(url(), headers={"accept": JSON})
         assert response.status_code == 503
         assert response.json()["ok"] is False
@@ -165,8 +157,8 @@ class TestPost:
     ) -> None:
         configure(REDIS_URL=NO_REDIS)
         with pytest.raises(RunAborted), abortable_run("run-1"):
-            ((level, text),) = texts(client.post(url()))
-        assert (level, "in this process only" in text) == ("warning", True)
+            ((level, told),) = messages(client.post(url()))
+        assert (level, "in this process only" in told) == ("warning", True)
 
 
 class TestNext:
@@ -400,8 +392,7 @@ class TestClicks:
         self, client: Client, ann: User
     ) -> None:
         first = self.ids(client)
-        root = Client()
-        root.force_login(User.objects.create_superuser("root"))
+        root = logged_in(User.objects.create_superuser("root"))
         assert not self.ids(root) & first
         assert not self.ids(client, run_id="Run-1") & first
         assert self.ids(client) == first

@@ -11,8 +11,7 @@ import django
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
+from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
@@ -31,6 +30,7 @@ from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import NO_REDIS
+from tests.web.conftest import logged_in, messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,24 +51,16 @@ def not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AbortRunsMixin, "abort_wait", 0)
 
 
-def login(name: str, *codenames: str) -> Client:
-    user = User.objects.create_user(name, is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 @pytest.fixture
 def viewer() -> Client:
     """Who may view and abort, and nothing else."""
-    return login("viewer", "view_job", "abort_run")
+    return staff("viewer", "view_job", "abort_run")
 
 
 @pytest.fixture
 def onlooker() -> Client:
     """Who may view and change, but not abort."""
-    return login("onlooker", "view_job", "change_job")
+    return staff("onlooker", "view_job", "change_job")
 
 
 @pytest.fixture
@@ -94,15 +86,9 @@ def confirmed(page: HttpResponse, **more: Any) -> dict[str, Any]:
     return fields | more
 
 
-def text(response: HttpResponse) -> str:
-    if hasattr(response, "render"):
-        response.render()
-    return response.content.decode()
-
-
-def messages(response: HttpResponse) -> list[tuple[str, str]]:
-    found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
-    return [(message.level_tag, strip_tags(str(message))) for message in found]
+def plain_messages(response: HttpResponse) -> list[tuple[str, str]]:
+    """The messages without their links."""
+    return [(level, strip_tags(message)) for level, message in messages(response)]
 
 
 def idle(*jobs: Job) -> tuple[str, str]:
@@ -134,7 +120,7 @@ class TestRowWithoutRun:
         page = viewer.post(LIST, ACTION | select(*jobs))
         assert "there is nothing to abort" in text(page)
         response = viewer.post(LIST, confirmed(page))
-        assert ("warning", "Skipped, nothing to abort: 1 job.") in messages(response)
+        assert ("warning", "Skipped, nothing to abort: 1 job.") in plain_messages(response)
         assert [row.run_id for row in AbortRequest.objects.all()] == ["task-1"]
 
 
@@ -149,7 +135,7 @@ class TestAction:
         response = viewer.post(f"{LIST}?is_over__exact=0", confirmed(page, reason="because"))
         assert response.status_code == 302
         assert response["Location"] == f"{LIST}?is_over__exact=0"
-        assert messages(response) == [idle(*reversed(jobs))]
+        assert plain_messages(response) == [idle(*reversed(jobs))]
         assert aborted() == {f"job-{job.pk}" for job in jobs}
         row = AbortRequest.objects.first()
         assert row is not None
@@ -177,7 +163,7 @@ class TestAction:
         assert "you may not abort it" in text(page)
         assert "these 2 jobs" in text(page)
         response = viewer.post(LIST, confirmed(page))
-        assert messages(response) == [
+        assert plain_messages(response) == [
             idle(*reversed(jobs)),
             ("warning", "Skipped, nothing to abort: 1 job."),
             ("error", "Skipped, not permitted: 1 job."),
@@ -192,12 +178,12 @@ class TestAction:
         page = viewer.post(LIST, ACTION | select(*jobs))
         hold_row(f"job-{jobs[0].pk}", process_row())
         with held(f"job-{jobs[1].pk}", is_stubborn=True):
-            (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
+            (level, told) = plain_messages(viewer.post(LIST, confirmed(page)))[-1]
         assert level == "warning"
         # The other job has received it.
         assert told.endswith("read the request from the database some seconds later: 1 job, “one”.")
         configure(REDIS_URL=NO_REDIS)
-        (level, told) = messages(viewer.post(LIST, confirmed(page)))[-1]
+        (level, told) = plain_messages(viewer.post(LIST, confirmed(page)))[-1]
         assert (level, "Not asked to abort" in told) == ("error", True)
 
     def test_with_nothing_to_abort_there_is_no_button(self, viewer: Client, over: Job) -> None:
@@ -247,7 +233,7 @@ class TestAction:
     ) -> None:
         assert "abort_selected_runs" not in text(onlooker.get(LIST))
         response = onlooker.post(LIST, ACTION | select(*jobs) | {"post": "yes"})
-        assert ("warning", "No action selected.") in messages(response)
+        assert ("warning", "No action selected.") in plain_messages(response)
         assert aborted() == set()
 
     def test_what_one_may_not_view_one_may_not_abort(
@@ -260,7 +246,7 @@ class TestAction:
         page = viewer.post(LIST, ACTION | select(*jobs))
         assert "<del>two</del> (you may not abort it)" in text(page)
         response = viewer.post(LIST, confirmed(page))
-        assert ("error", "Skipped, not permitted: 1 job.") in messages(response)
+        assert ("error", "Skipped, not permitted: 1 job.") in plain_messages(response)
         assert viewer.post(f"{LIST}{jobs[1].pk}/abort/").status_code == 403
         assert aborted() == {f"job-{jobs[0].pk}"}
 
@@ -340,14 +326,14 @@ class TestButton:
 
         response = viewer.post(f"{self.address(jobs[0])}?{filters}", {"reason": "because"})
         assert response["Location"] == f"{LIST}{jobs[0].pk}/change/?{filters}"
-        assert messages(response) == [idle(jobs[0])]
+        assert plain_messages(response) == [idle(jobs[0])]
         assert aborted() == {f"job-{jobs[0].pk}"}
         assert LogEntry.objects.get().change_message == "Asked to abort: because"
 
     def test_is_not_there_when_there_is_nothing_to_abort(self, viewer: Client, over: Job) -> None:
         assert "abortlink" not in text(viewer.get(f"{LIST}{over.pk}/change/"))
         response = viewer.post(self.address(over))
-        assert messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
+        assert plain_messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
         assert aborted() == set()
 
     def test_is_not_there_without_permission(
@@ -362,7 +348,7 @@ class TestButton:
         assert aborted() == set()
 
     def test_who_may_abort_but_not_view_may_not(self, jobs: list[Job]) -> None:
-        client = login("blind", "abort_run")
+        client = staff("blind", "abort_run")
         assert client.post(self.address(jobs[0])).status_code == 403
         assert aborted() == set()
 
@@ -380,7 +366,7 @@ class TestButton:
         assert viewer.post(self.address(jobs[0])).status_code == 403
 
     def test_the_form_to_add_is_as_it_was(self) -> None:
-        client = login("adder", "add_job", "view_job", "abort_run")
+        client = staff("adder", "add_job", "view_job", "abort_run")
         page = client.get(f"{LIST}add/")
         assert page.status_code == 200
         assert "abortlink" not in text(page)
@@ -404,7 +390,7 @@ class TestWaiting:
 
     def abort(self, client: Client, *jobs: Job) -> list[tuple[str, str]]:
         page = client.post(LIST, ACTION | select(*jobs))
-        return messages(client.post(LIST, confirmed(page)))
+        return plain_messages(client.post(LIST, confirmed(page)))
 
     def test_each_run_is_told_of_as_far_as_is_known(
         self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
@@ -431,9 +417,8 @@ class TestWaiting:
     def test_the_button_tells_as_the_action_does(self, viewer: Client, jobs: list[Job]) -> None:
         with held(f"job-{jobs[0].pk}"):
             response = viewer.post(reverse("admin:jobs_job_abort", args=[jobs[0].pk]))
-        (message,) = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
         link = f'<a href="/admin/jobs/job/{jobs[0].pk}/change/">one</a>'
-        assert str(message) == f"1 job stopped, on 1 process: “{link}”."
+        assert messages(response) == [("success", f"1 job stopped, on 1 process: “{link}”.")]
 
     def test_without_redis_the_rest_is_told_to_take_longer(
         self, viewer: Client, jobs: list[Job], configure: Configure
@@ -451,7 +436,7 @@ class TestWaiting:
     ) -> None:
         with caplog.at_level("DEBUG", "run_abort"):
             response = viewer.post(reverse("admin:jobs_job_abort", args=[over.pk]))
-        assert messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
+        assert plain_messages(response) == [("warning", "Skipped, nothing to abort: 1 job.")]
         assert not [each for each in caplog.records if each.name == "run_abort"]
 
     def test_too_many_are_not_waited_for(
@@ -513,9 +498,7 @@ class TestRequests:
         return AbortRequest.objects.create(run_id="<b>run-1</b>", reason="because", actor="ann")
 
     def test_and_nothing_else(self, row: AbortRequest) -> None:
-        user = User.objects.create_superuser("root")
-        client = Client()
-        client.force_login(user)
+        client = logged_in(User.objects.create_superuser("root"))
         base = "/admin/run_abort/abortrequest/"
         assert client.get(f"{base}add/").status_code == 403
         assert client.post(f"{base}{row.pk}/change/", {"reason": "x"}).status_code == 403

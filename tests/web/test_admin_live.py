@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
+from django.contrib.auth.models import User
 from django.db import connections
-from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
@@ -29,6 +27,7 @@ from tests.conftest import Configure
 from tests.jobs.models import Job, UrgentJob
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import unmigrated
+from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,11 +40,7 @@ def rows(configure: Configure) -> None:
 
 
 def login(*codenames: str) -> Client:
-    user = User.objects.create_user("+".join(codenames) or "staff", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-    client = Client()
-    client.force_login(user)
-    return client
+    return staff("+".join(codenames) or "staff", *codenames)
 
 
 @pytest.fixture
@@ -70,13 +65,6 @@ def force_url() -> str:
     return reverse("admin:run_abort_live_force")
 
 
-def text(response: HttpResponse) -> str:
-    assert response.status_code == 200
-    if hasattr(response, "render"):
-        response.render()
-    return response.content.decode()
-
-
 def cells(page: str) -> list[list[str]]:
     """The rows of the tables, as one reads them."""
     rows = re.findall(r"<tr>(.*?)</tr>", page.partition("data-summary")[2], re.DOTALL)
@@ -87,11 +75,6 @@ def cells(page: str) -> list[list[str]]:
 def keys(page: str) -> list[str]:
     """What the buttons send."""
     return [unescape(value) for value in re.findall(r'name="run" value="([^"]*)"', page)]
-
-
-def messages(response: HttpResponse) -> list[tuple[str, str]]:
-    found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
-    return [(message.level_tag, str(message)) for message in found]
 
 
 def confirmed(page: str, **more: str) -> dict[str, str]:

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.db import connection, connections
 from django.db.models import Model
-from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -28,6 +26,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import TIMEOUT
+from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,11 +39,7 @@ SHOWN = escape(r"<b>\x1b[31m\u202e&")
 @pytest.fixture
 def client() -> Client:
     """Who may view the requests, and nothing else."""
-    user = User.objects.create_user("reader", is_staff=True)
-    user.user_permissions.add(Permission.objects.get(codename="view_abortrequest"))
-    client = Client()
-    client.force_login(user)
-    return client
+    return staff("reader", "view_abortrequest")
 
 
 def request(run_id: str = "run-1", **facts: Any) -> AbortRequest:
@@ -61,11 +56,6 @@ def abort(to: AbortRequest, process: RunProcess, state: str = "stopped", **facts
         known["left_at"] = to.requested_at + timedelta(milliseconds=43)
     request = None if state == "running" else to
     hold_row(to.run_id, process, state, request=request, **{**known, **facts})
-
-
-def text(response: HttpResponse) -> str:
-    assert response.status_code == 200
-    return response.content.decode()
 
 
 def rows(client: Client, **query: Any) -> list[str]:
@@ -417,10 +407,6 @@ class TestClear:
         user.user_permissions.add(Permission.objects.get(codename="clear_run_abort"))
         return client
 
-    def told(self, response: HttpResponse) -> list[tuple[str, str]]:
-        found = get_messages(response.wsgi_request)  # type: ignore[attr-defined]
-        return [(message.level_tag, str(message)) for message in found]
-
     def test_the_button_takes_one_click_and_says_how_to_go_on(self, clearer: Client) -> None:
         abort_run("run-1")
         row = AbortRequest.objects.get()
@@ -432,7 +418,7 @@ class TestClear:
             pass
         response = clearer.post(f"{LIST}{row.pk}/clear/")
         assert response["Location"] == f"{LIST}{row.pk}/change/"
-        assert self.told(response) == [
+        assert messages(response) == [
             ("success", "“run-1” can start again. Start it in the usual way.")
         ]
         with abortable_run("run-1"):
@@ -441,7 +427,7 @@ class TestClear:
         assert row.cleared_by == "reader"
         assert LogEntry.objects.get().change_message == "The run can start again."
         assert "/clear/" not in text(clearer.get(f"{LIST}{row.pk}/change/"))
-        assert self.told(clearer.post(f"{LIST}{row.pk}/clear/"))[-1] == (
+        assert messages(clearer.post(f"{LIST}{row.pk}/clear/"))[-1] == (
             "warning",
             "Nothing was cleared for “run-1”.",
         )
@@ -462,7 +448,7 @@ class TestClear:
         assert question.count("<li>one</li>") == 1
         assert not AbortRequest.objects.exclude(cleared_at=None).exists()
         response = clearer.post(LIST, chosen | {"post": "yes"})
-        assert self.told(response) == [
+        assert messages(response) == [
             ("success", "“two”, “one” can start again. Start them in the usual way."),
             ("error", "Skipped, not permitted: “not yours”."),
         ]
@@ -489,9 +475,7 @@ class TestClear:
 class TestWho:
     def test_needs_the_permission(self) -> None:
         row = request()
+        client = staff("staff")
         for address in (LIST, f"{LIST}{row.pk}/change/"):
             assert "login" in Client().get(address)["Location"]
-            client = Client()
-            user, _ = User.objects.get_or_create(username="staff", is_staff=True)
-            client.force_login(user)
             assert client.get(address).status_code == 403

@@ -13,7 +13,6 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connections
 from django.http import JsonResponse
-from django.test import Client
 from django.urls import reverse
 
 from run_abort.models import AbortRequest
@@ -27,6 +26,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.support import NO_REDIS
+from tests.web.conftest import logged_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,11 +79,9 @@ def test_they_answer_as_the_views_do(abort: Call, progress: Call, ann: User) -> 
             "published": True,
         }
         assert (row.reason, row.actor, row.user) == ("because", "ann", ann)
-        client = Client()
-        client.force_login(ann)
         found = progress(ann, "run-1", row.pk)
         url = reverse("run_abort:progress", args=["run-1"])
-        assert data(found) == client.get(url, {"abort": row.pk}).json()
+        assert data(found) == logged_in(ann).get(url, {"abort": row.pk}).json()
         assert data(found)["state"] == "aborting"
         assert data(abort(ann, "run-1"))["requestId"] == str(row.pk)
 

@@ -23,6 +23,7 @@ from run_abort.views.abort import AbortView
 from run_abort.views.progress import AbortProgressView
 from tests.conftest import Configure
 from tests.jobs.models import Job
+from tests.web.conftest import logged_in
 
 pytestmark = pytest.mark.django_db
 
@@ -205,8 +206,7 @@ class TestForm:
         parsed = Parsed(button)
         assert not {"script", "style", "img"} & {tag for tag, _ in parsed.elements}
         assert run_id in html.unescape(button)
-        client = Client()
-        client.force_login(ann)
+        client = logged_in(ann)
         response = client.post(
             str(parsed.all("form")[0]["action"]), headers={"accept": "application/json"}
         )
@@ -334,8 +334,7 @@ if django.VERSION >= (6, 0):
         settings.TEMPLATES = [settings.TEMPLATES[0] | {"OPTIONS": options}]
         nonce = "<CSP_NONCE_SENTINEL>"  # CSP.NONCE
         settings.SECURE_CSP = {"script-src": [nonce], "style-src": [nonce]}
-        client = Client()
-        client.force_login(ann)
+        client = logged_in(ann)
         for address, tags in (("/page/run-1/", 2), ("/runs/run-1/abort/", len(processors))):
             response = client.get(address)
             parsed = Parsed(response.content.decode())

@@ -23,6 +23,7 @@ from tests.conftest import Configure
 from tests.jobs.models import Job, Lap
 from tests.rows import hold_row, process_row
 from tests.support import Child
+from tests.web.conftest import logged_in, staff
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -48,9 +49,7 @@ def ann() -> User:
 
 @pytest.fixture
 def client(ann: User) -> Client:
-    client = Client()
-    client.force_login(ann)
-    return client
+    return logged_in(ann)
 
 
 def url(run: object, name: str = "abort") -> str:
@@ -180,13 +179,8 @@ class TestEverywhere:
     allowed = ""
 
     @pytest.fixture
-    def staff(self) -> Client:
-        user = User.objects.create_user("staff", is_staff=True)
-        codenames = ["view_job", "view_abortrequest"]
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
+    def viewer(self) -> Client:
+        return staff("viewer", "view_job", "view_abortrequest")
 
     def test_views_and_button(
         self, client: Client, ann: User, asked: list[tuple[str, str]]
@@ -206,25 +200,25 @@ class TestEverywhere:
         assert [row.run_id for row in AbortRequest.objects.all()] == ["yes"]
 
     def test_action_and_button_of_the_admin(
-        self, staff: Client, asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+        self, viewer: Client, asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         yes, no = (Job.objects.create(name=name) for name in ("one", "two"))
         monkeypatch.setattr(TestEverywhere, "allowed", f"job-{yes.pk}")
         selected = ACTION | {"_selected_action": [yes.pk, no.pk]}
-        assert staff.post("/admin/jobs/job/", selected).status_code == 302
-        assert staff.post(reverse("admin:jobs_job_abort", args=[yes.pk])).status_code == 302
-        assert staff.post(reverse("admin:jobs_job_abort", args=[no.pk])).status_code == 403
+        assert viewer.post("/admin/jobs/job/", selected).status_code == 302
+        assert viewer.post(reverse("admin:jobs_job_abort", args=[yes.pk])).status_code == 302
+        assert viewer.post(reverse("admin:jobs_job_abort", args=[no.pk])).status_code == 403
         assert {row.run_id for row in AbortRequest.objects.all()} == {f"job-{yes.pk}"}
         assert set(asked) == {(f"job-{yes.pk}", "abort"), (f"job-{no.pk}", "abort")}
 
-    def test_the_live_page(self, staff: Client, asked: list[tuple[str, str]]) -> None:
+    def test_the_live_page(self, viewer: Client, asked: list[tuple[str, str]]) -> None:
         for run_id in ("yes", "no"):
             hold_row(run_id, process_row())
-        page = staff.get(reverse("admin:run_abort_live")).content.decode()
+        page = viewer.get(reverse("admin:run_abort_live")).content.decode()
         assert re.findall(r'name="run" value="(\w+)"', page) == ["yes"]
         address = reverse("admin:run_abort_live_abort")
-        assert staff.post(address, {"run": "no", "post": "yes"}).status_code == 403
-        assert staff.post(address, {"run": "yes", "post": "yes"}).status_code == 302
+        assert viewer.post(address, {"run": "no", "post": "yes"}).status_code == 403
+        assert viewer.post(address, {"run": "yes", "post": "yes"}).status_code == 302
         assert [row.run_id for row in AbortRequest.objects.all()] == ["yes"]
 
 
@@ -284,8 +278,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("path", ["%2500", "%250A", "%25C2%2585", "x" * 300, "%25ff"])
     def test_a_malformed_id_is_not_found(self, path: str) -> None:
-        client = Client()
-        client.force_login(User.objects.create_superuser("root"))
+        client = logged_in(User.objects.create_superuser("root"))
         for each in (f"/runs/{path}/abort/", f"/runs/{path}/abort/progress/"):
             assert client.get(each).status_code == 404
         assert client.post(f"/runs/{path}/abort/", headers=JSON).status_code == 404

@@ -18,6 +18,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import TIMEOUT, unmigrated
+from tests.web.conftest import logged_in
 
 JSON = "application/json"
 
@@ -31,9 +32,7 @@ def rows(configure: Configure) -> None:
 
 @pytest.fixture
 def client(ann: User) -> Client:
-    client = Client()
-    client.force_login(ann)
-    return client
+    return logged_in(ann)
 
 
 def url(run_id: str = "run-1", **query: object) -> str:
@@ -140,8 +139,7 @@ class TestRefusals:
 
     def test_without_permission(self, client: Client) -> None:
         request_id = post(client)
-        bob = Client()
-        bob.force_login(User.objects.create_user("bob"))
+        bob = logged_in(User.objects.create_user("bob"))
         response = bob.get(url(abort=request_id), headers={"accept": "text/html"})
         assert response.status_code == 403
         assert response.json() == {"ok": False, "error": "You may not abort this run."}
