@@ -125,6 +125,13 @@ def foreign(shared_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
 
 
 @pytest.fixture
+def stranger(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
+    """The same, on a server of the test's own."""
+    with own_redis.client() as client:
+        yield Foreign(client, channel_name)
+
+
+@pytest.fixture
 def listening(configure: Configure, runtime: Runtime) -> None:
     """This process is subscribed."""
     assert runtime.listener.ensure_started()

@@ -17,10 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pytest
@@ -81,7 +81,20 @@ def shared_rows() -> dict[str, Any]:
     return {"default": database | {"NAME": str(connection.settings_dict["NAME"])}}
 
 
-class Child:
+class Closed(ABC):
+    """Closed at the end of a ``with`` block."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Child(Closed):
     """Another process, read line by line.
 
     :param args: what to run after ``python``.
@@ -186,19 +199,8 @@ class Child:
     def __str__(self) -> str:
         return "\n".join([f"exit code {self.process.poll()}, output:", *self.output])
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Proxy:
+class Proxy(Closed):
     """A TCP proxy whose links can be cut, frozen and refused.
 
     :param port: where the real server listens, on the loopback interface.
@@ -276,19 +278,8 @@ class Proxy:
         self.thaw()
         self.cut()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class TlsProxy:
+class TlsProxy(Closed):
     """Speaks TLS on its port, and plainly with the server behind it."""
 
     def __init__(self, port: int) -> None:
@@ -329,15 +320,7 @@ class TlsProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._loop.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         self._thread.join(TIMEOUT)
         self._loop.close()

@@ -36,28 +36,6 @@ def hold(run_id: str, *, setup: bool = True) -> None:
         say("aborted", error.run_id, error.reason)
 
 
-def linger(run_id: str, label: str, seconds: str, *, after: str = "") -> None:
-    """Work on a run; take some seconds to leave it once it is aborted, then do as ``after`` says.
-
-    :param after: ``"exit"``: end at once; else live on.
-    """
-    django.setup()
-
-    from run_abort import RunAborted, abortable_run
-    from run_abort._runtime.runtime import current
-
-    try:
-        with abortable_run(run_id, label=label) as signal:
-            wait_for(lambda: current().listener.status().state in {"listening", "off"})
-            say("holding", run_id, current().listener.status().origin)
-            signal.wait()
-            time.sleep(float(seconds))
-    except RunAborted:
-        if after != "exit":
-            say("left", time.time())
-            time.sleep(600)
-
-
 def wait_for_abort(signal: AbortSignal, seconds: float = 60) -> None:
     """Wait in short steps, so that the main thread gets each signal of the operating system.
 

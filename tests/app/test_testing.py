@@ -44,6 +44,7 @@ from run_abort.testing import (
     use_rows,
     use_settings,
 )
+from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
 from tests.support import TIMEOUT, Foreign, wait_until
 
@@ -487,15 +488,12 @@ class TestAbortAfter:
         def note(**facts: Any) -> None:
             heard.append(facts)
 
-        run_aborted.connect(note)
-        try:
+        with connected(run_aborted, note):
             with abort_after(3, reason="why", edges=True), pytest.raises(RunAborted):
                 with abortable_run("job") as signal:
                     signal.add_callback(called.set)
                     signal.raise_if_aborted()
             wait_until(lambda: heard)
-        finally:
-            run_aborted.disconnect(note)
         assert called.wait(10)
         assert (heard[0]["run_id"], heard[0]["reason"]) == ("job", "why")
         assert heard[0]["controllers"] == 1

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -41,12 +41,6 @@ class Ear:
         with pytest.raises(RunAborted), abortable_run("held") as signal:
             self.foreign.publish("held")
             signal.wait(20)
-
-
-@pytest.fixture
-def stranger(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with own_redis.client() as client:
-        yield Foreign(client, channel_name)
 
 
 @pytest.fixture

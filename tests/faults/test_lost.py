@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import signal
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ def project(configure: Configure, own_redis: RedisServer, channel_name: str) -> 
     run_abort = {"REDIS_URL": own_redis.url, "CHANNEL": channel_name, "RECONCILE_INTERVAL": 3600}
     configure(**run_abort, REQUESTS=True, LISTEN=False)
     return {"RUN_ABORT": run_abort, "DATABASES": shared_rows()}
-
-
-@pytest.fixture
-def stranger(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with own_redis.client() as client:
-        yield Foreign(client, channel_name)
 
 
 def worker(project: dict[str, Any]) -> Child:

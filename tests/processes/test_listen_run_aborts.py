@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ def project(own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def foreign(own_redis: RedisServer, channel_name: str) -> Iterator[Foreign]:
-    with own_redis.client() as client:
-        yield Foreign(client, channel_name)
-
-
 def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
     """The command as manage.py runs it, with receivers of the project's, if any."""
     source = (
@@ -46,13 +39,13 @@ def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
 
 class TestListenRunAborts:
     def test_says_when_it_listens_and_what_it_hears(
-        self, project: dict[str, Any], foreign: Foreign
+        self, project: dict[str, Any], stranger: Foreign
     ) -> None:
         with listen(settings=project) as process:
             ready = process.wait_for("listening on")
-            assert foreign.channel in ready
+            assert stranger.channel in ready
             assert "inst_" in ready
-            assert foreign.publish_signed("run-1", reason="line\nbreak\x1b[31m", actor="ann") == 1
+            assert stranger.publish_signed("run-1", reason="line\nbreak\x1b[31m", actor="ann") == 1
             line = process.wait_for("received")
             assert 'run_id="run-1" reason="line\\nbreak\\u001b[31m" actor="ann"' in line
             assert f'origin="inst_{"0" * 32}"' in line
@@ -60,14 +53,14 @@ class TestListenRunAborts:
             assert process.wait() == 0
             assert len(process.output) == 2, str(process)
 
-    def test_in_json(self, project: dict[str, Any], foreign: Foreign) -> None:
+    def test_in_json(self, project: dict[str, Any], stranger: Foreign) -> None:
         abort_id = "01234567-89ab-cdef-0123-456789abcdef"
         with listen("--format", "json", settings=project) as process:
             ready = json.loads(process.wait_for("listening"))
             assert ready["event"] == "listening"
-            assert ready["channel"] == foreign.channel
-            foreign.publish_signed("rün", id=abort_id, reason="because", actor="ann")
-            foreign.publish("run-2")
+            assert ready["channel"] == stranger.channel
+            stranger.publish_signed("rün", id=abort_id, reason="because", actor="ann")
+            stranger.publish("run-2")
             first, second = (json.loads(process.wait_for("received")) for _ in range(2))
             assert first.pop("time")
             assert first == {
@@ -84,10 +77,10 @@ class TestListenRunAborts:
 
     @pytest.mark.parametrize(("verbosity", "lines"), [("0", 0), ("1", 2), ("2", 3)])
     def test_obeys_verbosity(
-        self, project: dict[str, Any], foreign: Foreign, verbosity: str, lines: int
+        self, project: dict[str, Any], stranger: Foreign, verbosity: str, lines: int
     ) -> None:
         with listen("--verbosity", verbosity, settings=project) as process:
-            wait_until(lambda: foreign.publish("run-1") == 1)
+            wait_until(lambda: stranger.publish("run-1") == 1)
             if lines:
                 process.wait_for("received")
             process.send(signal.SIGTERM)
@@ -95,7 +88,7 @@ class TestListenRunAborts:
             assert len(process.output) == lines, str(process)
 
     def test_receivers_and_handlers_of_the_project_react(
-        self, project: dict[str, Any], foreign: Foreign
+        self, project: dict[str, Any], stranger: Foreign
     ) -> None:
         code = """
 import tests.settings  # where a project would do it: in an app's ready()
@@ -113,12 +106,12 @@ subscribe_to_run_aborts(lambda run_id: say("handler", run_id))
 """
         with listen(settings=project, code=code) as process:
             process.wait_for("listening on")
-            assert foreign.publish("run-1") == 1
+            assert stranger.publish("run-1") == 1
             found = {process.wait_for("er run-1") for _ in range(2)}
             assert found == {"receiver run-1", "handler run-1"}
 
     def test_the_first_signal_lets_it_finish_what_it_handles(
-        self, project: dict[str, Any], foreign: Foreign, tmp_path: Path
+        self, project: dict[str, Any], stranger: Foreign, tmp_path: Path
     ) -> None:
         release = tmp_path / "release"
         code = f"""
@@ -141,7 +134,7 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
 """
         with listen(settings=project, code=code) as process:
             process.wait_for("listening on")
-            foreign.publish("run-1")
+            stranger.publish("run-1")
             process.wait_for("began receiver")
             process.send(signal.SIGTERM)
             release.touch()
@@ -151,7 +144,7 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_second_signal_ends_it_at_once(
-        self, project: dict[str, Any], foreign: Foreign, number: signal.Signals
+        self, project: dict[str, Any], stranger: Foreign, number: signal.Signals
     ) -> None:
         code = """
 import time
@@ -166,7 +159,7 @@ run_abort_received.connect(receiver)
 """
         with listen(settings=project, code=code) as process:
             process.wait_for("listening on")
-            foreign.publish("run-1")
+            stranger.publish("run-1")
             process.wait_for("began")
             process.send(number)
             with pytest.raises(AssertionError, match="still runs"):
@@ -175,7 +168,7 @@ run_abort_received.connect(receiver)
             assert process.wait() == -number
 
     def test_redis_that_is_away_is_waited_for_and_told_of_once(
-        self, project: dict[str, Any], own_redis: RedisServer, foreign: Foreign
+        self, project: dict[str, Any], own_redis: RedisServer, stranger: Foreign
     ) -> None:
         own_redis.stop()
         with listen(settings=project) as process:
@@ -184,13 +177,13 @@ run_abort_received.connect(receiver)
                 process.wait_for("Not listening", timeout=1)
             own_redis.start()
             process.wait_for("listening on")
-            foreign.publish("run-1")
+            stranger.publish("run-1")
             process.wait_for("received")
             # A later outage is told as well, but it is ready once.
             own_redis.kill()
             process.wait_for("Not listening")
             own_redis.start()
-            wait_until(lambda: foreign.publish("run-2") == 1)
+            wait_until(lambda: stranger.publish("run-2") == 1)
             process.wait_for("received")
             process.send(signal.SIGTERM)
             assert process.wait() == 0
@@ -229,9 +222,9 @@ run_abort_received.connect(receiver)
 
     @pytest.mark.parametrize("listens", [True, False])
     def test_listens_whatever_other_processes_do(
-        self, project: dict[str, Any], foreign: Foreign, listens: bool
+        self, project: dict[str, Any], stranger: Foreign, listens: bool
     ) -> None:
         run_abort = project["RUN_ABORT"] | {"LISTEN": listens}
         with listen(settings={"RUN_ABORT": run_abort}) as process:
             process.wait_for("listening on")
-            assert foreign.publish("run-1") == 1
+            assert stranger.publish("run-1") == 1

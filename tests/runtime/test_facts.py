@@ -15,6 +15,7 @@ from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_r
 from run_abort._runtime import facts as facts_module
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.facts import Fact, on_fact
+from tests import blocks
 from tests.conftest import Configure, threads_of_ours
 from tests.support import Foreign, Proxy, wait_until
 
@@ -37,26 +38,11 @@ def names(told: Facts) -> list[str]:
     return [fact.name for fact in told]
 
 
-def hold_until_aborted(run_id: str, *, ready: threading.Event | None = None) -> None:
-    try:
-        with abortable_run(run_id) as signal:
-            if ready is not None:
-                ready.set()
-            signal.wait(20)
-    except RunAborted:
-        pass
-
-
 @pytest.fixture
 def held(listening: None) -> Iterator[str]:
     """A run that another thread works on, until it is aborted."""
-    ready = threading.Event()
-    thread = threading.Thread(target=hold_until_aborted, args=("run-1",), kwargs={"ready": ready})
-    thread.start()
-    assert ready.wait(20)
-    yield "run-1"
-    thread.join(20)
-    assert not thread.is_alive()
+    with blocks.held("run-1"):
+        yield "run-1"
 
 
 class TestFacts:

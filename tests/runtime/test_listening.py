@@ -160,9 +160,8 @@ class TestClosedAtOnce:
             if note not in connection.execute_wrappers:
                 connection.execute_wrappers.append(note)
 
-        connection_created.connect(opened)
-        yield queries
-        connection_created.disconnect(opened)
+        with connected(connection_created, opened):
+            yield queries
 
     def test_it_is_made_again_with_growing_pauses_and_one_warning(
         self,

@@ -247,12 +247,11 @@ class TestMissed:
             received.append(run_id)
 
         received = self.received = []
-        run_abort_received.connect(receiver)
-        assert subscribe_to_run_aborts(heard.append)
-        wait_until(current().listener.is_listening)
-        wait_until(lambda: not is_running())  # the first look
-        yield heard
-        run_abort_received.disconnect(receiver)
+        with connected(run_abort_received, receiver):
+            assert subscribe_to_run_aborts(heard.append)
+            wait_until(current().listener.is_listening)
+            wait_until(lambda: not is_running())  # the first look
+            yield heard
 
     received: list[str]
 

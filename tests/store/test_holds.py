@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -55,6 +55,15 @@ def elsewhere() -> Iterator[Runtime]:
     runtime = Runtime()
     yield runtime
     assert runtime.close()
+
+
+def hold_in(process: Runtime) -> AbortController:
+    """Begin a block of ``import-1`` there, as far as the database knows."""
+    controller = AbortController("import-1")
+    entered = process.holder.enter(controller, ("import-1",), "")
+    assert entered is not None
+    entered.result(TIMEOUT)
+    return controller
 
 
 def open_here(runtime: Runtime) -> list[Hold]:
@@ -107,11 +116,8 @@ def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> Non
 @pytest.mark.parametrize("is_aborted", [False, True])
 def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) -> None:
     ending = Runtime()
-    controller = AbortController("import-1")
+    controller = hold_in(ending)
     ending.registry.register(controller, ["import-1"])
-    entered = ending.holder.enter(controller, ("import-1",), "")
-    assert entered is not None
-    entered.result(TIMEOUT)
     assert RunProcess.objects.count() == 1
     if is_aborted:
         ending.registry.abort(Request("import-1", str(uuid.uuid4())))
@@ -126,13 +132,7 @@ def test_who_waits_learns_of_a_holder_elsewhere(
     runtime: Runtime, elsewhere: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not listen, and is asked nothing."""
-    from run_abort._core.controller import AbortController
-
-    controller = AbortController(run_id="import-1")
-    job = elsewhere.holder.enter(controller, ("import-1",), "")
-    assert job is not None
-    elsewhere.recorder.wait(job)
-
+    controller = hold_in(elsewhere)
     outcome = abort_run("import-1", wait=0.2)
     assert [hold.state for hold in outcome.holds] == ["aborting"]
     assert not outcome.stopped
@@ -728,27 +728,32 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
             read_and_write(f"user-{number}")
 
 
+@contextmanager
+def writing_elsewhere() -> Iterator[None]:
+    """Another connection writes, so no one else can: SQLite has one writer."""
+    with closing(sqlite3.connect(connection.settings_dict["NAME"])) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.rollback()
+
+
 def test_a_block_that_is_left_holds_up_no_event_loop(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if connection.vendor != "sqlite":
         return
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
-    other = sqlite3.connect(connection.settings_dict["NAME"])
 
     async def work() -> float:
         async with abortable_run("import-1", catch=True), abortable_run("import-2"):
-            other.execute("BEGIN IMMEDIATE")  # so that nothing can be written
+            stack.enter_context(writing_elsewhere())
             runtime.registry.abort(Request("import-1"))
             await asyncio.sleep(TIMEOUT)
         return time.monotonic()
 
-    try:
+    with ExitStack() as stack:
         began = time.monotonic()
         assert asyncio.run(work()) - began < TIMEOUT / 2
-    finally:
-        other.rollback()
-        other.close()
 
 
 def test_without_holds_a_transaction_leaves_none_either(
@@ -767,16 +772,11 @@ def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
     if connection.vendor != "sqlite":
         return
     monkeypatch.setattr(database, "timeout", lambda: 0.2)
-    other = sqlite3.connect(connection.settings_dict["NAME"])
-    other.execute("BEGIN IMMEDIATE")
-    try:
+    with writing_elsewhere():
         began = time.monotonic()
         block = abortable_run("import-1")
         block.__enter__()
         assert time.monotonic() - began < TIMEOUT / 2
-    finally:
-        other.rollback()
-        other.close()
     monkeypatch.undo()
     wait_until(lambda: RunHold.objects.filter(run_id="import-1").exists())
     block.__exit__(None, None, None)
@@ -821,12 +821,7 @@ def test_an_abort_of_ones_own_run_that_ends_the_loop(runtime: Runtime) -> None:
 
 
 def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtime) -> None:
-    from run_abort._core.controller import AbortController
-
-    controller = AbortController(run_id="import-1")
-    job = elsewhere.holder.enter(controller, ("import-1",), "")
-    assert job is not None
-    elsewhere.recorder.wait(job)
+    controller = hold_in(elsewhere)
 
     async def main() -> float:
         waiters = [asyncio.create_task(aabort_run("import-1", wait=TIMEOUT)) for _ in range(40)]
@@ -847,8 +842,6 @@ def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtim
 
 def test_hold_of_an_unnamed_request(runtime: Runtime) -> None:
     """A program that is not ours sends no ID."""
-    from run_abort._core.types import Request
-
     with pytest.raises(RunAborted), abortable_run("import-1"):
         runtime.dispatch.receive(Request("import-1", origin="node"))
     assert runtime.recorder.flush(TIMEOUT)

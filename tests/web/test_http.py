@@ -44,6 +44,7 @@ from run_abort.http import (
 )
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
+from tests.blocks import connected
 from tests.jobs.models import Job
 from tests.support import TIMEOUT
 
@@ -907,11 +908,8 @@ class TestDisconnect:
             await asgi.end()
             assert happened == ["began", "left", "run-1"]
 
-        run_abort_requested.connect(slowly)
-        try:
+        with connected(run_abort_requested, slowly):
             asyncio.run(main())
-        finally:
-            run_abort_requested.disconnect(slowly)
 
     def test_what_was_attached_to_it_hears_of_it(self) -> None:
         heard = threading.Event()
