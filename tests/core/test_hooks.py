@@ -22,14 +22,6 @@ class TestCallLogged:
 
 
 class TestHook:
-    def test_calls_in_the_order_of_adding(self) -> None:
-        called: list[tuple[str, int]] = []
-        hook: Hook[[int]] = Hook()
-        for name in "cab":
-            hook.add(partial(lambda name, number: called.append((name, number)), name))
-        hook(7)
-        assert called == [("c", 7), ("a", 7), ("b", 7)]
-
     def test_added_twice_it_is_called_once_and_removed_once(self) -> None:
         called: list[int] = []
         hook: Hook[[int]] = Hook()
