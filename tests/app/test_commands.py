@@ -168,7 +168,7 @@ class TestClearRunAbort:
             abort_run("run-1")
             with pytest.raises(RunAborted):
                 with abortable_run("run-1"):
-                    raise AssertionError("it ran")
+                    pytest.fail("it ran")
             call("clear_run_abort", "run-1")
             with abortable_run("run-1") as signal:
                 assert not signal.aborted

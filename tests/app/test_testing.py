@@ -219,7 +219,7 @@ class TestUse:
         with use_rows():
             outcome = abort_run("a")
             with pytest.raises(RunAborted), abortable_run("a"):
-                raise AssertionError("not reached")
+                pytest.fail("not reached")
         assert (outcome.recorded, outcome.published) == (True, False)
         with abortable_run("a"):
             pass

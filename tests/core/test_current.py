@@ -39,7 +39,7 @@ def test_an_aborted_block_is_current_until_it_is_left(core: Core) -> None:
 def test_a_block_that_was_not_entered_is_not_current(core: Core) -> None:
     core.look = lambda controller: controller.abort()
     with pytest.raises(RunAborted), core.block("run-1"):
-        raise AssertionError("entered")
+        pytest.fail("entered")
     assert current_signal() is None
     _, end = core.block("run-2").hold()
     assert current_signal() is None

@@ -139,7 +139,7 @@ class TestThread:
         def work() -> None:
             with core.block("run-1", grace=60, insist="interrupt") as signal:
                 signal.wait(20)
-            raise AssertionError
+            pytest.fail("it goes on")
 
         assert isinstance(abort(core, work), RunAborted)
         assert not core.escalator._agenda
@@ -432,7 +432,7 @@ class TestNested:
         def work() -> None:
             with core.block("outer", grace=0, insist="interrupt"):
                 with core.block("run-1", insist="interrupt"):
-                    raise AssertionError("not reached")
+                    pytest.fail("not reached")
 
         error = Worker(work).join()
         assert isinstance(error, RunAborted)
@@ -566,7 +566,7 @@ class TestStack:
                 core.abort("outer")
                 with stack() as entered:
                     entered.enter_context(block(core, "inner", insist=insist))
-                raise AssertionError("not reached")
+                pytest.fail("not reached")
 
         error = Worker(work).join()
         assert isinstance(error, RunAborted)

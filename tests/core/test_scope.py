@@ -59,7 +59,7 @@ class TestSync:
         with block:
             pass
         with pytest.raises(RuntimeError, match="entered before"), block:
-            raise AssertionError("entered")
+            pytest.fail("entered")
 
 
 class TestFinish:
@@ -160,7 +160,7 @@ class TestCatch:
     def test_one_that_was_aborted_before_raises(self, core: Core, options: dict[str, Any]) -> None:
         core.look = lambda controller: controller.abort("before")
         with pytest.raises(RunAborted, match="before"), core.block(catch=True, **options):
-            raise AssertionError("entered")
+            pytest.fail("entered")
 
 
 class TestExceptions:
@@ -187,7 +187,7 @@ class TestExceptions:
             core.abort("run-1")
             with contextlib.suppress(Exception):
                 signal.raise_if_aborted()
-            raise AssertionError("swallowed")
+            pytest.fail("swallowed")
 
     def test_in_a_group_of_consequences(self, core: Core) -> None:
         with pytest.raises(RunAborted) as raised, core.block("run-1"):
@@ -439,13 +439,13 @@ class TestEntering:
     def test_what_was_requested_before_never_runs(self, core: Core, insist: Any) -> None:
         core.look = partial(self.requested_before, core)
         with pytest.raises(RunAborted, match="because"), core.block(grace=0, insist=insist):
-            raise AssertionError("entered")
+            pytest.fail("entered")
         assert core.happened() == ["Aborted", "Left"]
 
     def test_asynchronously_too(self, core: Core) -> None:
         async def main() -> None:
             async with core.block():
-                raise AssertionError("entered")
+                pytest.fail("entered")
 
         core.look = partial(self.requested_before, core)
         with pytest.raises(RunAborted, match="because"):
@@ -463,7 +463,7 @@ class TestEntering:
 
         async def enter() -> None:
             async with core.block():
-                raise AssertionError("entered")
+                pytest.fail("entered")
 
         async def main() -> None:
             task = asyncio.create_task(enter())
@@ -484,10 +484,10 @@ class TestEntering:
         core.look = fails
         block = core.block(insist=insist)
         with pytest.raises(KeyboardInterrupt), block:
-            raise AssertionError("entered")
+            pytest.fail("entered")
         assert list(core.registry.holders()) == []
         with pytest.raises(RuntimeError, match="entered before"), block:
-            raise AssertionError("entered")
+            pytest.fail("entered")
 
 
 class TestHold:

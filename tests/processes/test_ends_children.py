@@ -183,7 +183,7 @@ class TestBlock:
     def test_an_aborted_signal_does_not_enter_it(self, controller: AbortController) -> None:
         controller.abort()
         with pytest.raises(RunAborted), controller.signal.ends_children():
-            raise AssertionError("entered")
+            pytest.fail("entered")
 
     @pytest.mark.parametrize("spawns", [True, False])
     def test_forced_an_abort_while_it_is_entered(
@@ -253,7 +253,7 @@ class TestBlock:
     def test_not_in_an_event_loop(self, controller: AbortController) -> None:
         async def main() -> None:
             with controller.signal.ends_children():
-                raise AssertionError("entered")
+                pytest.fail("entered")
 
         with pytest.raises(RuntimeError, match="other tasks"):
             asyncio.run(main())
@@ -263,7 +263,7 @@ class TestBlock:
     ) -> None:
         monkeypatch.delattr(os, "pidfd_open")
         with pytest.raises(RuntimeError, match="takes Linux"), controller.signal.ends_children():
-            raise AssertionError("entered")
+            pytest.fail("entered")
 
 
 def no_thread(thread: threading.Thread) -> None:

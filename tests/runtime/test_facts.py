@@ -117,7 +117,7 @@ class TestWithTheDatabase:
         for _ in range(2):
             with pytest.raises(RunAborted):
                 with abortable_run("run-1"):
-                    raise AssertionError("the body ran")
+                    pytest.fail("the body ran")
         assert names(told)[2:] == ["aborted", "stopped"] * 2
         assert told[0].recorded is True
         for aborted, stopped in (told[2:4], told[4:6]):

@@ -519,7 +519,7 @@ class TestPushAmidTheFirstRead:
     def test_forced_while_another_request_stands(self) -> None:
         standing = request("run-1")
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
-            raise AssertionError("entered")
+            pytest.fail("entered")
         assert raised.value.request_id == str(standing.pk)
 
 

@@ -32,7 +32,7 @@ def alone(settings: Any) -> None:
 def test_bad_settings_raise_and_leave_nothing_behind(settings: Any) -> None:
     settings.RUN_ABORT = {"HEARTBEAT": "soon"}
     with pytest.raises(ImproperlyConfigured, match="HEARTBEAT"), abortable_run("run-1"):
-        raise AssertionError("entered")
+        pytest.fail("entered")
     assert list(current().registry.holders()) == []
 
 
@@ -46,7 +46,7 @@ class TestRequestedBefore:
     def test_a_run_that_was_aborted_before_never_runs(self) -> None:
         abort_run("run-1", reason="because", actor="ann")
         with pytest.raises(RunAborted) as raised, abortable_run("run-1"):
-            raise AssertionError("it runs")
+            pytest.fail("it runs")
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
         assert raised.value.request_id
         assert re.search(
@@ -90,7 +90,7 @@ class TestRequestedBefore:
 
         monkeypatch.setattr(runtime.holder, "enter", abort_first)
         with pytest.raises(RunAborted), abortable_run("run-1"):
-            raise AssertionError("it runs")
+            pytest.fail("it runs")
 
     def test_one_that_is_read_late_aborts_all_the_same(
         self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +115,7 @@ class TestRequestedBefore:
 
         async def main() -> None:
             async with abortable_run("run-1", groups=["parent"]):
-                raise AssertionError("it runs")
+                pytest.fail("it runs")
 
         with pytest.raises(RunAborted, match="because"):
             asyncio.run(main())
@@ -142,7 +142,7 @@ class TestAsync:
 
         async def enter() -> None:
             async with abortable_run("run-1"):
-                raise AssertionError("entered")
+                pytest.fail("entered")
 
         async def main() -> None:
             task = asyncio.create_task(enter())
@@ -168,7 +168,7 @@ class TestAsync:
         async def main() -> None:
             with pytest.raises(RunAborted, match="because"):
                 async with abortable_run("run-1"):
-                    raise AssertionError("entered")
+                    pytest.fail("entered")
 
         run(main)
 

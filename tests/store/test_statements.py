@@ -75,7 +75,7 @@ def test_a_running_statement_is_cancelled(
     with pytest.raises(RunAborted) as raised:
         with controller.signal.cancels(connection):
             slow(abort_soon)
-            raise AssertionError("it went on")
+            pytest.fail("it went on")
     assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
     assert isinstance(raised.value.__cause__, Error)
     assert not connection.execute_wrappers
@@ -142,7 +142,7 @@ def test_leaving_after_an_abort_is_aborted_too(controller: AbortController) -> N
             controller.abort()
     with pytest.raises(RunAborted):
         with controller.signal.cancels(connection):
-            raise AssertionError
+            pytest.fail("it goes on")
     assert not connection.execute_wrappers
 
 
