@@ -28,7 +28,6 @@ from run_abort import (
     abort_runs,
     abortable_run,
     clear_run_abort,
-    subscribe_to_run_aborts,
 )
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
@@ -199,14 +198,6 @@ class TestAbortRun:
             assert abort_run("run-1", reason="first").local == 1
             assert abort_run("run-1", reason="second").local == 0
         assert AbortRequest.objects.count() == 2
-
-    def test_handlers_of_this_process_do_not_get_it(self, configure: Configure) -> None:
-        heard: list[str] = []
-        subscribe_to_run_aborts(heard.append)
-        wait_until(current().listener.is_listening)
-        assert abort_run("run-1").published
-        wait_until(lambda: current().listener.status().messages == 1)
-        assert heard == []
 
 
 class TestUnwell:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -10,7 +9,6 @@ from django.test import Client
 from django.urls import resolve, reverse
 
 from run_abort import abortable_run, health
-from run_abort._runtime.health import Health
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
 from tests.support import Child, Proxy, wait_until
@@ -100,13 +98,6 @@ class TestHealth:
         monkeypatch.setattr("socket.socket.connect", refuse)
         monkeypatch.setattr("socket.socket.sendall", refuse)
         assert health().ok
-
-    def test_can_be_asked_from_any_thread(self, listening: None) -> None:
-        found: list[Health] = []
-        thread = threading.Thread(target=lambda: found.append(health()))
-        thread.start()
-        thread.join()
-        assert found[0].ok
 
     def test_the_name_is_the_function_whatever_was_imported_first(self) -> None:
         code = "import run_abort._runtime.health, run_abort; print(run_abort.health.__name__)"

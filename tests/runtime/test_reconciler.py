@@ -288,15 +288,6 @@ class TestMissed:
         assert [run_id for run_id in heard if run_id != "after"] == [*expected, "last"]
         assert [run_id for run_id in self.received if run_id != "after"] == [*expected, "last"]
 
-    def test_so_they_do_where_times_are_kept_naive(
-        self, heard: list[str], proxy: Proxy, settings: Any
-    ) -> None:
-        settings.USE_TZ = False
-        self.cut_off(proxy)
-        request("missed")
-        self.reconnect(proxy)
-        wait_until(lambda: heard == ["missed"])
-
     def test_so_they_do_in_the_hour_that_comes_twice(
         self, configure: Configure, settings: Any
     ) -> None:

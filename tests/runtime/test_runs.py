@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import threading
 import uuid
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -120,57 +118,6 @@ class TestRequestedBefore:
         with pytest.raises(RunAborted, match="because"):
             asyncio.run(main())
         assert list(current().registry.holders()) == []
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(30):
-            await main()
-
-    asyncio.run(limited())
-
-
-class TestAsync:
-    def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(
-        self, settings: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings.RUN_ABORT = {"LISTEN": False}
-        entering = threading.Event()
-        monkeypatch.setattr(
-            runtime.holder, "enter", lambda *args: entering.set() or Future[Request | None]()
-        )
-
-        async def enter() -> None:
-            async with abortable_run("run-1"):
-                pytest.fail("entered")
-
-        async def main() -> None:
-            task = asyncio.create_task(enter())
-            while not entering.is_set():
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-        run(main)
-        assert list(runtime.registry.holders()) == []
-
-    def test_aborted_while_it_is_entered_it_is_not(
-        self, settings: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings.RUN_ABORT = {"LISTEN": False}
-
-        def enter(*args: Any) -> None:
-            runtime.registry.abort(Request("run-1", reason="because"))
-
-        monkeypatch.setattr(runtime.holder, "enter", enter)
-
-        async def main() -> None:
-            with pytest.raises(RunAborted, match="because"):
-                async with abortable_run("run-1"):
-                    pytest.fail("entered")
-
-        run(main)
 
 
 def test_needs_no_listener_where_there_is_no_redis(
