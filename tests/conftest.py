@@ -18,7 +18,7 @@ from django.db import connections
 from django.utils import translation
 
 from example.redis_server import RedisServer
-from run_abort._core import escalation
+from run_abort._core import escalation, scope
 from run_abort._runtime.runtime import Runtime, install
 from run_abort._store import database
 from run_abort.testing import use_settings
@@ -157,6 +157,21 @@ def patient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "timeout", lambda: TIMEOUT)
         patch.setattr(escalation, "ATTEMPT", TIMEOUT)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def assertions_come_out() -> Iterator[None]:
+    """What a test asserts in an aborted block would only be the cause of the RunAborted."""
+    end_aborted = scope.end_aborted
+
+    def end(signal: Any, exc: BaseException | None, **options: bool) -> bool:
+        if isinstance(exc, AssertionError):
+            raise exc
+        return end_aborted(signal, exc, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope, "end_aborted", end)
         yield
 
 
