@@ -862,7 +862,7 @@ class TestAsyncStream:
     ) -> None:
         settings.RUN_ABORT = {"LISTEN": False}
 
-        async def never(future: object, *, otherwise: object) -> None:
+        async def never(future: object) -> None:
             happened.append("entering")
             await asyncio.sleep(TIMEOUT)
 
