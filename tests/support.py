@@ -50,6 +50,25 @@ def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> 
         time.sleep(0.005)
 
 
+@contextmanager
+def raised_by_a_signal_handler() -> Iterator[type[Exception]]:
+    """The exception that a signal handler raises in this thread in a moment."""
+
+    class PenaltyError(Exception):
+        pass
+
+    def handler(*args: object) -> None:
+        raise PenaltyError
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        yield PenaltyError
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 def is_there(pid: int) -> bool:
     """Whether there is a process of that number that lives."""
     entry = procfs.entry_of(pid)

@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
@@ -164,17 +164,19 @@ class Recorder:
         self.put(_CALL_SOON, function, more=more)
 
     def wait(self, future: Future[Result], *, more: float = 0.0) -> Result | None:
-        """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds. Raises nothing.
+        """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds.
+
+        Raises nothing but what a signal handler raises.
 
         :param more: further seconds to wait at most.
         :return: None if it failed or took too long.
         """
-        try:
-            return future.result(database.timeout() + more)
-        except Exception:
-            if not future.done():
-                self._replace_if_stuck()
+        # future.result() would not tell what a signal handler raises from what the job raised.
+        wait([future], database.timeout() + more)
+        if not future.done():
+            self._replace_if_stuck()
             return None
+        return None if future.exception() is not None else future.result()
 
     async def await_(self, future: Future[Result]) -> Result | None:
         """:meth:`wait` for asyncio code. Needs no thread of its own."""

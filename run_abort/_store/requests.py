@@ -106,10 +106,10 @@ class Requests:
                 return None
             if again and (here := database.transaction_here()) is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write, more=more))
-            return self._recorder.call(write, more=more)
         except Exception as error:
             self._recorder.outage.report(error)
             return None
+        return self._recorder.call(write, more=more)
 
     def standing_for(self, ids: Sequence[str]) -> list[Request] | None:
         """The standing requests for any of ``ids``, in order; None if the database failed."""

@@ -10,7 +10,12 @@ class Subscription(Protocol):
     """One connection to the server that receives the messages of one or more channels.
 
     One thread opens, reads and closes it. Other threads may only call :meth:`interrupt`.
+
+    :ivar losses: what the methods that receive raise when the connection is lost.
     """
+
+    @property
+    def losses(self) -> tuple[type[Exception], ...]: ...
 
     def open(self) -> None:
         """Connect and subscribe; return when the server has confirmed the subscription.

@@ -97,7 +97,7 @@ class Watch:
             self._has_news = link.receive_before(deadline) is not None
             while link.receive_before(0.0) is not None:  # what was read with it
                 pass
-        except Exception as error:
+        except link.losses as error:  # not what a signal handler raises
             self._lost(error, lasted=time.monotonic() - self._opened_at)
 
     def _open(self, deadline: float) -> None:

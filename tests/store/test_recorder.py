@@ -21,7 +21,7 @@ from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
-from tests.support import TIMEOUT, unmigrated, wait_until
+from tests.support import TIMEOUT, raised_by_a_signal_handler, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -262,6 +262,18 @@ def test_put_from_a_signal_handler(rows: Recorder) -> None:
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert [each.result(TIMEOUT) for each in results] == [1] * len(puts)
+
+
+def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
+    rows: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The death penalty of a queue, say, in a thread that waits for the recorder."""
+    is_free = threading.Event()
+    with raised_by_a_signal_handler() as death:
+        with pytest.raises(death):
+            rows.call(lambda alias: is_free.wait(TIMEOUT))
+        is_free.set()
+    assert caplog.records == []
 
 
 def test_a_connection_that_cannot_be_set_up_is_closed(

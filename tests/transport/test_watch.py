@@ -13,7 +13,7 @@ from run_abort._transport.push import Push
 from run_abort._transport.redis import connections
 from run_abort._transport.watch import AT_ONCE, INTERVAL, Watch
 from tests.conftest import Configure
-from tests.support import TIMEOUT, Foreign, Proxy
+from tests.support import TIMEOUT, Foreign, Proxy, raised_by_a_signal_handler
 from tests.transport.conftest import Node
 
 
@@ -61,6 +61,10 @@ class TestWatch:
             assert watch.wait(TIMEOUT)
             push.notify([request_id])
             assert watch.wait(TIMEOUT)
+
+    def test_what_a_signal_handler_raises_is_not_taken_for_a_lost_link(self, watch: Watch) -> None:
+        with raised_by_a_signal_handler() as death, pytest.raises(death):
+            watch.wait(TIMEOUT)
 
     def test_a_flood_causes_twenty_looks_a_second(
         self, watch: Watch, foreign: Foreign, request_id: str

@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 from run_abort._concurrency.workers import submit
 
-from .resp import MessageReader
+from .resp import MessageReader, ReplyError
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
 PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
@@ -92,6 +92,8 @@ class Subscription:
 
     :param on_silence: called by the reading thread, whenever it pings the server.
     """
+
+    losses = (*_LOST, ReplyError)
 
     def __init__(
         self,
