@@ -298,11 +298,11 @@ class Recorder:
         for group in _grouped(batch):
             if self._busy is not busy:  # another thread does the rest
                 return
-            self._perform(group)
+            self._perform(group, busy)
         if self._busy is busy:
             self._busy = None
 
-    def _perform(self, jobs: list[_Job]) -> None:
+    def _perform(self, jobs: list[_Job], busy: _Busy | None = None) -> None:
         operation = jobs[0].operation
         outage = operation.outage or self.outage
         try:
@@ -310,7 +310,9 @@ class Recorder:
         except Exception as error:
             if len(jobs) > 1 and connection.is_usable():
                 for job in jobs:
-                    self._perform([job])
+                    if busy is not None and self._busy is not busy:
+                        return
+                    self._perform([job], busy)
                 return
             outage.report(error)
             for job in jobs:

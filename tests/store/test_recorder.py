@@ -133,6 +133,29 @@ def test_a_server_that_hangs_costs_one_warning(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_a_thread_that_was_replaced_begins_nothing_more(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else many blocks, and a table that is locked, take ever more connections."""
+    monkeypatch.setattr(database, "timeout", lambda: 0.05)
+
+    def fail(alias: str, items: list[int]) -> list[int]:
+        time.sleep(0.05)
+        raise OSError("locked")
+
+    operation = Operation(4, fail)
+    is_free = block(rows)
+    jobs = [rows.put(operation, number) for number in range(50)]
+    is_free.set()
+    most = 0
+    while not all(job.done() for job in jobs):
+        rows.put(recorder._LAST, None)
+        most = max(most, len(recorders()))
+        time.sleep(0.01)
+    assert most <= 3
+    wait_until(lambda: len(recorders()) <= 1)
+
+
 def test_the_thread_ends_when_nothing_is_left(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
