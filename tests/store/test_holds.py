@@ -462,10 +462,6 @@ def test_text_that_no_database_can_store() -> None:
     outcome = abort_run("import-1", reason="caf\udce9\0", actor="\ud800")
     assert outcome.recorded
     assert AbortRequest.objects.get().reason == "caf?"
-    with pytest.raises(ValueError, match="surrogate"):
-        abort_run("caf\udce9")
-    with pytest.raises(ValueError, match="surrogate"):
-        abortable_run("caf\udce9")
 
 
 def test_a_thousand_asyncio_blocks_at_once(runtime: Runtime) -> None:

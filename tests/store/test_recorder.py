@@ -249,12 +249,6 @@ def test_a_callers_connection_is_used_in_its_transaction_on_sqlite_alone(rows: R
         assert (used == id(connections["default"])) is (connection.vendor == "sqlite")
 
 
-def test_missing_tables_are_explained(rows: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    with unmigrated("run_abort_runprocess"):
-        assert rows.call(lambda alias: RunProcess.objects.using(alias).count()) is None
-    assert "manage.py migrate run_abort" in caplog.text
-
-
 def test_waiting_for_the_jobs_is_no_sign_that_the_database_works(
     rows: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:

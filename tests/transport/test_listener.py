@@ -115,16 +115,6 @@ class TestLife:
             wait_until(lambda: len(client.client_list()) == 2)  # with the client's
             assert node.push.publish([Request("run-1")]) == [1]
 
-    def test_without_redis_it_is_off(
-        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
-        configure(REDIS_URL=None)
-        assert listener.ensure_started() is False
-        assert listener.status().state == "off"
-        listener.start_soon()
-        assert threads_of_ours() == []
-
     def test_started_without_redis_its_thread_ends(
         self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -294,19 +294,6 @@ class TestPublish:
         assert push.publish([Request("run-1")], quiet=True) == [None]
         assert caplog.text == ""
 
-    def test_an_acl_that_refuses_is_told(
-        self,
-        push: Push,
-        configure: Configure,
-        own_redis: RedisServer,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        with own_redis.client() as client:
-            client.execute_command("ACL SETUSER bob on >pw resetchannels ~* +@all")
-        configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
-        assert not publish(push)
-        assert "NOPERM" in caplog.text
-
     def test_a_database_that_does_not_exist_does_not_matter(
         self, push: Push, configure: Configure, shared_redis: RedisServer
     ) -> None:
