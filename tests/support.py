@@ -19,15 +19,18 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import connection, connections
 
 from run_abort._core import procfs
+
+Result = TypeVar("Result")
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for itself
@@ -67,6 +70,19 @@ def raised_by_a_signal_handler() -> Iterator[type[Exception]]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def in_threads(*functions: Callable[[], Result]) -> list[Result]:
+    """Call each in a thread of its own, with database connections of its own; their results."""
+
+    def call(function: Callable[[], Result]) -> Result:
+        try:
+            return function()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return [each.result(TIMEOUT) for each in [pool.submit(call, each) for each in functions]]
 
 
 def is_there(pid: int) -> bool:

@@ -18,7 +18,7 @@ from run_abort._core.types import Hold, Request
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import connection as own_connection
 from run_abort._store import holder, holds, requests
-from tests.support import TIMEOUT
+from tests.support import TIMEOUT, in_threads
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -135,17 +135,10 @@ def race(runtimes: dict[str, Runtime], *, is_inside: bool) -> tuple[Any, list[Ho
         found["holds"] = runtime.recorder.call(look)
 
     def within(side: Callable[[], None]) -> None:
-        try:
-            with transaction.atomic() if is_inside else nullcontext():
-                side()
-        finally:
-            connections.close_all()
+        with transaction.atomic() if is_inside else nullcontext():
+            side()
 
-    threads = [threading.Thread(target=within, args=(side,)) for side in (start, abort)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(TIMEOUT)
+    in_threads(partial(within, start), partial(within, abort))
     (of_request,) = found["holds"]
     assert all(hold.run_id == run_id for hold in of_request)
     return found["request"], of_request

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-import threading
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -23,7 +23,7 @@ from run_abort._store.retention import (
 )
 from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import unmigrated
+from tests.support import in_threads, unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -149,46 +149,22 @@ class TestBatches:
         """No lock is held between two: another connection writes."""
         for number in range(4):
             requested(f"run-{number}", days=100)
-        failed: list[BaseException] = []
 
         def write() -> None:
-            try:
-                requested("new", days=0)
-                AbortRequest.objects.filter(run_id="run-3").update(reason="seen")
-            except BaseException as error:
-                failed.append(error)
-            finally:
-                connections.close_all()
+            requested("new", days=0)
+            AbortRequest.objects.filter(run_id="run-3").update(reason="seen")
 
         def on_batch(number: int) -> None:
             assert not connection.in_atomic_block
-            thread = threading.Thread(target=write)
-            thread.start()
-            thread.join(20)
-            assert not thread.is_alive()
+            in_threads(write)
 
         assert prune(90, batch=2, on_batch=on_batch) == 4
-        assert not failed
         assert left() == ["new", "new"]
 
     def test_two_at_once_delete_each_row_once(self) -> None:
         for number in range(40):
             requested(f"run-{number}", days=100)
-        deleted: list[int] = []
-
-        def work() -> None:
-            try:
-                deleted.append(prune(90, batch=3))
-            finally:
-                connections.close_all()
-
-        threads = [threading.Thread(target=work) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert len(deleted) == 2
-        assert sum(deleted) == 40
+        assert sum(in_threads(*[partial(prune, 90, batch=3)] * 2)) == 40
         assert left() == []
 
 

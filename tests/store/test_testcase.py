@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
-from django.db import connection, connections
+from django.db import connection
 
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
 from run_abort._runtime.runtime import Runtime
 from run_abort.models import AbortRequest, RunHold
 from tests.conftest import Configure
-from tests.support import TIMEOUT
+from tests.support import TIMEOUT, in_threads
 
 pytestmark = pytest.mark.django_db
 
@@ -28,24 +26,9 @@ def test_it_sees_what_it_has_done_and_others_do_not(configure: Configure, runtim
         pass
     assert runtime.recorder.flush(TIMEOUT)
     assert not runtime.postponed
-    assert seen_by_others() == [0, 0]
+    counts = [model.objects.count for model in (AbortRequest, RunHold)]
+    assert in_threads(*counts) == [0, 0]  # on connections of others
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SHOW statement_timeout")
             assert cursor.fetchone() == ("0",)
-
-
-def seen_by_others() -> list[int]:
-    """The rows of requests and holds that another connection sees."""
-    found: list[int] = []
-
-    def look() -> None:
-        try:
-            found.extend(model.objects.count() for model in (AbortRequest, RunHold))
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join(TIMEOUT)
-    return found

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +26,7 @@ from run_abort.views.requesting import REPEAT
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import NO_REDIS, Foreign, unmigrated
+from tests.support import NO_REDIS, Foreign, in_threads, unmigrated
 from tests.web.conftest import logged_in, messages
 
 JSON = "application/json"
@@ -360,16 +359,12 @@ class TestClicks:
         assert len([data for data in pushed if request_id in str(data)]) == 2  # and its twin
 
     def test_at_once_they_are_few(self, client: Client) -> None:
-        def click(number: int) -> int:
+        def click() -> None:
             clicking = Client()
             clicking.cookies = client.cookies
-            try:
-                return len(self.ids(clicking, number=10))
-            finally:
-                connections.close_all()
+            self.ids(clicking, number=10)
 
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(click, range(8)))
+        in_threads(*[click] * 8)
         assert AbortRequest.objects.count() <= 8
 
     def test_what_runs_here_is_aborted_before_the_rows_are_read(
