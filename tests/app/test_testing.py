@@ -132,24 +132,10 @@ class TestRecordAborts:
             abort_run("b")
             assert [row.run_id for row in AbortRequest.objects.all()] == ["b"]
 
-    @pytest.mark.parametrize("named_by", ["setting", "alias", "environment"])
     def test_redis_is_not_used_until_it_ends(
-        self,
-        named_by: str,
-        settings: Any,
-        configure: Configure,
-        channel_name: str,
-        foreign: Foreign,
-        monkeypatch: pytest.MonkeyPatch,
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch, shared_redis: RedisServer
     ) -> None:
-        url = settings.RUN_ABORT["REDIS_URL"]
-        if named_by != "setting":
-            settings.RUN_ABORT = {"CHANNEL": channel_name, "REQUESTS": False}
-        if named_by == "alias":
-            backend = "django.core.cache.backends.redis.RedisCache"
-            settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": url}}
-        if named_by == "environment":
-            monkeypatch.setenv("REDIS_URL", url)
+        monkeypatch.setenv("REDIS_URL", shared_redis.url)
         assert abort_run("a").published
         with record_aborts():
             assert not abort_run("a").published

@@ -290,7 +290,7 @@ class TestRetry:
 
 
 class TestInProcess:
-    def test_called_as_a_function_it_has_a_signal_that_never_aborts(
+    def test_called_as_a_function_it_belongs_to_the_run_around_it_if_there_is_one(
         self, driver: CeleryDriver
     ) -> None:
         @driver.client.task(shared=False, base=AbortableTask)
@@ -299,14 +299,6 @@ class TestInProcess:
 
         assert not own().aborted
         assert current_signal() is None
-
-    def test_called_as_a_function_within_a_run_it_belongs_to_that(
-        self, driver: CeleryDriver
-    ) -> None:
-        @driver.client.task(shared=False, base=AbortableTask)
-        def own() -> AbortSignal:
-            return own_signal()
-
         with abortable_run("one") as signal:
             assert own() is signal
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -140,7 +139,3 @@ class TestDecorator:
     def test_the_wrong_order_is_refused_at_once(self) -> None:
         with pytest.raises(TypeError, match="below @task"):
             abortable_task(tasks.done)
-
-    def test_the_error_pickles(self) -> None:
-        error = pickle.loads(pickle.dumps(TaskAborted("one", "because", "ann")))
-        assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")
