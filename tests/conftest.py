@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -18,10 +17,11 @@ from django.db import connections
 from django.utils import translation
 
 from example.redis_server import RedisServer
-from run_abort._core import escalation, scope
+from run_abort._core import escalation
 from run_abort._runtime.runtime import Runtime, install
 from run_abort._store import database
 from run_abort.testing import use_settings
+from tests.guards import assertions_come_out, no_garbage  # noqa: F401  fixtures
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]
@@ -158,33 +158,6 @@ def patient() -> Iterator[None]:
         patch.setattr(database, "timeout", lambda: TIMEOUT)
         patch.setattr(escalation, "ATTEMPT", TIMEOUT)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def assertions_come_out() -> Iterator[None]:
-    """What a test asserts in an aborted block would only be the cause of the RunAborted."""
-    end_aborted = scope.end_aborted
-
-    def end(signal: Any, exc: BaseException | None, **options: bool) -> bool:
-        if isinstance(exc, AssertionError):
-            raise exc
-        return end_aborted(signal, exc, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scope, "end_aborted", end)
-        yield
-
-
-@pytest.fixture
-def no_garbage() -> Iterator[None]:
-    """No finaliser of what other tests left is called in a thread that is to be interrupted.
-
-    Python swallows an interrupt that arrives in one.
-    """
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,38 @@
+"""Fixtures of all tests, also of those of the core, which run without Django."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from run_abort._core import scope
+
+
+@pytest.fixture(scope="session", autouse=True)
+def assertions_come_out() -> Iterator[None]:
+    """What a test asserts in an aborted block would only be the cause of the RunAborted."""
+    end_aborted = scope.end_aborted
+
+    def end(signal: Any, exc: BaseException | None, **options: bool) -> bool:
+        if isinstance(exc, AssertionError):
+            raise exc
+        return end_aborted(signal, exc, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope, "end_aborted", end)
+        yield
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """No finaliser of what other tests left is called in a thread that is to be interrupted.
+
+    Python swallows an interrupt that arrives in one.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
