@@ -317,7 +317,9 @@ class Holder:
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:
         holds = _holds(alias)
         with limited(alias, writes=True, is_durable=False):
-            self._see(alias)
+            # Not more often: on SQLite it would break a transaction of this process that has read.
+            if self._is_due():
+                self._see(alias)
             mine = holds.filter(process_id=self._origin(), left_at=None)
             rows = set(mine.values_list("pk", flat=True))
             entries = {entry.id: entry for entry in self._to_write()}
