@@ -209,6 +209,8 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
     """Let the ID run again: earlier requests abort no block that is entered from now on.
 
     Does not change open blocks. The rows stay as history. If a group was aborted, pass its ID.
+    Inside a transaction it acts at once, too, and a rollback does not undo it. On SQLite it is part
+    of the transaction.
 
     :param by: who did that: a user of the project, or any text.
     :return: number of cleared requests; 0 also if the database failed, which is logged as a
