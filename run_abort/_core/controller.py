@@ -295,7 +295,8 @@ class AbortController:
 
     def __init__(self, run_id: RunID = "", grace: float = GRACE) -> None:
         name = "" if run_id == "" else clean_id(run_id)
-        self.signal = self.signal_class(name, clean_grace(grace))
+        # Quick for the usual grace: each block has a controller.
+        self.signal = self.signal_class(name, grace if grace is GRACE else clean_grace(grace))
         # Of its block; ``current`` writes whether it is open.
         self.left_at: float | None = None  # seconds since the epoch
         self.began = False  # whether the body runs or has run
