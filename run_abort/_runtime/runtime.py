@@ -198,11 +198,10 @@ class Runtime:
         for service in self._services:
             service.before_fork()
         workers.before_fork()
-        self.push.before_fork()
+        self.push.close()
 
     def after_fork_in_parent(self) -> None:
         """Start the stopped threads again."""
-        self.push.after_fork_in_parent()
         for service in self._services:
             if service.after_fork_in_parent():
                 service.start()

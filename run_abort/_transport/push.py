@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -24,7 +22,6 @@ from .watch import Watch
 logger = logging.getLogger("run_abort")
 
 NOTIFICATION: Final = 36  # bytes: a UUID
-FIND_TIMEOUT: Final = 5.0  # seconds that a fork waits for a thread that imports the driver
 
 
 class Push:
@@ -41,9 +38,6 @@ class Push:
         self._trust = trust
         # Needs no lock: two threads that look it up at once find the same.
         self._found: endpoint.Found | None = None
-        # Held while the driver may be imported, and during a fork. Reentrant, because a signal
-        # handler may publish, too.
-        self._finding = threading.RLock()
 
     def transport(self) -> Transport | None:
         """The configured transport; None if there is none. Opens no connection.
@@ -53,8 +47,7 @@ class Push:
         forks.catch_up()
         found = self._found
         if found is None or not found.is_valid():
-            with self._finding:
-                found = self._found = endpoint.find()
+            found = self._found = endpoint.find()
         return found.transport
 
     def is_configured(self) -> bool:
@@ -178,22 +171,8 @@ class Push:
         self.close()
         self._found = None
 
-    def before_fork(self) -> None:
-        """Close kept connections, and wait for a thread that imports the driver.
-
-        The child inherits no connection, and no half-imported module, whose lock would never be
-        released there.
-        """
-        self.close()
-        self._finding.acquire(timeout=FIND_TIMEOUT)
-
-    def after_fork_in_parent(self) -> None:
-        """Let other threads import the driver."""
-        with suppress(RuntimeError):  # the time was up
-            self._finding.release()
-
     def close(self) -> None:
-        """Close kept connections."""
+        """Close kept connections. Called before a fork, so that the child inherits none."""
         found = self._found
         if found is not None and found.transport is not None:
             found.transport.close()
@@ -201,7 +180,6 @@ class Push:
     def after_fork_in_child(self) -> None:
         """Forget the parent's transport without touching its connections."""
         self._found = None
-        self._finding = threading.RLock()
 
 
 def _channel_of(request_id: str) -> str:

@@ -20,7 +20,7 @@ from run_abort.signals import run_abort_received
 from tests.blocks import connected, held
 from tests.conftest import Configure, threads_of_ours
 from tests.processes.conftest import fork, holds_of, open_holds, succeeds
-from tests.support import NO_REDIS, TIMEOUT, Child, Foreign, wait_until
+from tests.support import TIMEOUT, Child, Foreign, wait_until
 
 
 def is_listening() -> bool:
@@ -259,35 +259,4 @@ if pid:
 def test_a_fork_leaves_no_lock_locked() -> None:
     options = {"LISTEN": False, "REQUESTS": False, "HOLDS": False}
     with Child("-c", FORK, settings={"RUN_ABORT": options}) as child:
-        assert child.wait() == 0, str(child)
-
-
-IMPORT = """
-from tests.child import *
-import signal
-from run_abort import publish_run_abort
-begun = threading.Event()
-class Slow:
-    def find_spec(self, name, *more):
-        if name == "redis.client":
-            begun.set()
-            time.sleep(0.3)
-sys.meta_path.insert(0, Slow())
-threading.Thread(target=publish_run_abort, args=["run-1"]).start()
-begun.wait(20)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(10)
-    publish_run_abort("run-2")
-    os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_a_fork_waits_for_a_thread_that_imports_the_driver() -> None:
-    """Else the child waits for ever for that thread, which it does not have."""
-    options = {"LISTEN": False, "REDIS_URL": NO_REDIS}
-    with Child(
-        "-W", "ignore::DeprecationWarning", "-c", IMPORT, settings={"RUN_ABORT": options}
-    ) as child:
         assert child.wait() == 0, str(child)
