@@ -102,7 +102,8 @@ for _ in range(free):
     os.close(taken.pop())
 controller.abort()
 thread.join(20) if free else has_warned.wait(20)
-print("near the limit:", sum(map(lives, pids)), outcome, flush=True)
+# Without a descriptor nobody can look, but for a moment in which the abort closes one.
+print("near the limit:", sum(map(lives, pids)) if free else "some", outcome, flush=True)
 for fd in taken:
     os.close(fd)
 thread.join(20)
@@ -385,7 +386,7 @@ class TestOpenFiles:
         warning = "Processes have not exited 0.5 s after they were killed: "
         assert self.outcome(0) == (
             f"{warning}unknown (Too many open files)\n"
-            "near the limit: 21 []\nafterwards: 0 ['aborted']\n"
+            "near the limit: some []\nafterwards: 0 ['aborted']\n"
         )
 
     def test_what_cannot_be_looked_at_is_not_attached(
