@@ -56,8 +56,9 @@ test: $(VENV)/.installed-test
 
 test-all: test test-slow
 
+# They wait more than they compute: twice as many as there are processors.
 test-slow: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
-	@$(PYTEST) $(SLOW)
+	@$(PYTEST) --numprocesses $$($(RUN) -c 'import os; print(min(2 * os.cpu_count(), 8))') $(SLOW)
 
 soak: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
 	@$(RUN) -m tests.soak --runs $(RUNS) "$(CORE)" "$(FAST)" "$(SLOW)"
