@@ -26,6 +26,7 @@ BATCH: Final = 1000  # rows
 # Rows. For more keys, databases tend to read, and perhaps lock, the whole table.
 MAX_BATCH: Final = 10_000
 MAX_DAYS: Final = 36_500
+MAX_HOST: Final = 255  # characters
 
 
 class Old(NamedTuple):
@@ -144,15 +145,14 @@ def forget_process(host: str, pid: int) -> int:
     :raises django.db.Error: if the database fails.
     """
     alias = database.alias()
-    known = RunProcess.objects.using(alias).filter(host=host, pid=pid)
+    known = RunProcess.objects.using(alias).filter(pid=pid, host=database.storable(host, MAX_HOST))
     lost = known.filter(seen_until__lt=present(alias))
     origins = list(lost.values_list("pk", flat=True))
     if not origins:
-        is_alive = known.exists()
-        raise LookupError(
-            f"The process {pid} on {host!r} is "
-            + ("not lost: it was heard of a moment ago" if is_alive else "not known")
-        )
+        why = "not known"
+        if known.exists():
+            why = "not lost: it counts as alive for LEASE after it was last heard of"
+        raise LookupError(f"The process {pid} on {host!r} is {why}")
     with transaction.atomic(using=alias):
         holds = RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None).order_by()
         deleted = _delete_holds(alias, holds)

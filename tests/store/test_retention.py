@@ -303,7 +303,7 @@ class TestLostProcess:
 
     def test_one_that_is_alive_keeps_them(self) -> None:
         hold_row("run", process_row("web-1", 17))
-        with pytest.raises(LookupError, match="The process 17 on 'web-1' is not lost"):
+        with pytest.raises(LookupError, match="The process 17 on 'web-1' is not lost: .*LEASE"):
             forget_process("web-1", 17)
         assert RunHold.objects.exists()
 
@@ -313,7 +313,9 @@ class TestLostProcess:
         assert forget_process("web-1", 17) == 1
         assert RunHold.objects.get().run_id == "alive"
 
-    @pytest.mark.parametrize("which", [("web-2", 17), ("web-1", 18)])
+    @pytest.mark.parametrize(
+        "which", [("web-2", 17), ("web-1", 18), ("web-1", 10**30), ("web-\udcff", 17)]
+    )
     def test_another_is_not_known(self, which: tuple[str, int]) -> None:
         hold_row("run", process_row("web-1", 17, silent=2 * LEASE))
         with pytest.raises(LookupError, match="is not known"):
