@@ -43,7 +43,7 @@ from typing import Any, Final
 from run_abort.exceptions import RunAborted
 
 from .cpython import Statement, asynchronously, check_thread, raise_outside_of_statements
-from .transactions import end_transactions, open_transactions
+from .transactions import end_interrupted_exit, end_transactions, open_transactions
 
 logger = logging.getLogger("run_abort")
 
@@ -239,6 +239,7 @@ class Interruption:
             self._obey()
         if self._target.sent is self:  # last, because from then on the next one may be sent
             self._target.sent = None
+        end_interrupted_exit()
         return self._exception()
 
     def _obey(self) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import FrameType
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.transaction import Atomic
 
 from run_abort import RunAborted, abortable_run
-from run_abort._core import interrupts
+from run_abort._core import cpython, interrupts
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
@@ -35,8 +38,9 @@ def nothing_is_left(configure: Configure) -> Iterator[None]:
 
 
 def in_autocommit() -> None:
+    kept = []  # from Django 6.1 on they have a finaliser, which would swallow the interrupt
     while True:
-        Job.objects.create(name="job")
+        kept.append(Job.objects.create(name="job"))
         Job.objects.filter(name="job").delete()
 
 
@@ -51,9 +55,10 @@ def in_one_long_statement() -> None:
 
 
 def in_transactions() -> None:
+    kept = []  # as in_autocommit()
     while True:
         with transaction.atomic():
-            Job.objects.create(name="job")
+            kept.append(Job.objects.create(name="job"))
             with transaction.atomic():
                 Job.objects.filter(name="job").delete()
 
@@ -105,9 +110,13 @@ class Worker:
                 raise
 
     def _check(self, number: int) -> None:
-        is_clean = connection.get_autocommit() and not connection.in_atomic_block
-        if not is_clean or not Job.objects.filter(name=f"cleanup-{number}").exists():
-            self.errors.append(f"round {number}: {connection.__dict__}")
+        state = {
+            "autocommit": connection.get_autocommit(),
+            "outside of transactions": not connection.in_atomic_block,
+            "cleaned up": Job.objects.filter(name=f"cleanup-{number}").exists(),
+        }
+        if not all(state.values()):
+            self.errors.append(f"round {number}: {state}")
 
 
 JOBS = [
@@ -153,3 +162,31 @@ def test_a_transaction_whose_end_python_skips_is_rolled_back() -> None:
                 current().registry.abort(Request("run-1"))
     assert connection.get_autocommit()
     assert [job.name for job in Job.objects.all()] == ["around"]
+
+
+def test_an_interrupt_of_the_end_of_a_transaction_loses_no_cleanup() -> None:
+    """Forced: it arrives before the first statement of the inner block's ``__exit__``."""
+    interrupted = []
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code is Atomic.__exit__.__code__:
+            interrupted.append(frame)
+            (interruption,) = interrupts.open_interruptions
+            cpython.asynchronously()(threading.get_ident(), id(interruption.raised()))
+
+    with pytest.raises(RunAborted):
+        with abortable_run("run-1", insist="interrupt"):
+            try:
+                with transaction.atomic():
+                    Job.objects.create(name="outer")
+                    with transaction.atomic():
+                        Job.objects.create(name="inner")
+                        current().registry.abort(Request("run-1"))
+                        sys.settrace(interrupt)
+            except RunAborted:
+                sys.settrace(None)
+                assert len(interrupted) == 1
+                Job.objects.create(name="cleanup")
+                raise
+    assert connection.get_autocommit()
+    assert [job.name for job in Job.objects.all()] == ["cleanup"]
