@@ -40,7 +40,7 @@ TIMEOUT = 60.0  # seconds; only a failing test waits for as long
 
 # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
 SWALLOWED_INTERRUPTS = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored.*WeakSet:pytest.PytestUnraisableExceptionWarning"
 )
 
 

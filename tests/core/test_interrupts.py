@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.usefixtures("no_garbage"),
     # One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
     pytest.mark.filterwarnings(
-        "ignore:Exception ignored in.*WeakSet:pytest.PytestUnraisableExceptionWarning"
+        "ignore:Exception ignored.*WeakSet:pytest.PytestUnraisableExceptionWarning"
     ),
 ]
 
@@ -223,12 +223,12 @@ class TestThread:
         self, core: Core
     ) -> None:
         begun, release = locked(), locked()
-        steps = []
 
         def work() -> None:
             with core.block("run-1", grace=0, insist="interrupt"):
                 in_c_code(begun, release)
-                steps.append("went on")  # pragma: no cover
+                while True:  # from CPython 3.14 on, the call's end alone does not raise it
+                    pass
 
         worker = Worker(work)
         assert begun.acquire(timeout=20)
@@ -240,7 +240,6 @@ class TestThread:
         assert "Left" not in core.happened()
         release.release()
         assert isinstance(worker.join(), RunAborted)
-        assert steps == []
 
     def test_one_whose_end_python_skips_is_left(self, core: Core) -> None:
         """CPython 3.11 to 3.13 skip ``except``, ``finally`` and ``with`` around such a loop, if the

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import sqlite3
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -296,20 +295,16 @@ def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
 def test_a_connection_that_cannot_be_set_up_is_closed(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch, no_garbage: None
 ) -> None:
-    """SQLite's is locked when the project's init_command is executed."""
+    """SQLite refuses the project's init_command."""
     if connection.vendor != "sqlite":
         return
     path = str(connection.settings_dict["NAME"])
-    connection.close()
-    monkeypatch.setattr(database, "timeout", lambda: 0.1)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("PRAGMA journal_mode=DELETE")
-        other.execute("BEGIN EXCLUSIVE")
-        before = opened(path)
-        error = rows.put(Operation(0, lambda alias, items: items), None).exception(TIMEOUT)
-        assert isinstance(error, OperationalError)
-        other.rollback()  # until then SQLite keeps the file of a closed connection open
-        assert opened(path) == before
+    options = {**connection.settings_dict["OPTIONS"], "init_command": "SELECT no_such_column"}
+    monkeypatch.setitem(connections.settings[connection.alias], "OPTIONS", options)
+    before = opened(path)
+    error = rows.put(Operation(0, lambda alias, items: items), None).exception(TIMEOUT)
+    assert isinstance(error, OperationalError)
+    assert opened(path) == before
 
 
 def opened(path: str) -> int:
