@@ -37,7 +37,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import call
 from typing import Any, Final
 
 from run_abort.exceptions import RunAborted
@@ -294,10 +297,11 @@ class Shield:
     Cheap in a thread without blocks that may be interrupted. Shields may be nested.
     """
 
-    __slots__ = ("_target", "is_up")
+    __slots__ = ("_holds_lock", "_target", "is_up")
 
     def __init__(self) -> None:
         self._target: _Target | None = None
+        self._holds_lock = False
         self.is_up = False
 
     def put_up(self) -> None:
@@ -311,9 +315,18 @@ class Shield:
             if target is None:
                 self.is_up = True
                 return
-            with target.lock:
+            try:
+                # Not by a with statement. From CPython 3.14 on, an interrupt may arrive between its
+                # __enter__ and its body, and the lock would stay locked. None arrives within one
+                # call of C code.
+                note = partial(setattr, self, "_holds_lock", True)
+                deque(map(call, (target.lock.acquire, note)), maxlen=0)
                 target.shields += 1
                 self.is_up = True
+            finally:
+                if self._holds_lock:
+                    self._holds_lock = False
+                    target.lock.release()
         if self._target is not None:
             _take_back(self._target)
 

@@ -319,6 +319,35 @@ class TestShield:
         assert isinstance(worker.join(), RunAborted)
         assert "went on" not in steps
 
+    def test_forced_one_that_arrives_as_it_takes_its_lock_leaves_that_free(
+        self, core: Core
+    ) -> None:
+        """From CPython 3.14 on it may arrive within a with statement, but before the body."""
+
+        def work() -> None:
+            with core.block("run-1", grace=3600, insist="interrupt") as signal:
+                signal.wait(20)
+                with Shield():
+                    pass
+                while True:
+                    pass
+
+        def is_waiting() -> bool:
+            return sys._current_frames()[interruption.ident].f_code is Shield.put_up.__code__
+
+        worker = Worker(work)
+        wait_until(lambda: core.registry.holders())
+        wait_until(lambda: interrupts.open_interruptions)
+        (interruption,) = interrupts.open_interruptions
+        lock = interruption._target.lock
+        with lock:
+            core.abort()
+            wait_until(is_waiting)
+            assert interruption.send()
+        assert isinstance(worker.join(), RunAborted)
+        assert lock.acquire(timeout=5)
+        lock.release()
+
     def test_forced_an_abort_by_the_thread_itself_is_finished_first(self, core: Core) -> None:
         """Else locks that all threads need could stay locked for ever."""
         steps: list[str] = []
