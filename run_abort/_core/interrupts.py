@@ -316,11 +316,12 @@ class Shield:
                 self.is_up = True
                 return
             try:
-                # Not by a with statement. From CPython 3.14 on, an interrupt may arrive between its
-                # __enter__ and its body, and the lock would stay locked. None arrives within one
-                # call of C code.
+                # Not by a with statement. In CPython 3.14 an interrupt may arrive between its
+                # __enter__ and its body, and the lock would stay locked (python/cpython#148874).
+                # None arrives within one call of C code.
                 note = partial(setattr, self, "_holds_lock", True)
-                deque(map(call, (target.lock.acquire, note)), maxlen=0)
+                steps: list[Callable[[], object]] = [target.lock.acquire, note]
+                deque(map(call, steps), maxlen=0)
                 target.shields += 1
                 self.is_up = True
             finally:

@@ -322,7 +322,7 @@ class TestShield:
     def test_forced_one_that_arrives_as_it_takes_its_lock_leaves_that_free(
         self, core: Core
     ) -> None:
-        """From CPython 3.14 on it may arrive within a with statement, but before the body."""
+        """In CPython 3.14 it may arrive within a with statement, but before the body."""
 
         def work() -> None:
             with core.block("run-1", grace=3600, insist="interrupt") as signal:
@@ -336,7 +336,7 @@ class TestShield:
             return sys._current_frames()[interruption.ident].f_code is Shield.put_up.__code__
 
         worker = Worker(work)
-        wait_until(lambda: core.registry.holders())
+        wait_until(core.registry.holders)
         wait_until(lambda: interrupts.open_interruptions)
         (interruption,) = interrupts.open_interruptions
         lock = interruption._target.lock
