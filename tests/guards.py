@@ -1,4 +1,4 @@
-"""Fixtures of all tests, also of those of the core, which run without Django."""
+"""Fixtures and marks of all tests, also of those of the core, which run without Django."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 
 from run_abort._core import scope
+
+# One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
+SWALLOWED_INTERRUPTS = pytest.mark.filterwarnings(
+    "ignore:Exception ignored (in|while calling weakref callback).*WeakSet"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

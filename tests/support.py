@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import pytest
 from django.conf import settings
 from django.db import connection, connections
 
@@ -37,11 +36,6 @@ CERTIFICATE = ROOT / "tests" / "certificate.pem"  # with its key; vouches for it
 FOREIGN = "inst_" + "0" * 32  # the origin of a program that is not ours
 NO_REDIS = "redis://127.0.0.1:1/0"  # no server of a test gets so low a port
 TIMEOUT = 60.0  # seconds; only a failing test waits for as long
-
-# One that arrives in a weak reference's callback: CPython swallows it, and it is sent again.
-SWALLOWED_INTERRUPTS = pytest.mark.filterwarnings(
-    "ignore:Exception ignored.*WeakSet:pytest.PytestUnraisableExceptionWarning"
-)
 
 
 def wait_until(condition: Callable[[], object], *, timeout: float = TIMEOUT) -> None:

@@ -62,7 +62,9 @@ in_both_kinds: Final = pytest.mark.parametrize(
         pytest.param(
             {"insist": "interrupt", "grace": 60},
             # Python swallows an exception in a finaliser, and says so.
-            marks=pytest.mark.filterwarnings("ignore:Exception ignored.*_Guard"),
+            marks=pytest.mark.filterwarnings(
+                "ignore:Exception ignored (in|while calling deallocator).*_Guard"
+            ),
         ),
     ],
 )

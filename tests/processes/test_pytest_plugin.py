@@ -235,6 +235,9 @@ def test_it_costs_those_who_do_not_use_it_nothing(run: Run) -> None:
         """,
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+    # Apart from pytest, which itself loads asyncio on CPython 3.14.
+    look = "import sys, run_abort.pytest_plugin; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
 
 
 def test_pytest_finds_it() -> None:

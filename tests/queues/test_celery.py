@@ -86,6 +86,7 @@ class TestCanvas:
         abort(last.parent.id)
         with pytest.raises(TaskAborted):
             last.get(timeout=TIMEOUT)
+        assert len(last) == 2
         for each in last:  # stored one after the other
             driver.assert_aborted(each)
         body = chain(look.si("one"), fork, driver.tasks["collect"].s()).delay()

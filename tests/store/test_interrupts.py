@@ -19,9 +19,10 @@ from run_abort._core import cpython, interrupts
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
+from tests.guards import SWALLOWED_INTERRUPTS
 from tests.jobs.models import Job
 from tests.store.test_statements import SLOW, execute
-from tests.support import SWALLOWED_INTERRUPTS, wait_until
+from tests.support import wait_until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
