@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -165,9 +166,12 @@ def test_a_transaction_whose_end_python_skips_is_rolled_back() -> None:
     assert [job.name for job in Job.objects.all()] == ["around"]
 
 
-def test_an_interrupt_of_the_end_of_a_transaction_loses_no_cleanup() -> None:
+def test_an_interrupt_of_the_end_of_a_transaction_loses_no_cleanup(
+    request: pytest.FixtureRequest,
+) -> None:
     """Forced: it arrives before the first statement of the inner block's ``__exit__``."""
     interrupted = []
+    request.addfinalizer(partial(sys.settrace, None))
 
     def interrupt(frame: FrameType, event: str, argument: object) -> None:
         if frame.f_code is Atomic.__exit__.__code__:
