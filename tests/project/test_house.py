@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import run_abort
+from run_abort.models import AbortRequest
 from tests.support import ROOT
 
 PACKAGE = ROOT / "run_abort"
@@ -98,6 +99,13 @@ def test_an_old_path_works_and_warns(name: str) -> None:
         module = importlib.import_module(f"run_abort.{name}")
     for each in module.__all__:
         assert hasattr(module, each)
+
+
+def test_the_old_sender_is_the_sender() -> None:
+    sys.modules.pop("run_abort.messages", None)
+    with pytest.warns(DeprecationWarning, match="the model AbortRequest"):
+        old = importlib.import_module("run_abort.messages")
+    assert old.AbortMessage is AbortRequest
 
 
 def test_the_readme_leads_with_the_two_commands() -> None:
