@@ -33,7 +33,7 @@ from django.utils.translation import gettext as _
 
 from ._concurrency.workers import in_event_loop, spawn
 from ._core.controller import GRACE, AbortSignal
-from ._core.escalation import Cancellation
+from ._core.escalation import Cancellation, clean_grace, clean_insist
 from ._core.ids import RunID
 from ._core.types import Escalation
 from ._runtime.disconnects import OnDisconnect, check, check_server, socket_of
@@ -106,7 +106,7 @@ def abortable_view(
     :param on_abort: called with the request and the ``RunAborted``, in the thread or event loop of
         the view; returns the response or, for an async view, an awaitable of it. The default is a
         409 with a sentence, as text or JSON, that names neither actor nor reason.
-    :raises ValueError: at once, if ``abort_on_disconnect`` is unknown.
+    :raises TypeError: and ``ValueError``, at once, if an option is not valid.
     :raises ImproperlyConfigured: when a sync view is decorated with ``"run"``, if this server or
         platform cannot tell that a client has disconnected.
     :raises TypeError: raised by the view if it is not async but returns a coroutine.
@@ -123,6 +123,7 @@ def abortable_view(
         )
 
     check(abort_on_disconnect)
+    grace, insist = clean_grace(grace), clean_insist(insist)
 
     def decorate(view: View) -> View:
         is_async = iscoroutinefunction(view)

@@ -320,6 +320,12 @@ class TestView:
         with pytest.raises(ValueError, match="'block', 'run' or None, not True"):
             abortable_stream("run-1", rows_async, abort_on_disconnect=True)  # type: ignore[call-overload]
 
+    def test_a_wrong_option_is_told_at_once(self) -> None:
+        with pytest.raises(TypeError, match="grace must be a number"):
+            abortable_view(by_name, grace="10")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="insist must be of"):
+            abortable_view(by_name, insist="kill")
+
     def test_what_get_run_id_raises_is_the_answer(self) -> None:
         def missing(request: HttpRequest) -> str:
             raise Http404
