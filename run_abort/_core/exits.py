@@ -6,6 +6,7 @@ The latter is the third part of ``interrupts``.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("run_abort")
 
 _SWALLOWED: Final = "The aborted run %r raised this after its abort; catch=True swallows it"
+
+# The modules by which an ExitStack binds __exit__, from CPython 3.15 on; before, it takes the
+# function from the class. Its frames keep what it has bound, and so would the traceback of an
+# interrupt keep the guard.
+_STACKS: Final = frozenset({"contextlib", "inspect"})
 
 # None rather than bool alone: type checkers then take it that the body's return is the function's.
 Exit = Callable[..., "bool | None"]
@@ -106,9 +112,10 @@ class kept_exit:  # noqa: N801  a decorator
 
     def __get__(self, block: KeptBlock | None, owner: type | None = None) -> Exit:
         if block is None:
-            return self._function  # contextlib.ExitStack takes __exit__ from the class
+            return self._function
         # The cheap checks first: they are all that an ordinary block pays for.
-        if not block.insists and (not open_interruptions or not is_interruptible()):
+        is_ordinary = not block.insists and (not open_interruptions or not is_interruptible())
+        if is_ordinary or sys._getframe(1).f_globals.get("__name__") in _STACKS:
             return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
         exit.guard = _Guard(block)

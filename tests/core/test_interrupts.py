@@ -573,9 +573,9 @@ class TestStack:
     class Stack(ExitStack):
         """The interrupt arrives when the block was entered and is not on the stack yet."""
 
-        def _push_cm_exit(self, *args: Any) -> None:
+        def _push_exit_callback(self, *args: Any) -> None:
             interrupt_outermost()
-            super()._push_cm_exit(*args)  # type: ignore[misc]
+            super()._push_exit_callback(*args)  # type: ignore[misc]
 
     class Late(Block):
         """The interrupt arrives when it is no longer on the stack and was not left yet."""
