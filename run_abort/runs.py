@@ -62,7 +62,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     :raises RuntimeError: on entering for a second time; make a new one for each block. On entering
         ``async with`` outside of a task. On entering where ``insist`` is not possible:
-        ``"interrupt"`` in an event loop or a greenlet, ``"cancel"`` without an event loop.
+        ``"interrupt"`` in an event loop, in a greenlet, or in a Python without its global lock;
+        ``"cancel"`` without an event loop.
     """
 
     __slots__ = ()

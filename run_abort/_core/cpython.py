@@ -67,8 +67,11 @@ def _own_ident() -> Callable[[], int]:
 def check_thread() -> None:
     """Check that an exception can be sent to what ``threading`` takes for this thread.
 
-    :raises RuntimeError: under gevent or eventlet, whose greenlets share one thread of CPython.
+    :raises RuntimeError: under gevent or eventlet, whose greenlets share one thread of CPython; and
+        without the global lock, because then the thread goes on between the search and the sending.
     """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise RuntimeError("a thread cannot be interrupted in a Python without its global lock")
     if threading.get_ident() != _own_ident()():
         raise RuntimeError("gevent and eventlet: a greenlet cannot be interrupted, only a thread")
 

@@ -119,8 +119,8 @@ class Interruption:
     :param over: not empty once the ``with`` statement has ended.
     :param grace: of the block, in seconds.
     :ivar delayed_by: the statement that the last attempt found in the thread.
-    :raises RuntimeError: if this Python has no asynchronous exceptions, or if this is a greenlet
-        of gevent or eventlet.
+    :raises RuntimeError: if this Python has no asynchronous exceptions, or no global lock, or if
+        this is a greenlet of gevent or eventlet.
     """
 
     __slots__ = (

@@ -677,6 +677,17 @@ class TestArguments:
                 pass
         assert list(core.registry.holders()) == []
 
+    def test_a_python_without_its_global_lock_is_refused(
+        self, core: Core, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        with pytest.raises(RuntimeError, match="without its global lock"):
+            with core.block("run-1", insist="interrupt"):
+                pytest.fail("not reached")
+        assert list(core.registry.holders()) == []
+        with core.block("run-1"):
+            pass
+
     def test_a_greenlet_is_refused(self, core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("threading.get_ident", lambda: 1)  # as gevent and eventlet do
         with core.block("run-1"):
