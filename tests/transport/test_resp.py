@@ -84,6 +84,11 @@ class TestMessageReader:
         assert read(stream) == expected
         assert read(*(stream[at : at + 50] for at in range(0, len(stream), 50))) == expected
 
+    def test_one_of_just_the_limit_is_whole_wherever_it_is_cut(self) -> None:
+        stream = message(b"x" * LIMIT)
+        for at in range(len(stream)):
+            assert read(stream[:at], stream[at:]) == [b"x" * LIMIT]
+
     def test_a_large_message_is_never_held_whole(self) -> None:
         reader = MessageReader(len(CHANNEL), limit=LIMIT)
         reader.feed(message(b"x" * 10_000_000)[:1000])

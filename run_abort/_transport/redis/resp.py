@@ -70,7 +70,7 @@ class MessageReader:
         if end + 2 <= len(buffer):
             self._at = end + 2
             return buffer[start : min(end, start + self._limit + 1)]
-        if len(buffer) - start > self._limit:
+        if min(size, len(buffer) - start) > self._limit:
             self._unwanted = end + 2 - len(buffer)
             self._at = len(buffer)
             return buffer[start : start + self._limit + 1]
