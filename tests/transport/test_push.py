@@ -3,16 +3,19 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import ImproperlyConfigured
 from django_redis.pool import ConnectionFactory
 
@@ -37,6 +40,12 @@ from tests.support import (
 from tests.transport.conftest import Node, Trickling
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+
+
+class CacheWithClient(LocMemCache):
+    """A cache that is not Redis, but has the attribute by which django-redis is known."""
+
+    client = object()
 
 
 def django_redis(location: object, **options: Any) -> dict[str, Any]:
@@ -150,6 +159,26 @@ class TestWhichRedis:
             assert each.connection_class is expected.connection_class
             for key in ("host", "port", "db", "username", "password"):
                 assert each.connection_kwargs.get(key) == expected.connection_kwargs.get(key), key
+
+    def test_an_alias_whose_location_is_a_path_is_none(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        backend = "django.core.cache.backends.filebased.FileBasedCache"
+        settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": tmp_path}}
+        settings.RUN_ABORT = {}
+        assert self.source(push) is None
+        monkeypatch.setenv("REDIS_URL", "redis://localhost")
+        assert self.source(push) == "the environment's REDIS_URL"
+
+    def test_so_is_one_of_another_cache_that_has_a_client(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.CACHES = {"default": {"BACKEND": f"{CacheWithClient.__module__}.CacheWithClient"}}
+        settings.RUN_ABORT = {}
+        assert self.source(push) is None
+        monkeypatch.setitem(sys.modules, "django_redis", None)  # not installed
+        settings.RUN_ABORT = {"PUSH": "auto"}
+        assert self.source(push) is None
 
     def test_an_alias_that_is_missing_is_none(self, push: Push, settings: Any) -> None:
         settings.CACHES = {}
@@ -478,6 +507,22 @@ class TestAliasTraps:
             settings.CACHES = {"default": django_redis(location)}
             settings.RUN_ABORT = {"CHANNEL": foreign.channel}
             assert publish(push)
+
+    @pytest.mark.parametrize("separator", [",", ";"])
+    def test_djangos_own_cache_separates_them_in_two_ways(
+        self,
+        push: Push,
+        settings: Any,
+        shared_redis: RedisServer,
+        foreign: Foreign,
+        separator: str,
+    ) -> None:
+        url = shared_redis.url.replace("://", "://default:@")
+        location = separator.join([url, url.replace(":@", ":secret@")])
+        backend = "django.core.cache.backends.redis.RedisCache"
+        settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": location}}
+        settings.RUN_ABORT = {"CHANNEL": foreign.channel}
+        assert publish(push)
 
     def test_two_aliases_with_one_url_each_keep_their_options(
         self, push: Push, settings: Any, own_redis: RedisServer

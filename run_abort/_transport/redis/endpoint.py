@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -140,16 +141,18 @@ def _alias_pool(alias: str) -> ConnectionPool | None:
     if configured is None:
         return None
     cache: Any = caches[alias]
-    locations = configured.get("LOCATION", "")
-    urls = locations.split(",") if isinstance(locations, str) else locations
+    location = configured.get("LOCATION", "")  # of a cache that is not Redis, also a path
+    is_list = isinstance(location, (list, tuple))
+    urls = list(map(str, location)) if is_list else str(location).split(",")
     if urls and _is_of_valkey(urls[0]):  # of django-valkey, whose pools are not redis-py's
         options = configured.get("OPTIONS", {})
         given = {key: options[key.upper()] for key in _CREDENTIALS if options.get(key.upper())}
         return _url_pool(urls[0], **given)
-    if hasattr(cache, "client"):
+    # Other caches have a client, too, and need no django-redis.
+    if hasattr(cache, "client") and sys.modules.get("django_redis"):
         return _django_redis_pool(alias, [_checked(url) for url in urls])
     if hasattr(getattr(cache, "_cache", None), "get_client"):  # Django's own RedisCache
-        for url in urls:
+        for url in cache._cache._servers:
             _checked(url)
         pool: ConnectionPool = cache._cache.get_client(None, write=True).connection_pool
         return pool
