@@ -19,7 +19,8 @@ class Entry(NamedTuple):
     :ivar parent: process ID of its parent.
     :ivar group: ID of its process group.
     :ivar began: when it began, in seconds since boot, to a hundredth.
-    :ivar is_dead: whether it is a zombie: it has ended, and its parent has not reaped it yet.
+    :ivar is_dead: whether it has ended, and its parent has not reaped it yet. One whose main thread
+        has ended, while others work on, is a zombie by its state, and lives.
     """
 
     pid: int
@@ -39,7 +40,8 @@ def entry_of(pid: int) -> Entry | None:
         return None
     # The name is in parentheses and may contain any character.
     fields = text[text.rindex(")") + 2 :].split()
-    return Entry(pid, int(fields[1]), int(fields[2]), int(fields[19]) / TICKS, fields[0] in "ZXx")
+    is_dead = fields[0] in "ZXx" and int(fields[17]) < 2  # threads
+    return Entry(pid, int(fields[1]), int(fields[2]), int(fields[19]) / TICKS, is_dead)
 
 
 def processes() -> Iterator[Entry]:

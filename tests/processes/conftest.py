@@ -22,6 +22,21 @@ from tests.support import Child, shared_rows
 
 Start = Callable[..., Child]
 
+# One whose main thread ends, and another takes no notice of SIGTERM: its state is that of a zombie.
+ONE_THREAD_LEFT = """
+import ctypes, os, signal, threading, time
+
+def work():
+    while "Z" not in open(f"/proc/{os.getpid()}/stat").read():
+        time.sleep(0.01)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
 # Each process says when it is subscribed, and who it is.
 LOGGING = {
     "version": 1,

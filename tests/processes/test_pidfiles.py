@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from run_abort._core import procfs
 from run_abort.management.pidfiles import files
 from run_abort.management.pidfiles.files import PidFile, check_directory, judge, pid_files
-from tests.processes.conftest import program
+from tests.processes.conftest import ONE_THREAD_LEFT, program
 from tests.support import wait_until
 
 # The next process that it starts gets the ID that it is told.
@@ -180,6 +180,15 @@ class TestJudge:
         process.kill()
         process.wait()
         assert judge(only(tmp_path)).verdict == "stale"
+
+    def test_one_whose_main_thread_has_ended_is_not(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-c", ONE_THREAD_LEFT]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            write(tmp_path, "run-1.main.pid", process.stdout.readline().decode().strip())
+            judgement = judge(only(tmp_path))
+            process.kill()
+        assert judgement.verdict == "believed"
 
     def test_the_id_of_a_thread_is_none_of_a_process(self, tmp_path: Path) -> None:
         with subprocess.Popen([sys.executable, "-c", THREAD], stdout=subprocess.PIPE) as process:

@@ -19,6 +19,7 @@ from run_abort._core import process_tree, procfs
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
+from tests.processes.conftest import ONE_THREAD_LEFT
 from tests.support import TIMEOUT, is_there, wait_until
 
 # Says its process ID and that of a grandchild; then both stay, and obey SIGTERM or do not.
@@ -40,7 +41,6 @@ time.sleep(0.5)
 print(os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
-
 # Aborts a program of 21 processes, each in a session of its own, while a number of descriptors is
 # free; says how many live then, and how many once there are descriptors again.
 NEAR_THE_LIMIT = """
@@ -232,7 +232,7 @@ shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)
         assert not any(map(is_there, runner.pids))
         assert escalations == ["terminate"]
 
-    @pytest.mark.parametrize("args", [(FAMILY, "stubborn"), (QUICK_LEADER,)])
+    @pytest.mark.parametrize("args", [(FAMILY, "stubborn"), (QUICK_LEADER,), (ONE_THREAD_LEFT,)])
     def test_what_is_left_is_killed(
         self,
         controller: AbortController,
@@ -593,6 +593,15 @@ class TestProcfs:
             assert entry.parent == os.getpid()
             process.kill()
             wait_until(lambda: procfs.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
+
+    def test_one_whose_main_thread_has_ended_lives(self) -> None:
+        with subprocess.Popen(python(ONE_THREAD_LEFT), stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            lives = is_there(process.pid)
+            process.kill()
+            assert lives
+            wait_until(lambda: not is_there(process.pid))
 
     def test_of_nobody_nothing(self) -> None:
         assert procfs.entry_of(2**22 + 1) is None
