@@ -228,6 +228,12 @@ class TestSearch:
         if not query.endswith("x"):
             assert f'data-fragment="{url()}?fragment=1&amp;q=' in page
 
+    def test_ages_are_sent_as_they_are_read(self, viewer: Client, settings: Any) -> None:
+        settings.USE_THOUSAND_SEPARATOR = True
+        page = text(viewer.get(f"{url()}?age=3600"))
+        assert re.findall(r'<option value="([^"]*)"', page) == [str(age) for age in live.AGES]
+        assert '<option value="3600" selected>' in page
+
 
 def test_a_run_links_to_its_page(aborter: Client) -> None:
     job = Job.objects.create(name="one")
