@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django import forms
 from django.contrib import messages
@@ -130,7 +130,7 @@ class AbortView(GuardedView):
                     url, self.request.get_host(), require_https=self.request.is_secure()
                 )
                 # Do not return to the confirmation page.
-                and urlsplit(url).path != self.request.path
+                and unquote(urlsplit(url).path) != self.request.path
             ):
                 return url
         return get_script_prefix()

@@ -195,8 +195,10 @@ class TestNext:
         response = client.post(url(), headers={"referer": "https://evil.example/"})
         assert response["Location"] == "/"
 
-    def test_but_not_to_the_question_itself(self, client: Client) -> None:
-        response = client.post(url(), headers={"referer": f"http://testserver{url()}"})
+    @pytest.mark.parametrize("run_id", ["run-1", "a b", "a/b", "ümlaut"])
+    def test_but_not_to_the_question_itself(self, client: Client, run_id: str) -> None:
+        address = url(run_id)
+        response = client.post(address, headers={"referer": f"http://testserver{address}"})
         assert response["Location"] == "/"
 
 
