@@ -116,6 +116,7 @@ class AbortView(GuardedView):
             return self.request.POST
         try:
             data = json.loads(self.request.body or b"{}")
+            json.dumps(data, ensure_ascii=False).encode()  # fails for a lone surrogate
         except (ValueError, RecursionError) as error:
             raise ValueError(_("The body is not valid JSON.")) from error
         if not isinstance(data, dict):

@@ -111,12 +111,21 @@ class TestPost:
 
     @pytest.mark.parametrize(
         "body",
-        ["{", "[]", '"x"', "[" * 100_000, b"\xff", '{"reason": "' + "x" * 10_000 + '"}'],
+        [
+            "{",
+            "[]",
+            '"x"',
+            "[" * 100_000,
+            b"\xff",
+            '{"reason": "' + "x" * 10_000 + '"}',
+            r'{"next": "/\ud800"}',
+        ],
         ids=lambda body: str(body[:9]),
     )
     def test_a_bad_body_is_refused_and_changes_nothing(
         self, client: Client, body: str | bytes
     ) -> None:
+        assert client.post(url(), body, content_type=JSON).status_code == 400
         response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
         assert response.status_code == 400
         answer = response.json()
