@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
+from django.db import DatabaseError
 from django.db.models import Model
 from django.http import Http404
 from django.utils.module_loading import import_string
@@ -98,6 +99,7 @@ def run_object(run_id: str) -> Model | None:
 
     :return: None if it names none: there is no such model or row, or the key is one that the field
         cannot take, or is written in another way than ``abort_run`` writes it, such as ``"05"``.
+    :raises django.db.DatabaseError: if the database fails, or the model has no table.
     """
     model = _model_of(run_id)
     if model is None:
@@ -111,8 +113,14 @@ def run_object(run_id: str) -> Model | None:
 
 
 def is_missing(run_id: str) -> bool:
-    """Whether the ID has the form of a model instance's, and there is no such instance."""
-    return _model_of(run_id) is not None and run_object(run_id) is None
+    """Whether the ID has the form of a model instance's, and there is no such instance.
+
+    False if the database does not tell, such as for a model without a table.
+    """
+    try:
+        return _model_of(run_id) is not None and run_object(run_id) is None
+    except DatabaseError:
+        return False
 
 
 def is_true(answer: object, rule: object) -> bool:

@@ -263,6 +263,13 @@ class TestObjects:
         assert run_object(run_id) is None
         assert post(client, run_id) == 404
 
+    def test_a_model_without_a_table_is_nobodys(self, client: Client, ann: User) -> None:
+        """Such as one with ``managed = False``, and any while the database fails."""
+        run_id = "jobs.photo:YWJj"
+        assert post(client, run_id) == 403
+        assert not button(ann, run_id)
+        assert post(logged_in(User.objects.create_superuser("root")), run_id) == 202
+
     def test_a_key_is_read_as_its_field_reads_text(self) -> None:
         lap = Lap.objects.create(time=timedelta(days=1, seconds=63))
         assert run_object("jobs.lap:1 day, 0:01:03") == lap
