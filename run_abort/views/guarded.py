@@ -35,7 +35,7 @@ def denial(user: Any, run_id: str | None) -> Answer:
     """
     if run_id is None:
         return refusal(404, _("There is no such run."))
-    if not getattr(user, "is_authenticated", False):
+    if not _is_known(user):
         return refusal(401, _("Log in to abort a run."))
     if is_missing(run_id):
         return refusal(404, _("There is no such run."))
@@ -45,6 +45,10 @@ def denial(user: Any, run_id: str | None) -> Answer:
 def visitor(request: HttpRequest) -> Any:
     """The user of the request; None where no middleware has set it."""
     return getattr(request, "user", None)
+
+
+def _is_known(user: Any) -> bool:
+    return bool(getattr(user, "is_authenticated", False))
 
 
 @method_decorator(login_not_required, name="dispatch")  # it answers for itself, also in JSON
@@ -87,13 +91,21 @@ class GuardedView(View):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         needs_permission = str(request.method).lower() in {*self.http_method_names} - {"options"}
         try:
-            if not needs_permission or self.is_permitted():
+            if not needs_permission or self._lets_in():
                 return super().dispatch(request, *args, **kwargs)
             return self._deny()
         except Http404:
             if self._prefers_json():
                 return self._json(denial(None, None))
             raise
+
+    def _lets_in(self) -> bool:
+        try:
+            return self.is_permitted()
+        except Http404:
+            if _is_known(visitor(self.request)):
+                raise
+            return False  # who has not logged in does not learn whether the run exists
 
     def _deny(self) -> HttpResponse:
         answer = denial(visitor(self.request), self.run_id)

@@ -8,12 +8,13 @@ from urllib.parse import quote
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.messages import get_messages
 from django.contrib.messages.storage.fallback import FallbackStorage
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import connections
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone
@@ -22,6 +23,7 @@ from run_abort import RunAborted, abortable_run, clear_run_abort
 from run_abort.models import AbortRequest
 from run_abort.views import requesting
 from run_abort.views.abort import AbortView
+from run_abort.views.progress import AbortProgressView
 from run_abort.views.requesting import REPEAT
 from tests.blocks import held
 from tests.conftest import Configure
@@ -314,6 +316,29 @@ class TestPermission:
         assert response.json() == {"ok": False, "error": "You may not abort this run."}
         assert_nothing_happened()
 
+    @pytest.mark.parametrize("view", [AbortView, AbortProgressView])
+    @pytest.mark.parametrize("accept", [JSON, HTML])
+    def test_the_anonymous_do_not_learn_what_there_is(self, view: Any, accept: str) -> None:
+        class MyView(view):  # type: ignore[misc]
+            def get_run_id(self) -> Job:
+                return get_object_or_404(Job, pk=self.kwargs["pk"])
+
+        def ask(pk: int, user: AnonymousUser | User) -> HttpResponse:
+            request = RequestFactory().get("/", headers={"accept": accept})
+            request.user = user
+            response: HttpResponse = MyView.as_view()(request, pk=pk)
+            return response
+
+        job = Job.objects.create(name="one")
+        there, not_there = (ask(pk, AnonymousUser()) for pk in (job.pk, 999_999))
+        assert there.status_code in {302, 401}
+        assert (there.status_code, there.content) == (not_there.status_code, not_there.content)
+        try:
+            status = ask(999_999, User.objects.create_user("bob")).status_code
+        except Http404:
+            status = 404
+        assert status == 404
+
     def post(self, view: type[AbortView], pk: str) -> int:
         """Without any middleware."""
         request: HttpRequest = RequestFactory().post("/", headers={"accept": JSON})
@@ -331,7 +356,7 @@ class TestPermission:
 
         job, other = (Job.objects.create(name=name) for name in ("one", "two"))
         found = [self.post(MyView, str(pk)) for pk in (job.pk, other.pk, 999_999, "abc")]
-        assert found == [202, 401, 404, 404]
+        assert found == [202, 401, 401, 401]
         assert [row.run_id for row in AbortRequest.objects.all()] == [f"jobs.job:{job.pk}"]
 
     def test_a_hook_that_returns_a_coroutine_refuses(
