@@ -481,8 +481,11 @@ def drive_api(page: Page) -> None:
 
 
 def check_api(page: Page, path: str, scheme: str) -> None:
-    """A token needs no CSRF token, a session needs one, and a visitor may do nothing."""
+    """A token needs no CSRF token, a session needs one, and a visitor may learn nothing."""
     page.serve()
+    for method in (Client().get, Client().post):
+        found = [method(each).status_code for each in (path, path.replace("/abort/", "9/abort/"))]
+        assert found in ([401, 401], [403, 403])
     client = Client(enforce_csrf_checks=True)
 
     def post(**headers: str) -> int:
