@@ -18,6 +18,7 @@ from django.utils.translation import ngettext
 
 from run_abort._core.types import HoldState
 from run_abort.aborts import AbortOutcome
+from run_abort.exceptions import visible
 from run_abort.views.abort import AbortForm
 from run_abort.views.links import filled
 
@@ -50,7 +51,7 @@ def confirm(
     request: HttpRequest,
     *,
     title: str,
-    runs: Sequence[tuple[object, str]],
+    runs: Sequence[tuple[str, str]],
     text: str,
     yes: str,
     back: str,
@@ -86,7 +87,7 @@ def confirm_abort(
     request: HttpRequest,
     form: AbortForm,
     *,
-    runs: Sequence[tuple[object, str]],
+    runs: Sequence[tuple[str, str]],
     items: Items,
     **options: Any,
 ) -> HttpResponse:
@@ -182,7 +183,8 @@ def _facts(outcomes: Sequence[AbortOutcome], *, is_known: bool) -> Iterator[Fact
 
 def log_text(reason: str) -> str:
     """Text of the admin's log entry."""
-    return _("Asked to abort: %(reason)s") % {"reason": reason} if reason else _("Asked to abort.")
+    text = _("Asked to abort: %(reason)s") if reason else _("Asked to abort.")
+    return text % {"reason": visible(reason)}
 
 
 def _findings(outcomes: Sequence[AbortOutcome]) -> Iterator[Fact]:

@@ -151,7 +151,8 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             reason = form.cleaned_data["reason"]
             batch = Batch.of([run_id], reason, request.user, self.abort_wait, FORCE)
             (outcome,), is_known = ask(batch)
-            text = _("Asked to end its processes by force: %(reason)s") % {"reason": reason or "-"}
+            text = _("Asked to end its processes by force: %(reason)s")
+            text %= {"reason": visible(reason) or "-"}
             return self._asked(request, outcome, text, is_known=is_known)
         link_to = run_links(self.admin_site, request)
         return confirm(

@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from run_abort._core.ids import clean_id
+from run_abort.exceptions import visible
 from run_abort.views.abort import AbortForm
 from run_abort.views.links import link
 from run_abort.views.permissions import is_true, may, may_some
@@ -171,7 +172,7 @@ class AbortRunsMixin(ModelAdmin):
         back: str = "",
         echoed: Iterable[tuple[str, str]] = (),
     ) -> HttpResponse:
-        runs = [(obj, self._why_not(request, obj)) for obj in objs]
+        runs = [(visible(obj), self._why_not(request, obj)) for obj in objs]
         fallback = "run_abort/admin/abort_confirmation.html"
         return confirm_abort(
             self,

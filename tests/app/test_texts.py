@@ -6,8 +6,11 @@ import io
 import logging
 import pickle
 from typing import Any
+from unittest import mock
+from urllib.parse import quote
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.template import RequestContext, Template
@@ -17,9 +20,12 @@ from django.urls import reverse
 from run_abort import RunAborted, abort_run
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime
+from run_abort.admin import RunningNowAdmin
 from run_abort.exceptions import TaskAborted, visible
 from run_abort.models import AbortRequest
 from tests.conftest import Configure
+from tests.jobs.models import Job
+from tests.rows import hold_row, process_row
 from tests.support import wait_until
 
 NASTY = "a\x1b[2J\r\nb\x9b\u2028\u202ec\ud800"
@@ -138,3 +144,34 @@ class TestPage:
             page = client.get(url).content.decode()
             assert SHOWN_RUN in page
             assert "\u202e" not in page
+
+    def test_of_the_admins_question(self) -> None:
+        client = Client()
+        client.force_login(User.objects.create_superuser("ada"))
+        job = Job.objects.create(name="job\u202e-1")
+        changelist = reverse("admin:jobs_job_changelist")
+        data = {"action": "abort_selected_runs", "_selected_action": str(job.pk)}
+        for answer in (
+            client.get(reverse("admin:jobs_job_abort", args=[job.pk])),
+            client.post(changelist, data),
+        ):
+            page = answer.content.decode()
+            assert r"job\u202e-1" in page
+            assert "\u202e" not in page
+
+    @pytest.mark.parametrize("by", ["button", "live", "force"])
+    def test_of_the_admins_log(self, configure: Configure, by: str) -> None:
+        configure(REQUESTS=True, HOLDS=True, REDIS_URL=False)
+        client = Client()
+        client.force_login(User.objects.create_superuser("ada"))
+        hold_row(RUN, process_row())
+        url = {
+            "button": reverse("admin:jobs_job_abort", args=[Job.objects.create(name="one").pk]),
+            "live": reverse("admin:run_abort_live_abort"),
+            "force": reverse("admin:run_abort_live_force"),
+        }[by]
+        with mock.patch.object(RunningNowAdmin, "abort_wait", 0):
+            client.post(url, {"run": quote(RUN), "post": "yes", "reason": "wrong\u202e"})
+        (entry,) = LogEntry.objects.all()
+        assert r"wrong\u202e" in entry.get_change_message()
+        assert entry.get_change_message().isprintable()
