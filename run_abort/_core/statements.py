@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from run_abort._concurrency.workers import spawn
-from run_abort.exceptions import RunAborted
+from run_abort.exceptions import RunAborted, visible
 
 from .cpython import is_connecting_or_in_transition, running_statement
 from .exits import Held, kept_exit
@@ -175,7 +175,7 @@ class Cancels(AbstractContextManager[None]):
                     level,
                     "The statement of the aborted run %r is not cancelled yet: %s",
                     self._signal.run_id,
-                    error,
+                    visible(error),
                 )
             with self._lock:
                 self._is_cancelling = False

@@ -294,7 +294,7 @@ def test_a_canceller_that_fails_is_logged_and_tried_again(
         def cancel_later() -> None:
             tried.append(1)
             if len(tried) == 1:
-                raise OSError("not now")
+                raise OSError("not\nnow")
             cancel()
 
         return cancel_later
@@ -303,7 +303,7 @@ def test_a_canceller_that_fails_is_logged_and_tried_again(
     with pytest.raises(RunAborted), block:
         slow(abort_soon)
     assert len(tried) > 1
-    assert "is not cancelled yet: not now" in caplog.text
+    assert "is not cancelled yet: not\\nnow" in caplog.text
     check_usable()
 
 
