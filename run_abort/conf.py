@@ -321,8 +321,11 @@ def _wrong(kind: Literal["type", "range"], key: str, value: object, expected: st
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    if "://" in text:  # a URL may contain a password
+    try:
+        text = repr(value)
+    except Exception:  # such as for an int with thousands of digits
+        text = ""
+    if not text or "://" in text:  # a URL may contain a password
         return f"a {type(value).__name__} that is not shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 

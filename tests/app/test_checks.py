@@ -61,6 +61,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"REQUESTS": 1}, "E004", "True or False"),
     ({"REQUEST_TTL": 0}, "E004", "between 1 and"),
     ({"LEASE": 10**400}, "E004", "between 1 and 86400 seconds"),  # too large for a float
+    ({"LEASE": 10**5000}, "E004", "between 1 and 86400 seconds"),  # too large to be shown
     ({"REQUEST_TTL": "7 days"}, "E003", "number of seconds or a timedelta"),
     ({"RECONCILE_INTERVAL": float("nan")}, "E004", "between 0.1 and"),
     ({"POLL_INTERVAL": True}, "E003", "number of seconds"),
