@@ -2,9 +2,9 @@
  * Requests the abort without leaving the page and shows its progress, also after the page was
  * loaded again. Without this script the button's form works as a plain HTML form.
  *
- * After each response of the progress view the button's element dispatches the event
- * "run-abort:progress", which bubbles. Its `detail` is the response: runId, requestId, state, over,
- * processes, stopped, lost, text.
+ * When the abort was asked for, and after each response of the progress view, the button's element
+ * dispatches the event "run-abort:progress", which bubbles. Its `detail` is the response: runId,
+ * requestId, state, over, processes, stopped, lost, text. The first has no numbers of processes.
  */
 (() => {
   "use strict";
