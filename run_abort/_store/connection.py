@@ -42,8 +42,9 @@ def open_own(alias: str) -> None:
         "CONN_HEALTH_CHECKS": False,
         "CONN_MAX_AGE": None,
     }
-    settings["OPTIONS"] = _options(settings["ENGINE"], settings.get("OPTIONS") or {})
-    own = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
+    backend = load_backend(settings["ENGINE"]).DatabaseWrapper
+    settings["OPTIONS"] = _options(backend, settings.get("OPTIONS") or {})
+    own = backend(settings, alias)
     connections[alias] = own
     try:
         own.ensure_connection()
@@ -58,16 +59,18 @@ def open_own(alias: str) -> None:
     _own.add(own)
 
 
-def _options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
+def _options(backend: type[BaseDatabaseWrapper], options: dict[str, Any]) -> dict[str, Any]:
     seconds = database.timeout()
     whole = max(math.ceil(seconds), 2)  # libpq takes at least two
     options = {key: value for key, value in options.items() if key != "pool"}
-    if engine.endswith("sqlite3"):
+    # An engine of a project, or of GeoDjango, has another name and the same driver.
+    engines = {each.__module__ for each in backend.__mro__}
+    if "django.db.backends.sqlite3.base" in engines:
         return {**options, "timeout": seconds, "init_command": ""}
-    if engine.endswith("backends.mysql"):
+    if "django.db.backends.mysql.base" in engines:
         limits = {"connect_timeout": whole, "read_timeout": 2 * whole, "write_timeout": 2 * whole}
         return {**limits, **options}
-    if engine.endswith(("backends.postgresql", "backends.postgis")):
+    if "django.db.backends.postgresql.base" in engines:
         return {"connect_timeout": whole, **options}
     return options
 

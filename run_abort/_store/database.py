@@ -68,7 +68,7 @@ def tables() -> ModuleType:
 def is_sqlite() -> bool:
     """Whether the rows are in a database with a single writer. False if it cannot be found."""
     try:
-        return bool(connections.settings[alias()]["ENGINE"].endswith("sqlite3"))
+        return connections[alias()].vendor == "sqlite"
     except Exception:  # the recorder reports it
         return False
 

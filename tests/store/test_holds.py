@@ -720,6 +720,25 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
             read_and_write(f"user-{number}")
 
 
+@pytest.mark.parametrize("call", [leave_aborted, leave_finished])
+def test_nor_does_it_if_the_project_has_an_engine_of_its_own(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    project_engine: str,
+    call: Callable[[str], None],
+) -> None:
+    if connection.vendor != "sqlite":
+        return
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+    with sqlite_modes(runtime, "WAL", "DEFERRED"):
+        for number in range(5):
+            call(f"import-{number}")
+            read_and_write(f"user-{number}")
+    assert runtime.recorder.call(lambda alias: connections[alias].settings_dict["ENGINE"]) == (
+        project_engine
+    )
+
+
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 def test_forced_a_refresh_that_is_not_due_breaks_no_transaction_of_sqlite(
     runtime: Runtime, journal: str

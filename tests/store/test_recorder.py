@@ -54,6 +54,19 @@ def test_one_thread_with_a_connection_of_its_own(rows: Recorder) -> None:
     assert len(recorders()) == 1
 
 
+def test_an_engine_of_the_project_has_the_same_limits(
+    rows: Recorder, request: pytest.FixtureRequest
+) -> None:
+    def limits(alias: str) -> tuple[str, dict[str, Any]]:
+        mine = connections[alias].settings_dict
+        return mine["ENGINE"], mine["OPTIONS"]
+
+    _, usual = rows.call(limits)
+    assert rows.service.stop()
+    engine = request.getfixturevalue("project_engine")
+    assert rows.call(limits) == (engine, usual)
+
+
 def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
     batches: list[list[int]] = []
     operation: Operation[int, int] = Operation(
