@@ -188,8 +188,10 @@ class Holder:
         self._recorder.put(operation, entry).add_done_callback(partial(self._written, entry))
 
     def _written(self, entry: Entry, done: Future[None]) -> None:
-        # Without a row nothing is wrong in the database.
-        if done.exception() is None or not entry.is_written:
+        if done.exception() is None:
+            entry.failed_at = 0.0
+            return
+        if not entry.is_written:  # without a row nothing is wrong in the database
             return
         now = time.monotonic()
         entry.failed_at = entry.failed_at or now

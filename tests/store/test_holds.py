@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -626,6 +627,19 @@ class TestRefused:
     def test_an_abort(self, runtime: Runtime, failing: list[str]) -> None:
         with abortable_run("import-1", catch=True):
             runtime.registry.abort(Request("import-1"))
+        wait_until(lambda: RunHold.objects.filter(state="stopped").exists())
+        assert failing == ["_change"] * 2
+
+    def test_an_end_long_after_another_failure(
+        self, runtime: Runtime, failing: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with abortable_run("import-1", catch=True):
+            runtime.registry.abort(Request("import-1"))
+            wait_until(lambda: RunHold.objects.filter(state="aborting").exists())
+            assert runtime.recorder.flush(TIMEOUT)
+            later = SimpleNamespace(monotonic=lambda: time.monotonic() + holder.RETRY_FOR)
+            monkeypatch.setattr(holder, "time", later)
+            failing.clear()
         wait_until(lambda: RunHold.objects.filter(state="stopped").exists())
         assert failing == ["_change"] * 2
 
