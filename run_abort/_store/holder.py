@@ -85,7 +85,10 @@ class Holder:
         self._open: dict[AbortSignal, Entry] = {}
         # The blocks whose row could not be changed, to be tried again.
         self._unwritten: dict[Entry, None] = {}
-        self._seen_at: float | None = None  # in seconds of time.monotonic()
+        # When the process row was written, and when the rows were compared with the blocks; in
+        # seconds of time.monotonic(). Entering a block does the first alone.
+        self._seen_at: float | None = None
+        self._checked_at: float | None = None
 
     # Called by the threads of the blocks.
 
@@ -237,14 +240,11 @@ class Holder:
 
     def _has_to_refresh(self) -> bool:
         entries = self._to_write()
-        return bool(entries) and (self._is_due() or not all(each.is_written for each in entries))
+        is_due = _is_due(self._seen_at) or _is_due(self._checked_at)
+        return bool(entries) and (is_due or not all(each.is_written for each in entries))
 
     def _to_write(self) -> list[Entry]:
         return [entry for entry in self._open.copy().values() if not entry.is_postponed]
-
-    def _is_due(self) -> bool:
-        age = conf.settings().RECONCILE_INTERVAL * 0.9
-        return self._seen_at is None or time.monotonic() - self._seen_at > age
 
     def after_fork_in_child(self, kept: Iterable[AbortController]) -> None:
         """Keep only these blocks, as new holds of the child.
@@ -281,7 +281,7 @@ class Holder:
 
     def _insert(self, alias: str, entries: Sequence[Entry]) -> None:
         with limited(alias, writes=True):
-            if self._is_due():
+            if _is_due(self._seen_at):
                 self._see(alias)
             rows = [row_of(entry, self._origin()) for entry in entries]
             _holds(alias).bulk_create(rows, ignore_conflicts=True)
@@ -320,7 +320,7 @@ class Holder:
         holds = _holds(alias)
         with limited(alias, writes=True, is_durable=False):
             # Not more often: on SQLite it would break a transaction of this process that has read.
-            if self._is_due():
+            if _is_due(self._seen_at):
                 self._see(alias)
             mine = holds.filter(process_id=self._origin(), left_at=None)
             rows = set(mine.values_list("pk", flat=True))
@@ -332,6 +332,7 @@ class Holder:
                 groups = tables().RunHoldGroup.objects.using(alias)
                 groups.filter(hold_id__in=gone.values("pk"))._raw_delete(alias)
                 gone._raw_delete(alias)
+        self._checked_at = time.monotonic()
         missing = [entry for key, entry in entries.items() if key not in rows]
         if missing:
             self._insert(alias, missing)
@@ -371,6 +372,11 @@ class Holder:
             tables().RunProcess.objects.using(alias).filter(mine)._raw_delete(alias)
         self._seen_at = None
         return items
+
+
+def _is_due(done_at: float | None) -> bool:
+    age = conf.settings().RECONCILE_INTERVAL * 0.9
+    return done_at is None or time.monotonic() - done_at > age
 
 
 def _holds(alias: str) -> QuerySet[RunHold]:

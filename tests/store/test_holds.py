@@ -51,6 +51,12 @@ def rows(configure: Configure) -> None:
 
 
 @pytest.fixture
+def seldom(configure: Configure) -> None:
+    """The reconciler looks only when it is woken."""
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=TIMEOUT)
+
+
+@pytest.fixture
 def elsewhere() -> Iterator[Runtime]:
     """Another process, as far as the database knows."""
     runtime = Runtime()
@@ -218,6 +224,19 @@ def test_a_missing_hold_and_a_missing_process_are_written_again(runtime: Runtime
         assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
         assert RunProcess.objects.count() == 1
+
+
+def test_a_missing_hold_is_written_again_though_others_refresh_the_process(
+    seldom: None, runtime: Runtime
+) -> None:
+    """Else a process that enters short blocks all the time never looks."""
+    with abortable_run("import-1"):
+        RunHold.objects.all().delete()
+        runtime.holder._seen_at = runtime.holder._checked_at = -1e9  # an interval later
+        with abortable_run("import-2"):
+            pass
+        assert runtime.holder.refresh()
+        assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
 
 
 def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime) -> None:
