@@ -325,13 +325,15 @@ class Holder:
             mine = holds.filter(process_id=self._origin(), left_at=None)
             rows = set(mine.values_list("pk", flat=True))
             entries = {entry.id: entry for entry in self._to_write()}
-            # Written late by a thread that was stuck; the block was left meanwhile.
-            late = rows - entries.keys()
-            if late:
-                gone = mine.filter(pk__in=late, state="running")
+            # Blocks that were left, as far as a thread that was stuck, or an outage, kept that from
+            # being written.
+            for late in requests.chunks(list(rows - entries.keys()), alias):
+                ended = mine.filter(pk__in=late)
+                gone = ended.exclude(state="aborting")
                 groups = tables().RunHoldGroup.objects.using(alias)
                 groups.filter(hold_id__in=gone.values("pk"))._raw_delete(alias)
                 gone._raw_delete(alias)
+                ended.update(state="stopped", left_at=Now())
         self._checked_at = time.monotonic()
         missing = [entry for key, entry in entries.items() if key not in rows]
         if missing:

@@ -239,14 +239,27 @@ def test_a_missing_hold_is_written_again_though_others_refresh_the_process(
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
 
 
-def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime) -> None:
+@pytest.mark.parametrize("state", ["running", "finishing"])
+def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime, state: str) -> None:
     with abortable_run("import-1"):
-        late = RunHold.objects.create(run_id="import-0", process_id=runtime.origin())
+        late = RunHold.objects.create(run_id="import-0", process_id=runtime.origin(), state=state)
         RunHoldGroup.objects.create(hold=late, run_id="tenant-1")
-        runtime.holder._seen_at = -1e9
+        runtime.holder._seen_at = runtime.holder._checked_at = -1e9
         assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
     assert not RunHoldGroup.objects.exists()
+
+
+def test_an_abort_that_was_written_after_the_end_of_its_block(runtime: Runtime) -> None:
+    """By a thread that was stuck, and was replaced by another one."""
+    with abortable_run("import-1"):
+        late = RunHold.objects.create(
+            run_id="import-0", process_id=runtime.origin(), state="aborting", way="channel"
+        )
+        runtime.holder._seen_at = runtime.holder._checked_at = -1e9
+        assert runtime.holder.refresh()
+        late.refresh_from_db()
+        assert (late.state, late.left_at is None) == ("stopped", False)
 
 
 def test_a_hold_that_is_written_twice_has_its_groups_once(runtime: Runtime) -> None:
