@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
@@ -82,20 +81,30 @@ class Lookout:
 
         :return: whether the database answered.
         """
-        read = partial(holds.of_requests, asked=self._asked)
-        rows = self._runtime.recorder.call(read)
-        if rows is None:
+        answer = self._runtime.recorder.call(self._read)
+        if answer is None:
             return False
-        for known, now in zip(self._found, rows, strict=True):
-            here = {hold.id: hold for hold in now}
-            # A hold that ended without an abort is deleted when it was left. A lost one may have
-            # been pruned.
-            ended = {
-                key: hold if hold.state == "lost" else replace(hold, state="stopped")
-                for key, hold in known.items()
-            }
-            known.update(ended | here)
+        rows, others = answer
+        self._found = [
+            {key: _ended(hold) for key, hold in known.items() if key not in others} | now
+            for known, now in zip(self._found, rows, strict=True)
+        ]
         return True
+
+    def _read(self, alias: str) -> tuple[list[dict[uuid.UUID, Hold]], set[uuid.UUID]]:
+        """The holds of each request, and known ones that have a row but are not its own any more.
+
+        A block that began before its request was cleared, but read the requests after that, is a
+        new start of the run.
+        """
+        rows = [{hold.id: hold for hold in some} for some in holds.of_requests(alias, self._asked)]
+        missing = {
+            key
+            for known, now in zip(self._found, rows, strict=True)
+            for key, hold in known.items()
+            if key not in now and hold.state != "stopped"
+        }
+        return rows, holds.still_there(alias, missing)
 
     def _pause(self, seconds: float) -> None:
         if self._watch is not None:
@@ -103,3 +112,10 @@ class Lookout:
         else:
             self._changed.wait(seconds)
             self._changed.clear()
+
+
+def _ended(hold: Hold) -> Hold:
+    """A hold whose row is gone."""
+    # One that ended without an abort is deleted when it was left. Others may have been pruned.
+    is_known = hold.received_at is None and hold.state != "lost"
+    return replace(hold, state="stopped") if is_known else hold

@@ -60,6 +60,16 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
     ]
 
 
+def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:
+    """Those of these holds that have a row."""
+    found: set[UUID] = set()
+    for some in chunks(list(keys), alias):
+        rows = tables().RunHold.objects.using(alias).filter(pk__in=some)
+        with limited(alias, writes=False):
+            found.update(rows.values_list("pk", flat=True))
+    return found
+
+
 class Overview(NamedTuple):
     """The open blocks, in order of entry.
 

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -33,11 +33,12 @@ from run_abort import (
 from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import database, holder, holds
+from run_abort._store import database, holder, holds, requests
 from run_abort._store.entries import Entry
 from run_abort._store.holder import Holder
-from run_abort._store.retention import prune_holds
+from run_abort._store.retention import prune, prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
+from run_abort.signals import run_abort_requested
 from tests.conftest import Configure
 from tests.rows import hold_row, process_row
 from tests.support import TIMEOUT, unmigrated, wait_until
@@ -184,6 +185,56 @@ def test_a_lost_hold_that_is_pruned_meanwhile_has_not_stopped(
     outcome = abort_run("import-1", wait=0.2)
     assert not RunHold.objects.exists()
     assert [hold.state for hold in outcome.holds] == ["lost"]
+
+
+def test_an_aborted_hold_that_is_pruned_meanwhile_has_not_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = AbortRequest.objects.create(run_id="import-1")
+    hold_row("import-1", process_row(), "aborting", request=first)
+
+    def prune_all(*args: object) -> None:
+        clear_run_abort("import-1")
+        prune(0)
+
+    monkeypatch.setattr(Lookout, "_pause", prune_all)
+    outcome = abort_run("import-1", wait=0.2)
+    assert not RunHold.objects.exists()
+    assert [hold.state for hold in outcome.holds] == ["aborting"]
+    assert not outcome.stopped
+
+
+def test_forced_a_block_that_begins_as_its_request_is_cleared_has_not_stopped(
+    elsewhere: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written its hold, but not yet read the requests."""
+    may_read = threading.Event()
+    known_for = requests.known_for
+
+    def held_up(alias: str, ids: Iterable[str]) -> requests.Known:
+        assert may_read.wait(TIMEOUT)
+        return known_for(alias, ids)
+
+    monkeypatch.setattr(requests, "known_for", held_up)
+    controller = AbortController("import-1")
+
+    def enter(**kwargs: object) -> None:
+        elsewhere.holder.enter(controller, ("import-1",), "")
+        wait_until(RunHold.objects.exists)
+
+    def clear(*args: object) -> None:
+        clear_run_abort("import-1")
+        may_read.set()
+
+    monkeypatch.setattr(Lookout, "_pause", clear)
+    run_abort_requested.connect(enter)
+    try:
+        outcome = abort_run("import-1", wait=0.2)
+    finally:
+        run_abort_requested.disconnect(enter)
+    assert not controller.signal.aborted
+    assert RunHold.objects.get().state == "running"
+    assert (outcome.holds, outcome.stopped) == ((), False)
 
 
 def test_of_more_blocks_than_are_read_the_open_ones_count(
