@@ -315,6 +315,7 @@ class Holder:
 
     def _was_seen(self) -> None:
         self._seen_at = time.monotonic()
+        self._checked_at = self._checked_at or self._seen_at  # the first hold comes after this
 
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:
         holds = _holds(alias)
