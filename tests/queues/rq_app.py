@@ -8,6 +8,7 @@ from typing import Any
 
 import django
 
+from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, abort_options
 from run_abort.signals import run_aborted
 from tests.queues import work
@@ -38,9 +39,13 @@ async def look_async(name: str) -> None:
 
 
 def stick(name: str) -> None:
-    """Be in C code that keeps the interpreter's lock: no thread of the process runs."""
+    """Be in C code that keeps the interpreter's lock: no thread of the process runs.
+
+    In the thread that reads and writes the rows, so that none of its statements is cut off: SQLite
+    would let nobody else write until this process is killed.
+    """
     begin(name)
-    sum(repeat(0))
+    current().recorder.call(lambda alias: sum(repeat(0)))
 
 
 def finish(name: str) -> str:
