@@ -278,7 +278,9 @@ class Recorder:
 
     def _work_here(self) -> None:
         """Do the jobs that wait in this thread."""
-        jobs = [self._jobs.get() for _ in range(self._jobs.qsize())]
+        jobs: list[_Job | None] = []
+        with suppress(Empty):  # another thread may take some of them meanwhile
+            jobs.extend(self._jobs.get(False) for _ in range(self._jobs.qsize()))
         try:
             alias = database.alias()
         except ImportError:  # a finaliser leaves a block when nothing can be imported any more

@@ -20,7 +20,13 @@ from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
-from tests.support import TIMEOUT, raised_by_a_signal_handler, unmigrated, wait_until
+from tests.support import (
+    TIMEOUT,
+    in_threads,
+    raised_by_a_signal_handler,
+    unmigrated,
+    wait_until,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -271,6 +277,27 @@ def test_waiting_for_the_jobs_is_no_sign_that_the_database_works(
     assert "again" not in caplog.text
     assert rows.call(lambda alias: RunProcess.objects.using(alias).count()) == 0
     assert caplog.messages[-1] == "Requests to abort can be written or read again"
+
+
+def test_forced_two_threads_that_do_the_jobs_themselves_do_not_wait_for_each_other(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the thread limit: both count the jobs, then one of them takes them all."""
+    both_have_counted = threading.Barrier(2)
+
+    class Counted(queue.SimpleQueue[Any]):
+        def qsize(self) -> int:
+            number = super().qsize()
+            both_have_counted.wait(TIMEOUT)
+            return number
+
+    jobs = Counted()
+    monkeypatch.setattr(rows, "_jobs", jobs)
+    done: list[Future[str]] = [Future(), Future()]
+    for future in done:
+        jobs.put(recorder._Job(recorder._CALL, lambda alias: "done", future))
+    in_threads(rows._work_here, rows._work_here)
+    assert [future.result(0) for future in done] == ["done", "done"]
 
 
 def test_put_from_a_signal_handler(rows: Recorder) -> None:
