@@ -93,13 +93,6 @@ def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> b
         return is_safe and all(map(call, steps))
 
 
-def stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frame, and the frames of its callers."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 class Statement(NamedTuple):
     """A database statement that runs in a thread.
 
@@ -115,7 +108,8 @@ class Statement(NamedTuple):
 def running_statement(ident: int) -> Statement | None:
     """The statement that runs in the thread ``ident``; None if there is none."""
     connection, found = None, None
-    for frame in stack(sys._current_frames().get(ident)):
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
         module = str(frame.f_globals.get("__name__"))
         owner = None if _is_other(module) else frame.f_locals.get("self")
         fields = getattr(owner, "__dict__", {})
@@ -126,13 +120,18 @@ def running_statement(ident: int) -> Statement | None:
             connection, found = fields["db"], frame
         elif module == "psycopg.connection" and connection is None and owner is not None:
             connection, found = owner, frame
+        frame = frame.f_back
     return None if connection is None else Statement(connection, found)
 
 
 def is_connecting_or_in_transition() -> bool:
     """Whether Django opens a connection, or begins or ends a transaction, in this thread."""
-    modules = (str(frame.f_globals.get("__name__")) for frame in stack(sys._getframe()))
-    return any(map(_is_transition, modules))
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if _is_transition(str(frame.f_globals.get("__name__"))):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _SWALLOWED: Final = "The aborted run %r raised this after its abort; catch=True 
 # The modules by which an ExitStack binds __exit__, from CPython 3.15 on; before, it takes the
 # function from the class. Its frames keep what it has bound, and so would the traceback of an
 # interrupt keep the guard.
-_STACKS: Final = frozenset({"contextlib", "inspect"})
+_STACKS: Final = ("contextlib", "inspect") if sys.version_info >= (3, 15) else ()
 
 # None rather than bool alone: type checkers then take it that the body's return is the function's.
 Exit = Callable[..., "bool | None"]
@@ -115,7 +115,7 @@ class kept_exit:  # noqa: N801  a decorator
             return self._function
         # The cheap checks first: they are all that an ordinary block pays for.
         is_ordinary = not block.insists and (not open_interruptions or not is_interruptible())
-        if is_ordinary or sys._getframe(1).f_globals.get("__name__") in _STACKS:
+        if is_ordinary or (_STACKS and sys._getframe(1).f_globals.get("__name__") in _STACKS):
             return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
         exit.guard = _Guard(block)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from run_abort.exceptions import RunAborted
-
-from .cpython import stack
 
 
 def open_transactions() -> dict[str, int]:
@@ -40,10 +39,13 @@ def end_interrupted_exit() -> None:
     if django is None:
         return
     code = django.Atomic.__exit__.__code__
-    frame = next((each for each in stack(sys._getframe()) if each.f_code is code), None)
-    atomic = None if frame is None else frame.f_locals["self"]
-    if any(each.atomic_blocks[-1:] == [atomic] for each in _connections()):
-        _roll_back(atomic)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is not None:
+        atomic = frame.f_locals["self"]
+        if any(each.atomic_blocks[-1:] == [atomic] for each in _connections()):
+            _roll_back(atomic)
 
 
 def _roll_back(atomic: Any) -> None:
