@@ -280,7 +280,8 @@ class Recorder:
         """Do the jobs that wait in this thread."""
         jobs: list[_Job | None] = []
         with suppress(Empty):  # another thread may take some of them meanwhile
-            jobs.extend(self._jobs.get(False) for _ in range(self._jobs.qsize()))
+            for _ in range(self._jobs.qsize()):
+                jobs.append(self._jobs.get(False))  # noqa: PERF401  what was taken must not be lost
         try:
             alias = database.alias()
         except ImportError:  # a finaliser leaves a block when nothing can be imported any more
