@@ -13,7 +13,7 @@ from django.views import View
 
 from run_abort._core.ids import clean_id
 
-from .permissions import UNKNOWN, Action, is_missing, is_true, may
+from .permissions import UNKNOWN, Action, is_known, is_missing, is_true, may
 
 
 class Answer(NamedTuple):
@@ -35,7 +35,7 @@ def denial(user: Any, run_id: str | None) -> Answer:
     """
     if run_id is None:
         return refusal(404, _("There is no such run."))
-    if not _is_known(user):
+    if not is_known(user):
         return refusal(401, _("Log in to abort a run."))
     if is_missing(run_id):
         return refusal(404, _("There is no such run."))
@@ -45,10 +45,6 @@ def denial(user: Any, run_id: str | None) -> Answer:
 def visitor(request: HttpRequest) -> Any:
     """The user of the request; None where no middleware has set it."""
     return getattr(request, "user", None)
-
-
-def _is_known(user: Any) -> bool:
-    return bool(getattr(user, "is_authenticated", False))
 
 
 @method_decorator(login_not_required, name="dispatch")  # it answers for itself, also in JSON
@@ -103,7 +99,7 @@ class GuardedView(View):
         try:
             return self.is_permitted()
         except Http404:
-            if _is_known(visitor(self.request)):
+            if is_known(visitor(self.request)):
                 raise
             return False  # who has not logged in does not learn whether the run exists
 

@@ -112,6 +112,11 @@ def run_object(run_id: str) -> Model | None:
         return None
 
 
+def is_known(user: Any) -> bool:
+    """Whether somebody has logged in."""
+    return bool(getattr(user, "is_authenticated", False))
+
+
 def is_missing(run_id: str) -> bool:
     """Whether the ID has the form of a model instance's, and there is no such instance.
 
@@ -160,7 +165,7 @@ def _refuse(error: Exception) -> bool:
 
 
 def _is_inactive(user: Any) -> bool:
-    return bool(getattr(user, "is_authenticated", False)) and not getattr(user, "is_active", True)
+    return is_known(user) and not getattr(user, "is_active", True)
 
 
 def _has_perm(user: Any, action: Action, *obj: Model) -> bool:

@@ -41,6 +41,7 @@ time.sleep(0.5)
 print(os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
+
 # Aborts a program of 21 processes, each in a session of its own, while a number of descriptors is
 # free; says how many live then, and how many once there are descriptors again.
 NEAR_THE_LIMIT = """
