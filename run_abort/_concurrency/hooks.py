@@ -22,7 +22,7 @@ def call_logged(function: Callable[[], object]) -> None:
         logger.exception("%s failed", name_of(function))
 
 
-def _call_all(functions: Iterable[Callable[[], object]]) -> None:
+def call_each(functions: Iterable[Callable[[], object]]) -> None:
     """Call each; log an ``Exception``, and raise at the end what a signal handler has raised."""
     interrupted_by: BaseException | None = None
     for function in functions:
@@ -72,7 +72,7 @@ class Hook(Generic[P]):
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        _call_all(partial(function, *args, **kwargs) for function in self.functions)
+        call_each(partial(function, *args, **kwargs) for function in self.functions)
 
 
 class _Calls(threading.local):
@@ -106,6 +106,6 @@ class SerialHook(Hook[P]):
             return
         calls.is_calling = True
         try:
-            _call_all(calls.taken())
+            call_each(calls.taken())
         finally:
             calls.is_calling = False

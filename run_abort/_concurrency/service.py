@@ -206,7 +206,8 @@ class Service:
         :return: whether to start one: the fork has stopped it, or it was needed during the fork.
         """
         with self._lock:
-            self._forking -= 1
+            # The exception of a signal handler may have kept before_fork() from counting.
+            self._forking = max(self._forking - 1, 0)
             if self._forking or not self._resume:
                 return False
             self._resume = False

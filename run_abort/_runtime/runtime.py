@@ -12,12 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started, setting_changed
 
 from run_abort._concurrency import forks, workers
+from run_abort._concurrency.hooks import call_each
+from run_abort._concurrency.service import Service
 from run_abort._concurrency.workers import SerialWorker
 from run_abort._core import interrupts
 from run_abort._core.controller import AbortController
@@ -194,37 +197,40 @@ class Runtime:
 
     def before_fork(self) -> None:
         """Stop the app's threads and close its idle connections: the child inherits none."""
-        self.listener.service.before_fork()
-        for service in self._services:
-            service.before_fork()
-        workers.before_fork()
-        self.push.close()
+        services = (self.listener.service, *self._services)
+        # Each, although a signal handler raises in one: CPython forks all the same.
+        call_each([*(each.before_fork for each in services), workers.before_fork, self.push.close])
 
     def after_fork_in_parent(self) -> None:
         """Start the stopped threads again."""
-        for service in self._services:
-            if service.after_fork_in_parent():
-                service.start()
-        self.listener.after_fork_in_parent()
+        resumes = [partial(_resume, each) for each in self._services]
+        call_each([*resumes, self.listener.after_fork_in_parent])
 
     def after_fork_in_child(self) -> None:
         """Renew the origin, the locks and the threads for the child."""
         self._origin = new_origin()
-        workers.after_fork_in_child()
-        interrupts.after_fork_in_child()
-        self.registry.after_fork_in_child()
-        self.events.after_fork_in_child()
-        self.recorder.after_fork_in_child()
-        self.postponed.clear()
+        call_each(
+            [
+                workers.after_fork_in_child,
+                interrupts.after_fork_in_child,
+                self.registry.after_fork_in_child,
+                self.events.after_fork_in_child,
+                self.recorder.after_fork_in_child,
+                self.postponed.clear,
+                self._inherit,
+                self.dispatch.after_fork_in_child,
+                self.push.after_fork_in_child,
+                self.force.after_fork_in_child,
+                self.escalator.after_fork_in_child,
+                self.disconnects.after_fork_in_child,
+                self.reconciler.after_fork_in_child,
+                self.listener.after_fork_in_child,
+            ]
+        )
+
+    def _inherit(self) -> None:
         self.inherited = self.registry.controllers()
         self.holder.after_fork_in_child(self.inherited)
-        self.dispatch.after_fork_in_child()
-        self.push.after_fork_in_child()
-        self.force.after_fork_in_child()
-        self.escalator.after_fork_in_child()
-        self.disconnects.after_fork_in_child()
-        self.reconciler.after_fork_in_child()
-        self.listener.after_fork_in_child()
 
     def leave_inherited(self) -> None:
         """Leave the blocks around the fork, because this child ends without leaving them."""
@@ -234,6 +240,11 @@ class Runtime:
             elif controller.left_at is None:
                 controller.left_at = time.time()
                 self.registry.events(Left(controller.signal, controller.left_at))
+
+
+def _resume(service: Service) -> None:
+    if service.after_fork_in_parent():
+        service.start()
 
 
 class _Current:

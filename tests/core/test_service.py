@@ -234,6 +234,11 @@ class TestFork:
         loop.service.start()
         loop.begun(1)
 
+    def test_a_fork_that_was_not_announced_does_not_keep_it_from_starting(self, loop: Loop) -> None:
+        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.start()
+        loop.begun(1)
+
     def test_a_stop_while_forking_is_final(self, loop: Loop) -> None:
         loop.service.start()
         loop.begun(1)

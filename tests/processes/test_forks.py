@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal as signals
 import socket
 import threading
 import time
@@ -126,6 +127,45 @@ class TestListener:
                 release.set()
         assert "is busy and stays alive at the fork" in caplog.text
         wait_until(is_listening)
+
+
+# Python prints what is raised around a fork, and forks all the same.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("base", [Exception, BaseException])
+def test_a_signal_handler_that_raises_around_a_fork_ends_no_part_for_ever(
+    listening: None, foreign: Foreign, base: type[BaseException]
+) -> None:
+    time_is_up = type("TimeIsUp", (base,), {})
+    release, at_work, raised = threading.Event(), threading.Event(), threading.Event()
+
+    def handler(*args: object) -> None:
+        raised.set()
+        raise time_is_up
+
+    def receiver(**kwargs: Any) -> None:
+        at_work.set()
+        release.wait(TIMEOUT)
+
+    def interrupt() -> None:
+        wait_until(lambda: current().listener.service._forking)
+        os.kill(os.getpid(), signals.SIGUSR1)
+        raised.wait(TIMEOUT)
+        release.set()
+
+    before = signals.signal(signals.SIGUSR1, handler)
+    try:
+        with connected(run_abort_received, receiver):
+            foreign.publish("run-1")
+            assert at_work.wait(TIMEOUT)
+            interrupting = threading.Thread(target=interrupt)
+            interrupting.start()
+            assert succeeds(fork(lambda: True))
+            interrupting.join()
+    finally:
+        signals.signal(signals.SIGUSR1, before)
+    assert raised.is_set()
+    wait_until(is_listening)
+    assert [each._forking for each in current()._services] == [0, 0, 0, 0]
 
 
 @pytest.mark.django_db(transaction=True)
