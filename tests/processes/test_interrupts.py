@@ -45,6 +45,8 @@ def abort(run_id: str = "run-1", reason: str = "because") -> None:
 
 
 STORM = """
+import traceback
+
 from tests.child import *
 from run_abort._core import interrupts
 from run_abort._core.types import Request
@@ -105,7 +107,7 @@ def work():
             check(not block._is_kept, "not left", number)
         except BaseException as error:
             leaked += 1
-            print("leaked", repr(error))
+            print("leaked", number, *traceback.format_exception(error))
 
 threads = [threading.Thread(target=storm, args=(number,)) for number in range(2)]
 worker = threading.Thread(target=work)
