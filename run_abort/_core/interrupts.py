@@ -345,7 +345,8 @@ class Shield:
             owed = None if target.shields else target.owed
             if owed is not None:
                 target.owed = None
-        if owed is not None:
+        # Its block may have been left while the interrupt was being sent.
+        if owed is not None and owed.is_open:
             raise owed.raised()
 
     def __enter__(self) -> None:

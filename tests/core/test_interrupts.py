@@ -388,6 +388,28 @@ class TestShield:
         finally:
             signals.signal(signals.SIGUSR1, before)
 
+    def test_forced_one_that_is_sent_while_its_block_is_left_never_arrives(self) -> None:
+        looked, closed = threading.Event(), threading.Event()
+
+        class Slow(Interruption):
+            def is_due(self) -> bool:
+                is_due = super().is_due()
+                looked.set()
+                return closed.wait(20) and is_due
+
+        interruption = Slow(RunAborted)
+        interruption.open()
+        shield = Shield()
+        shield.put_up()
+        sender = threading.Thread(target=interruption.send)
+        sender.start()
+        assert looked.wait(20)
+        interruption.close()
+        closed.set()
+        shield.take_down()
+        sender.join()
+        assert interruption._target.owed is None
+
     def test_without_an_interruptible_block_it_does_nothing(self, core: Core) -> None:
         with core.block("run-1") as signal, signal.shield():
             pass
