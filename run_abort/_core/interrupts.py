@@ -35,6 +35,7 @@ The solution has four parts:
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -279,16 +280,22 @@ def _arriving(interruption: Interruption) -> type[RunAborted]:
     return Arriving
 
 
-def take_for_arrived() -> None:
-    """Treat the interrupt that was sent to this thread as arrived, and as being obeyed.
+def hold_off(*, is_caught: bool) -> None:
+    """Let no interrupt be sent to this thread while it leaves a block that an exception has ended.
 
-    Called when an exception has left a block, perhaps before it could note its own arrival. Another
-    one would be lost in the finaliser that leaves the block, and so would the block.
+    It would be lost in the finaliser that leaves the block, and so would the block.
+
+    :param is_caught: whether the exception was caught. Else CPython 3.11 has not made it yet, so an
+        interrupt has not noted its own arrival.
     """
     target = _target()
     if target is not None:
         target.obeying_until = max(target.obeying_until, time.monotonic() + CLEANUP_TIME)
-        target.sent = None
+        # Otherwise another thread is about to send it, or it has not arrived: a shield takes it
+        # back. Up to CPython 3.12 it may come late: a thread that gives up the interpreter's lock
+        # can reset the flag by which CPython knows of it.
+        if not is_caught and sys.version_info < (3, 12):
+            target.sent = None
 
 
 class Shield:

@@ -26,9 +26,9 @@ from .ids import RunID, clean_ids
 from .interrupts import (
     Interruption,
     Shield,
+    hold_off,
     is_interruptible,
     open_interruptions,
-    take_for_arrived,
 )
 from .registry import Registry
 from .statements import stop_instead
@@ -339,7 +339,7 @@ class Scope:
                         self._escalate_by("interrupt", send, on_stuck=warn)
             return signal
         except BaseException:
-            self.abandon()
+            self.abandon(is_caught=True)
             raise
 
     def _interrupt(self, signal: AbortSignal) -> bool:
@@ -351,10 +351,10 @@ class Scope:
             return False
         return interruption.send() or stop_instead(interruption, signal)
 
-    def abandon(self) -> None:
-        """Leave the block if an interrupt prevented ``__exit__``. Raises nothing."""
+    def abandon(self, *, is_caught: bool = False) -> None:
+        """Leave the block after an exception that prevented ``__exit__``. Raises nothing."""
         if self._is_kept:
-            take_for_arrived()
+            hold_off(is_caught=is_caught)
             with suppress(BaseException):
                 self._leave_kept(None)
 
