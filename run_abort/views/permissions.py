@@ -97,8 +97,9 @@ def run_object(run_id: str) -> Model | None:
 
     Uses one query; none for an ID of another form.
 
-    :return: None if it names none: there is no such model or row, or the key is one that the field
-        cannot take, or is written in another way than ``abort_run`` writes it, such as ``"05"``.
+    :return: None if it names none: there is no such model or row, the model has a
+        ``CompositePrimaryKey``, or the key is one that the field cannot take, or is written in
+        another way than ``abort_run`` writes it, such as ``"05"``.
     :raises django.db.DatabaseError: if the database fails, or the model has no table.
     """
     model = _model_of(run_id)
@@ -147,9 +148,11 @@ def is_true(answer: object, rule: object) -> bool:
 def _model_of(run_id: str) -> type[Model] | None:
     label, colon, _key = run_id.partition(":")
     try:
-        return apps.get_model(label) if colon else None
+        model = apps.get_model(label) if colon else None
     except (LookupError, ValueError):
         return None
+    # A composite key is not read from its text, so nothing is known of such instances.
+    return model if model is not None and len(model._meta.pk_fields) == 1 else None
 
 
 def _rule() -> Rule:

@@ -33,6 +33,15 @@ class Photo(models.Model):
         return "photo"
 
 
+class Seat(models.Model):
+    pk = models.CompositePrimaryKey("row", "number")
+    row = models.IntegerField()
+    number = models.IntegerField()
+
+    def __str__(self) -> str:
+        return f"seat {self.row}-{self.number}"
+
+
 class Job(models.Model):
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL,

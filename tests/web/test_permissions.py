@@ -18,9 +18,9 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 
 from run_abort.models import AbortRequest
-from run_abort.views import amay, has_run_permission, may, run_object
+from run_abort.views import abort_response, amay, has_run_permission, may, run_object
 from tests.conftest import Configure
-from tests.jobs.models import Job, Lap
+from tests.jobs.models import Job, Lap, Seat
 from tests.rows import hold_row, process_row
 from tests.support import Child
 from tests.web.conftest import logged_in, staff
@@ -269,6 +269,14 @@ class TestObjects:
         assert post(client, run_id) == 403
         assert not button(ann, run_id)
         assert post(logged_in(User.objects.create_superuser("root")), run_id) == 202
+
+    def test_a_composite_key_is_not_read_from_text(self, client: Client, ann: User) -> None:
+        seat = Seat.objects.create(row=1, number=2)
+        run_id = "jobs.seat:(1, 2)"
+        assert run_object(run_id) is None
+        assert post(client, run_id) == 403  # not 404: there may be such a seat
+        assert abort_response(ann, seat).status_code == 403
+        assert button(User.objects.create_superuser("root"), seat)
 
     def test_a_key_is_read_as_its_field_reads_text(self) -> None:
         lap = Lap.objects.create(time=timedelta(days=1, seconds=63))
