@@ -136,6 +136,12 @@ class AbortView(GuardedView):
                 return url
         return get_script_prefix()
 
+    def _url_after_login(self) -> str:
+        # The login loses the body, and the Referer will be its own page.
+        query = self.request.GET.copy()
+        query["next"] = self._next(self.request.POST or self.request.GET)
+        return f"{self.request.get_full_path().partition('?')[0]}?{query.urlencode(safe='/')}"
+
     def _ask(self, form: AbortForm, data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
         context = {
             "run_id": visible(self.run_id),

@@ -114,7 +114,10 @@ class GuardedView(View):
         # Importing it needs django.contrib.auth in INSTALLED_APPS, which a check asks for.
         from django.contrib.auth.views import redirect_to_login
 
-        return redirect_to_login(self.request.get_full_path())
+        return redirect_to_login(self._url_after_login())
+
+    def _url_after_login(self) -> str:
+        return self.request.get_full_path()
 
     def _prefers_json(self) -> bool:
         preferred = self.request.get_preferred_type(["text/html", "application/json"])

@@ -206,6 +206,29 @@ class TestNext:
         response = client.post(url(), headers={"referer": "https://evil.example/"})
         assert response["Location"] == "/"
 
+    @pytest.mark.parametrize(
+        ("method", "data", "came_from", "target"),
+        [
+            ("post", {"next": "/runs/7/?page=2&x=ü"}, "", "/runs/7/?page=2&x=ü"),
+            ("post", {"next": "https://evil.example/"}, "", "/"),
+            ("post", {}, "http://testserver/runs/7/", "http://testserver/runs/7/"),
+            ("get", {"next": "/runs/7/"}, "http://testserver/", "/runs/7/"),
+            ("get", {}, "", "/"),
+        ],
+    )
+    def test_also_after_a_login_in_between(
+        self, ann: User, method: str, data: dict[str, str], came_from: str, target: str
+    ) -> None:
+        ann.set_password("secret")
+        ann.save()
+        client = Client()
+        asked = getattr(client, method)(url("a b/ü"), data, headers={"referer": came_from})
+        login = asked["Location"]
+        answer = client.post(login, {"username": "ann", "password": "secret"})
+        page = client.get(answer["Location"], headers={"referer": f"http://testserver{login}"})
+        assert page.context["run_id"] == "a b/ü"
+        assert page.context["next"] == target
+
     @pytest.mark.parametrize("run_id", ["run-1", "a b", "a/b", "ümlaut"])
     def test_but_not_to_the_question_itself(self, client: Client, run_id: str) -> None:
         address = url(run_id)
@@ -301,7 +324,7 @@ class TestPermission:
         ask = getattr(Client(), method)
         response = ask(url(), headers={"accept": HTML})
         assert response.status_code == 302
-        assert response["Location"] == f"/accounts/login/?next={quote(url())}"
+        assert response["Location"] == f"/accounts/login/?next={quote(url() + '?next=/')}"
         response = ask(url(), headers={"accept": JSON})
         assert response.status_code == 401
         assert response.json()["ok"] is False
