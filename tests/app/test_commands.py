@@ -257,20 +257,28 @@ class TestPruneRunAborts:
         with pytest.raises(CommandError, match="is not known.*run_abort_status"):
             call("prune_run_aborts", "--ended", "web-1:17")
 
-    def test_without_its_table_the_one_that_has_ended_cannot_be_looked_up(
-        self, recording: None
-    ) -> None:
-        with unmigrated(), pytest.raises(CommandError, match="The database failed"):
-            call("prune_run_aborts", "--ended", "web-1:17")
+    def test_a_host_that_the_terminal_cannot_show_is_escaped(self, recording: None) -> None:
+        hold_row("run-1", process_row("wéb", 17, silent=2 * LEASE))
+        narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+        call_command("prune_run_aborts", "--ended", "wéb:17", stdout=narrow)
+        narrow.seek(0)
+        assert narrow.read() == "Process 17 on w\\xe9b: deleted 1 block(s)\n"
 
-    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    @pytest.mark.parametrize(
+        ("args", "told"),
+        [
+            (["--older-than", "1"], "after 0 request(s) were deleted"),
+            (["--older-than", "1", "--dry-run"], "after 0 request(s) were deleted"),
+            (["--ended", "web-1:17"], "The database failed"),
+        ],
+    )
     def test_if_the_database_fails_it_says_what_to_do(
-        self, recording: None, more: list[str]
+        self, recording: None, args: list[str], told: str
     ) -> None:
         with unmigrated(), pytest.raises(CommandError, match="migrate run_abort") as raised:
-            call("prune_run_aborts", "--older-than", "1", *more)
+            call("prune_run_aborts", *args)
         assert raised.value.returncode == 1
-        assert "after 0 request(s) were deleted" in str(raised.value)
+        assert told in str(raised.value)
 
     @pytest.mark.parametrize(
         ("args", "told"),
@@ -299,6 +307,11 @@ class TestPruneRunAborts:
             call("prune_run_aborts", *args)
         assert told in str(raised.value)
         assert AbortRequest.objects.exists()
+
+    def test_ended_with_a_dry_run_is_an_invalid_argument(self) -> None:
+        with pytest.raises(CommandError, match="has no --dry-run") as raised:
+            call("prune_run_aborts", "--ended", "web-1:17", "--dry-run")
+        assert raised.value.returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
@@ -12,6 +12,9 @@ from django.db import Error
 from run_abort._store import retention
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
+from run_abort.management.environment import printable
+
+MIGRATE: Final = "If the table is missing, run 'manage.py migrate run_abort'."
 
 
 class Command(BaseCommand):
@@ -61,7 +64,9 @@ class Command(BaseCommand):
         self, host: str, pid: int, *, dry_run: bool, verbosity: int, **options: Any
     ) -> None:
         if dry_run:
-            raise CommandError("--ended has no --dry-run: 'manage.py run_abort_status' shows it")
+            raise CommandError(
+                "--ended has no --dry-run: 'manage.py run_abort_status' shows it", returncode=2
+            )
         try:
             deleted = retention.forget_process(host, pid)
         except LookupError as error:
@@ -69,10 +74,10 @@ class Command(BaseCommand):
                 f"{error}. 'manage.py run_abort_status' shows which are lost."
             ) from error
         except Error as error:
-            raise CommandError(f"The database failed: {visible(error)}") from error
+            raise CommandError(f"The database failed: {visible(error)}\n{MIGRATE}") from error
         if verbosity:
             line = f"Process {pid} on {visible(host)}: deleted {deleted} block(s)"
-            self.stdout.write(self.style.SUCCESS(line))
+            self.stdout.write(self.style.SUCCESS(printable(line, self.stdout)))
 
     def _prune(
         self, older_than: float, *, batch_size: int, dry_run: bool, verbosity: int, **options: Any
@@ -95,8 +100,7 @@ class Command(BaseCommand):
         except Error as error:
             raise CommandError(
                 f"The database failed after {deleted} request(s) were deleted: {visible(error)}\n"
-                "If the table is missing, run 'manage.py migrate run_abort'. Then run this again: "
-                "it continues where it stopped."
+                f"{MIGRATE} Then run this again: it continues where it stopped."
             ) from error
         if verbosity:
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
