@@ -16,6 +16,9 @@ import pytest
 
 from run_abort import abort_run
 from run_abort._core import procfs
+from run_abort._runtime.runtime import current
+from run_abort.management.pidfiles import programs
+from run_abort.management.pidfiles.files import PidFile
 from tests.conftest import Configure
 from tests.processes.conftest import Start, holds_of, open_holds
 from tests.support import TIMEOUT, Child, Foreign, is_there, wait_until
@@ -115,6 +118,25 @@ class TestAbort:
         foreign.publish("run-1")
         child.wait_for('"ended"')
         assert process.wait(20) == -signal.SIGKILL
+
+    def test_holds_what_is_left_until_it_exits_although_nothing_can_be_printed(
+        self, program: Program, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever reads the standard output may be gone."""
+        monkeypatch.setattr(programs, "end", lambda *args: False)
+        told: list[tuple[bool, list[str]]] = []
+        holders = current().registry.holders
+
+        def on_ended(file: PidFile, is_gone: bool) -> None:
+            told.append((is_gone, list(holders())))
+            raise BrokenPipeError
+
+        process = program("run-1.main")
+        with programs.Programs(directory, grace=1, on_ended=on_ended):
+            wait_until_held("run-1")
+            abort_run("run-1")
+            assert process.wait(20) == -signal.SIGKILL
+        assert told == [(False, ["run-1"]), (True, [])]
 
     def test_of_one_whose_file_was_just_written(
         self, start: Start, program: Program, foreign: Foreign

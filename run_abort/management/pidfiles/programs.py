@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
@@ -67,7 +68,7 @@ class _Program:
     def _end(self) -> None:
         try:
             if not end(self._family, self._grace, self.signal.escalated):
-                self._on_ended(self.file, False)
+                call_logged(partial(self._on_ended, self.file, False))
                 kill(self._family)
             files.remove(self.file)
         finally:
