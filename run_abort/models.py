@@ -124,7 +124,7 @@ class RunProcess(models.Model):
         default_permissions = ()
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.pid}"
+        return f"{visible(self.host)}:{self.pid}"
 
 
 class RunHold(models.Model):

@@ -22,7 +22,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime
 from run_abort.admin import RunningNowAdmin
 from run_abort.exceptions import TaskAborted, visible
-from run_abort.models import AbortRequest
+from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.rows import hold_row, process_row
@@ -37,6 +37,17 @@ SHOWN_RUN = r"run\u202e\u2066-1"
 def test_is_made_visible() -> None:
     assert visible(NASTY) == SHOWN
     assert visible("Zoë's 🏃 run") == "Zoë's 🏃 run"
+
+
+def test_in_the_text_of_each_row() -> None:
+    rows = [
+        AbortRequest(run_id=NASTY),
+        RunHold(run_id=NASTY),
+        RunHoldGroup(run_id=NASTY),
+        ListenerCursor(name=NASTY),
+    ]
+    assert {str(row) for row in rows} == {SHOWN}
+    assert str(RunProcess(host=NASTY, pid=17)) == f"{SHOWN}:17"
 
 
 @pytest.mark.parametrize("kind", [RunAborted, TaskAborted])
