@@ -113,6 +113,10 @@ class Silent:
     def leave(self) -> None:
         self._database.execute("DELETE FROM run_abort_runhold WHERE process_id = 'inst_silent'")
 
+    def forget_requests(self, run_id: str) -> None:
+        """As ``prune_run_aborts`` does, some time later."""
+        self._database.execute("DELETE FROM run_abort_abortrequest WHERE run_id = ?", [run_id])
+
     def close(self) -> None:
         self.leave()
         self._database.execute("DELETE FROM run_abort_runprocess WHERE origin = 'inst_silent'")

@@ -114,6 +114,28 @@ def test_a_page_that_is_loaded_again_goes_on(
     expect(status(other)).to_be_empty()
 
 
+def test_one_whose_request_is_gone_offers_the_button_again(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    run_id = start_run(1)
+    silent.hold(run_id)
+    page = tabs.open(path_of(run_id))
+    tabs.watch_over(page).provokes("^response: 404 ", "^console: .*status of 404")
+    as_it_was = page.request.get(page.url).text()
+    page.route(page.url, lambda route: route.fulfill(body=as_it_was, content_type="text/html"))
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    page.goto("about:blank")
+    silent.forget_requests(run_id)
+    page.goto(path_of(run_id))
+    expect(status(page)).to_contain_text("This page no longer follows the abort")
+    expect(opener(page)).to_be_visible()
+    page.reload()
+    expect(opener(page)).to_be_visible()
+    expect(status(page)).to_be_empty()
+
+
 def test_the_page_does_not_look_for_ever(tabs: Tabs, start_run: StartRun, silent: Silent) -> None:
     run_id = start_run(1)
     silent.hold(run_id)

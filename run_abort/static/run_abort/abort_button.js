@@ -97,7 +97,7 @@
         show(box, "failed", box.dataset.loggedOut);
         return;
       } else if (status >= 400 && status < 500 && status !== 429) {
-        return remember(box, ""); // the visitor may abort, but has no access to the progress view
+        break; // no access to the progress view, or the request was pruned
       } else {
         show(box, box.dataset.state, box.dataset.lost);
       }
