@@ -156,6 +156,9 @@ class Interruption:
 
     def open(self) -> None:
         """Allow interrupts. Not in ``__init__``: what an exception prevents there is lost."""
+        if not self._target.open:  # the exception of a signal handler may have left one up
+            self._target.shields = 0
+            self._target.owed = None
         self.is_open = True
         self._target.open[self] = None
         open_interruptions[self] = None
@@ -348,7 +351,7 @@ class Shield:
         if target is None:
             return
         with target.lock:
-            target.shields -= 1
+            target.shields = max(target.shields - 1, 0)
             owed = None if target.shields else target.owed
             if owed is not None:
                 target.owed = None

@@ -410,6 +410,21 @@ class TestShield:
         sender.join()
         assert interruption._target.owed is None
 
+    def test_one_that_was_lost_protects_no_later_block(self, core: Core) -> None:
+        """The exception of a signal handler can keep one from being taken down."""
+
+        def work() -> None:
+            with core.block("run-1", insist="interrupt"):
+                Shield().put_up()
+            with core.block("run-2", grace=0, insist="interrupt"):
+                core.abort("run-2")
+                give_up = time.monotonic() + 20
+                while time.monotonic() < give_up:
+                    pass
+                pytest.fail("It was not interrupted")
+
+        assert isinstance(Worker(work).join(), RunAborted)
+
     def test_without_an_interruptible_block_it_does_nothing(self, core: Core) -> None:
         with core.block("run-1") as signal, signal.shield():
             pass
