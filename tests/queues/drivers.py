@@ -157,7 +157,7 @@ class CeleryDriver(Driver):
         with pytest.raises(TaskAborted) as raised:
             sent.get(timeout=TIMEOUT)
         assert (raised.value.reason, raised.value.actor) == ("because", "ann")
-        assert sent.state == ABORTED
+        assert sent.state == ABORTED, (sent.state, sent.id, str(raised.value))
         assert (sent.ready(), sent.failed(), sent.successful()) == (True, True, False)
         known = {"run_id": sent.result["run_id"], "reason": "because", "actor": "ann"}
         assert sent.result == known
