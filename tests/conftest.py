@@ -21,7 +21,7 @@ from run_abort._core import escalation
 from run_abort._runtime.runtime import Runtime, install
 from run_abort._store import database
 from run_abort.testing import use_settings
-from tests.guards import assertions_come_out, no_garbage  # noqa: F401  fixtures
+from tests.guards import assertions_come_out, break_log, no_garbage  # noqa: F401  fixtures
 from tests.support import TIMEOUT, Foreign, Proxy, wait_until
 
 Configure = Callable[..., None]

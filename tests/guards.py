@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,3 +43,15 @@ def no_garbage() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def break_log() -> Iterator[Callable[[], None]]:
+    """Makes the log of this app raise, as a handler or a filter of a project may."""
+
+    def broken(record: logging.LogRecord) -> bool:
+        raise LookupError("the log is broken")
+
+    log = logging.getLogger("run_abort")
+    yield lambda: log.addFilter(broken)
+    log.removeFilter(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,12 +15,24 @@ logger = logging.getLogger("run_abort")
 P = ParamSpec("P")
 
 
-def call_logged(function: Callable[[], object]) -> None:
-    """Call ``function``; log what it raises, with its traceback, and raise nothing."""
+def call_logged(function: Callable[[], object]) -> bool:
+    """Call ``function``; log what it raises, with its traceback, and raise nothing.
+
+    :return: whether it has raised nothing.
+    """
     try:
         function()
-    except BaseException:
-        logger.exception("%s failed", name_of(function))
+    except BaseException as error:
+        _log_failure(function, error)
+        return False
+    return True
+
+
+def _log_failure(function: Callable[[], object], error: BaseException) -> None:
+    try:
+        logger.error("%s failed", name_of(function), exc_info=error)
+    except Exception:  # of a log handler or a filter of the project
+        traceback.print_exc()
 
 
 def call_each(functions: Iterable[Callable[[], object]]) -> None:
@@ -28,8 +41,8 @@ def call_each(functions: Iterable[Callable[[], object]]) -> None:
     for function in functions:
         try:
             function()
-        except Exception:
-            logger.exception("%s failed", name_of(function))
+        except Exception as error:
+            _log_failure(function, error)
         except BaseException as error:
             interrupted_by = error
     if interrupted_by is not None:

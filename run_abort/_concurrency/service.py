@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from .hooks import call_logged
 from .latch import Latch
 from .workers import is_ending
 
 logger = logging.getLogger("run_abort")
 
 JOIN_TIMEOUT: Final = 5.0  # seconds
+RETRY_DELAY: Final = 1.0  # seconds
 
 
 class Life:
@@ -50,7 +53,8 @@ class Service:
     starts it again in the parent and in the child.
 
     :param name: of the thread.
-    :param run: called with the :class:`Life`, in the thread. Returns when ``life.stopping``.
+    :param run: called with the :class:`Life`, in the thread. Returns when ``life.stopping``. Called
+        again, after ``RETRY_DELAY``, if it raises: a log handler of the project may do so anywhere.
     """
 
     def __init__(self, name: str, run: Callable[[Life], object]) -> None:
@@ -169,8 +173,8 @@ class Service:
     def _body(self, life: Life) -> None:
         if life.rest:
             life.pause(life.rest)
-        if not life.stopping:
-            self._run(life)
+        while not life.stopping and not call_logged(partial(self._run, life)):
+            life.pause(RETRY_DELAY)
 
     def _end(self, life: Life | None, timeout: float | None) -> bool:
         if life is None or life.thread is None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Literal
 
 from run_abort import conf
@@ -258,7 +259,7 @@ class Listener:
                 if conf.settings() is not options:  # a test environment was set up
                     return
                 if data is not None:
-                    self._receive(data, origin)
+                    call_logged(partial(self._receive, data, origin))
                 if self._left and time.monotonic() >= self._due:
                     self._do_left()
         finally:
@@ -298,7 +299,8 @@ class Listener:
         now, started_at = time.monotonic(), self._started_at
         self.subscribed(0.0 if started_at is None else now - started_at)
         self._enter(life, "listening")
-        logger.info("Listening for aborts on %s as %s", conf.settings().CHANNEL, origin)
+        line = "Listening for aborts on %s as %s"
+        call_logged(partial(logger.info, line, conf.settings().CHANNEL, origin))
 
     def _link_lost(self, life: Life, error: BaseException, lasted: float) -> None:
         self._last_error = f"{type(error).__name__}: {visible(error)}"
@@ -307,10 +309,12 @@ class Listener:
         # A server that confirms subscriptions and closes them at once causes one warning.
         level = logging.INFO if lasted < STEADY and self._was_short else logging.WARNING
         self._was_short = 0 < lasted < STEADY
-        logger.log(level, "Not listening for aborts: %s; trying again", self._last_error)
-        logger.debug("Traceback of the error", exc_info=error)
-        self._enter(life, "reconnecting")
-        self.lost()
+        try:
+            logger.log(level, "Not listening for aborts: %s; trying again", self._last_error)
+            logger.debug("Traceback of the error", exc_info=error)
+        finally:
+            self._enter(life, "reconnecting")
+            self.lost()
 
     def _enter(self, life: Life, state: State) -> None:
         with self._lock:

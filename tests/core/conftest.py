@@ -20,7 +20,7 @@ for name in BLOCKED:
 
 from run_abort._core import escalation  # noqa: E402  not before
 from tests.core.scopes import TIMEOUT, Core, threads_of_ours, wait_until  # noqa: E402
-from tests.guards import assertions_come_out, no_garbage  # noqa: E402, F401  fixtures
+from tests.guards import assertions_come_out, break_log, no_garbage  # noqa: E402, F401  fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)

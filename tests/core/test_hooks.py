@@ -20,6 +20,19 @@ class TestCallLogged:
         assert "fails failed" in caplog.text
         assert "SystemExit: 3" in caplog.text
 
+    def test_raises_nothing_although_the_log_does(
+        self, break_log: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fails() -> None:
+            raise ValueError("the first error")
+
+        break_log()
+        assert not call_logged(fails)
+        assert call_logged(lambda: None)
+        errors = capsys.readouterr().err
+        assert "the first error" in errors
+        assert "the log is broken" in errors
+
 
 class TestHook:
     def test_added_twice_it_is_called_once_and_removed_once(self) -> None:
@@ -50,6 +63,20 @@ class TestHook:
         assert called == [7]
         assert "fails failed" in caplog.text
         assert "ValueError" in caplog.text
+
+    def test_the_others_are_called_although_the_log_raises(
+        self, break_log: Callable[[], None]
+    ) -> None:
+        def fails(number: int) -> None:
+            raise ValueError
+
+        called: list[int] = []
+        hook: Hook[[int]] = Hook()
+        hook.add(fails)
+        hook.add(called.append)
+        break_log()
+        hook(7)
+        assert called == [7]
 
     @pytest.mark.parametrize("kind", [Hook, SerialHook])
     def test_what_a_signal_handler_raises_is_not_lost(self, kind: type[Hook[[int]]]) -> None:

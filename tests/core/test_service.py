@@ -140,6 +140,27 @@ class TestStop:
         released.set()
 
 
+def test_one_that_raises_goes_on_although_the_log_raises_too(
+    break_log: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "RETRY_DELAY", 0.01)
+    lives: list[Life] = []
+
+    def run(life: Life) -> None:
+        lives.append(life)
+        if len(lives) < 3:
+            raise ValueError
+        life.pause(TIMEOUT)
+
+    break_log()
+    service = Service(NAME, run)
+    service.start()
+    wait_until(lambda: len(lives) == 3)
+    assert service.is_running
+    assert service.stop()
+    assert len(set(lives)) == 1
+
+
 class TestRetire:
     """The thread ends itself; work that comes meanwhile is not left undone."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,6 +70,23 @@ class TestSerialWorker:
         assert worker.wait_idle(20)
         assert handled == [1, 2]
         assert "KeyboardInterrupt" in caplog.text
+
+    def test_the_next_is_handled_although_the_log_raises(
+        self, break_log: Callable[[], None]
+    ) -> None:
+        handled: list[int] = []
+
+        def handle(item: int) -> None:
+            if item == 0:
+                raise ValueError
+            handled.append(item)
+
+        break_log()
+        worker = SerialWorker(handle, name="run_abort-test")
+        for item in range(3):
+            worker.put(item)
+        assert worker.wait_idle(20)
+        assert handled == [1, 2]
 
     def test_refuses_what_exceeds_its_limit(self) -> None:
         release = threading.Event()

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
+from run_abort._concurrency import service
 from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
@@ -265,6 +267,25 @@ def test_a_callers_connection_is_used_in_its_transaction_on_sqlite_alone(rows: R
     with transaction.atomic():
         used = rows.call(lambda alias: id(connections[alias]))
         assert (used == id(connections["default"])) is (connection.vendor == "sqlite")
+
+
+def test_jobs_are_done_although_the_log_raises(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, break_log: Callable[[], None]
+) -> None:
+    """As a handler that writes to the database, when that is away."""
+    monkeypatch.setattr(service, "RETRY_DELAY", 0.01)
+
+    def fail(alias: str, items: list[int]) -> list[int]:
+        raise ZeroDivisionError
+
+    is_free = block(rows)
+    bad = rows.put(Operation(0, fail), 1)
+    good = rows.put(recorder._CALL, lambda alias: "done")
+    break_log()
+    is_free.set()
+    assert good.result(TIMEOUT) == "done"
+    assert isinstance(bad.exception(TIMEOUT), ZeroDivisionError)
+    assert rows.call(lambda alias: "later") == "later"
 
 
 def test_waiting_for_the_jobs_is_no_sign_that_the_database_works(

@@ -4,11 +4,13 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
 from example.redis_server import RedisServer
+from run_abort._concurrency import service
 from run_abort._core.types import Request
 from run_abort._transport import backoff
 from run_abort._transport import listener as module
@@ -284,6 +286,34 @@ class TestLostLink:
         assert caplog.text.count("trying again") == 1
         foreign.publish("run-2")
         wait_until(lambda: node.heard == ["run-1", "run-2"])
+
+    def test_it_is_told_and_made_again_although_the_log_raises(
+        self,
+        configure: Configure,
+        node: Node,
+        proxy: Proxy,
+        foreign: Foreign,
+        monkeypatch: pytest.MonkeyPatch,
+        break_log: Callable[[], None],
+    ) -> None:
+        monkeypatch.setattr(service, "RETRY_DELAY", 0.01)
+        monkeypatch.setattr(module, "STEADY", 0.0)  # as a link that was well for long
+        lost: list[float] = []
+        node.listener.lost.add(lambda: lost.append(time.time()))
+        configure(REDIS_URL=proxy.url)
+        node.listen()
+        break_log()
+        proxy.refusing = True
+        proxy.cut()
+        wait_until(lambda: node.listener.status().state == "reconnecting")
+        wait_until(lambda: proxy.accepted >= 4)
+        assert len(lost) == 1
+        proxy.refusing = False
+        wait_until(node.listener.is_listening)
+        foreign.publish_raw("no JSON")
+        foreign.publish("run-1")
+        wait_until(lambda: node.heard == ["run-1"])
+        assert (node.listener.status().reconnects, node.listener.status().malformed) == (1, 1)
 
     def test_a_message_without_an_end_counts_as_one(
         self,
