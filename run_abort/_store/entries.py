@@ -24,6 +24,7 @@ class Entry:
 
     :ivar entered: in seconds of ``time.monotonic()``.
     :ivar is_written: whether its row is known to be in the database.
+    :ivar may_be_written: whether it may be, although that is not known.
     :ivar is_postponed: whether the row is written when a transaction of the caller is over.
     :ivar failed_at: when its row could not be changed, as ``entered``; 0 before.
     """
@@ -38,7 +39,7 @@ class Entry:
     def renew(self) -> None:
         self.id = uuid.uuid4()
         self.entered = time.monotonic()
-        self.is_written = False
+        self.is_written = self.may_be_written = False
         self.is_postponed = False
         self.failed_at = 0.0
 

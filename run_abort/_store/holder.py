@@ -194,7 +194,7 @@ class Holder:
         if done.exception() is None:
             entry.failed_at = 0.0
             return
-        if not entry.is_written:  # without a row nothing is wrong in the database
+        if not entry.may_be_written:  # without a row nothing is wrong in the database
             return
         now = time.monotonic()
         entry.failed_at = entry.failed_at or now
@@ -292,6 +292,8 @@ class Holder:
             ]
             if groups:
                 tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
+            for entry in entries:
+                entry.may_be_written = True  # if the answer to the commit is lost
         self._outage.over()
         for entry in entries:
             entry.is_written = True

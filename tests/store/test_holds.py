@@ -744,6 +744,34 @@ class TestRefused:
         assert "_change" in failing
 
 
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_a_block_that_ends_before_the_answer_to_its_commit_is_not_said_to_run_on(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, is_aborted: bool
+) -> None:
+    """The server goes away after it has written the row, and comes back when the block was left."""
+    limited = holder.limited
+    is_away = threading.Event()
+
+    @contextmanager
+    def faulty(alias: str, **how: Any) -> Iterator[None]:
+        if is_away.is_set():
+            raise OSError("away")
+        with limited(alias, **how):
+            yield
+        is_away.set()
+        raise OSError("the answer was lost")
+
+    monkeypatch.setattr(holder, "limited", faulty)
+    with abortable_run("import-1", catch=True):
+        assert RunHold.objects.get().state == "running"
+        if is_aborted:
+            runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
+    assert runtime.recorder.flush(TIMEOUT)
+    monkeypatch.undo()
+    expected = ["stopped"] if is_aborted else []
+    wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == expected)
+
+
 def test_a_link_that_was_cut_while_it_was_idle_costs_nothing() -> None:
     if connection.vendor != "postgresql":
         return
