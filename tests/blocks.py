@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from run_abort import RunAborted, abortable_run
+from run_abort._core.types import Request
+from run_abort._runtime.dispatch import Dispatch
 from tests.support import TIMEOUT
 
 
@@ -38,6 +40,13 @@ def held(run_id: str, label: str = "", *, is_stubborn: bool = False) -> Iterator
     finally:
         leave.set()
         thread.join(TIMEOUT)
+
+
+def receive(dispatch: Dispatch, request: Request) -> None:
+    """Do what the listener does with a request that another process made."""
+    rest = dispatch.hear(request)
+    if rest is not None:
+        rest()
 
 
 @contextmanager

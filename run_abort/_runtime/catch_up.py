@@ -117,7 +117,9 @@ class CatchUp:
             if life.stopping:
                 self._continue_at(request)
                 return
-            self._dispatch.receive(request)
+            # The reconciler has aborted what was held. A receiver may take long: by now the request
+            # may have been cleared, and the run may have been started again.
+            self._dispatch.tell(request)
         if len(missed) == AT_ONCE:
             self._continue_at(missed[-1])
 

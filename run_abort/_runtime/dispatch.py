@@ -110,7 +110,7 @@ class Dispatch:
         self.fell_behind: Hook[[]] = Hook()
         self._seen = _Seen()
         self._recent: deque[str] = deque(maxlen=RECENT)
-        # The threads in receive().
+        # The threads in tell().
         self._receiving: set[int] = set()
         self._adding = threading.Lock()  # guards _lanes against two lanes for one handler
         self._lanes: list[_Lane] = []  # only ever appended to
@@ -144,7 +144,7 @@ class Dispatch:
     def gaps(self) -> list[tuple[str, ...]]:
         """For each handler that refused requests and is idle now: :meth:`recent` before these.
 
-        Each gap is returned once. The requests behind it can be passed to :meth:`receive` again.
+        Each gap is returned once. The requests behind it can be passed to :meth:`tell` again.
         """
         found = []
         for lane in tuple(self._lanes):
@@ -170,22 +170,17 @@ class Dispatch:
         """
         emit = self._registry.abort_first(request)
         if emit is None:
-            self._tell(request)
+            self.tell(request)
             return None
 
         def rest() -> None:
             emit()
-            self._tell(request)
+            self.tell(request)
 
         return rest
 
-    def receive(self, request: Request) -> None:
-        """Handle a request that another process made. Raises nothing."""
-        rest = self.hear(request)
-        if rest is not None:
-            rest()
-
-    def _tell(self, request: Request) -> None:
+    def tell(self, request: Request) -> None:
+        """Pass a request to receivers and handlers; abort nothing. Raises nothing."""
         thread = threading.get_ident()
         self._receiving.add(thread)
         try:

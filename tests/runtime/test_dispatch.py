@@ -19,7 +19,7 @@ from run_abort._runtime.dispatch import Dispatch
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received, run_aborted
-from tests.blocks import connected
+from tests.blocks import connected, receive
 from tests.support import TIMEOUT, wait_until
 
 
@@ -56,7 +56,7 @@ class TestReceive:
         dispatch.disconnect()
         with connected(run_abort_received, receiver), held("run-1") as run:
             dispatch.connect()  # after a receiver of the project
-            dispatch.receive(heard_of("run-1", "", "because", "ann"))
+            receive(dispatch, heard_of("run-1", "", "because", "ann"))
         assert seen == [True]
         assert (run.signal.reason, run.signal.actor) == ("because", "ann")
 
@@ -68,8 +68,8 @@ class TestReceive:
             seen.append(kwargs)
 
         with connected(run_abort_received, receiver):
-            dispatch.receive(heard_of("r", str(abort_id), "because", "ann"))
-            dispatch.receive(heard_of("r", "no UUID"))
+            receive(dispatch, heard_of("r", str(abort_id), "because", "ann"))
+            receive(dispatch, heard_of("r", "no UUID"))
         assert seen[0].pop("signal") is run_abort_received
         assert seen[0] == {
             "sender": AbortRequest,
@@ -103,7 +103,7 @@ class TestReceive:
         dispatch.disconnect()
         with connected(run_abort_received, receiver):
             dispatch.connect()  # after the receiver, so that it is called after it
-            dispatch.receive(heard_of("run-1", str(uuid.uuid4())))
+            receive(dispatch, heard_of("run-1", str(uuid.uuid4())))
         (controller,) = later
         assert not controller.signal.aborted
         current().registry.leave(controller, ["run-1"])
@@ -114,7 +114,7 @@ class TestReceive:
                 run_abort_received.send(sender=None, run_id="run-2")
 
         with connected(run_abort_received, receiver), held("run-2") as other:
-            dispatch.receive(heard_of("run-1", str(uuid.uuid4())))
+            receive(dispatch, heard_of("run-1", str(uuid.uuid4())))
         assert other.signal.aborted
 
     def test_one_abort_is_heard_once_but_reaches_who_came_since(self, dispatch: Dispatch) -> None:
@@ -127,9 +127,9 @@ class TestReceive:
             received.append(run_id)
 
         with connected(run_abort_received, receiver):
-            dispatch.receive(message)
+            receive(dispatch, message)
             with held("run-1") as late:
-                dispatch.receive(message)
+                receive(dispatch, message)
         assert dispatch.wait_for_handlers(20)
         assert late.signal.aborted
         assert received == handled == ["run-1"]
@@ -141,7 +141,7 @@ class TestReceive:
         handled: list[str] = []
         dispatch.add_handler(handled.append)
         for run_id in ("forged", "real", "forged", "real"):
-            dispatch.receive(heard_of(run_id, abort_id))
+            receive(dispatch, heard_of(run_id, abort_id))
         assert dispatch.wait_for_handlers(20)
         assert handled == ["forged", "real"]
 
@@ -149,13 +149,13 @@ class TestReceive:
         handled: list[str] = []
         dispatch.add_handler(handled.append)
         for _ in range(3):
-            dispatch.receive(heard_of("run-1"))
+            receive(dispatch, heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert handled == ["run-1"] * 3
 
     def test_remembers_no_more_ids_than_it_has_to(self, dispatch: Dispatch) -> None:
         for number in range(dispatch_module.REMEMBERED + 10):
-            dispatch.receive(heard_of("r", str(number)))
+            receive(dispatch, heard_of("r", str(number)))
         assert len(dispatch._seen._keys) == dispatch_module.REMEMBERED
 
     @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt()])
@@ -169,7 +169,7 @@ class TestReceive:
             raise error
 
         with connected(run_abort_received, receiver), held("run-1") as run:
-            dispatch.receive(heard_of("run-1"))
+            receive(dispatch, heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert run.signal.aborted
         assert handled == ["run-1"]
@@ -192,7 +192,7 @@ class TestReceive:
         for signal in (run_abort_received, run_aborted):
             with connected(signal, partial(fails)), connected(signal, fails_async):
                 with connected(signal, behind), held("run-1"):
-                    dispatch.receive(heard_of("run-1"))
+                    receive(dispatch, heard_of("run-1"))
                     assert dispatch.wait_for_handlers(20)
         assert heard == ["run-1", "run-1"]
 
@@ -209,7 +209,7 @@ class TestReceive:
 
         with connected(run_abort_received, receiver):
             for run_id in ("run-1", "run-2"):
-                dispatch.receive(heard_of(run_id))
+                receive(dispatch, heard_of(run_id))
         (record,) = caplog.records  # the second one is held back
         assert record.levelname == "WARNING"
         assert "The receivers of run_abort_received took" in record.getMessage()
@@ -223,7 +223,7 @@ class TestReceive:
     ) -> None:
         monkeypatch.setattr(dispatch_module, "SLOW", TIMEOUT)
         with connected(run_abort_received, lambda **kwargs: None):
-            dispatch.receive(heard_of("run-1"))
+            receive(dispatch, heard_of("run-1"))
         assert caplog.records == []
 
 
@@ -239,7 +239,7 @@ class TestHandlers:
         handler = Handler()
         for _ in range(3):
             dispatch.add_handler(handler.on_abort)
-        dispatch.receive(heard_of("run-1"))
+        receive(dispatch, heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert handler.heard == ["run-1"]
 
@@ -256,7 +256,7 @@ class TestHandlers:
             dispatch.add_handler(each)
         for each in methods * 2:
             dispatch.add_handler(each.__call__)
-        dispatch.receive(heard_of("run-1"))
+        receive(dispatch, heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert [each.heard for each in called + methods] == [["run-1"]] * 4
 
@@ -273,7 +273,7 @@ class TestHandlers:
             with pytest.raises(TypeError, match="async_to_sync"):
                 dispatch.add_handler(each)
         dispatch.add_handler(async_to_sync(handle))
-        dispatch.receive(heard_of("run-1"))
+        receive(dispatch, heard_of("run-1"))
         assert dispatch.wait_for_handlers(20)
         assert handled == ["run-1"]
 
@@ -284,7 +284,7 @@ class TestHandlers:
         dispatch.add_handler(handled.append)
         with held("second") as run:
             for run_id in ("first", "second", "third"):
-                dispatch.receive(heard_of(run_id))
+                receive(dispatch, heard_of(run_id))
             assert run.signal.aborted
         wait_until(lambda: handled == ["first", "second", "third"])
         assert not dispatch.wait_for_handlers(0.01)
@@ -297,10 +297,10 @@ class TestHandlers:
         release = threading.Event()
         dispatch.add_handler(lambda run_id: release.wait(20))
         dispatch._lanes[0].worker._limit = 1
-        dispatch.receive(heard_of("first"))
+        receive(dispatch, heard_of("first"))
         wait_until(lambda: not dispatch._lanes[0].worker._waiting)
         for run_id in ("second", "third", "fourth"):
-            dispatch.receive(heard_of(run_id))
+            receive(dispatch, heard_of(run_id))
         assert "missed the abort of run 'third'" in caplog.text
         assert len(caplog.records) == 1  # throttled
         release.set()

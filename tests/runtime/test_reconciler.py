@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,14 @@ import pytest
 from django.utils import timezone
 
 from example.redis_server import RedisServer
-from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort, subscribe_to_run_aborts
+from run_abort import (
+    AbortSignal,
+    RunAborted,
+    abort_run,
+    abortable_run,
+    clear_run_abort,
+    subscribe_to_run_aborts,
+)
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
 from run_abort._runtime import catch_up
@@ -25,7 +33,7 @@ from run_abort._store import requests
 from run_abort._store.requests import Requests
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
-from tests.blocks import connected
+from tests.blocks import connected, receive
 from tests.conftest import Configure, threads_of_ours
 from tests.support import NO_REDIS, Foreign, Proxy, unmigrated, wait_until
 
@@ -437,6 +445,29 @@ class TestMissed:
             runtime.reconciler.hurry()
             wait_until(lambda: heard == ["missed"])
 
+    def test_forced_a_rerun_that_begins_while_a_receiver_is_slow_is_spared(
+        self, heard: list[str], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both requests were read before; one was cleared too long ago for the rerun to know."""
+        assert runtime.reconciler.service.stop()  # this thread does what it does
+        monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
+        monkeypatch.setattr(requests, "LATE", 0.0)
+        reruns = ExitStack()
+
+        def take_long(run_id: str, **kwargs: Any) -> None:
+            if run_id == "slow":
+                assert clear_run_abort("run-1") == 1
+                signals.append(reruns.enter_context(abortable_run("run-1", catch=True)))
+
+        signals: list[AbortSignal] = []
+        with connected(run_abort_received, take_long), reruns:
+            for name in ("slow", "run-1"):
+                request(name)
+            runtime.reconciler.look()
+            runtime.reconciler.reconcile(Life(0.0))
+            assert [signal.aborted for signal in signals] == [False]
+        wait_until(lambda: heard == self.received == ["slow", "run-1"])
+
     def test_without_receivers_and_handlers_nothing_is_read(
         self, configure: Configure, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -460,7 +491,7 @@ def test_a_push_that_comes_after_its_request_was_cleared_spares_the_rerun(
     aborted: list[bool] = []
     with pytest.raises(RunAborted), abortable_run("run-1", groups=groups) as rerun:
         for key in (late.pk, uuid.uuid4()):
-            runtime.dispatch.receive(Request(asked, str(key), origin="inst_x"))
+            receive(runtime.dispatch, Request(asked, str(key), origin="inst_x"))
             aborted.append(rerun.aborted)
     assert aborted == [False, True]
 
@@ -480,7 +511,7 @@ class TestPushAmidTheFirstRead:
 
         def push_and_read(alias: str, ids: Iterable[str]) -> requests.Known:
             if pushes:
-                runtime.dispatch.receive(pushes.pop())
+                receive(runtime.dispatch, pushes.pop())
             return read(alias, ids)
 
         monkeypatch.setattr(requests, "known_for", push_and_read)

@@ -39,6 +39,7 @@ from run_abort._store.holder import Holder
 from run_abort._store.retention import prune, prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from run_abort.signals import run_abort_requested
+from tests.blocks import receive
 from tests.conftest import Configure
 from tests.rows import hold_row, process_row
 from tests.support import TIMEOUT, unmigrated, wait_until
@@ -994,7 +995,7 @@ def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtim
 def test_hold_of_an_unnamed_request(runtime: Runtime) -> None:
     """A program that is not ours sends no ID."""
     with pytest.raises(RunAborted), abortable_run("import-1"):
-        runtime.dispatch.receive(Request("import-1", origin="node"))
+        receive(runtime.dispatch, Request("import-1", origin="node"))
     assert runtime.recorder.flush(TIMEOUT)
     row = RunHold.objects.get()
     assert (row.state, row.way, row.request_id) == ("stopped", "channel", None)
