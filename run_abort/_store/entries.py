@@ -13,7 +13,7 @@ from .clock import Now
 from .database import storable, tables
 
 if TYPE_CHECKING:
-    from run_abort.models import RunHold
+    from run_abort.models import RunHold, RunHoldGroup
 
 MAX_LABEL: Final = 255  # characters
 MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
@@ -66,6 +66,11 @@ def row_of(entry: Entry, origin: str) -> RunHold:
             row.left_at = Now(min(controller.left_at - wall, 0.0))
         row.set_steps(entry.steps)
     return row
+
+
+def group_rows_of(entry: Entry) -> list[RunHoldGroup]:
+    """The rows of the groups that a block answers to."""
+    return [tables().RunHoldGroup(hold_id=entry.id, run_id=group) for group in entry.ids[1:]]
 
 
 def _state(controller: AbortController) -> str:

@@ -23,7 +23,8 @@ from . import database, requests
 from .clock import Now
 from .connection import is_lost, limited, link_of
 from .database import tables
-from .entries import MAX_LABEL, MAX_STEPS, Entry, row_of
+from .entries import MAX_LABEL, MAX_STEPS, Entry, group_rows_of, row_of
+from .holds import still_there
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
@@ -285,11 +286,7 @@ class Holder:
                 self._see(alias)
             rows = [row_of(entry, self._origin()) for entry in entries]
             _holds(alias).bulk_create(rows, ignore_conflicts=True)
-            groups = [
-                tables().RunHoldGroup(hold_id=entry.id, run_id=group)
-                for entry in entries
-                for group in entry.ids[1:]
-            ]
+            groups = [row for entry in entries for row in group_rows_of(entry)]
             if groups:
                 tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
             for entry in entries:
@@ -345,7 +342,9 @@ class Holder:
 
     def _write_changes(self, alias: str, entries: list[Entry]) -> list[None]:
         some = list(dict.fromkeys(entries))
-        new = [entry for entry in some if not entry.is_written]
+        # A row that somebody has deleted would come back without its groups.
+        kept = still_there(alias, [entry.id for entry in some if len(entry.ids) > 1])
+        new = [e for e in some if not e.is_written or (len(e.ids) > 1 and e.id not in kept)]
         if new:  # with their groups, and the process
             self._insert(alias, new)
         names_keys = connections[alias].features.supports_update_conflicts_with_target

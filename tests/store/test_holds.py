@@ -36,7 +36,7 @@ from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds, requests
 from run_abort._store.entries import Entry
 from run_abort._store.holder import Holder
-from run_abort._store.retention import prune, prune_holds
+from run_abort._store.retention import forget_process, prune, prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from run_abort.signals import run_abort_requested
 from tests.blocks import receive
@@ -289,6 +289,23 @@ def test_a_missing_hold_is_written_again_though_others_refresh_the_process(
             pass
         assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
+
+
+def test_a_deleted_hold_comes_back_with_its_groups_although_its_block_goes_on_first(
+    seldom: None, runtime: Runtime
+) -> None:
+    """Else others could be told that all blocks of the group have stopped."""
+    with abortable_run("import-1", groups=["tenant-1", "tenant-2"]) as signal:
+        RunProcess.objects.update(seen_until=F("seen_until") - timedelta(days=1))
+        process = RunProcess.objects.get(pk=runtime.origin())
+        assert forget_process(process.host, process.pid) == 1
+        assert not RunHold.objects.exists()
+        signal.finish()
+        assert runtime.recorder.flush(TIMEOUT)
+        (hold,) = open_here(runtime)
+        assert (hold.state, hold.groups) == ("finishing", ("tenant-1", "tenant-2"))
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHoldGroup.objects.exists()
 
 
 @pytest.mark.parametrize("state", ["running", "finishing"])
