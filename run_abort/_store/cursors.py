@@ -78,7 +78,7 @@ class Cursor:
                     pk=self._name, defaults={"began_at": Now(), "heard_until": Now()}
                 )
                 if is_new:
-                    row.refresh_from_db()
+                    row.refresh_from_db(using=alias)
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
             return Position(aware(row.began_at), aware(row.heard_until), heard)
 

@@ -52,6 +52,18 @@ class TestCursor:
         assert before <= position.began_at <= position.heard_until <= timezone.now()
         assert position.heard == []
 
+    def test_a_new_one_is_not_read_from_a_replica_that_lacks_it_yet(self, settings: Any) -> None:
+        class Router:
+            def db_for_read(self, model: object, **hints: object) -> str:
+                return "replica"  # without such an alias, each use fails
+
+            def db_for_write(self, model: object, **hints: object) -> str:
+                return "default"
+
+        settings.DATABASE_ROUTERS = [Router()]
+        assert cursor_one().load() is not None
+        assert ListenerCursor.objects.using("default").count() == 1
+
     def test_a_row_that_is_locked_does_not_hold_up_the_recorder(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
