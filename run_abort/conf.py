@@ -291,8 +291,8 @@ def is_plain_url(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    is_cut = "@" in parts.path + parts.fragment or "@" in parts.query.partition("=")[0]
-    return not is_cut or parts.scheme == "unix"
+    is_path = parts.scheme == "unix"  # in which a plain @ is valid
+    return "@" not in parts.query and (is_path or "@" not in parts.path + parts.fragment)
 
 
 def _key_problems(value: object) -> Iterator[Problem]:

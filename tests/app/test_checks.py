@@ -207,6 +207,8 @@ PASSWORD = "hunter2{}s3cret"
     ("run_abort", "caches", "environment"),
     [
         ({"REDIS_URL": "redis://:{}@localhost"}, LOCMEM, None),
+        ({"REDIS_URL": "redis://:12?{}=34@localhost"}, LOCMEM, None),
+        ({"REDIS_URL": "unix://user:12?{}=34@/run/redis.sock"}, LOCMEM, None),
         ({"REDIS_URL": "http://:{}@localhost"}, LOCMEM, None),
         ({"REDIS_URL": ("redis://:{}@localhost",)}, LOCMEM, None),
         ({"REDIS_URL": {"password": "{}"}}, LOCMEM, None),
