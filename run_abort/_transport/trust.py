@@ -81,6 +81,8 @@ class Trust:
 
     def _problem(self, request: Request, signature: Signature) -> str:
         """Why the signature does not count; empty if it does."""
+        if not signature.at:
+            return "it does not say when it was signed"
         age = _now() - signature.at  # milliseconds
         if abs(age) > MAX_AGE * 1000:
             return f"it is {age / 1000} s old: compare the clocks of the hosts"

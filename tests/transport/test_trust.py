@@ -137,6 +137,14 @@ class TestAuthority:
         now[0] += direction
         assert judged(fields) is None
 
+    @pytest.mark.parametrize("at", [None, "today"])
+    def test_one_without_a_time_is_not_said_to_be_old(
+        self, at: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert judged(published() | {"at": at}) is None
+        assert "it does not say when it was signed" in caplog.text
+        assert "clocks" not in caplog.text
+
     @pytest.mark.parametrize("request_id", [REQUEST.id, ""])
     def test_it_counts_once_in_a_process(self, request_id: str) -> None:
         by, request = Trust(), REQUEST._replace(id=request_id)
