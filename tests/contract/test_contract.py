@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,16 @@ class TestMessages:
         wait_until(lambda: heard == ids)
 
 
+class Broken:
+    """A model instance whose key cannot be read."""
+
+    _meta = SimpleNamespace(concrete_model=None)
+
+    @property
+    def pk(self) -> object:
+        raise LookupError
+
+
 class TestPublishRunAbort:
     def test_every_subscriber_gets_the_run_id_and_the_origin(
         self, configure: Configure, foreign: Foreign
@@ -92,7 +103,8 @@ class TestPublishRunAbort:
         assert re.fullmatch(r"inst_[0-9a-f]{32}", message["origin"])
 
     @pytest.mark.parametrize(
-        "run_id", ["", "a\nb", "\ud800", "x" * 256, None, 7, b"run-1", ["run-1"], uuid.uuid4()]
+        "run_id",
+        ["", "a\nb", "\ud800", "x" * 256, None, 7, b"run-1", ["run-1"], uuid.uuid4(), Broken()],
     )
     def test_what_is_no_id_is_false(self, configure: Configure, run_id: Any) -> None:
         assert publish_run_abort(run_id) is False
