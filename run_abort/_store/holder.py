@@ -343,8 +343,9 @@ class Holder:
     def _write_changes(self, alias: str, entries: list[Entry]) -> list[None]:
         some = list(dict.fromkeys(entries))
         # A row that somebody has deleted would come back without its groups.
-        kept = still_there(alias, [entry.id for entry in some if len(entry.ids) > 1])
-        new = [e for e in some if not e.is_written or (len(e.ids) > 1 and e.id not in kept)]
+        grouped = {entry.id for entry in some if len(entry.ids) > 1}
+        gone = grouped - still_there(alias, grouped)
+        new = [entry for entry in some if not entry.is_written or entry.id in gone]
         if new:  # with their groups, and the process
             self._insert(alias, new)
         names_keys = connections[alias].features.supports_update_conflicts_with_target

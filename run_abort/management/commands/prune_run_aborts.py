@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
 from run_abort._store import retention
+from run_abort._store.database import ADVICE
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
 from run_abort.management.environment import printable
-
-MIGRATE: Final = "If the table is missing, run 'manage.py migrate run_abort'."
 
 
 class Command(BaseCommand):
@@ -74,7 +73,7 @@ class Command(BaseCommand):
                 f"{error}. 'manage.py run_abort_status' shows which are lost."
             ) from error
         except Error as error:
-            raise CommandError(f"The database failed: {visible(error)}\n{MIGRATE}") from error
+            raise CommandError(f"The database failed: {visible(error)}{ADVICE}.") from error
         if verbosity:
             line = f"Process {pid} on {visible(host)}: deleted {deleted} block(s)"
             self.stdout.write(self.style.SUCCESS(printable(line, self.stdout)))
@@ -99,8 +98,8 @@ class Command(BaseCommand):
             old = retention.count(older_than)
         except Error as error:
             raise CommandError(
-                f"The database failed after {deleted} request(s) were deleted: {visible(error)}\n"
-                f"{MIGRATE} Then run this again: it continues where it stopped."
+                f"The database failed after {deleted} request(s) were deleted: {visible(error)}"
+                f"{ADVICE}. Then run this again: it continues where it stopped."
             ) from error
         if verbosity:
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
