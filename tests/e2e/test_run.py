@@ -92,18 +92,26 @@ def test_the_page_says_no_more_than_is_known(
     expect(status(page)).to_have_text(STOPPED)
 
 
-def test_a_page_that_is_loaded_again_goes_on(
-    tabs: Tabs, start_run: StartRun, silent: Silent
-) -> None:
-    run_id = start_run(1)
+def aborting_page(tabs: Tabs, run_id: str, silent: Silent) -> Page:
+    """A page that follows an abort, and is the same again when it is loaded again."""
     silent.hold(run_id)
     page = tabs.open(path_of(run_id))
-    # The example shows no button once its own workers have stopped; most projects do.
+    # The example shows no button once its own workers have stopped; most projects do. Without its
+    # script it does not hide it later either.
     as_it_was = page.request.get(page.url).text()
     page.route(page.url, lambda route: route.fulfill(body=as_it_was, content_type="text/html"))
+    no_script = {"body": "", "content_type": "text/javascript"}
+    page.route(re.compile(r"/runs/run[^/]*\.js$"), lambda route: route.fulfill(**no_script))
     opener(page).click()
     question(page).click()
     expect(status(page)).to_contain_text("Aborting on 1 process.")
+    return page
+
+
+def test_a_page_that_is_loaded_again_goes_on(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = aborting_page(tabs, start_run(1), silent)
     page.reload()
     expect(status(page)).to_contain_text("Aborting on 1 process.")
     expect(opener(page)).to_be_hidden()
@@ -118,14 +126,8 @@ def test_one_whose_request_is_gone_offers_the_button_again(
     tabs: Tabs, start_run: StartRun, silent: Silent
 ) -> None:
     run_id = start_run(1)
-    silent.hold(run_id)
-    page = tabs.open(path_of(run_id))
+    page = aborting_page(tabs, run_id, silent)
     tabs.watch_over(page).provokes("^response: 404 ", "^console: .*status of 404")
-    as_it_was = page.request.get(page.url).text()
-    page.route(page.url, lambda route: route.fulfill(body=as_it_was, content_type="text/html"))
-    opener(page).click()
-    question(page).click()
-    expect(status(page)).to_contain_text("Aborting on 1 process.")
     page.goto("about:blank")
     silent.forget_requests(run_id)
     page.goto(path_of(run_id))
