@@ -14,6 +14,21 @@ from run_abort._concurrency.workers import SerialWorker
 from tests.core.scopes import TIMEOUT, wait_until
 
 
+def handled_although_the_first_raises(error: type[BaseException]) -> list[int]:
+    handled: list[int] = []
+
+    def handle(item: int) -> None:
+        if item == 0:
+            raise error
+        handled.append(item)
+
+    worker = SerialWorker(handle, name="run_abort-test")
+    for item in range(3):
+        worker.put(item)
+    assert worker.wait_idle(20)
+    return handled
+
+
 class TestSerialWorker:
     def test_whoever_finds_it_running_finds_its_thread_started(
         self, monkeypatch: pytest.MonkeyPatch
@@ -57,36 +72,14 @@ class TestSerialWorker:
     def test_one_that_raises_is_logged_and_the_next_handled(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        handled: list[int] = []
-
-        def handle(item: int) -> None:
-            if item == 0:
-                raise KeyboardInterrupt
-            handled.append(item)
-
-        worker = SerialWorker(handle, name="run_abort-test")
-        for item in range(3):
-            worker.put(item)
-        assert worker.wait_idle(20)
-        assert handled == [1, 2]
+        assert handled_although_the_first_raises(KeyboardInterrupt) == [1, 2]
         assert "KeyboardInterrupt" in caplog.text
 
     def test_the_next_is_handled_although_the_log_raises(
         self, break_log: Callable[[], None]
     ) -> None:
-        handled: list[int] = []
-
-        def handle(item: int) -> None:
-            if item == 0:
-                raise ValueError
-            handled.append(item)
-
         break_log()
-        worker = SerialWorker(handle, name="run_abort-test")
-        for item in range(3):
-            worker.put(item)
-        assert worker.wait_idle(20)
-        assert handled == [1, 2]
+        assert handled_although_the_first_raises(ValueError) == [1, 2]
 
     def test_refuses_what_exceeds_its_limit(self) -> None:
         release = threading.Event()

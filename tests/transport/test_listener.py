@@ -250,6 +250,20 @@ class TestHandling:
         assert (status.state, status.reconnects, status.malformed) == ("listening", 0, 0)
 
 
+def lose_the_link(node: Node, proxy: Proxy, lost: list[float]) -> None:
+    """Cut it, and refuse some attempts.
+
+    :param lost: when the listener told that it was lost.
+    """
+    proxy.refusing = True
+    proxy.cut()
+    wait_until(lambda: node.listener.status().state == "reconnecting")
+    wait_until(lambda: proxy.accepted >= 4)
+    assert len(lost) == 1
+    proxy.refusing = False
+    wait_until(node.listener.is_listening)
+
+
 class TestLostLink:
     def test_the_hooks_learn_of_it_and_of_the_gap(
         self,
@@ -271,13 +285,7 @@ class TestLostLink:
         foreign.publish("run-1")
         wait_until(lambda: node.heard == ["run-1"])
 
-        proxy.refusing = True
-        proxy.cut()
-        wait_until(lambda: node.listener.status().state == "reconnecting")
-        wait_until(lambda: proxy.accepted >= 4)
-        assert len(lost) == 1
-        proxy.refusing = False
-        wait_until(node.listener.is_listening)
+        lose_the_link(node, proxy, lost)
 
         assert node.listener.status().reconnects == 1
         assert 0 <= gaps[0] <= gaps[1] <= time.monotonic() - before
@@ -303,13 +311,7 @@ class TestLostLink:
         configure(REDIS_URL=proxy.url)
         node.listen()
         break_log()
-        proxy.refusing = True
-        proxy.cut()
-        wait_until(lambda: node.listener.status().state == "reconnecting")
-        wait_until(lambda: proxy.accepted >= 4)
-        assert len(lost) == 1
-        proxy.refusing = False
-        wait_until(node.listener.is_listening)
+        lose_the_link(node, proxy, lost)
         foreign.publish_raw("no JSON")
         foreign.publish("run-1")
         wait_until(lambda: node.heard == ["run-1"])
