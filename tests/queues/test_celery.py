@@ -87,7 +87,7 @@ class TestCanvas:
         with pytest.raises(TaskAborted):
             last.get(timeout=TIMEOUT)
         assert len(last) == 2
-        for each in last:  # stored one after the other
+        for each in last:
             driver.assert_aborted(each)
         body = chain(look.si("one"), fork, driver.tasks["collect"].s()).delay()
         worker.wait_for("began one")
