@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
-from django.db import OperationalError
+from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
+from run_abort._runtime.runtime import current
+from run_abort._store import database
 from run_abort.models import RunHold, RunHoldGroup, RunProcess
-from tests.support import Child, wait_until
+from tests.support import TIMEOUT, Child, wait_until
 
 LEASE = 45.0  # seconds; the default
 
@@ -70,3 +76,29 @@ def freeze(child: Child) -> None:
         return True
 
     wait_until(is_frozen)
+
+
+@contextmanager
+def another_writer_of_sqlite() -> Iterator[None]:
+    """Another connection writes for a moment, and the recorder's has Django's default mode.
+
+    In that mode a transaction that has read before it writes is refused at once: SQLite lets only
+    those wait for their turn that have not read.
+    """
+    assert current().recorder.service.stop()
+    options = connections.settings["default"]["OPTIONS"]
+    with (
+        mock.patch.dict(options, transaction_mode="DEFERRED"),
+        mock.patch.object(database, "timeout", return_value=TIMEOUT),
+        closing(
+            sqlite3.connect(connection.settings_dict["NAME"], check_same_thread=False)
+        ) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        end = threading.Timer(0.2, other.rollback)
+        end.start()
+        try:
+            yield
+        finally:
+            end.join(TIMEOUT)
+            assert current().recorder.service.stop()

@@ -102,6 +102,9 @@ def limited(alias: str, *, writes: bool, is_durable: bool = True) -> Iterator[No
     Statements that write are one transaction. On PostgreSQL the limit is local to a transaction,
     because a limit of the session leaks to others through PgBouncer.
 
+    In one that writes, write before you read: SQLite refuses to let a transaction wait for another
+    writer if it has read.
+
     Does nothing on a connection of the caller.
 
     :param is_durable: whether a crash of the server must not undo it.

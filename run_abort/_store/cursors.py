@@ -73,12 +73,11 @@ class Cursor:
         """
 
         def select(alias: str) -> Position:
+            rows = ListenerCursor.objects.using(alias)
+            new = ListenerCursor(pk=self._name, began_at=Now(), heard_until=Now())
             with limited(alias, writes=True):
-                row, is_new = ListenerCursor.objects.using(alias).get_or_create(
-                    pk=self._name, defaults={"began_at": Now(), "heard_until": Now()}
-                )
-                if is_new:
-                    row.refresh_from_db(using=alias)
+                rows.bulk_create([new], ignore_conflicts=True)
+                row = rows.get(pk=self._name)
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
             return Position(aware(row.began_at), aware(row.heard_until), heard)
 
@@ -120,26 +119,22 @@ class Cursor:
         return self._is_saved
 
     def _update(self, moves: bool, alias: str) -> bool:
-        with limited(alias, writes=True):
-            until = self._write(moves, alias)
-        self._until, self._is_touched = until, False
-        return True
-
-    def _write(self, moves: bool, alias: str) -> datetime | None:
-        """Write the row; return where the cursor stands then."""
-        known = times(alias, [request_id for request_id, _ in self._heard])
+        with limited(alias, writes=False):
+            known = times(alias, [request_id for request_id, _ in self._heard])
+            touched_at = self._touched_at(alias)
         until = self._until
         if moves:
-            places = [*known.values(), *filter(None, (until, self._touched_at(alias)))]
+            places = [*known.values(), *filter(None, (until, touched_at))]
             until = max(places, default=None)
         self._forget_old(known, until)
-        heard = json.dumps(list(self._heard))
         at = Now() if until is None else stored(until)
-        values = {"heard_until": at, "heard": heard}
-        ListenerCursor.objects.using(alias).update_or_create(
-            pk=self._name, defaults=values, create_defaults=values | {"began_at": at}
-        )
-        return until
+        values = {"heard_until": at, "heard": json.dumps(list(self._heard))}
+        rows = ListenerCursor.objects.using(alias)
+        with limited(alias, writes=True):
+            if not rows.filter(pk=self._name).update(**values):
+                rows.create(pk=self._name, began_at=at, **values)
+        self._until, self._is_touched = until, False
+        return True
 
     def _touched_at(self, alias: str) -> datetime | None:
         return aware(present(alias)) - REST if self._is_touched else None

@@ -227,11 +227,12 @@ def _mark_published(alias: str, ids: Sequence[uuid.UUID], at: float) -> None:
 
 
 def _clear(alias: str, run_id: str, by: str) -> int:
-    with limited(alias, writes=True):
-        rows = _standing(alias, run_id=run_id).values_list("id", "run_id")
+    rows = _standing(alias, run_id=run_id).values_list("id", "run_id")
+    with limited(alias, writes=False):
         # Compared again, because some databases ignore case.
         ids = [request_id for request_id, known in rows if known == run_id]
-        requests = database.model().objects.using(alias)
+    requests = database.model().objects.using(alias)
+    with limited(alias, writes=True):
         return sum(
             requests.filter(pk__in=some, cleared_at=None).update(cleared_at=Now(), cleared_by=by)
             for some in chunks(ids, alias)

@@ -16,6 +16,7 @@ from run_abort._store.cursors import Cursor, Key
 from run_abort._store.times import before_repeated_hour
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
+from tests.rows import another_writer_of_sqlite
 from tests.support import unmigrated
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -78,6 +79,17 @@ class TestCursor:
             assert not cursor.forget()
             assert current().recorder.flush(20)
         assert cursor.save()
+
+    def test_it_waits_for_another_writer(self) -> None:
+        if connection.vendor != "sqlite":
+            return
+        cursor = cursor_one()
+        with another_writer_of_sqlite():
+            assert cursor.load()
+        cursor.note(requested("run-1", timezone.now()))
+        assert cursor.collect()
+        with another_writer_of_sqlite():
+            assert cursor.save()
 
     def test_it_stands_at_the_last_request_that_was_handled(self) -> None:
         cursor, earlier = cursor_one(), timezone.now() + timedelta(minutes=5)

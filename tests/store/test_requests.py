@@ -24,6 +24,7 @@ from run_abort._store import database, requests
 from run_abort._store.requests import Requests
 from run_abort._transport import codec
 from run_abort.models import AbortRequest
+from tests.rows import another_writer_of_sqlite
 from tests.support import TIMEOUT, unmigrated, wait_until
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
@@ -218,6 +219,13 @@ class TestTransactions:
         assert recorded is (connection.vendor != "sqlite")
         runtime.postponed.check()
         wait_until(AbortRequest.objects.exists)
+
+    def test_clearing_waits_for_another_writer(self, rows: Requests) -> None:
+        if connection.vendor != "sqlite":
+            return
+        record(rows)
+        with another_writer_of_sqlite():
+            assert clear_run_abort("run-1") == 1
 
     def test_clearing_in_a_transaction(self, rows: Requests) -> None:
         record(rows)
