@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from email.message import Message
 from email.parser import Parser
@@ -52,6 +53,23 @@ def test_every_file_of_the_app_is_in_it_and_nothing_else(wheel: ZipFile) -> None
         "run_abort/management/commands/listen_run_aborts.py",
     ):
         assert name in shipped
+
+
+def test_what_the_tests_use_is_in_the_source_distribution(tmp_path: Path) -> None:
+    """Who packages the app runs its tests on that, without the repository."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (path,) = tmp_path.glob("django_run_abort-*.tar.gz")
+    with tarfile.open(path) as sdist:
+        shipped = {name.split("/")[1] for name in sdist.getnames()}
+    source = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    used = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    used |= set(re.findall(r'ROOT / "([\w.]+)', source)) - {"var"}
+    assert {name for name in used if (ROOT / name).exists()} <= shipped
 
 
 def test_the_license_is_in_it(wheel: ZipFile, metadata: Message) -> None:
