@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, suppress
-from typing import ClassVar, Final
+from typing import Final
 
 from run_abort._concurrency.workers import in_event_loop, spawn
 
@@ -71,7 +71,7 @@ def _has_time() -> bool:
 class EndsChildren(AbstractContextManager[None]):
     """A block whose programs an abort ends; see ``AbortSignal.ends_children``."""
 
-    insists: ClassVar[bool] = True
+    insists: bool = True
 
     def __init__(self, signal: Signal, grace: float) -> None:
         self._signal = signal

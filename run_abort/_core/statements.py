@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted, visible
@@ -80,7 +80,7 @@ class Cancels(AbstractContextManager[None]):
         if self._signal.aborted and is_error:
             raise self._signal.exception() from exc
 
-    insists: ClassVar[bool] = True
+    insists: bool = True
 
     def abandon(self) -> None:
         """Leave the block if ``__exit__`` did not. Raises nothing."""
