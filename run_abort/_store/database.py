@@ -98,7 +98,11 @@ def is_of_testcase(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _is_inside(connection: BaseDatabaseWrapper) -> bool:
-    return connection.connection is not None and bool(connection.connection.in_transaction)
+    raw = connection.connection  # read once: another thread may close the connection
+    try:
+        return raw is not None and bool(raw.in_transaction)
+    except Exception:  # it is closed, such as by connections.close_all() within atomic()
+        return False
 
 
 class Postponed:

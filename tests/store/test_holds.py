@@ -691,6 +691,25 @@ def test_blocks_in_transactions_of_sqlite(
         block.__exit__(None, None, None)
 
 
+def test_a_connection_of_sqlite_that_is_closed_within_its_transaction(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by code that closes all of them before it forks, in a view with ATOMIC_REQUESTS."""
+    if connection.vendor != "sqlite":
+        return
+    with transaction.atomic():
+        with abortable_run("import-1", catch=True):
+            assert abort_run("before").recorded
+            connections.close_all()
+            wait_until(lambda: not runtime.postponed)  # the reconciler looks at the connection
+            assert abort_run("import-1").recorded
+        with abortable_run("import-2"):
+            assert [hold.run_id for hold in open_here(runtime)] == ["import-2"]
+    wait_until(lambda: AbortRequest.objects.filter(run_id="before").exists())
+    wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == ["stopped"])
+    assert caplog.records == []
+
+
 def test_an_abort_that_does_not_wait_looks_once_if_it_is_asked_to() -> None:
     with abortable_run("import-1", catch=True):
         (hold,) = abort_run("import-1", wait=0).holds
