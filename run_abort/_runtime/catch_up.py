@@ -71,17 +71,16 @@ class CatchUp:
         """
         self._gaps.append(Gap(self._dispatch.recent(), time.monotonic() - age))
 
-    def look(self, age: float | None = None) -> None:
+    def look(self) -> None:
         """Note that requests may have been missed although the link is well.
 
-        A Redis Cluster loses what it has not yet passed from one node to another. Called by the
+        A Redis Cluster loses what it has not yet passed from one node to another. And a message has
+        no authority if it is too old, because a link or this process was frozen. Called by the
         reconciler's thread, right before :meth:`run`: a gap that is noted already covers this, so
         they do not pile up while the database is away.
-
-        :param age: as for :meth:`note`; since this process began if None.
         """
         if not self._gaps:
-            self.note(time.monotonic() - self._started if age is None else age)
+            self.note(time.monotonic() - self._started)
 
     def resume(self, since: datetime, *, began: datetime) -> None:
         """Continue from where another process ended.

@@ -173,7 +173,7 @@ class Reconciler:
         keeps_requests = conf.settings().REQUESTS
         is_tick = self._is_listening() and bool(len(self._registry))
         if keeps_requests and (self._has_to_look or is_tick):
-            self._catch_up.look(0.0 if self._has_to_look else None)
+            self._catch_up.look()
         self._has_to_look = False  # what comes from now on is for the next time
         self._failed = not self._holder.refresh()
         if keeps_requests:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
 from run_abort._store import requests
 from run_abort._store.requests import Requests
+from run_abort._transport.signing import MAX_AGE
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import connected, receive
@@ -428,6 +430,18 @@ class TestMissed:
             wait_until(lambda: (heard, self.received) == (["lost"], ["lost"]))
             assert not signal.aborted
         assert heard == ["lost"]
+
+    def test_what_comes_too_late_to_have_authority_is_read(
+        self, heard: list[str], runtime: Runtime, foreign: Foreign
+    ) -> None:
+        """As after a minute in which this process, or its link, was frozen."""
+        age = 3 * MAX_AGE
+        runtime.reconciler._catch_up.reset()
+        runtime.reconciler._catch_up._started -= 2 * age  # the process is older
+        row = request("late", requested_at=timezone.now() - timedelta(seconds=age))
+        foreign.publish_raw(json.dumps(foreign.signed("late", age=age, id=str(row.pk))))
+        wait_until(lambda: (heard, self.received) == (["late"], ["late"]))
+        assert runtime.trust.refused == 1
 
     def test_gaps_do_not_pile_up_while_the_database_is_away(
         self, heard: list[str], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
