@@ -15,7 +15,7 @@ from django.db import connections, router, transaction
 from django.db.utils import ProgrammingError
 
 from run_abort import conf
-from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.workers import in_event_loop, thread_ends
 from run_abort.exceptions import visible
 
@@ -185,10 +185,11 @@ class Outage:
         self.lasts = False
 
     def report(self, error: BaseException) -> None:
-        """Warn of the error, unless the outage lasts already."""
+        """Warn of the error, unless the outage lasts already. Raises nothing."""
         if not self.lasts:
             self.lasts = True
-            logger.warning(
+            warn = partial(
+                logger.warning,
                 "%s; until they can, %s: %s: %s%s",
                 self._what,
                 self._effect,
@@ -196,12 +197,13 @@ class Outage:
                 visible(error) or f"no answer within {timeout():g} s",
                 ADVICE if _may_be_unmigrated(error) else "",
             )
+            call_logged(warn)  # a handler that writes to the database fails, too
 
     def over(self) -> None:
         """Log that the database works again, if it did not before."""
         if self.lasts:
             self.lasts = False
-            logger.info("%s again", self._what.replace("cannot", "can"))
+            call_logged(partial(logger.info, "%s again", self._what.replace("cannot", "can")))
 
 
 def _may_be_unmigrated(error: BaseException) -> bool:

@@ -236,16 +236,12 @@ class Recorder:
             self.outage.report(TimeoutError())
             self._busy = None
             self.service.abandon()
-            self._put_again(busy.jobs)
+            for job in busy.jobs:
+                if not job.future.done():
+                    self._jobs.put(job)
             self.service.ensure_started()
         finally:
             self._replacing.release()
-
-    def _put_again(self, jobs: list[_Job]) -> None:
-        """Have those done that are not: a log handler of the project may have raised."""
-        for job in jobs:
-            if not job.future.done():
-                self._jobs.put(job)
 
     # The thread.
 
@@ -302,15 +298,12 @@ class Recorder:
     def _do(self, batch: list[_Job]) -> None:
         more = sum(job.more for job in batch)
         busy = self._busy = _Busy(time.monotonic(), more, batch)
-        try:
-            for group in _grouped(batch):
-                if self._busy is not busy:  # another thread does the rest
-                    return
-                self._perform(group, busy)
-        finally:
-            if self._busy is busy:
-                self._busy = None
-                self._put_again(batch)
+        for group in _grouped(batch):
+            if self._busy is not busy:  # another thread does the rest
+                return
+            self._perform(group, busy)
+        if self._busy is busy:
+            self._busy = None
 
     def _perform(self, jobs: list[_Job], busy: _Busy | None = None) -> None:
         operation = jobs[0].operation

@@ -10,6 +10,7 @@ from typing import Final
 
 from run_abort import conf
 from run_abort._concurrency import forks
+from run_abort._concurrency.hooks import call_logged
 from run_abort._core.types import Request
 from run_abort.exceptions import visible
 
@@ -87,7 +88,8 @@ class Push:
                 messages = [(channel, self._encoded(request)) for request in requests]
                 listeners[:] = transport.publish(messages)
         except Exception as error:
-            self._log_failure(requests, error, logging.DEBUG if quiet else logging.WARNING)
+            level = logging.DEBUG if quiet else logging.WARNING
+            call_logged(partial(self._log_failure, requests, error, level))
         return listeners
 
     def _encoded(self, request: Request) -> bytes:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -226,6 +226,33 @@ class TestUnwell:
             outcome = abort_run("run-1")
         assert (outcome.local, outcome.recorded, outcome.published) == (1, False, True)
         assert "cannot be written or read" in caplog.text
+
+    def test_with_redis_down_it_is_recorded_although_the_log_raises(
+        self, with_all: None, configure: Configure, break_log: Callable[[], None]
+    ) -> None:
+        configure(REDIS_URL=NO_REDIS, REQUESTS=True, LISTEN=False)
+        break_log()
+        outcome = abort_run("run-1")
+        assert (outcome.recorded, outcome.published) == (True, False)
+
+    def test_while_the_database_hangs_it_is_published_although_the_log_raises(
+        self,
+        with_all: None,
+        configure: Configure,
+        runtime: Runtime,
+        monkeypatch: pytest.MonkeyPatch,
+        break_log: Callable[[], None],
+    ) -> None:
+        release = threading.Event()
+        monkeypatch.setattr(database, "timeout", lambda: 0.1)
+        monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
+        configure(REQUESTS=True)
+        runtime.recorder.call_soon(lambda alias: release.wait(TIMEOUT))
+        wait_until(lambda: runtime.recorder._busy is not None)
+        break_log()
+        outcome = abort_run("run-1")
+        assert (outcome.recorded, outcome.published) == (False, True)
+        release.set()
 
     def test_with_neither_nothing_was_asked(
         self, configure: Configure, monkeypatch: pytest.MonkeyPatch
