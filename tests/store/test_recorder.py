@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -354,24 +353,25 @@ def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
 
 
 def test_a_connection_that_cannot_be_set_up_is_closed(
-    rows: Recorder, monkeypatch: pytest.MonkeyPatch, no_garbage: None
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite refuses the project's init_command."""
     if connection.vendor != "sqlite":
         return
-    path = str(connection.settings_dict["NAME"])
-    options = {**connection.settings_dict["OPTIONS"], "init_command": "SELECT no_such_column"}
+    opened, closed = [], []
+
+    class Link(sqlite3.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            opened.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    options = {"factory": Link, "init_command": "SELECT no_such_column"}
+    options = {**connection.settings_dict["OPTIONS"], **options}
     monkeypatch.setitem(connections.settings[connection.alias], "OPTIONS", options)
-    before = opened(path)
     error = rows.put(Operation(0, lambda alias, items: items), None).exception(TIMEOUT)
     assert isinstance(error, OperationalError)
-    assert opened(path) == before
-
-
-def opened(path: str) -> int:
-    """How often this process has the file open."""
-    found = 0
-    for each in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            found += each.samefile(path)
-    return found
+    assert opened == closed != []
