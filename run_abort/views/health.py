@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from django.contrib.auth.decorators import login_not_required
+from django.db import connections, transaction
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -19,8 +20,11 @@ app_name = "run_abort_health"
 # The class name before the error's message. The message may name hosts, so it is not shown.
 _ERROR_CLASS: Final = re.compile(r"\w+(?=:)")
 
+# ATOMIC_REQUESTS would open a transaction for the view.
+_NON_ATOMIC: Final = [transaction.non_atomic_requests(using=alias) for alias in connections]
 
-@method_decorator([login_not_required, never_cache], name="dispatch")
+
+@method_decorator([login_not_required, never_cache, *_NON_ATOMIC], name="dispatch")
 class HealthView(View):
     """``GET`` reports whether the serving process can receive aborts: 200 if so, else 503.
 

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.urls import resolve, reverse
 
@@ -131,6 +132,12 @@ class TestView:
         assert data["lastError"].isidentifier()
         assert str(proxy.port) not in response.content.decode()
         assert "no-store" in response["Cache-Control"]
+
+    def test_with_a_transaction_for_each_request(
+        self, listening: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+        assert Client().get(URL).status_code == 200
 
     def test_a_bad_setting_shows_nothing_of_itself(self, settings: Any) -> None:
         settings.RUN_ABORT = {"CHANNEL": ["secret"]}
