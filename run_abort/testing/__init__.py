@@ -166,7 +166,8 @@ def abort_everywhere(
     First the job runs without an abort, to count its checkpoints: the looks of :func:`abort_after`
     with ``edges``, and every place where a task suspends within a block. Then it runs once per
     checkpoint and is aborted there. All functions are called in the calling thread; a coroutine
-    that they return runs in a new event loop.
+    that they return runs in a new event loop. Suspensions count in that loop, not in one that the
+    job starts itself, as by ``asyncio.run``: return the coroutine instead.
 
     It reports: an exception of ``after``; a job that does not end with ``raises``; a job that keeps
     looking at its signal; a block that another thread still holds when the job has ended; a job
