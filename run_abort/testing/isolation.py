@@ -44,10 +44,10 @@ class Aborts(list[RequestedAbort]):
 
 
 class _Replaces(TestContextDecorator):
-    """As ``override_settings``: a context manager, and a decorator of functions and test classes.
+    """A context manager, and a decorator of functions and test classes.
 
-    Functions may be asynchronous; classes are those of ``unittest``. The settings are those of the
-    process, and of no process that it starts.
+    Functions may be asynchronous; classes are those of ``unittest``, and get it from ``setUp`` on.
+    The settings are those of the process, and of no process that it starts.
     """
 
     def _values(self) -> Mapping[str, Any]:
