@@ -160,6 +160,7 @@ class Runtime:
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.service.stop()
             self.recorder.service.stop()
+            self.holder.forget_process()
         if setting in {"RUN_ABORT", "CACHES", "DATABASES"} and len(self.registry):
             with suppress(ImproperlyConfigured):  # the next change may be valid
                 self.listener.ensure_started()

@@ -82,12 +82,16 @@ class Holder:
         self._reset()
 
     def _reset(self) -> None:
-        # The blocks that are open, and the process row. Each change is atomic, so no lock.
+        # The blocks that are open. Each change is atomic, so no lock.
         self._open: dict[AbortSignal, Entry] = {}
         # The blocks whose row could not be changed, to be tried again.
         self._unwritten: dict[Entry, None] = {}
-        # When the process row was written, and when the rows were compared with the blocks; in
-        # seconds of time.monotonic(). Entering a block does the first alone.
+        self.forget_process()
+
+    def forget_process(self) -> None:
+        """Write the process row anew with the next hold: another database may count by then."""
+        # When it was written, and when the rows were compared with the blocks; in seconds of
+        # time.monotonic(). Entering a block does the first alone.
         self._seen_at: float | None = None
         self._checked_at: float | None = None
 
@@ -240,7 +244,7 @@ class Holder:
         return self._recorder.wait(done) is not None and not again
 
     def _has_to_refresh(self) -> bool:
-        entries = self._to_write()
+        entries = self._to_write() if conf.settings().HOLDS else []
         is_due = _is_due(self._seen_at) or _is_due(self._checked_at)
         return bool(entries) and (is_due or not all(each.is_written for each in entries))
 
@@ -286,8 +290,7 @@ class Holder:
                 self._see(alias)
             rows = [row_of(entry, self._origin()) for entry in entries]
             _holds(alias).bulk_create(rows, ignore_conflicts=True)
-            groups = [row for entry in entries for row in group_rows_of(entry)]
-            if groups:
+            if groups := [row for entry in entries for row in group_rows_of(entry)]:
                 tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
             for entry in entries:
                 entry.may_be_written = True  # if the answer to the commit is lost
@@ -361,13 +364,11 @@ class Holder:
         return [None] * len(entries)
 
     def _delete(self, alias: str, entries: list[Entry]) -> list[None]:
-        keys = [entry.id for entry in entries]
+        groups = tables().RunHoldGroup.objects.using(alias)
         with limited(alias, writes=True, is_durable=False):
-            for some in requests.chunks(keys, alias):
+            for some in requests.chunks([entry.id for entry in entries], alias):
                 if any(len(entry.ids) > 1 for entry in entries):
-                    tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=some)._raw_delete(
-                        alias
-                    )
+                    groups.filter(hold_id__in=some)._raw_delete(alias)
                 _holds(alias).filter(pk__in=some)._raw_delete(alias)
         return [None] * len(entries)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from run_abort import (
     conf,
 )
 from run_abort._runtime.runtime import current
-from run_abort.models import AbortRequest
+from run_abort.models import AbortRequest, RunHold, RunProcess
 from run_abort.signals import run_aborted
 from run_abort.testing import (
     DoesNotStop,
@@ -209,6 +210,34 @@ class TestUse:
         assert (outcome.recorded, outcome.published) == (True, False)
         with abortable_run("a"):
             pass
+
+    @pytest.mark.django_db(transaction=True)
+    def test_each_use_writes_the_row_of_the_process(self) -> None:
+        for run_id in ("a", "b"):
+            with use_rows(), abortable_run(run_id, catch=True):
+                (hold,) = abort_run(run_id, wait=0).holds or ()
+            assert (hold.pid, hold.state) == (os.getpid(), "aborting")
+            RunProcess.objects.all().delete()  # as after each TransactionTestCase
+
+    @pytest.mark.django_db(transaction=True)
+    def test_nothing_is_written_when_the_process_ends(self) -> None:
+        with use_rows(), abortable_run("a"):
+            pass
+        current().settle()  # by then, Django has gone back to the project's own database
+        assert RunProcess.objects.exists()
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_block_that_outlives_it_is_not_written_again(self) -> None:
+        block = abortable_run("a")
+        with use_rows():
+            block.__enter__()
+        try:
+            for model in (RunHold, RunProcess):
+                model.objects.all().delete()  # as after each TransactionTestCase
+            assert current().holder.refresh()
+            assert not RunHold.objects.exists()
+        finally:
+            block.__exit__(None, None, None)
 
     def test_as_a_decorator(self) -> None:
         @use_rows()
