@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
+from run_abort._transport.redis import connections
 from run_abort._transport.redis.connections import RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
@@ -35,6 +36,7 @@ from tests.support import (
     Foreign,
     Proxy,
     TlsProxy,
+    in_threads,
     wait_until,
 )
 from tests.transport.conftest import Node, Trickling
@@ -643,3 +645,46 @@ class TestTls:
             for unchecked in ("ssl_check_hostname=False", "ssl_cert_reqs=none"):
                 configure(REDIS_URL=f"{url}&{unchecked}")
                 assert publish(push)
+
+    def test_a_frozen_server_is_noticed(
+        self,
+        node: Node,
+        configure: Configure,
+        own_redis: RedisServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(connections, "PONG_TIMEOUT", 0.3)
+        with TlsProxy(own_redis.port) as proxy:
+            configure(REDIS_URL=trusting(proxy), HEARTBEAT=0.1)
+            node.listen()
+            own_redis.freeze()
+            wait_until(lambda: node.listener.status().state == "reconnecting")
+            assert "PING" in node.listener.status().last_error
+            own_redis.thaw()
+
+    def test_publishing_to_a_frozen_server_takes_no_longer_than_its_bound(
+        self, push: Push, configure: Configure, own_redis: RedisServer
+    ) -> None:
+        with TlsProxy(own_redis.port) as proxy:
+            configure(REDIS_URL=trusting(proxy), PUBLISH_TIMEOUT=2)
+            assert publish(push)
+            own_redis.freeze()
+            assert in_threads(lambda: publish(push)) == [False]
+            own_redis.thaw()
+            assert publish(push)
+
+    def test_a_wait_for_a_notification_ends_in_time(
+        self, push: Push, configure: Configure, shared_redis: RedisServer
+    ) -> None:
+        with TlsProxy(shared_redis.port) as proxy:
+            configure(REDIS_URL=trusting(proxy))
+            watch = push.watch([str(uuid.uuid4())])
+            assert watch is not None
+            with closing(watch):
+                assert watch.wait(TIMEOUT)
+                assert in_threads(lambda: watch.wait(0.05)) == [False]
+
+
+def trusting(proxy: TlsProxy) -> str:
+    """The URL of a proxy, for a client that trusts its certificate."""
+    return f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={CERTIFICATE}"

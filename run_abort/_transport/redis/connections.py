@@ -352,7 +352,7 @@ def _receive(sock: socket.socket) -> bytes:
     """
     try:
         data = sock.recv(READ_SIZE)
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except BlockingIOError:
         raise TimeoutError from None
     if not data:
         raise LinkLostError("the link was closed")
@@ -360,12 +360,16 @@ def _receive(sock: socket.socket) -> bytes:
 
 
 def _set_timeout(connection: Connection, seconds: float) -> None:
-    """Set a kernel time-out for each send and receive.
+    """Set a time-out for each send and receive: one of the kernel, or of Python over TLS.
 
     Python's own time-out takes two system calls, one that waits and one that reads. In a process
-    whose other threads compute, each of them waits for the GIL.
+    whose other threads compute, each of them waits for the GIL. But ``SSLSocket`` does not return
+    after a time-out of the kernel: it reads again, without end.
     """
     sock = _socket_of(connection)
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(seconds)
+        return
     sock.settimeout(None)
     timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
