@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import ImproperlyConfigured
 from django_redis.pool import ConnectionFactory
 
-from example.redis_server import RedisServer
+from example.redis_server import RedisServer, find_executable, free_port
 from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
@@ -56,6 +57,42 @@ def django_redis(location: object, **options: Any) -> dict[str, Any]:
         "LOCATION": location,
         "OPTIONS": options,
     }
+
+
+def of_sentinels(*ports: int, **options: Any) -> dict[str, Any]:
+    return django_redis(
+        "redis://primary/0",
+        CONNECTION_FACTORY="django_redis.pool.SentinelConnectionFactory",
+        SENTINELS=[("127.0.0.1", port) for port in ports],
+        **options,
+    )
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def sentinel(server: RedisServer, directory: Path) -> Iterator[int]:
+    """The port of a Sentinel that watches the server."""
+    port = free_port()
+    lines = [
+        f"port {port}",
+        "bind 127.0.0.1",
+        f"dir {directory}",
+        f"sentinel monitor primary 127.0.0.1 {server.port} 1",
+    ]
+    path = directory / "sentinel.conf"
+    path.write_text("\n".join(lines))
+    with subprocess.Popen(
+        [find_executable(), str(path), "--sentinel"], stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            wait_until(lambda: is_open(port))
+            yield port
+        finally:
+            process.kill()
 
 
 def publish(push: Push, run_id: str = "run-1") -> bool:
@@ -384,15 +421,27 @@ class TestBlackHole:
         self, push: Push, settings: Any, silent_port: int
     ) -> None:
         settings.CACHES = {
-            "default": django_redis(
-                "redis://primary/0",
-                CONNECTION_FACTORY="django_redis.pool.SentinelConnectionFactory",
-                SENTINELS=[("127.0.0.1", silent_port)],
-                SENTINEL_KWARGS={"socket_timeout": TIMEOUT},
-            )
+            "default": of_sentinels(silent_port, SENTINEL_KWARGS={"socket_timeout": TIMEOUT})
         }
         settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 0.2}
         assert self.seconds(lambda: publish(push)) < self.BOUND
+
+    @pytest.mark.parametrize("options", [{}, {"SENTINEL_KWARGS": {"socket_timeout": 0.5}}])
+    def test_a_sentinel_that_does_not_answer_leaves_time_for_the_next(
+        self,
+        push: Push,
+        settings: Any,
+        silent_port: int,
+        own_redis: RedisServer,
+        tmp_path: Path,
+        options: dict[str, Any],
+    ) -> None:
+        with sentinel(own_redis, tmp_path) as port:
+            settings.CACHES = {
+                "default": of_sentinels(silent_port, port, SOCKET_TIMEOUT=TIMEOUT, **options)
+            }
+            settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 6}
+            assert publish(push)
 
     def test_many_at_once_take_few_threads(
         self, push: Push, configure: Configure, silent_port: int

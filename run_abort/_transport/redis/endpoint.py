@@ -169,8 +169,27 @@ def _django_redis_pool(alias: str, urls: Sequence[str]) -> ConnectionPool | None
     cache: Any = caches[alias]
     if not hasattr(cache.client, "connection_factory"):
         return shared
-    factory = cache.client.connection_factory
+    factory = _asking_in_time(cache.client.connection_factory)
     # A new pool, because django-redis keeps one pool per URL: two aliases with the same URL get the
     # options of the alias that was used first.
     pool: ConnectionPool = factory.get_connection_pool(factory.make_connection_params(urls[0]))
     return pool
+
+
+def _asking_in_time(factory: Any) -> Any:
+    """The factory; if it asks Sentinels, one that leaves time for the next if one is silent.
+
+    Explicit ``SENTINEL_KWARGS`` count. Without, redis-py would use the time-outs of the cache.
+    """
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    options = getattr(factory, "options", {})
+    sentinels = options.get("SENTINELS")
+    if not sentinels:
+        return factory
+    timeout = conf.settings().PUBLISH_TIMEOUT / (len(sentinels) + 1)
+    given = options.get("SENTINEL_KWARGS") or {}
+    limits = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    kwargs = {**limits, "retry": Retry(NoBackoff(), 0), **given}
+    return type(factory)({**options, "SENTINEL_KWARGS": kwargs})
