@@ -42,7 +42,8 @@ def may(user: object, run: object, action: Action) -> bool:
     coroutine included, the answer is False, and the mistake is logged. ``PermissionDenied`` and
     ``Http404`` are no mistakes.
 
-    :param user: of the project; ``AnonymousUser()`` or None for an unknown one.
+    :param user: of the project; ``AnonymousUser()`` or None for an unknown one. The rule gets an
+        ``AnonymousUser`` for None.
     :param run: what names the run, as for ``abort_run``.
     :param action: ``"abort"``; ``"see"``, the progress of an abort; ``"clear"``, to let the run
         start again.
@@ -53,7 +54,7 @@ def may(user: object, run: object, action: Action) -> bool:
         return False
     try:
         rule = _rule()
-        return is_true(rule(user, run_id, action), rule)
+        return is_true(rule(_as_user(user), run_id, action), rule)
     except Exception as error:
         return _refuse(error)
 
@@ -65,7 +66,7 @@ async def amay(user: object, run: object, action: Action) -> bool:
         return False
     try:
         rule = _rule()
-        call = partial(rule, user, run_id, action)  # an object may have an async __call__
+        call = partial(rule, _as_user(user), run_id, action)  # an object may have an async __call__
         answer = call() if iscoroutinefunction(rule) else await sync_to_async(call)()
         return is_true(await answer if isawaitable(answer) else answer, rule)
     except Exception as error:
@@ -165,6 +166,16 @@ def _refuse(error: Exception) -> bool:
     if not isinstance(error, (PermissionDenied, Http404)):
         logger.error("The rule of who may abort failed: refused", exc_info=error)
     return False
+
+
+def _as_user(user: object) -> object:
+    # A rule may compare the user with that of a row, which may be None.
+    if user is not None:
+        return user
+    # Importing it needs django.contrib.auth in INSTALLED_APPS, which a check asks for.
+    from django.contrib.auth.models import AnonymousUser
+
+    return AnonymousUser()
 
 
 def _is_inactive(user: Any) -> bool:

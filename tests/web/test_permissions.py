@@ -156,6 +156,14 @@ class TestRule:
         job = Job.objects.create(name="one")
         assert may(user, job, "abort") is False
 
+    def test_a_visitor_is_never_none_for_a_rule(self, decide: Callable[[Any], None]) -> None:
+        """None would be the owner of a job whose owner was deleted."""
+        job = Job.objects.create(name="one", owner=None)
+        decide(lambda user, run_id, action: run_object(run_id).owner == user)  # type: ignore[union-attr]
+        assert may(None, job, "abort") is False
+        assert asyncio.run(amay(None, job, "abort")) is False
+        assert abort_response(None, job).status_code == 401
+
     def test_clearing_has_a_permission_of_its_own(self, ann: User) -> None:
         ann.user_permissions.add(Permission.objects.get(codename="clear_run_abort"))
         found = {action for action in ("abort", "see", "clear") if may(ann, "run-1", action)}  # type: ignore[arg-type]
