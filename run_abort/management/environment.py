@@ -13,6 +13,10 @@ from run_abort.exceptions import visible
 
 logger = logging.getLogger("run_abort")
 
+# The system checks of the commands, by their tag. Not those of Django and the project: on MySQL the
+# check of fields connects, and to abort must be possible while the database is down.
+CHECKS: Final = ("run_abort",)
+
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 

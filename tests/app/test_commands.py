@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.checks import Tags
+from django.core.checks.registry import registry
 from django.core.management import call_command, load_command_class
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, SystemCheckError
+from django.db import OperationalError
 from django.utils import timezone
 
 from run_abort import abort_run
@@ -339,3 +343,37 @@ def test_help_names_the_options_and_signals() -> None:
     text = load_command_class("run_abort", "listen_run_aborts").create_parser("", "").format_help()
     for word in ("--format", "--require-redis", "--timeout", "SIGTERM", "default: 10"):
         assert word in text
+
+
+class TestChecks:
+    COMMANDS = (
+        ("abort_run", "run-1"),
+        ("clear_run_abort", "run-1"),
+        ("prune_run_aborts", "--older-than=1"),
+        ("run_abort_status",),
+        ("listen_run_aborts", "--processes"),
+    )
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+    def test_those_of_others_do_not_stop_it(
+        self,
+        configure: Configure,
+        transactional_db: None,
+        monkeypatch: pytest.MonkeyPatch,
+        command: tuple[str, ...],
+    ) -> None:
+        def connect(**kwargs: Any) -> None:  # as Django's check of fields does for MySQL
+            raise OperationalError("the database is down")
+
+        monkeypatch.setattr(registry, "registered_checks", {*registry.registered_checks, connect})
+        connect.tags = (Tags.models,)  # type: ignore[attr-defined]
+        configure(REQUESTS=True)
+        listens = command[0] == "listen_run_aborts"  # which ends after the checks
+        with pytest.raises(CommandError, match="PROCESS_DIR") if listens else nullcontext():
+            call(*command, skip_checks=False)
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+    def test_those_of_the_app_do(self, settings: Any, command: tuple[str, ...]) -> None:
+        settings.RUN_ABORT = {"CHANEL": "x"}
+        with pytest.raises(SystemCheckError, match="CHANNEL"):
+            call(*command, skip_checks=False)

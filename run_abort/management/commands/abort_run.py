@@ -16,7 +16,7 @@ from run_abort import conf
 from run_abort._core.types import Hold
 from run_abort.aborts import MAX_WAIT, AbortOutcome, Batch, ask
 from run_abort.management.arguments import add_run_ids, seconds
-from run_abort.management.environment import printable
+from run_abort.management.environment import CHECKS, printable
 
 
 class Command(BaseCommand):
@@ -26,6 +26,7 @@ class Command(BaseCommand):
         "request was recorded, published or applied in this process, or, with --wait, if a process "
         "is known not to have stopped or it is not known which processes work on the runs."
     )
+    requires_system_checks = CHECKS
     missing_args_message = "Name at least one run: manage.py abort_run RUN_ID [RUN_ID ...]"
 
     def add_arguments(self, parser: ArgumentParser) -> None:

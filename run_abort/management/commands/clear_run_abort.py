@@ -11,7 +11,7 @@ from run_abort import conf
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids
-from run_abort.management.environment import printable
+from run_abort.management.environment import CHECKS, printable
 
 
 class Command(BaseCommand):
@@ -20,6 +20,7 @@ class Command(BaseCommand):
         "each run how many requests were cleared. Open blocks are not affected, and the requests "
         "stay in the database as history. Exits with 1 if the database did not confirm every run."
     )
+    requires_system_checks = CHECKS
     missing_args_message = "Name at least one run: manage.py clear_run_abort RUN_ID [RUN_ID ...]"
 
     def add_arguments(self, parser: ArgumentParser) -> None:

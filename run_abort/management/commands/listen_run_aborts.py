@@ -20,7 +20,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import add_grace, seconds
-from run_abort.management.environment import has_endpoint, log_to, require_endpoint
+from run_abort.management.environment import CHECKS, has_endpoint, log_to, require_endpoint
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
@@ -41,6 +41,7 @@ class Command(BaseCommand):
         "once. After a restart it resumes at its last position and first handles the requests that "
         "were made in the meantime."
     )
+    requires_system_checks = CHECKS
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

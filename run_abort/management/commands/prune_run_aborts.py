@@ -13,7 +13,7 @@ from run_abort._store import retention
 from run_abort._store.database import ADVICE
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
-from run_abort.management.environment import printable
+from run_abort.management.environment import CHECKS, printable
 
 
 class Command(BaseCommand):
@@ -24,6 +24,7 @@ class Command(BaseCommand):
         "that were not heard of, and listener cursors that were not used for that long are deleted "
         "as well. With --ended, deletes the blocks of one lost process instead."
     )
+    requires_system_checks = CHECKS
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group(required=True)

@@ -19,7 +19,7 @@ from run_abort._runtime.runtime import current
 from run_abort._store.holds import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
-from run_abort.management.environment import log_to, printable
+from run_abort.management.environment import CHECKS, log_to, printable
 
 HEADINGS: Final = ("HOST", "PID", "PROCESS", "BLOCKS")
 INDENT: Final = "    "
@@ -32,6 +32,7 @@ class Command(BaseCommand):
         "if there are fewer subscribers than --min-listening, if no process is known to work on "
         "any RUN_ID, or, with --strict, if a block is lost."
     )
+    requires_system_checks = CHECKS
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run_ids(parser, nargs="*", what="show only blocks of these runs or groups")
