@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -94,6 +94,25 @@ TESTS = """
     class Three(Aborts, TransactionTestCase): pass
     class Four(Aborts, TransactionTestCase): pass
 """
+# Django empties the tables after each of them.
+TESTS_WITH_ROWS = """
+    import os
+
+    from django.test import TransactionTestCase
+
+    from run_abort import abort_run, abortable_run
+    from run_abort.testing import use_rows
+
+    class Aborts:
+        @use_rows()
+        def test_abort(self):
+            with abortable_run("run-1", catch=True):
+                (hold,) = abort_run("run-1", wait=0).holds
+            self.assertEqual(hold.pid, os.getpid())
+
+    class One(Aborts, TransactionTestCase): pass
+    class Two(Aborts, TransactionTestCase): pass
+"""
 
 DJANGO = ["manage.py", "test"]
 PYTEST = ["-m", "pytest", "-pno:cacheprovider", "-pno:randomly"]
@@ -124,6 +143,22 @@ def names_redis(by: str, url: str, channel: str) -> tuple[str, dict[str, str]]:
     return settings, {"REDIS_URL": url} if by == "environment" else {}
 
 
+def run_tests(
+    runner: Sequence[str], shop: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": f"{shop}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *runner],
+        cwd=shop,
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("runner", "named_by"),
     [
@@ -145,22 +180,22 @@ def test_a_real_run_goes_on(
     (shop / "settings.py").write_text(dedent(SETTINGS) + settings)
     worker = start("-c", WORK)
     worker.wait_for("working")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    env |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": f"{shop}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, *runner],
-        cwd=shop,
-        env=env | environment,
-        capture_output=True,
-        text=True,
-        timeout=2 * TIMEOUT,
-        check=False,
-    )
+    done = run_tests(runner, shop, environment)
     # Messages arrive in order: if one had come before, it would have been obeyed.
     foreign.publish("last")
     assert "goes on" in worker.wait_for("result"), done.stdout + done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     assert "run_abort." not in done.stderr  # no check complains
+
+
+@pytest.mark.parametrize("runner", [DJANGO, PYTEST])
+def test_the_rows_of_a_test_are_its_own(runner: Sequence[str], shop: Path) -> None:
+    (shop / "settings.py").write_text(dedent(SETTINGS) + 'RUN_ABORT = {"PUSH": "none"}\n')
+    (shop / "shop" / "tests.py").write_text(dedent(TESTS_WITH_ROWS))
+    done = run_tests(runner, shop, {})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cannot be written" not in done.stderr
+    assert not (shop / "db.sqlite3").exists()  # the real database
 
 
 @pytest.mark.parametrize("ended_by", ["a message", "a block"])
