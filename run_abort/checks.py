@@ -209,7 +209,7 @@ def _check_production(options: conf.Settings, transport: Transport) -> Iterator[
 
 def _unimportable_paths(alias: str) -> Iterator[CheckMessage]:
     configured = django_settings.CACHES[alias]
-    options = configured.get("OPTIONS", {})
+    options = configured.get("OPTIONS") or {}
     named = {f"CACHES[{alias!r}]['BACKEND']": configured.get("BACKEND", "")}
     named |= {f"CACHES[{alias!r}]['OPTIONS'][{key!r}]": options.get(key) for key in _PATHS}
     for setting, path in named.items():

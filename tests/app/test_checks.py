@@ -113,6 +113,7 @@ def test_tests_are_not_warned_of_their_isolation(monkeypatch: pytest.MonkeyPatch
         ({"default": REDIS | {"OPTIONS": {"PARSER_CLASS": "no.such.Parser"}}}, {}, ["E006"]),
         ({"default": REDIS | {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis"}}}, {}, ["E006"]),
         ({"default": REDIS | {"LOCATION": "no://url"}}, {}, ["E007"]),
+        ({"default": REDIS | {"OPTIONS": None}}, {}, ["E007"]),
         ({"default": LOCMEM}, {"REDIS_URL": "redis://localhost:port"}, ["E007"]),
         ({"default": LOCMEM}, {"REDIS_URL": "redis://localhost?ssl_cert_req=none"}, ["E007"]),
         ({"default": LOCMEM}, {"REDIS_URL": "rediss://localhost?ssl_cert_reqs=x"}, ["E007"]),
