@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure, threads_of_ours
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 HOST = socket.gethostname()
 EMPTY = "0 open block(s) in 0 process(es)."
+NO_ANSWER = "Redis gave no number of subscribers: it is down, or refuses. --verbosity 3 says why."
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,15 @@ class TestWithoutRedis:
 
     def test_where_it_is_down(self, configure: Configure) -> None:
         configure(REDIS_URL=NO_REDIS, REQUESTS=True)
-        assert call().splitlines() == [EMPTY, "Redis does not answer."]
+        assert call().splitlines() == [EMPTY, NO_ANSWER]
+
+    def test_where_it_refuses(
+        self, configure: Configure, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        configure(REDIS_URL=f"redis://ann:wrong@127.0.0.1:{own_redis.port}/0", REQUESTS=True)
+        caplog.set_level("DEBUG", "run_abort")
+        assert call().splitlines() == [EMPTY, NO_ANSWER]
+        assert "WRONGPASS" in caplog.text or "invalid username-password" in caplog.text
 
 
 class TestDemands:

@@ -156,7 +156,7 @@ def _sentences(found: Overview, subscribers: int | None) -> Iterator[str]:
     if subscribers is not None:
         yield f"Redis counts {subscribers} subscriber(s)."
     elif here.redis:
-        yield "Redis does not answer."
+        yield "Redis gave no number of subscribers: it is down, or refuses. --verbosity 3 says why."
     else:
         yield "Redis is not used: none is configured, or the settings rule it out."
     if here.last_error:
