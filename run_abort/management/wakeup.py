@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -60,8 +61,10 @@ class Wakeup:
             return lambda: None  # only the main thread can set signal handlers
 
         def handle(number: int, frame: FrameType | None) -> None:
+            # The kernel ignores SIG_DFL for the first process of a container.
+            second = _exit if os.getpid() == 1 else signal.SIG_DFL
             for each in STOP_SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, second)
 
         wakes = signal.set_wakeup_fd(self._outside.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
@@ -76,3 +79,8 @@ class Wakeup:
     def close(self) -> None:
         self._inside.close()
         self._outside.close()
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """Exit as a shell shows the end by that signal."""
+    os._exit(128 + number)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from example.redis_server import RedisServer
+from tests.processes.conftest import program
 from tests.support import Child, Foreign, wait_until
 
 
@@ -25,7 +28,20 @@ def project(own_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     }
 
 
-def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
+SLOW = """
+import time
+from run_abort.signals import run_abort_received
+from tests.workers import say
+
+def receiver(run_id, **kwargs):
+    say("began")
+    time.sleep(600)
+
+run_abort_received.connect(receiver)
+"""
+
+
+def listen(*args: str, settings: dict[str, Any], code: str = "", **options: Any) -> Child:
     """The command as manage.py runs it, with receivers of the project's, if any."""
     source = (
         "import sys\n"
@@ -34,7 +50,7 @@ def listen(*args: str, settings: dict[str, Any], code: str = "") -> Child:
         "sys.argv = ['manage.py', 'listen_run_aborts', *sys.argv[1:]]\n"
         "execute_from_command_line(sys.argv)"
     )
-    return Child("-c", source, *args, settings=settings)
+    return Child("-c", source, *args, settings=settings, **options)
 
 
 class TestListenRunAborts:
@@ -146,18 +162,7 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
     def test_the_second_signal_ends_it_at_once(
         self, project: dict[str, Any], stranger: Foreign, number: signal.Signals
     ) -> None:
-        code = """
-import time
-from run_abort.signals import run_abort_received
-from tests.workers import say
-
-def receiver(run_id, **kwargs):
-    say("began")
-    time.sleep(600)
-
-run_abort_received.connect(receiver)
-"""
-        with listen(settings=project, code=code) as process:
+        with listen(settings=project, code=SLOW) as process:
             process.wait_for("listening on")
             stranger.publish("run-1")
             process.wait_for("began")
@@ -166,6 +171,22 @@ run_abort_received.connect(receiver)
                 process.wait(timeout=0.3)
             process.send(number)
             assert process.wait() == -number
+
+    def test_also_as_the_first_process_of_a_container(
+        self, project: dict[str, Any], stranger: Foreign
+    ) -> None:
+        container = ("--map-root-user", "--pid", "--fork", "--kill-child")
+        python = (program("unshare"), *container, sys.executable)
+        with listen(settings=project, code=SLOW, program=python) as process:
+            process.wait_for("listening on")
+            stranger.publish("run-1")
+            process.wait_for("began")
+            (first,) = {*process.session()} - {process.process.pid}
+            os.kill(first, signal.SIGTERM)
+            with pytest.raises(AssertionError, match="still runs"):
+                process.wait(timeout=0.3)
+            os.kill(first, signal.SIGTERM)
+            assert process.wait() == 128 + signal.SIGTERM
 
     def test_redis_that_is_away_is_waited_for_and_told_of_once(
         self, project: dict[str, Any], own_redis: RedisServer, stranger: Foreign
