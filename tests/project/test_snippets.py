@@ -407,7 +407,8 @@ def drive_permissions(page: Page) -> None:
     assert not may(owner, f"jobs.job:0{job.pk}", "abort")
     page.run()
     rule = page["may_abort"]
-    assert [rule(user, run_id, "abort") for user in users] == [False, True, False, False]
+    for each in (run_id, f"jobs.team:{job.team.pk}"):
+        assert [rule(user, each, "abort") for user in users] == [False, True, False, False]
     assert not rule(admin, "run-1", "abort")
     page.rest()
     page.serve()
@@ -440,13 +441,21 @@ def drive_status(page: Page) -> None:
         page["repair"]()
         assert status() == "stopping"
         abort_run(job)
-    wait_until(lambda: page["repair"]() or status() == "lost")  # leaving waits for no row
+    wait_until(lambda: page["repair"]() or status() == "stopped")  # leaving waits for no row
+    page["note"](job, "running")
+    page["repair"]()
+    assert status() == "lost"
 
 
 @drives("run-again")
 def drive_again(page: Page) -> None:
     page.rest()
-    assert page["work_on"](page["job"]) == "done"
+    job = page["job"]
+    assert page["work_on"](job) == "done"
+    wait_until(lambda: not page["is_at_work"](job))  # leaving waits for no row
+    with page.working(lambda: page["work_on"](job)):
+        assert page["is_at_work"](job)
+        abort_run(job)
 
 
 class Tokens(TokenAuthentication):  # type: ignore[misc]
