@@ -159,6 +159,7 @@ class Runtime:
             self.push.forget()
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.service.stop()
+            self.recorder.flush(EXIT_TIMEOUT)
             self.recorder.service.stop()
             self.holder.forget_process()
         if setting in {"RUN_ABORT", "CACHES", "DATABASES"} and len(self.registry):

@@ -281,6 +281,23 @@ class TestUse:
             outcome = abort_run("a")
         assert (outcome.recorded, outcome.published) == (False, True)
 
+    @pytest.mark.django_db(transaction=True)
+    def test_what_waits_to_be_written_is_written_before_it_ends(self) -> None:
+        """Else the next test finds it, or the real database gets it at exit."""
+        recorder = current().recorder
+        is_busy = threading.Event()
+        written: list[str] = []
+
+        def be_slow(alias: str) -> None:
+            is_busy.set()
+            wait_until(lambda: recorder._is_hurried or not recorder.service.is_running)
+
+        with use_rows():
+            recorder.call_soon(be_slow)
+            assert is_busy.wait(TIMEOUT)
+            recorder.call_soon(written.append)
+        assert written
+
     def test_the_settings_as_they_are(self) -> None:
         with use_settings():
             outcome = abort_run("a")
