@@ -217,6 +217,7 @@ class Interruption:
             if self._target.shields:
                 self._target.owed = self
                 return
+            self._obey()
         raise self.raised()
 
     def instead(self, action: Callable[[], object]) -> None:
@@ -250,6 +251,7 @@ class Interruption:
         return self._exception()
 
     def _obey(self) -> None:
+        """Let no other one be sent: the arrival of the first would be taken for that of both."""
         self._target.obeying_until = time.monotonic() + self._cleanup_time
 
     def end_transactions(self) -> None:
@@ -355,7 +357,9 @@ class Shield:
             owed = None if target.shields else target.owed
             if owed is not None:
                 target.owed = None
-        # Its block may have been left while the interrupt was being sent.
+                # Its block may have been left while the interrupt was being sent.
+                if owed.is_open:
+                    owed._obey()
         if owed is not None and owed.is_open:
             raise owed.raised()
 

@@ -603,6 +603,35 @@ def test_forced_one_that_was_sent_as_entering_failed_is_taken_back(
     assert taken_back == [(threading.get_ident(), None)]
 
 
+@pytest.mark.parametrize("is_postponed", [True, False])
+def test_forced_none_is_sent_while_one_is_raised_by_the_thread_itself(
+    monkeypatch: pytest.MonkeyPatch, is_postponed: bool
+) -> None:
+    """Up to CPython 3.12 the thread may overlook it, and then it would come after the block."""
+    sent: list[bool] = []
+
+    class Raised(Interruption):
+        def raised(self) -> type[RunAborted]:
+            if not sent:
+                sent.append(True)
+                sent.append(self.send())
+            return super().raised()
+
+    monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args: True)
+    interruption = Raised(lambda: RunAborted("run-1"))
+    interruption.open()
+    try:
+        if is_postponed:
+            with pytest.raises(RunAborted), Shield():
+                assert interruption.send()
+        else:
+            with pytest.raises(RunAborted):
+                interruption.raise_if_due()
+    finally:
+        interruption.close()
+    assert sent == [True, False]
+
+
 def test_none_follows_while_the_first_notes_its_arrival(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
