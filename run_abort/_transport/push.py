@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,8 +38,10 @@ class Push:
     def __init__(self, origin: Callable[[], str], trust: Trust) -> None:
         self._origin = origin
         self._trust = trust
-        # Needs no lock: two threads that look it up at once find the same.
         self._found: endpoint.Found | None = None
+        # Guards replacing _found: threads that look it up at once share one transport, and with it
+        # the limit of connections that are being made.
+        self._lock = threading.RLock()
 
     def transport(self) -> Transport | None:
         """The configured transport; None if there is none. Opens no connection.
@@ -48,8 +51,15 @@ class Push:
         forks.catch_up()
         found = self._found
         if found is None or not found.is_valid():
-            found = self._found = endpoint.find()
+            found = self._share(endpoint.find())
         return found.transport
+
+    def _share(self, new: endpoint.Found) -> endpoint.Found:
+        with self._lock:
+            found = self._found
+            if found is None or not found.is_valid():
+                found = self._found = new
+            return found
 
     def is_configured(self) -> bool:
         """Whether :meth:`transport` returns a transport. Raises nothing."""
@@ -182,6 +192,7 @@ class Push:
     def after_fork_in_child(self) -> None:
         """Forget the parent's transport without touching its connections."""
         self._found = None
+        self._lock = threading.RLock()  # another thread of the parent may have held it
 
 
 def _channel_of(request_id: str) -> str:

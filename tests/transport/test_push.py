@@ -25,8 +25,8 @@ from run_abort._core.ids import new_origin
 from run_abort._core.types import Request
 from run_abort._transport.codec import decode
 from run_abort._transport.push import Push
-from run_abort._transport.redis import connections
-from run_abort._transport.redis.connections import RedisTransport
+from run_abort._transport.redis import connections, endpoint
+from run_abort._transport.redis.connections import MAX_CONNECTING, RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
 from tests.support import (
@@ -444,19 +444,36 @@ class TestBlackHole:
             assert publish(push)
 
     def test_many_at_once_take_few_threads(
-        self, push: Push, configure: Configure, silent_port: int
+        self,
+        push: Push,
+        configure: Configure,
+        silent_port: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0", PUBLISH_TIMEOUT=0.5)
-        threads = [threading.Thread(target=publish, args=(push,)) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        numbers = [0]
-        while any(thread.is_alive() for thread in threads):
-            names = [thread.name for thread in threading.enumerate()]
-            numbers.append(names.count("run_abort-publish"))
-            time.sleep(0.01)
-        # Eight connect; one or the other that has given up has not ended yet.
-        assert max(numbers) < 16
+        number = 40
+        all_look = threading.Barrier(number)
+        find, connect = endpoint.find, redis.Connection.connect
+        connecting: list[None] = []
+        counts: list[int] = []
+
+        def find_at_once() -> endpoint.Found:
+            found = find()
+            all_look.wait(TIMEOUT)
+            return found
+
+        def counted(connection: redis.Connection) -> None:
+            connecting.append(None)
+            counts.append(len(connecting))
+            try:
+                connect(connection)
+            finally:
+                connecting.pop()
+
+        monkeypatch.setattr(endpoint, "find", find_at_once)
+        monkeypatch.setattr(redis.Connection, "connect", counted)
+        assert in_threads(*[lambda: publish(push)] * number) == [False] * number
+        assert max(counts) == MAX_CONNECTING
 
     def test_a_frozen_server_is_waited_for_no_longer_either(
         self, push: Push, configure: Configure, own_redis: RedisServer
