@@ -376,6 +376,8 @@ class Scope:
                     block._close()
                 self._interruption.end_transactions()
         except BaseException:
+            while not shield.is_up:  # else another thread could still interrupt the block
+                put_up(shield)
             self._close()
             raise
         finally:

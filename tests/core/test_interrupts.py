@@ -581,6 +581,41 @@ def test_none_follows_while_a_block_is_left_by_its_guard(
     assert not interrupts.open_interruptions
 
 
+def test_forced_none_is_sent_to_a_block_whose_leaving_one_has_just_hit(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives in what is about to put the shield up. Another thread has seen the block open."""
+    block = core.block("run-1", grace=60, insist="interrupt")
+    thread = threading.get_ident()
+    looked = threading.Event()
+    sent_to_open: list[bool] = []
+
+    def hit(shield: Shield) -> RunAborted | None:
+        monkeypatch.setattr(scope, "put_up", exits.put_up)
+        threading.Thread(target=interruption.send).start()
+        assert looked.wait(20)
+        raise RunAborted("run-1")
+
+    def slow_is_due(self: Interruption) -> bool:
+        looked.set()
+        waits = Shield.put_up.__code__
+        wait_until(lambda: not self.is_open or sys._current_frames()[thread].f_code is waits)
+        return True
+
+    def send(ident: int, exception: type[RunAborted]) -> bool:
+        sent_to_open.append(interruption.is_open)
+        return True
+
+    monkeypatch.setattr(scope, "put_up", hit)
+    monkeypatch.setattr(Interruption, "is_due", slow_is_due)
+    monkeypatch.setattr(interrupts, "raise_outside_of_statements", send)
+    with pytest.raises(RunAborted), block:
+        interruption = block._interruption
+        assert interruption is not None
+    wait_until(lambda: sent_to_open)
+    assert sent_to_open == [True]
+
+
 def test_forced_one_that_was_sent_as_entering_failed_is_taken_back(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
