@@ -50,7 +50,8 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         tells. An ``Exception`` that the body raised after the abort is swallowed with it, and
         logged as a warning. The ``RunAborted`` of a block around passes. Entering a run that was
         aborted before raises ``RunAborted`` all the same, because a context manager cannot skip its
-        body: catch it where the job ends.
+        body, and so may an interrupt that arrives just as the block begins or ends: catch it where
+        the job ends.
     :raises TypeError: at once, if an argument is of the wrong type. A bare primary key names no
         run, because rows of two models have the same keys.
     :raises ValueError: at once, if an ID is empty, longer than 255 characters, or contains a
