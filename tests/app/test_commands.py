@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,3 +378,10 @@ class TestChecks:
         settings.RUN_ABORT = {"CHANEL": "x"}
         with pytest.raises(SystemCheckError, match="CHANNEL"):
             call(*command, skip_checks=False)
+
+    def test_without_them_a_wrong_setting_is_an_error(self, settings: Any, tmp_path: Path) -> None:
+        settings.RUN_ABORT = {"CHANEL": "x"}
+        made = tmp_path / "made"
+        with pytest.raises(CommandError, match="CHANNEL"):
+            call("run_abortable", "run-1", "--", "touch", str(made))
+        assert not made.exists()

@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Final
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort.exceptions import RunAborted
@@ -73,6 +74,8 @@ class Command(BaseCommand):
         except RunAborted as aborted:
             self.stderr.write(str(aborted))
             sys.exit(ABORTED)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
             raise CommandError(
