@@ -120,8 +120,9 @@ URL_RULE: Final = (
 )
 
 
-# What counts now, by whether a test environment is set up.
-_made: Final[dict[bool, Settings]] = {}
+# What counts now, by whether a test environment is set up. A change replaces the dict, so that what
+# a thread has read before the change does not count after it.
+_made: Final[list[dict[bool, Settings]]] = [{}]
 # The arguments of replace(), each with RUN_ABORT as it was at the call.
 _replaced: Final[list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = []
 
@@ -133,7 +134,8 @@ def settings() -> Settings:
         setting and its valid values. The system checks report all of them.
     """
     is_test = "django.test.utils" in sys.modules and _is_test_environment()
-    return _made.get(is_test) or _made.setdefault(is_test, _make(is_test))
+    made = _made[0]
+    return made.get(is_test) or made.setdefault(is_test, _make(is_test))
 
 
 def replace(values: Mapping[str, Any]) -> None:
@@ -213,7 +215,7 @@ def _is_test_environment() -> bool:
 
 def _forget(*, setting: str, **kwargs: object) -> None:
     if setting == "RUN_ABORT":
-        _made.clear()
+        _made[0] = {}
 
 
 setting_changed.connect(_forget, dispatch_uid="run_abort.conf")

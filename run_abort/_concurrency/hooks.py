@@ -62,25 +62,28 @@ class Hook(Generic[P]):
 
     Calling the hook calls each function in the calling thread. If one raises, the others are called
     all the same. An ``Exception`` is logged. Anything else comes from a signal handler, such as
-    that of Ctrl-C, and is raised at the end. Adding and removing replace the tuple of functions, so
-    a call that is already running finishes with the functions it began with.
-
-    :ivar functions: the functions.
+    that of Ctrl-C, and is raised at the end. A call that is already running finishes with the
+    functions that it began with. Any thread may add and remove functions, which are hashable.
     """
 
     def __init__(self) -> None:
-        self.functions: tuple[Callable[P, object], ...] = ()
+        # Needs no lock: each step is one call of C code.
+        self._functions: dict[Callable[P, object], None] = {}
+
+    @property
+    def functions(self) -> tuple[Callable[P, object], ...]:
+        """The functions."""
+        return tuple(self._functions.copy())
 
     def add(self, function: Callable[P, object]) -> Callable[[], None]:
         """Call ``function`` from now on; adding it again changes nothing.
 
         :return: a function that removes it.
         """
-        if function not in self.functions:
-            self.functions = (*self.functions, function)
+        self._functions.setdefault(function)
 
         def remove() -> None:
-            self.functions = tuple(each for each in self.functions if each != function)
+            self._functions.pop(function, None)
 
         return remove
 

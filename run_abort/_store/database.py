@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -57,7 +58,10 @@ def model() -> type[AbortRequest]:
 def tables() -> ModuleType:
     """The module of the models, which cannot be imported before the apps are loaded."""
     # A child of multiprocessing (spawn, forkserver) has settings, but has not called setup().
-    if not apps.models_ready and not apps.loading:
+    if apps.loading and not apps.models_ready:
+        with suppress(RuntimeError):  # it is this thread that loads them
+            apps.populate(())  # waits for the thread that loads them
+    elif not apps.models_ready:
         django.setup()
     apps.get_app_config("run_abort")  # raises a LookupError if it is not installed
     from run_abort import models

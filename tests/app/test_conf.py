@@ -47,6 +47,22 @@ class TestSettings:
         settings.RUN_ABORT = {}
         assert conf.settings() is conf.settings()
 
+    def test_those_of_a_thread_that_read_before_a_change_do_not_stay(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make = conf._make
+
+        def changed_by_another_thread(is_test: bool) -> conf.Settings:
+            made = make(is_test)
+            monkeypatch.setattr(conf, "_make", make)
+            settings.RUN_ABORT = {"CHANNEL": "two"}
+            return made
+
+        settings.RUN_ABORT = {"CHANNEL": "one"}
+        monkeypatch.setattr(conf, "_make", changed_by_another_thread)
+        conf.settings()
+        assert conf.settings().CHANNEL == "two"
+
     def test_a_bad_one_is_named_with_what_it_has_to_be(self, settings: Any) -> None:
         settings.RUN_ABORT = {"HEARTBEAT": "10"}
         with pytest.raises(ImproperlyConfigured, match=r"RUN_ABORT\['HEARTBEAT'\] is '10'.*number"):
@@ -63,7 +79,7 @@ class TestInTestsOfAProject:
         """Its tests have asked for nothing."""
         with monkeypatch.context() as patch:
             patch.setattr(conf, "_replaced", [])
-            patch.setattr(conf, "_made", {})
+            patch.setattr(conf, "_made", [{}])
             for key, value in BASE.items():
                 patch.setitem(started_with.RUN_ABORT, key, value)
             yield

@@ -195,7 +195,7 @@ def as_in_a_project(monkeypatch: pytest.MonkeyPatch, shared_redis: RedisServer) 
     with monkeypatch.context() as patch:
         patch.setenv("REDIS_URL", shared_redis.url)
         patch.setattr(conf, "_replaced", [])
-        patch.setattr(conf, "_made", {})
+        patch.setattr(conf, "_made", [{}])
         yield
 
 

@@ -108,6 +108,32 @@ class TestHook:
             hook(7)
         assert called == [7, 8]
 
+    def test_one_that_is_added_while_another_is_removed_stays(self) -> None:
+        called: list[str] = []
+        hook: Hook[[]] = Hook()
+        meanwhile: list[Callable[[], object]] = []
+
+        class First:
+            """A function that is compared just when another thread adds one."""
+
+            def __call__(self) -> None:
+                called.append("first")
+
+            def __hash__(self) -> int:
+                return 1
+
+            def __eq__(self, other: object) -> bool:
+                while meanwhile:
+                    meanwhile.pop()()
+                return self is other
+
+        hook.add(First())
+        remove = hook.add(First())
+        meanwhile.append(lambda: hook.add(lambda: called.append("second")))
+        remove()
+        hook()
+        assert called == ["first", "second"]
+
     def test_a_call_finishes_with_the_functions_that_it_began_with(self) -> None:
         called: list[str] = []
         hook: Hook[[]] = Hook()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from run_abort import abort_run
 from tests.processes.conftest import Start
 from tests.support import Foreign, wait_until
 
@@ -55,6 +56,54 @@ def test_multiprocessing(
         assert process.wait_for("aborted") == "aborted run-1 because"
     process.wait_for("over [0, 0, 0]")
     assert process.wait() == 0
+
+
+TWO_FIRST_BLOCKS = """
+import threading
+from django.apps import AppConfig, apps
+from run_abort import RunAborted, abort_run, abortable_run
+from tests.workers import say, wait_for
+
+calls, ended = [], []
+create, populate = AppConfig.create, apps.populate
+
+def counted(installed_apps):
+    calls.append(installed_apps)
+    populate(installed_apps)
+
+def second():
+    try:
+        say("asked", abort_run("run-2").recorded)
+        with abortable_run("run-1"):
+            say("it began")
+    except RunAborted:
+        say("it did not begin")
+    finally:
+        ended.append(True)
+
+def amid_the_loading(entry):
+    if not threads:
+        threads.append(threading.Thread(target=second))
+        threads[0].start()
+        wait_for(lambda: ended or len(calls) == 2)
+    return create(entry)
+
+threads = []
+apps.populate, AppConfig.create = counted, amid_the_loading
+with abortable_run("run-3"):
+    threads[0].join()
+"""
+
+
+def test_threads_of_a_child_that_is_not_set_up_wait_for_each_other(
+    start: Start, shared: dict[str, Any]
+) -> None:
+    abort_run("run-1")
+    process = start("-c", TWO_FIRST_BLOCKS)
+    process.wait_for("asked True")
+    process.wait_for("it did not begin")
+    assert process.wait() == 0
+    assert "cannot be" not in process.output
 
 
 def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
