@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
+from run_abort import abort_run, abortable_run
 from run_abort._concurrency import service
 from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, recorder
+from run_abort._store.connection import limited
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
+from tests.conftest import Configure
 from tests.support import (
     TIMEOUT,
     in_threads,
@@ -59,6 +62,33 @@ def test_one_thread_with_a_connection_of_its_own(rows: Recorder) -> None:
     assert mine is not connection
     assert rows.call(look)[1] is mine
     assert len(recorders()) == 1
+
+
+def test_its_limits_end_with_their_transaction(rows: Recorder, configure: Configure) -> None:
+    if connection.vendor != "postgresql":
+        return
+
+    def read(alias: str) -> tuple[str, str]:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('statement_timeout'), current_setting('synchronous_commit')"
+            )
+            timeout, commit = cursor.fetchone()
+        return timeout, commit
+
+    def read_limited(alias: str) -> tuple[str, str]:
+        with limited(alias, writes=True, is_durable=False):
+            return read(alias)
+
+    configure(REQUESTS=True, LISTEN=False)
+    with abortable_run("import-1"):
+        pass
+    with abortable_run("import-2", catch=True):
+        assert abort_run("import-2").recorded
+    outside = read(connection.alias)
+    assert set(rows.call(read_limited)).isdisjoint(outside)
+    # PgBouncer gives the session to another client between two transactions.
+    assert rows.call(read) == outside
 
 
 def test_an_engine_of_the_project_has_the_same_limits(
