@@ -20,7 +20,13 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import add_grace, seconds
-from run_abort.management.environment import CHECKS, has_endpoint, log_to, require_endpoint
+from run_abort.management.environment import (
+    CHECKS,
+    NO_THREAD,
+    has_endpoint,
+    log_to,
+    require_endpoint,
+)
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
@@ -121,8 +127,8 @@ class Command(BaseCommand):
                 place.take()
             try:
                 listener = current().listener
-                if not over_database:
-                    listener.start()
+                if not over_database and not listener.start():
+                    raise CommandError(NO_THREAD)
                 if listener.status().state == "listening":  # subscribed earlier: no callback
                     wakeup.notify(SUBSCRIBED)
                 with programs or nullcontext():
