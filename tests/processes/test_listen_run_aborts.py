@@ -266,6 +266,16 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
             assert "CommandError: No thread can be started: raise the limit" in str(process)
             assert "Traceback" not in str(process)
 
+    def test_without_a_standard_output_it_listens_and_prints_nothing(
+        self, project: dict[str, Any], stranger: Foreign
+    ) -> None:
+        closed = ("sh", "-c", 'exec "$0" "$@" >&-', sys.executable)
+        with listen(settings=project, program=closed) as process:
+            wait_until(lambda: stranger.publish("run-1") == 1)
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+            assert process.output == []
+
     @pytest.mark.parametrize("listens", [True, False])
     def test_listens_whatever_other_processes_do(
         self, project: dict[str, Any], stranger: Foreign, listens: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -111,7 +112,8 @@ class Command(BaseCommand):
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
-        show = self._printer(line_format, silent=not verbosity)
+        # Without a standard output, which ``>&-`` closes, there is nobody to read the lines.
+        show = self._printer(line_format, silent=not verbosity or sys.stdout is None)
 
         def on_ended(file: PidFile, is_gone: bool) -> None:
             event = "ended" if is_gone else "not ended"
