@@ -39,7 +39,8 @@ class Push:
         self._origin = origin
         self._trust = trust
         self._found: endpoint.Found | None = None
-        # Guards replacing _found: threads that look it up at once share one transport, and with it
+        self._settings = object()  # another one whenever settings change
+        # Guards both: threads that look it up at once share one transport, and with it
         # the limit of connections that are being made.
         self._lock = threading.RLock()
 
@@ -49,13 +50,15 @@ class Push:
         :raises Exception: if the configured transport cannot be used.
         """
         forks.catch_up()
-        found = self._found
+        settings, found = self._settings, self._found
         if found is None or not found.is_valid():
-            found = self._share(endpoint.find())
+            found = self._share(endpoint.find(), settings)
         return found.transport
 
-    def _share(self, new: endpoint.Found) -> endpoint.Found:
+    def _share(self, new: endpoint.Found, settings: object) -> endpoint.Found:
         with self._lock:
+            if self._settings is not settings:  # it may be of the previous ones
+                return new
             found = self._found
             if found is None or not found.is_valid():
                 found = self._found = new
@@ -181,7 +184,9 @@ class Push:
     def forget(self) -> None:
         """Close kept connections and look the transport up again, because settings changed."""
         self.close()
-        self._found = None
+        with self._lock:
+            self._found = None
+            self._settings = object()
 
     def close(self) -> None:
         """Close kept connections. Called before a fork, so that the child inherits none."""

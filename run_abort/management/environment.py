@@ -19,6 +19,11 @@ CHECKS: Final = ("run_abort",)
 
 LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
+NO_THREAD: Final = (
+    "No thread can be started: raise the limit of processes and threads, which is that of the user "
+    "(ulimit -u), of the service (TasksMax) or of the container (pids)."
+)
+
 
 def has_endpoint() -> bool:
     """Whether a Redis is configured; it may be down.

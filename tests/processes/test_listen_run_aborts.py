@@ -40,6 +40,20 @@ def receiver(run_id, **kwargs):
 run_abort_received.connect(receiver)
 """
 
+# As at the limit of threads, but for the other ones.
+NO_THREAD = """
+import threading
+
+start = threading.Thread.start
+
+def limited(thread):
+    if thread.name == "{missing}":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = limited
+"""
+
 
 def listen(*args: str, settings: dict[str, Any], code: str = "", **options: Any) -> Child:
     """The command as manage.py runs it, with receivers of the project's, if any."""
@@ -239,6 +253,27 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
             assert process.wait() == 1
             assert told in str(process)
             assert "Traceback" not in str(process)
+
+    @pytest.mark.parametrize("missing", ["run_abort-listener", "run_abort-programs"])
+    def test_without_one_of_its_threads_it_ends_and_says_what_to_do(
+        self, project: dict[str, Any], tmp_path: Path, missing: str
+    ) -> None:
+        options = project["RUN_ABORT"] | {"PROCESS_DIR": str(tmp_path)}
+        code = NO_THREAD.format(missing=missing)
+        with listen("--processes", settings={"RUN_ABORT": options}, code=code) as process:
+            assert process.wait() == 1
+            assert "CommandError: No thread can be started: raise the limit" in str(process)
+            assert "Traceback" not in str(process)
+
+    def test_without_a_standard_output_it_listens_and_prints_nothing(
+        self, project: dict[str, Any], stranger: Foreign
+    ) -> None:
+        closed = ("sh", "-c", 'exec "$0" "$@" >&-', sys.executable)
+        with listen(settings=project, program=closed) as process:
+            wait_until(lambda: stranger.publish("run-1") == 1)
+            process.send(signal.SIGTERM)
+            assert process.wait() == 0
+            assert process.output == []
 
     @pytest.mark.parametrize("listens", [True, False])
     def test_listens_whatever_other_processes_do(

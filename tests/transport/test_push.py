@@ -240,6 +240,23 @@ class TestWhichRedis:
         settings.RUN_ABORT = {"REDIS_URL": "redis://localhost"}
         assert push.is_configured()
 
+    def test_what_another_thread_found_before_a_change_does_not_stay(
+        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = endpoint.find
+
+        def amid_a_change() -> endpoint.Found:
+            found = find()
+            monkeypatch.setattr(endpoint, "find", find)
+            settings.CACHES = {"default": LOCMEM}
+            push.forget()
+            return found
+
+        settings.CACHES = {"default": django_redis("redis://localhost")}
+        monkeypatch.setattr(endpoint, "find", amid_a_change)
+        assert self.source(push) == "CACHES['default']"
+        assert self.source(push) is None
+
 
 class TestPublish:
     def test_says_how_many_listened(

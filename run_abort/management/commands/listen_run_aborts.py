@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -20,7 +21,13 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import add_grace, seconds
-from run_abort.management.environment import CHECKS, has_endpoint, log_to, require_endpoint
+from run_abort.management.environment import (
+    CHECKS,
+    NO_THREAD,
+    has_endpoint,
+    log_to,
+    require_endpoint,
+)
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
@@ -105,7 +112,8 @@ class Command(BaseCommand):
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
-        show = self._printer(line_format, silent=not verbosity)
+        # Without a standard output, which ``>&-`` closes, there is nobody to read the lines.
+        show = self._printer(line_format, silent=not verbosity or sys.stdout is None)
 
         def on_ended(file: PidFile, is_gone: bool) -> None:
             event = "ended" if is_gone else "not ended"
@@ -121,8 +129,8 @@ class Command(BaseCommand):
                 place.take()
             try:
                 listener = current().listener
-                if not over_database:
-                    listener.start()
+                if not over_database and not listener.start():
+                    raise CommandError(NO_THREAD)
                 if listener.status().state == "listening":  # subscribed earlier: no callback
                     wakeup.notify(SUBSCRIBED)
                 with programs or nullcontext():

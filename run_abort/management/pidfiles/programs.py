@@ -12,12 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from django.core.management.base import CommandError
+
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
 from run_abort._core.process_tree import Family, end, family_of_stranger, kill
 from run_abort._core.procfs import Entry
+from run_abort.management.environment import NO_THREAD
 from run_abort.runs import abortable_run
 
 from . import files
@@ -87,6 +90,7 @@ class Programs:
     :param on_ended: called with the file of a program that an abort has ended, and True; with False
         before, if some of its processes are left though they were killed. Runs on a thread of that
         program.
+    :raises CommandError: on entering, if the thread cannot be started.
     """
 
     def __init__(self, directory: Path, *, grace: float, on_ended: OnEnded) -> None:
@@ -102,7 +106,10 @@ class Programs:
         self._thread = threading.Thread(target=self._run, name="run_abort-programs", daemon=True)
 
     def __enter__(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise CommandError(NO_THREAD) from error
 
     def hurry(self) -> None:
         """Scan at once: an abort has arrived, perhaps for a program that was not seen yet."""
