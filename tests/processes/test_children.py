@@ -103,7 +103,7 @@ def test_threads_of_a_child_that_is_not_set_up_wait_for_each_other(
     process.wait_for("asked True")
     process.wait_for("it did not begin")
     assert process.wait() == 0
-    assert "cannot be" not in process.output
+    assert "cannot be" not in str(process)
 
 
 def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(

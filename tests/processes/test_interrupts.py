@@ -102,8 +102,8 @@ def work():
                 check(not signal.aborted, "ended though aborted", number)
             except RunAborted as error:
                 aborted += 1
-                is_ours = error.run_id == str(number)
-                check(is_ours, number, *([] if is_ours else traceback.format_exception(error)))
+                if error.run_id != str(number):
+                    check(False, "another's", number, *traceback.format_exception(error))
             after()
             check(not block._is_kept, "not left", number)
         except BaseException as error:
