@@ -58,11 +58,12 @@ def model() -> type[AbortRequest]:
 def tables() -> ModuleType:
     """The module of the models, which cannot be imported before the apps are loaded."""
     # A child of multiprocessing (spawn, forkserver) has settings, but has not called setup().
-    if apps.loading and not apps.models_ready:
-        with suppress(RuntimeError):  # it is this thread that loads them
-            apps.populate(())  # waits for the thread that loads them
-    elif not apps.models_ready:
-        django.setup()
+    if not apps.models_ready:
+        if apps.loading:
+            with suppress(RuntimeError):  # it is this thread that loads them
+                apps.populate(())  # waits for the thread that loads them
+        else:
+            django.setup()
     apps.get_app_config("run_abort")  # raises a LookupError if it is not installed
     from run_abort import models
 
