@@ -6,6 +6,7 @@ chosen for the cache. This module imports redis-py, so ``endpoint`` imports it o
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
@@ -360,17 +361,18 @@ def _receive(sock: socket.socket) -> bytes:
 
 
 def _set_timeout(connection: Connection, seconds: float) -> None:
-    """Set a time-out for each send and receive: one of the kernel, or of Python over TLS.
+    """Set a time-out for each send and receive: one of the kernel if possible, else of Python.
 
     Python's own time-out takes two system calls, one that waits and one that reads. In a process
     whose other threads compute, each of them waits for the GIL. But ``SSLSocket`` does not return
-    after a time-out of the kernel: it reads again, without end.
+    after a time-out of the kernel: it reads again, without end. And the kernel has none for the
+    sockets of gevent and eventlet, which never block.
     """
     sock = _socket_of(connection)
-    if isinstance(sock, ssl.SSLSocket):
+    sock.settimeout(None)
+    if isinstance(sock, ssl.SSLSocket) or not os.get_blocking(sock.fileno()):
         sock.settimeout(seconds)
         return
-    sock.settimeout(None)
     timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
