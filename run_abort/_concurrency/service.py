@@ -10,7 +10,7 @@ from typing import Final
 
 from .hooks import call_logged
 from .latch import Latch
-from .workers import is_ending
+from .workers import in_greenlets, is_ending
 
 logger = logging.getLogger("run_abort")
 
@@ -218,7 +218,7 @@ class Service:
             return True
 
     def after_fork_in_child(self) -> bool:
-        """Forget the parent's thread.
+        """Forget the parent's thread. Of greenlets none is started yet: see ``in_greenlets``.
 
         :return: whether the parent had one.
         """
@@ -227,4 +227,5 @@ class Service:
         if life is not None:  # the service's own thread has forked: it has to end in the child
             life.stopping = True
         self._reset()
+        self._forking = int(in_greenlets())
         return resume

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
+from types import BuiltinFunctionType
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from .hooks import Hook, call_logged, name_of
@@ -201,6 +202,11 @@ def in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def in_greenlets() -> bool:
+    """Whether gevent or eventlet has replaced the threads by greenlets of one thread."""
+    return not isinstance(threading.get_ident, BuiltinFunctionType)
 
 
 def before_fork() -> None:

@@ -6,7 +6,7 @@ import threading
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
-from run_abort._concurrency.workers import in_event_loop, spawn
+from run_abort._concurrency.workers import in_event_loop, in_greenlets, spawn
 
 from .exits import Held, kept_exit
 from .interrupts import Shield
@@ -84,6 +84,11 @@ class EndsChildren(AbstractContextManager[None]):
             raise RuntimeError(
                 "signal.ends_children() would also end programs of other tasks of this event "
                 "loop: use it in a thread, such as that of asyncio.to_thread"
+            )
+        if in_greenlets():
+            raise RuntimeError(
+                "signal.ends_children() would also end programs of other greenlets of gevent or "
+                "eventlet: use signal.run()"
             )
         with Shield():
             self._signal.raise_if_aborted()

@@ -25,6 +25,8 @@ from operator import attrgetter, call
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
+from run_abort._concurrency.workers import in_greenlets
+
 # Matches the name of a module that neither is a database driver nor belongs to Django's backends.
 _is_other: Final = re.compile(
     r"(?!(django\.db\.(backends|transaction)"
@@ -51,28 +53,15 @@ def asynchronously() -> Callable[[int | None, int | None], int]:
         raise RuntimeError("to interrupt a thread takes CPython with ctypes") from error
 
 
-@cache
-def _own_ident() -> Callable[[], int]:
-    """The ID that CPython has for the calling thread, which ``threading`` may not tell.
-
-    Not by ``sys._current_frames``. That holds a lock which a finaliser may need, and CPython 3.11
-    collects garbage meanwhile: the thread then waits for itself for ever.
-    """
-    import ctypes
-
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_ulong)
-    return prototype(("PyThread_get_thread_ident", ctypes.pythonapi))
-
-
 def check_thread() -> None:
     """Check that an exception can be sent to what ``threading`` takes for this thread.
 
-    :raises RuntimeError: under gevent or eventlet, whose greenlets share one thread of CPython; and
-        without the global lock, because then the thread goes on between the search and the sending.
+    :raises RuntimeError: if it is a greenlet; and without the global lock, because then the thread
+        goes on between the search and the sending.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise RuntimeError("a thread cannot be interrupted in a Python without its global lock")
-    if threading.get_ident() != _own_ident()():
+    if in_greenlets():
         raise RuntimeError("gevent and eventlet: a greenlet cannot be interrupted, only a thread")
 
 

@@ -76,6 +76,7 @@ class Programs:
         :raises RunAborted: if the run was aborted, before or during the block, once all of these
             processes have exited. The library's error is the ``__cause__``, if there was one.
         :raises RuntimeError: on entering, if this system does not list the children of a thread;
-            in an event loop, because the programs of its other tasks are started by this thread.
+            in an event loop or a greenlet, because the programs of other tasks and greenlets are
+            started by the same thread.
         """
         return EndsChildren(self, self.grace if grace is None else grace)

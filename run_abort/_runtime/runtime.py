@@ -6,6 +6,7 @@ forks, for the interpreter's exit, and for changed settings.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import sys
 import threading
@@ -205,6 +206,14 @@ class Runtime:
 
     def after_fork_in_parent(self) -> None:
         """Start the stopped threads again."""
+        if workers.in_greenlets():
+            # To start one lets other greenlets run. Here, gevent would lose the end of the child;
+            # in a child that is about to become another program, they would go on twice.
+            _thread.start_new_thread(self._resume, ())
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
         resumes = [partial(_resume, each) for each in self._services]
         call_each([*resumes, self.listener.after_fork_in_parent])
 
@@ -229,6 +238,8 @@ class Runtime:
                 self.listener.after_fork_in_child,
             ]
         )
+        if workers.in_greenlets():
+            self.after_fork_in_parent()
 
     def _inherit(self) -> None:
         self.inherited = self.registry.controllers()

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("listening")
 COMMANDS = {
     "sync": ("gunicorn", "--bind=127.0.0.1:{port}", "tests.wsgi"),
     "gthread": ("gunicorn", "--threads=4", "--bind=127.0.0.1:{port}", "tests.wsgi"),
+    "gevent": ("gunicorn", "--worker-class=gevent", "--bind=127.0.0.1:{port}", "tests.wsgi"),
     "uvicorn": ("uvicorn", "--port={port}", "tests.asgi:application"),
 }
 UWSGI = ("--master", "--need-app", "--die-on-term", "--module=tests.wsgi", "--threads=2")
