@@ -281,9 +281,11 @@ class HueyDriver(Driver):
         return huey.task(name=name, **options)(function)  # type: ignore[no-any-return]
 
     def start(self, kind: str = "", *, concurrency: int = 1) -> Child:
+        kind = kind or self.kind
+        patched = ("-m", "gevent.monkey") if kind == "greenlet" else ()
         child = self.place.start(
-            *("-W", "ignore", program("huey_consumer"), "tests.queues.huey_app.huey"),
-            *("-k", kind or self.kind, "-w", str(concurrency)),
+            *("-W", "ignore", *patched, program("huey_consumer"), "tests.queues.huey_app.huey"),
+            *("-k", kind, "-w", str(concurrency)),
             environment={"BROKER": self.place.broker.url},
         )
         child.wait_for("Huey consumer started")

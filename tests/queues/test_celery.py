@@ -51,27 +51,6 @@ class TestSignals:
         assert [line for line in worker.output if line.startswith("signal")] == sent
 
 
-class TestGevent:
-    """A pool of greenlets in one process, whose threads are greenlets, too."""
-
-    def test_tasks_are_aborted_one_by_one(self, place: Place) -> None:
-        package("gevent")
-        with CeleryDriver(place, "gevent") as driver:
-            worker = driver.start(concurrency=20)
-            sent = [
-                driver.send(name, f"{name}-{n}") for n in range(4) for name in ("look", "swallow")
-            ]
-            wait_until(lambda: str(worker).count("began ") == len(sent))
-            for each in sent[:4]:
-                assert abort(each.id, wait=TIMEOUT).stopped
-                driver.assert_aborted(each)
-            assert not any(map(driver.is_over, sent[4:]))
-            assert driver.result(driver.send("done", "next")) == "next"
-            for each in sent[4:]:
-                abort(each.id)
-            driver.end(worker)
-
-
 class TestUnwell:
     def test_while_the_backend_is_away_it_has_not_failed(
         self, place: Place, own_redis: RedisServer

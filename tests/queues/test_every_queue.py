@@ -12,7 +12,7 @@ from django.conf import settings
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
 from run_abort.models import RunHold, RunProcess
-from tests.processes.conftest import holds_of
+from tests.processes.conftest import holds_of, package
 from tests.queues.drivers import (
     DRIVERS,
     CeleryDriver,
@@ -64,6 +64,22 @@ def test_a_task_that_has_ended_leaves_no_row(driver: Driver) -> None:
     assert driver.result(driver.send("done", "one")) == "one"
     driver.end(worker)
     wait_until(lambda: not RunHold.objects.exists() and not RunProcess.objects.exists())
+
+
+@pytest.mark.parametrize("driver", ["celery-gevent", "huey-greenlet"], indirect=True)
+def test_tasks_in_greenlets_of_one_process_are_aborted_one_by_one(driver: Driver) -> None:
+    package("gevent")
+    worker = driver.start(concurrency=20)
+    sent = [driver.send(name, f"{name}-{n}") for n in range(4) for name in ("look", "swallow")]
+    wait_until(lambda: str(worker).count("began ") == len(sent))
+    for each in sent[:4]:
+        assert abort(driver.run_id(each), wait=TIMEOUT).stopped
+        driver.assert_aborted(each)
+    assert not any(map(driver.is_over, sent[4:]))
+    assert driver.result(driver.send("done", "next")) == "next"
+    for each in sent[4:]:
+        abort(driver.run_id(each))
+    driver.end(worker)
 
 
 @every_queue
