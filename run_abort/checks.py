@@ -173,7 +173,19 @@ def check_deployment(
         transport = current().push.transport()
     except Exception:  # check_settings reports it
         return []
-    return [] if transport is None else list(_check_production(options, transport))
+    found = list(_check_tenants())
+    return found if transport is None else [*found, *_check_production(options, transport)]
+
+
+def _check_tenants() -> Iterator[CheckMessage]:
+    if hasattr(django_settings, "TENANT_MODEL"):  # of django-tenants
+        yield CheckWarning(
+            "Rows of two tenants can have the same primary key, and then an instance names the "
+            "runs of all of them: one tenant's abort stops the other's run.",
+            hint="Name runs by a text with the tenant's schema in it, as in the how-to 'Stop all "
+            "runs of a tenant', and silence this check.",
+            id="run_abort.W007",
+        )
 
 
 def _check_production(options: conf.Settings, transport: Transport) -> Iterator[CheckMessage]:

@@ -284,6 +284,16 @@ def test_the_check_is_registered(settings: Any) -> None:
 
 
 class TestDeployment:
+    def test_rows_of_two_tenants_can_have_the_same_key(
+        self, configure: Configure, settings: Any
+    ) -> None:
+        configure(REDIS_URL=False)
+        assert check_deployment() == []
+        settings.TENANT_MODEL = "customers.Client"  # of django-tenants
+        (warning,) = check_deployment()
+        assert warning.id == "run_abort.W007"
+        assert "an instance names the runs of all of them" in warning.msg
+
     @pytest.mark.parametrize(
         ("run_abort", "expected"),
         [

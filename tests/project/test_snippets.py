@@ -29,6 +29,7 @@ from celery.contrib.testing.worker import start_worker
 from celery.signals import setup_logging
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import CommandError
+from django.db import connections
 from django.http import HttpRequest
 from django.template import RequestContext, Template
 from django.test import Client, RequestFactory
@@ -316,6 +317,12 @@ def drive_tenant(page: Page) -> None:
     assert page["outcome"].stopped
     page.run()
     assert [each.run_id for each in page["outcomes"]] == [f"jobs.job:{page['job'].pk}"]
+    page.run()
+    admin = User(is_superuser=True)
+    with mock.patch.object(connections["default"], "schema_name", "alpha", create=True):
+        run_id = page["run_of"](page["job"])
+        assert page["may_abort"](admin, run_id, "abort")
+        assert not page["may_abort"](admin, run_id.replace("alpha", "beta"), "abort")
 
 
 class Stream:
