@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections, transaction
@@ -93,6 +94,18 @@ def _limit_session(own: BaseDatabaseWrapper) -> None:
                 whole=math.ceil(seconds), seconds=seconds, milliseconds=math.ceil(seconds * 1000)
             )
         )
+
+
+def uncached() -> AbstractContextManager[None]:
+    """A context in which queries are not answered from the cache of django-cachalot.
+
+    What it has may be older than a row that was committed before the query. So the two rows would
+    not see each other.
+    """
+    cachalot = sys.modules.get("cachalot.api")
+    context: AbstractContextManager[None]
+    context = nullcontext() if cachalot is None else cachalot.cachalot_disabled()
+    return context
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class Recorder:
                 self.outage.report(TimeoutError())
             return result
         try:
-            with transaction.atomic(using=here.alias):
+            with connection.uncached(), transaction.atomic(using=here.alias):
                 return function(here.alias)
         except Exception as error:
             self.outage.report(error)
@@ -309,7 +309,8 @@ class Recorder:
         operation = jobs[0].operation
         outage = operation.outage or self.outage
         try:
-            results = self._attempt(operation, [job.item for job in jobs])
+            with connection.uncached():
+                results = self._attempt(operation, [job.item for job in jobs])
         except Exception as error:
             if len(jobs) > 1 and connection.is_usable():
                 for job in jobs:
