@@ -92,8 +92,8 @@ def test_the_page_says_no_more_than_is_known(
     expect(status(page)).to_have_text(STOPPED)
 
 
-def aborting_page(tabs: Tabs, run_id: str, silent: Silent) -> Page:
-    """A page that follows an abort, and is the same again when it is loaded again."""
+def plain_page(tabs: Tabs, run_id: str, silent: Silent) -> Page:
+    """The page of a run that goes on, without a script but the button's. It always looks as now."""
     silent.hold(run_id)
     page = tabs.open(path_of(run_id))
     # The example shows no button once its own workers have stopped; most projects do. Without its
@@ -102,6 +102,12 @@ def aborting_page(tabs: Tabs, run_id: str, silent: Silent) -> Page:
     page.route(page.url, lambda route: route.fulfill(body=as_it_was, content_type="text/html"))
     no_script = {"body": "", "content_type": "text/javascript"}
     page.route(re.compile(r"/runs/run[^/]*\.js$"), lambda route: route.fulfill(**no_script))
+    return page
+
+
+def aborting_page(tabs: Tabs, run_id: str, silent: Silent) -> Page:
+    """A plain page that follows an abort."""
+    page = plain_page(tabs, run_id, silent)
     opener(page).click()
     question(page).click()
     expect(status(page)).to_contain_text("Aborting on 1 process.")
@@ -120,6 +126,47 @@ def test_a_page_that_is_loaded_again_goes_on(
     other = tabs.open(path_of(start_run(1)))
     expect(opener(other)).to_be_visible()
     expect(status(other)).to_be_empty()
+
+
+# As a page does that replaces a part of itself now and then, such as with htmx.
+REPLACE = """async () => {
+  const text = await (await fetch(location.href)).text();
+  const page = new DOMParser().parseFromString(text, "text/html");
+  const box = document.querySelector("[data-run-abort]");
+  box.replaceWith(page.querySelector("[data-run-abort]"));
+}"""
+# While it asks to abort.
+REPLACE_MEANWHILE = """() => {
+  const original = window.fetch;
+  window.fetch = async (url, options) => {
+    const response = await original(url, options);
+    if (options?.method === "POST") await (REPLACE)();
+    return response;
+  };
+}""".replace("REPLACE", REPLACE)
+
+
+def test_a_button_that_a_script_replaces_goes_on(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = aborting_page(tabs, start_run(1), silent)
+    for _ in range(2):
+        page.evaluate(REPLACE)
+        expect(status(page)).to_contain_text("Aborting on 1 process.")
+        expect(opener(page)).to_be_hidden()
+    silent.leave()
+    expect(status(page)).to_have_text(STOPPED)
+
+
+def test_one_that_is_replaced_while_it_asks_goes_on(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = plain_page(tabs, start_run(1), silent)
+    page.evaluate(REPLACE_MEANWHILE)
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    expect(opener(page)).to_be_hidden()
 
 
 def test_one_whose_request_is_gone_offers_the_button_again(

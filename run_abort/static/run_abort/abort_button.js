@@ -1,6 +1,7 @@
 /*
  * Requests the abort without leaving the page and shows its progress, also after the page was
- * loaded again. Without this script the button's form works as a plain HTML form.
+ * loaded again, or a script such as htmx has replaced the button. Without this script the button's
+ * form works as a plain HTML form.
  *
  * When the abort was asked for, and after each response of the progress view, the button's element
  * dispatches the event "run-abort:progress", which bubbles. Its `detail` is the response: runId,
@@ -16,6 +17,8 @@
   const MAX_WAIT = 20000; // for one response
   const PATIENCE = 180000; // for following one abort
   const UNCLEAR = ["asked", "lost"]; // if one of these is final, offer to request again
+
+  const adopted = new WeakSet();
 
   document.addEventListener("submit", (event) => {
     const box = event.target.closest("[data-run-abort]");
@@ -68,10 +71,26 @@
     report(box, { runId, requestId, state: "asked", over: false, text: box.dataset.asked });
     if (!box.dataset.progress) return;
     remember(box, requestId);
+    if (!box.isConnected) return twins(box).forEach(resume);
     await watch(box, requestId);
   }
 
-  /** After a reload, continue to follow what this tab has asked for. */
+  /** Care for the buttons that are new on the page. */
+  function adopt() {
+    for (const box of document.querySelectorAll("[data-run-abort]")) {
+      if (adopted.has(box)) continue;
+      adopted.add(box);
+      resume(box);
+    }
+  }
+
+  /** The buttons of the same run, such as one that has replaced this one. */
+  function twins({ dataset: { progress } }) {
+    const boxes = document.querySelectorAll("[data-run-abort]");
+    return [...boxes].filter((each) => each.dataset.progress === progress);
+  }
+
+  /** After a reload or a replacement, continue to follow what this tab has asked for. */
   function resume(box) {
     const requestId = remembered(box);
     if (!requestId) return;
@@ -175,5 +194,6 @@
     });
   }
 
-  document.querySelectorAll("[data-run-abort]").forEach(resume);
+  adopt();
+  new MutationObserver(adopt).observe(document, { childList: true, subtree: true });
 })();
