@@ -381,6 +381,26 @@ class TestAsync:
 
         run(main)
 
+    def test_in_the_tasks_of_a_task_group_it_comes_in_an_exception_group(self, core: Core) -> None:
+        async def part(is_last: bool) -> None:
+            async with core.block("run-1"):
+                if is_last:
+                    abort_soon(core, "run-1")
+                await asyncio.sleep(30)
+
+        async def main() -> None:
+            aborted: list[BaseException] = []
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for is_last in (False, False, True):
+                        group.create_task(part(is_last))
+            except* RunAborted as raised:
+                aborted.extend(raised.exceptions)
+            assert len(aborted) == 3
+            assert cancelling() == 0
+
+        run(main)
+
     def test_nested(self, core: Core) -> None:
         async def main() -> None:
             async with core.block("outer") as outer:
