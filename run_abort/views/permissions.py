@@ -85,12 +85,13 @@ def has_run_permission(user: object, run_id: str, action: Action) -> bool:
     """The default rule: whether the user has the permission for all runs, or for this one.
 
     The permission is ``run_abort.abort_run``, and ``run_abort.clear_run_abort`` to clear. For a run
-    that is a model instance, the authentication backends are also asked about that object.
+    that is a model instance, the authentication backends are also asked about that object, and then
+    for the permission of the same name of the object's own app, such as ``jobs.abort_run``.
     """
     if _has_perm(user, action):
         return True
     obj = run_object(run_id)
-    return obj is not None and _has_perm(user, action, obj)
+    return obj is not None and _has_object_perm(user, action, obj)
 
 
 def run_object(run_id: str) -> Model | None:
@@ -182,6 +183,21 @@ def _is_inactive(user: Any) -> bool:
     return is_known(user) and not getattr(user, "is_active", True)
 
 
-def _has_perm(user: Any, action: Action, *obj: Model) -> bool:
+def _has_perm(user: Any, action: Action) -> bool:
     has_perm = getattr(user, "has_perm", None)  # a user model of the project need not have it
-    return has_perm is not None and has_perm(PERMISSIONS[action], *obj) is True
+    return has_perm is not None and has_perm(PERMISSIONS[action]) is True
+
+
+def _has_object_perm(user: Any, action: Action, obj: Model) -> bool:
+    has_perm = getattr(user, "has_perm", None)
+    if has_perm is None:
+        return False
+    try:
+        if has_perm(PERMISSIONS[action], obj) is True:
+            return True
+    except Exception as error:
+        # django-guardian knows no permission of another app than the object's.
+        if type(error).__name__ != "WrongAppError":
+            raise
+    own = f"{obj._meta.app_label}.{PERMISSIONS[action].partition('.')[2]}"
+    return has_perm(own, obj) is True

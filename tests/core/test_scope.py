@@ -396,7 +396,8 @@ class TestAsync:
                         group.create_task(part(is_last))
             except* RunAborted as raised:
                 aborted.extend(raised.exceptions)
-            assert len(aborted) == 3
+            # The group cancels the others as soon as one has raised it.
+            assert 1 <= len(aborted) <= 3
 
         run(main)
 
