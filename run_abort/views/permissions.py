@@ -78,7 +78,7 @@ def may_some(user: object, action: Action) -> bool:
 
     True if ``MAY_ABORT`` is set, else whether the user has the permission for all runs.
     """
-    return conf.settings().MAY_ABORT is not None or _has_perm(user, action)
+    return conf.settings().MAY_ABORT is not None or _has_perm(user, PERMISSIONS[action])
 
 
 def has_run_permission(user: object, run_id: str, action: Action) -> bool:
@@ -88,10 +88,11 @@ def has_run_permission(user: object, run_id: str, action: Action) -> bool:
     that is a model instance, the authentication backends are also asked about that object, and then
     for the permission of the same name of the object's own app, such as ``jobs.abort_run``.
     """
-    if _has_perm(user, action):
+    permission = PERMISSIONS[action]
+    if _has_perm(user, permission):
         return True
     obj = run_object(run_id)
-    return obj is not None and _has_object_perm(user, action, obj)
+    return obj is not None and _has_object_perm(user, permission, obj)
 
 
 def run_object(run_id: str) -> Model | None:
@@ -183,21 +184,18 @@ def _is_inactive(user: Any) -> bool:
     return is_known(user) and not getattr(user, "is_active", True)
 
 
-def _has_perm(user: Any, action: Action) -> bool:
+def _has_perm(user: Any, permission: str, *obj: Model) -> bool:
     has_perm = getattr(user, "has_perm", None)  # a user model of the project need not have it
-    return has_perm is not None and has_perm(PERMISSIONS[action]) is True
+    return has_perm is not None and has_perm(permission, *obj) is True
 
 
-def _has_object_perm(user: Any, action: Action, obj: Model) -> bool:
-    has_perm = getattr(user, "has_perm", None)
-    if has_perm is None:
-        return False
+def _has_object_perm(user: Any, permission: str, obj: Model) -> bool:
     try:
-        if has_perm(PERMISSIONS[action], obj) is True:
+        if _has_perm(user, permission, obj):
             return True
     except Exception as error:
         # django-guardian knows no permission of another app than the object's.
         if type(error).__name__ != "WrongAppError":
             raise
-    own = f"{obj._meta.app_label}.{PERMISSIONS[action].partition('.')[2]}"
-    return has_perm(own, obj) is True
+    own = f"{obj._meta.app_label}.{permission.partition('.')[2]}"
+    return _has_perm(user, own, obj)
