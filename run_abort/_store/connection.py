@@ -103,9 +103,10 @@ def uncached() -> AbstractContextManager[None]:
     not see each other.
     """
     cachalot = sys.modules.get("cachalot.api")
-    context: AbstractContextManager[None]
-    context = nullcontext() if cachalot is None else cachalot.cachalot_disabled()
-    return context
+    if cachalot is None:
+        return nullcontext()
+    disabled: AbstractContextManager[None] = cachalot.cachalot_disabled()
+    return disabled
 
 
 @contextmanager
