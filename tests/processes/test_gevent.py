@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer
 from run_abort import abort_run
 from tests.processes.conftest import Start, all_subscribed, package, subscribed
 from tests.support import TIMEOUT, Child, Proxy
@@ -32,13 +30,6 @@ from run_abort import RunAborted, abort_run, abortable_run
 def script(start: Start) -> Callable[[str], Child]:
     package("gevent")
     return lambda text: start("-c", BEGIN + textwrap.dedent(text), program=PYTHON)
-
-
-@pytest.fixture
-def proxy(shared_redis: RedisServer, project: dict[str, Any]) -> Iterator[Proxy]:
-    with closing(Proxy(shared_redis.port)) as proxy:
-        project["RUN_ABORT"] |= {"REDIS_URL": proxy.url, "HEARTBEAT": 1}
-        yield proxy
 
 
 def test_greenlets_are_aborted_by_another_process(
@@ -100,7 +91,10 @@ def test_the_time_that_a_caller_waits_is_bounded(
     child.wait_for("waited 1 False")
 
 
-def test_a_server_that_is_frozen_is_noticed(script: Callable[[str], Child], proxy: Proxy) -> None:
+def test_a_server_that_is_frozen_is_noticed(
+    script: Callable[[str], Child], proxy: Proxy, project: dict[str, Any]
+) -> None:
+    project["RUN_ABORT"] |= {"REDIS_URL": proxy.url, "HEARTBEAT": 1}
     child = script("""
         with abortable_run("run-1") as signal:
             signal.wait()

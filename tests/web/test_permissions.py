@@ -231,7 +231,7 @@ class TestEverywhere:
 
 
 class OwnerBackend:
-    """Object permissions, as django-guardian has them: who owns a job may abort it."""
+    """Object permissions of a project of its own: who owns a job may abort it."""
 
     def authenticate(self, request: HttpRequest) -> None:
         return None
