@@ -321,6 +321,7 @@ def drive_tenant(page: Page) -> None:
     admin = User(is_superuser=True)
     with mock.patch.object(connections["default"], "schema_name", "alpha", create=True):
         run_id = page["run_of"](page["job"])
+        assert run_id != page["run_of"](Team(pk=page["job"].pk))
         assert page["may_abort"](admin, run_id, "abort")
         assert not page["may_abort"](admin, run_id.replace("alpha", "beta"), "abort")
 
