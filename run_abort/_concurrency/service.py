@@ -10,7 +10,7 @@ from typing import Final
 
 from .hooks import call_logged
 from .latch import Latch
-from .workers import in_greenlets, is_ending
+from .workers import is_ending
 
 logger = logging.getLogger("run_abort")
 
@@ -49,8 +49,9 @@ class Service:
     """At most one long-lived thread, and none while the process forks.
 
     A thread that is alive at a fork can leave the child with half-imported modules and with locks
-    that no thread releases. So :meth:`before_fork` stops and joins the thread, and its owner
-    starts it again in the parent and in the child.
+    that no thread releases. So :meth:`before_fork` stops and joins the thread. None starts until
+    :meth:`after_fork`, which is called in the parent, and in the child once
+    :meth:`after_fork_in_child` was.
 
     :param name: of the thread.
     :param run: called with the :class:`Life`, in the thread. Returns when ``life.stopping``. Called
@@ -204,10 +205,10 @@ class Service:
         if not self._end(life, JOIN_TIMEOUT):
             logger.warning("The thread %s is busy and stays alive at the fork", self._name)
 
-    def after_fork_in_parent(self) -> bool:
+    def after_fork(self) -> bool:
         """Allow threads again.
 
-        :return: whether to start one: the fork has stopped it, or it was needed during the fork.
+        :return: whether to start one: the fork has stopped it, or it was needed meanwhile.
         """
         with self._lock:
             # The exception of a signal handler may have kept before_fork() from counting.
@@ -218,7 +219,7 @@ class Service:
             return True
 
     def after_fork_in_child(self) -> bool:
-        """Forget the parent's thread. Of greenlets none is started yet: see ``in_greenlets``.
+        """Forget the parent's thread. The fork is not over: what starts one waits for its end.
 
         :return: whether the parent had one.
         """
@@ -227,5 +228,5 @@ class Service:
         if life is not None:  # the service's own thread has forked: it has to end in the child
             life.stopping = True
         self._reset()
-        self._forking = int(in_greenlets())
+        self._forking = 1
         return resume

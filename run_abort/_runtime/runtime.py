@@ -204,18 +204,18 @@ class Runtime:
         # Each, although a signal handler raises in one: CPython forks all the same.
         call_each([*(each.before_fork for each in services), workers.before_fork, self.push.close])
 
-    def after_fork_in_parent(self) -> None:
-        """Start the stopped threads again."""
+    def after_fork(self) -> None:
+        """Start the threads that the fork has stopped, or that its child needs."""
         if workers.in_greenlets():
-            # To start one lets other greenlets run. Here, gevent would lose the end of the child;
-            # in a child that is about to become another program, they would go on twice.
+            # To start one lets other greenlets run. In the parent, gevent would lose the end of the
+            # child; in a child that is about to become another program, they would go on twice.
             _thread.start_new_thread(self._resume, ())
         else:
             self._resume()
 
     def _resume(self) -> None:
         resumes = [partial(_resume, each) for each in self._services]
-        call_each([*resumes, self.listener.after_fork_in_parent])
+        call_each([*resumes, self.listener.after_fork])
 
     def after_fork_in_child(self) -> None:
         """Renew the origin, the locks and the threads for the child."""
@@ -236,10 +236,9 @@ class Runtime:
                 self.disconnects.after_fork_in_child,
                 self.reconciler.after_fork_in_child,
                 self.listener.after_fork_in_child,
+                self.after_fork,
             ]
         )
-        if workers.in_greenlets():
-            self.after_fork_in_parent()
 
     def _inherit(self) -> None:
         self.inherited = self.registry.controllers()
@@ -256,7 +255,7 @@ class Runtime:
 
 
 def _resume(service: Service) -> None:
-    if service.after_fork_in_parent():
+    if service.after_fork():
         service.start()
 
 
@@ -336,6 +335,6 @@ atexit.register(lambda: current().at_exit())
 threading._register_atexit(_at_exit_of_child)  # type: ignore[attr-defined]
 forks.at_fork(
     before=lambda: current().before_fork(),
-    after_in_parent=lambda: current().after_fork_in_parent(),
+    after_in_parent=lambda: current().after_fork(),
     after_in_child=lambda: current().after_fork_in_child(),
 )

@@ -324,9 +324,9 @@ class Listener:
 
     # After a fork.
 
-    def after_fork_in_parent(self) -> None:
-        """Start the thread again if the fork has stopped it."""
-        if self.service.after_fork_in_parent():
+    def after_fork(self) -> None:
+        """Start a thread if the fork has stopped it, or if the child of one needs it."""
+        if self.service.after_fork():
             self.start(rest=REST)
 
     def after_fork_in_child(self) -> None:

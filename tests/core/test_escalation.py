@@ -111,13 +111,16 @@ class TestEscalator:
         escalator.service.before_fork()
         escalator._lock.acquire()  # as if another thread had held it at the fork
         escalator.after_fork_in_child()
+        assert not escalator.service.is_running
+        assert escalator.service.after_fork()
+        escalator.service.start()
         wait_until(lambda: attempts)
         escalator.drop(plan)
 
     def test_a_child_without_an_agenda_has_no_thread(self, escalator: Escalator) -> None:
         escalator.service.before_fork()
         escalator.after_fork_in_child()
-        assert not escalator.service.is_running
+        assert escalator.service.after_fork() is False
 
 
 class TestPlan:

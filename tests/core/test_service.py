@@ -44,7 +44,7 @@ def threads() -> int:
 def forks(service: Service) -> None:
     """What happens in the process that forks."""
     service.before_fork()
-    if service.after_fork_in_parent():
+    if service.after_fork():
         service.start()
 
 
@@ -204,7 +204,7 @@ class TestRetire:
         service, outcomes = self.retiring(is_needed)
         service.start()
         wait_until(lambda: outcomes == [True] and threads() == 0)
-        assert service.after_fork_in_parent() is True
+        assert service.after_fork() is True
 
     def test_under_load_no_work_is_left_undone(self) -> None:
         work: list[int] = []
@@ -231,7 +231,7 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         assert threads() == 0
-        assert loop.service.after_fork_in_parent() is True
+        assert loop.service.after_fork() is True
         loop.service.start()
         loop.begun(2)
         assert threads() == 1
@@ -248,15 +248,15 @@ class TestFork:
         loop.service.before_fork()
         assert loop.service.start()
         assert threads() == 0
-        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.after_fork() is False
         assert loop.service.start()
         assert threads() == 0
-        assert loop.service.after_fork_in_parent() is True
+        assert loop.service.after_fork() is True
         loop.service.start()
         loop.begun(1)
 
     def test_a_fork_that_was_not_announced_does_not_keep_it_from_starting(self, loop: Loop) -> None:
-        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.after_fork() is False
         assert loop.service.start()
         loop.begun(1)
 
@@ -265,7 +265,7 @@ class TestFork:
         loop.begun(1)
         loop.service.before_fork()
         loop.service.stop()
-        assert loop.service.after_fork_in_parent() is False
+        assert loop.service.after_fork() is False
         assert not loop.service.is_running
 
     def test_the_child_is_told_whether_the_parent_had_a_thread(self, loop: Loop) -> None:
@@ -274,10 +274,13 @@ class TestFork:
         loop.service.before_fork()
         loop.service._lock.acquire()  # as if another thread had held it at the fork
         assert loop.service.after_fork_in_child() is True
-        assert not loop.service.is_running
+        assert loop.service.start()
+        assert not loop.service.is_running  # not before all parts of the child are renewed
+        assert loop.service.after_fork() is True
         loop.service.start()
         loop.begun(2)
         assert loop.service.after_fork_in_child() is True  # where no hook was called before
+        assert loop.service.after_fork() is False  # nobody has started it in the child
         assert not loop.service.is_running
         assert loop.lives[1].stopping
         loop.lives[1].wake()
@@ -302,7 +305,7 @@ class TestFork:
         service.before_fork()
         assert "busy" in caplog.text
         assert not service.is_current(lives[0])
-        assert service.after_fork_in_parent()
+        assert service.after_fork()
         service.start()
         wait_until(lambda: len(lives) == 2)
         assert service.is_current(lives[1])
@@ -335,7 +338,7 @@ class TestFork:
         for thread in forking:
             thread.join()
         assert alive_at_fork == [0, 0]
-        assert [service.after_fork_in_parent() for _ in range(2)] == [False, True]
+        assert [service.after_fork() for _ in range(2)] == [False, True]
 
     def test_forced_a_fork_waits_for_the_end_of_a_thread_that_has_retired(self) -> None:
         retired, released = threading.Event(), threading.Event()
@@ -351,7 +354,7 @@ class TestFork:
         threading.Timer(0.05, released.set).start()
         service.before_fork()
         assert threads() == 0
-        assert service.after_fork_in_parent() is False
+        assert service.after_fork() is False
 
     def test_its_own_thread_may_fork(self) -> None:
         forked = threading.Event()

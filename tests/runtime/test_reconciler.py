@@ -332,7 +332,7 @@ class TestMissed:
         wait_until(current().listener.is_listening)
         current().listener.service.before_fork()
         request("missed")
-        current().listener.after_fork_in_parent()
+        current().listener.after_fork()
         wait_until(lambda: "missed" in heard)
 
     def test_a_database_that_is_away_then_is_asked_again(

@@ -55,11 +55,12 @@ class Node:
         self.push.close()
         pid = os.fork()
         if pid:
-            self.listener.after_fork_in_parent()
+            self.listener.after_fork()
         else:
             self.origin = new_origin()
             self.push.after_fork_in_child()
             self.listener.after_fork_in_child()
+            self.listener.after_fork()
         return pid
 
 

@@ -384,7 +384,7 @@ class TestFork:
         assert listener.ensure_started()
         assert threads_of_ours() == []
         assert listener.status().state == "stopped"
-        listener.after_fork_in_parent()
+        listener.after_fork()
         assert threads_of_ours() == ["run_abort-listener"]
         assert listener.status().state == "starting"
 
