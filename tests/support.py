@@ -203,7 +203,10 @@ class Child(Closed):
 
     def wait_for_all(self, *texts: str) -> None:
         """Wait until all these texts are in the output, in whatever order; takes no line."""
-        wait_until(lambda: all(text in str(self) for text in texts))
+        try:
+            wait_until(lambda: all(text in str(self) for text in texts))
+        except AssertionError:
+            raise AssertionError(f"not all of {texts} in time:\n{self}") from None
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

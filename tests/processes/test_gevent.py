@@ -65,7 +65,9 @@ def test_greenlets_are_aborted_by_another_process(
     assert "Traceback" not in str(child)
 
 
-def test_a_child_of_a_fork_is_aborted_too(script: Callable[[str], Child]) -> None:
+def test_a_child_of_a_fork_is_aborted_too(
+    script: Callable[[str], Child], shared: dict[str, Any]
+) -> None:
     child = script("""
         with abortable_run("run-1", catch=True) as signal:
             pid = os.fork()
