@@ -57,7 +57,20 @@ def check_settings(
     ]
     if found:
         return found
-    return [*_check_rule(), *_check_users(), *_check_redis(explicit="CACHE_ALIAS" in raw)]
+    redis = _check_redis(explicit="CACHE_ALIAS" in raw)
+    return [*_check_lease(), *_check_rule(), *_check_users(), *redis]
+
+
+def _check_lease() -> Iterator[CheckMessage]:
+    options = conf.settings()
+    if options.lease <= (least := options.longest_interval):
+        yield CheckWarning(
+            f"RUN_ABORT['LEASE'] is {options.lease:g} s, and a process that works on runs gives a "
+            f"sign of life each {least:g} s: one that is well counts as lost in between.",
+            hint="Remove it, so that it is three times as long, or shorten RECONCILE_INTERVAL and "
+            "POLL_INTERVAL.",
+            id="run_abort.W008",
+        )
 
 
 def _check_rule() -> Iterator[CheckMessage]:

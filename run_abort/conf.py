@@ -67,10 +67,14 @@ class Settings:
     is_real: bool = True
 
     @property
+    def longest_interval(self) -> float:
+        """Seconds between two signs of life of a process that holds runs, at most."""
+        return max(self.RECONCILE_INTERVAL, self.POLL_INTERVAL)
+
+    @property
     def lease(self) -> float:
         """``LEASE``, or its default, in seconds."""
-        longest = max(self.RECONCILE_INTERVAL, self.POLL_INTERVAL)
-        return 3 * longest if self.LEASE is None else self.LEASE
+        return 3 * self.longest_interval if self.LEASE is None else self.LEASE
 
 
 class Problem(NamedTuple):

@@ -95,6 +95,22 @@ def test_all_is_well(configure: Configure) -> None:
     assert ids() == []
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"LEASE": 15}, ["W008"]),
+        ({"LEASE": 15.1}, []),
+        ({"LEASE": 2, "RECONCILE_INTERVAL": 1}, []),
+        ({"LEASE": 2, "RECONCILE_INTERVAL": 1, "POLL_INTERVAL": 2}, ["W008"]),
+    ],
+)
+def test_a_lease_is_longer_than_the_time_between_two_signs_of_life(
+    configure: Configure, options: dict[str, float], expected: list[str]
+) -> None:
+    configure(**options)
+    assert ids() == expected
+
+
 def test_tests_are_not_warned_of_their_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
     local = replace(conf.settings(), **conf.LOCAL)
     monkeypatch.setattr(conf, "settings", lambda: local)
