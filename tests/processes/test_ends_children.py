@@ -102,12 +102,14 @@ class TestAbort:
     ) -> None:
         """A library that tries again."""
         thread = abort_when(library.pids, controller)
+        return_codes = []
         with pytest.raises(RunAborted), controller.signal.ends_children():
             for _ in range(3):
-                with pytest.raises(subprocess.CalledProcessError):
+                with pytest.raises(subprocess.CalledProcessError) as error:
                     library.convert()
+                return_codes.append(error.value.returncode)
         thread.join()
-        assert len(library.pids()) == 3
+        assert return_codes == [-signals.SIGTERM] * 3
         assert not any(map(is_there, library.pids()))
         assert not watchers()
 
