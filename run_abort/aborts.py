@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import transaction
 
 from . import conf
+from ._concurrency.clock import monotonic
 from ._concurrency.workers import shielded, submit
 from ._core.ids import RunID, clean_id
 from ._core.interrupts import Shield
@@ -297,7 +298,7 @@ class Batch(NamedTuple):
     """The requests of one call.
 
     :ivar wait: seconds to wait for the blocks; 0 looks once, None does not look.
-    :ivar made: when they were made, in seconds of ``time.monotonic()``.
+    :ivar made: when they were made, in seconds of ``monotonic()``.
     """
 
     requests: list[Request]
@@ -328,7 +329,7 @@ class Batch(NamedTuple):
             Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
-        return cls(some, seconds, time.monotonic())
+        return cls(some, seconds, monotonic())
 
     def here(self) -> list[int]:
         registry = current().registry
@@ -341,7 +342,7 @@ class Batch(NamedTuple):
         """
         runtime = current()
         published = runtime.push.publish(self.requests)
-        published_at, accepted = datetime.now(UTC), time.monotonic()
+        published_at, accepted = datetime.now(UTC), monotonic()
         if any(published):
             # The threads that were just aborted need the interpreter and the processor first.
             time.sleep(REST)
@@ -359,7 +360,7 @@ class Batch(NamedTuple):
             # For processes that have subscribed since. The others know it by its ID.
             again = runtime.push.publish(self.requests, quiet=True)
             if None in published:
-                published_at, accepted = datetime.now(UTC), time.monotonic()
+                published_at, accepted = datetime.now(UTC), monotonic()
             published = [b if a is None else a for a, b in zip(published, again, strict=True)]
             if not runtime.requests.mark_published(self.requests, published, at=accepted):
                 runtime.reconciler.push_later()

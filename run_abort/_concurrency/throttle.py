@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
+
+from .clock import monotonic
 
 INTERVAL: Final = 60.0  # seconds
 
@@ -20,7 +21,7 @@ class Throttle:
 
         :return: None if not; else the number of events held back since the last one that passed.
         """
-        now = time.monotonic()
+        now = monotonic()
         if now < self._next:
             self._held_back += 1
             return None

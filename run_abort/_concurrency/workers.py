@@ -11,7 +11,6 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from functools import partial
 from types import BuiltinFunctionType
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from .clock import monotonic
 from .hooks import Hook, call_logged, name_of
 from .latch import Latch
 
@@ -191,8 +191,8 @@ class SerialWorker(Generic[T]):
 
 def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:
     """Wait until all the workers are idle, at most ``timeout`` seconds; return whether they are."""
-    deadline = time.monotonic() + timeout
-    return all(worker.wait_idle(max(deadline - time.monotonic(), 0)) for worker in workers)
+    deadline = monotonic() + timeout
+    return all(worker.wait_idle(max(deadline - monotonic(), 0)) for worker in workers)
 
 
 def in_event_loop() -> bool:
@@ -214,11 +214,11 @@ def before_fork() -> None:
 
     A thread may hold a lock of a database driver. In the child, no thread would release it.
     """
-    deadline = time.monotonic() + JOIN_TIMEOUT
+    deadline = monotonic() + JOIN_TIMEOUT
     this = threading.current_thread()
     # Collected again each time: a thread that has ended may have started another.
     while alive := [each for each in tuple(_helpers) if each is not this and each.is_alive()]:
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         if left <= 0:
             return
         alive[0].join(left)

@@ -11,12 +11,12 @@ import asyncio
 import heapq
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.workers import submit
@@ -159,7 +159,7 @@ class Escalator:
         with self._lock:
             if plan.is_over:
                 return
-            heapq.heappush(self._agenda, (time.monotonic() + delay, next(self._number), plan))
+            heapq.heappush(self._agenda, (monotonic() + delay, next(self._number), plan))
         self.service.start()
 
     def _is_needed(self) -> bool:
@@ -184,7 +184,7 @@ class Escalator:
         with self._lock:
             if not self._agenda:
                 return None, None
-            delay = self._agenda[0][0] - time.monotonic()
+            delay = self._agenda[0][0] - monotonic()
             if delay > 0:
                 return None, delay
             return heapq.heappop(self._agenda)[2], None

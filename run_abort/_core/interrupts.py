@@ -37,13 +37,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import call
 from typing import Any, Final
 
+from run_abort._concurrency.clock import monotonic
 from run_abort.exceptions import RunAborted
 
 from .cpython import Statement, asynchronously, check_thread, raise_outside_of_statements
@@ -75,7 +75,7 @@ class _Target:
     :ivar shields: how many shields are up.
     :ivar sent: the interruption that was sent and has not arrived.
     :ivar owed: the interruption to raise when the last shield is taken down.
-    :ivar obeying_until: nothing is sent before, in seconds of ``time.monotonic()``.
+    :ivar obeying_until: nothing is sent before, in seconds of ``monotonic()``.
     """
 
     __slots__ = ("lock", "obeying_until", "open", "owed", "sent", "shields", "thread")
@@ -98,7 +98,7 @@ class _Target:
 
     def is_obeying(self) -> bool:
         """Whether an interrupt arrived so recently that its cleanup may still run."""
-        return time.monotonic() < self.obeying_until
+        return monotonic() < self.obeying_until
 
 
 def _target() -> _Target | None:
@@ -252,7 +252,7 @@ class Interruption:
 
     def _obey(self) -> None:
         """Let no other one be sent: the arrival of the first would be taken for that of both."""
-        self._target.obeying_until = time.monotonic() + self._cleanup_time
+        self._target.obeying_until = monotonic() + self._cleanup_time
 
     def end_transactions(self) -> None:
         """Roll back what the block has left open. Called in its thread, behind a shield."""
@@ -295,7 +295,7 @@ def hold_off(*, is_caught: bool) -> None:
     """
     target = _target()
     if target is not None:
-        target.obeying_until = max(target.obeying_until, time.monotonic() + CLEANUP_TIME)
+        target.obeying_until = max(target.obeying_until, monotonic() + CLEANUP_TIME)
         # Otherwise another thread is about to send it, or it has not arrived: a shield takes it
         # back. Up to CPython 3.12 it may come late: a thread that gives up the interpreter's lock
         # can reset the flag by which CPython knows of it.

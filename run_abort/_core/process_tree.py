@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+from run_abort._concurrency.clock import monotonic
+
 from .procfs import (
     PROC,
     TICKS,
@@ -303,10 +305,10 @@ def end(family: Family, grace: float, tell: Tell) -> bool:
     )
     for escalation, number, patience in steps:
         tell(escalation)
-        deadline = time.monotonic() + patience
+        deadline = monotonic() + patience
         while True:
             family.send(number)
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if family.wait(max(left, 0)):
                 return True
             if left <= 0:

@@ -7,12 +7,12 @@ import codecs
 import io
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import IO, Any, Final, Protocol
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import spawn, submit
 from run_abort.exceptions import RunAborted
 
@@ -203,14 +203,14 @@ def _communicate(
 
     A process outside of the family may keep the pipes open. ``communicate`` would wait for it.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else monotonic() + timeout
     was_over = False
     while True:
-        left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+        left = SLICE if deadline is None else min(SLICE, deadline - monotonic())
         try:
             return process.communicate(timeout=max(left, 0))
         except subprocess.TimeoutExpired as expired:
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and monotonic() >= deadline:
                 raise subprocess.TimeoutExpired(
                     process.args, timeout or 0, expired.output, expired.stderr
                 ) from None

@@ -8,7 +8,6 @@ they are set, do not matter.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
 from run_abort._store import times
@@ -35,7 +35,7 @@ class Gap:
     """Where requests may have been missed.
 
     :ivar after: IDs of the last requests before it.
-    :ivar since: in seconds of ``time.monotonic()``; counts if none of them has a row.
+    :ivar since: in seconds of ``monotonic()``; counts if none of them has a row.
     """
 
     after: tuple[str, ...]
@@ -60,7 +60,7 @@ class CatchUp:
 
     def reset(self) -> None:
         """Begin anew, in a new process."""
-        self._started = time.monotonic()
+        self._started = monotonic()
         self._began: datetime | None = None
         self._gaps: deque[Gap | datetime] = deque()
 
@@ -69,7 +69,7 @@ class CatchUp:
 
         :param age: seconds since when they may have been, if there was none before.
         """
-        self._gaps.append(Gap(self._dispatch.recent(), time.monotonic() - age))
+        self._gaps.append(Gap(self._dispatch.recent(), monotonic() - age))
 
     def look(self) -> None:
         """Note that requests may have been missed although the link is well.
@@ -80,7 +80,7 @@ class CatchUp:
         they do not pile up while the database is away.
         """
         if not self._gaps:
-            self.note(time.monotonic() - self._started)
+            self.note(monotonic() - self._started)
 
     def resume(self, since: datetime, *, began: datetime) -> None:
         """Continue from where another process ended.
@@ -135,7 +135,7 @@ class CatchUp:
         """Where to begin to read, by the database's clock."""
         now = aware(present(alias))
         if self._began is None:
-            self._began = now - timedelta(seconds=time.monotonic() - self._started)
+            self._began = now - timedelta(seconds=monotonic() - self._started)
         since = min(self._begin(gap, now, alias) for gap in gaps) - MARGIN
         return times.before_repeated_hour(max(since, self._began))
 
@@ -143,4 +143,4 @@ class CatchUp:
         if isinstance(gap, datetime):
             return gap
         known = times.times(alias, gap.after).values()
-        return max(known, default=now - timedelta(seconds=time.monotonic() - gap.since))
+        return max(known, default=now - timedelta(seconds=monotonic() - gap.since))

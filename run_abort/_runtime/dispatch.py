@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
@@ -267,7 +267,7 @@ class Dispatch:
             self._registry.abort(request, "channel")
 
     def _call_receivers(self, request: Request) -> None:
-        began = time.monotonic()
+        began = monotonic()
         self._calling.request = (request.run_id, request.id)
         close_old_connections()
         try:
@@ -283,7 +283,7 @@ class Dispatch:
         finally:
             self._calling.request = None
             close_old_connections()
-        seconds = time.monotonic() - began
+        seconds = monotonic() - began
         if seconds > SLOW and self._slow.admit() is not None:
             logger.warning(
                 "The receivers of run_abort_received took %.1f s for run %r, which delays other "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import Hold
 from run_abort._store import database, holds
 
@@ -67,10 +67,10 @@ class Lookout:
 
     def wait(self, seconds: float) -> None:
         """Look until no hold is open, at most for this time."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         while not self._has_given_up:
             self.is_known = self.look()
-            left = until - time.monotonic()
+            left = until - monotonic()
             is_over = all(hold.state == "stopped" for each in self.found() for hold in each)
             if left <= 0 or (self.is_known and is_over):
                 return

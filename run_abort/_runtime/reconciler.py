@@ -15,12 +15,12 @@ and writes through the recorder.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life, Service
 from run_abort._core.registry import Registry
 from run_abort._store.holder import Holder
@@ -72,7 +72,7 @@ class Reconciler:
         self._push_until = 0.0
         self._failed = False
         self._has_to_look = False
-        self._may_look_at = 0.0  # in seconds of time.monotonic()
+        self._may_look_at = 0.0  # in seconds of monotonic()
 
     def _run(self, life: Life) -> None:
         while not life.stopping:
@@ -125,7 +125,7 @@ class Reconciler:
     def push_later(self) -> None:
         """Publish again what Redis did not accept, for ``PUSH_FOR`` seconds at most."""
         if self._push.is_configured():
-            self._push_until = time.monotonic() + PUSH_FOR
+            self._push_until = monotonic() + PUSH_FOR
             self.hurry()
 
     def retry_soon(self) -> None:
@@ -152,8 +152,8 @@ class Reconciler:
 
     def _wait_to_look(self, life: Life) -> None:
         if self._has_to_look:
-            life.pause(max(self._may_look_at - time.monotonic(), 0.0))
-            self._may_look_at = time.monotonic() + BETWEEN_LOOKS
+            life.pause(max(self._may_look_at - monotonic(), 0.0))
+            self._may_look_at = monotonic() + BETWEEN_LOOKS
 
     def interval(self) -> float:
         """Seconds until the next :meth:`reconcile`."""
@@ -200,7 +200,7 @@ class Reconciler:
             return False
         published = self._push.publish(some, quiet=True)
         is_done = self._requests.mark_published(some, published) and len(some) < PUSH_AT_ONCE
-        if self._push_until == until and (is_done or time.monotonic() > until):
+        if self._push_until == until and (is_done or monotonic() > until):
             self._push_until = 0.0
         return is_done
 

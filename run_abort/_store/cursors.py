@@ -11,12 +11,12 @@ database's.
 from __future__ import annotations
 
 import json
-import time
 from datetime import datetime, timedelta
 from functools import partial
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
+from run_abort._concurrency.clock import monotonic
 from run_abort.models import ListenerCursor
 
 from .clock import Now, aware, present, stored
@@ -60,7 +60,7 @@ class Cursor:
         self._recorder = recorder
         self._name = name
         self._noted: SimpleQueue[Key] = SimpleQueue()
-        # Request → when it was handled, in seconds of time.monotonic(); the oldest first.
+        # Request → when it was handled, in seconds of monotonic(); the oldest first.
         self._heard: dict[Key, float] = {}
         self._until: datetime | None = None
         self._is_saved = True
@@ -84,7 +84,7 @@ class Cursor:
         position = self._recorder.call(select)
         if position is not None:
             self._until = position.heard_until
-            self._heard |= dict.fromkeys(position.heard, time.monotonic())
+            self._heard |= dict.fromkeys(position.heard, monotonic())
         return position
 
     def touch(self) -> None:
@@ -105,7 +105,7 @@ class Cursor:
         :return: whether there is anything to save.
         """
         while not self._noted.empty():
-            self._heard[self._noted.get()] = time.monotonic()
+            self._heard[self._noted.get()] = monotonic()
             self._is_saved = False
         return not self._is_saved
 
@@ -141,7 +141,7 @@ class Cursor:
 
     def _forget_old(self, known: dict[str, datetime], until: datetime | None) -> None:
         since = None if until is None else before_repeated_hour(until - MEMORY)
-        handled_since = time.monotonic() - MEMORY.total_seconds()
+        handled_since = monotonic() - MEMORY.total_seconds()
 
         def is_recent(request_id: str, handled_at: float) -> bool:
             at = known.get(request_id)

@@ -6,6 +6,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._core.controller import AbortController
 from run_abort._core.ids import as_uuid
 
@@ -22,7 +23,7 @@ MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
 class Entry:
     """A block of this process.
 
-    :ivar entered: in seconds of ``time.monotonic()``.
+    :ivar entered: in seconds of ``monotonic()``.
     :ivar is_written: whether its row is known to be in the database.
     :ivar may_be_written: whether it may be, although that is not known.
     :ivar is_postponed: whether the row is written when a transaction of the caller is over.
@@ -38,7 +39,7 @@ class Entry:
 
     def renew(self) -> None:
         self.id = uuid.uuid4()
-        self.entered = time.monotonic()
+        self.entered = monotonic()
         self.is_written = self.may_be_written = False
         self.is_postponed = False
         self.failed_at = 0.0
@@ -46,7 +47,7 @@ class Entry:
 
 def row_of(entry: Entry, origin: str) -> RunHold:
     """The row of a block, as it is now."""
-    now = time.monotonic()
+    now = monotonic()
     controller = entry.controller
     aborted = controller.signal.aborted_by
     row: RunHold = tables().RunHold(

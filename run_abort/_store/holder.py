@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -14,6 +13,7 @@ from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.controller import AbortController, AbortSignal
@@ -91,7 +91,7 @@ class Holder:
     def forget_process(self) -> None:
         """Write the process row anew with the next hold: another database may count by then."""
         # When it was written, and when the rows were compared with the blocks; in seconds of
-        # time.monotonic(). Entering a block does the first alone.
+        # monotonic(). Entering a block does the first alone.
         self._seen_at: float | None = None
         self._checked_at: float | None = None
 
@@ -201,7 +201,7 @@ class Holder:
             return
         if not entry.may_be_written:  # without a row nothing is wrong in the database
             return
-        now = time.monotonic()
+        now = monotonic()
         entry.failed_at = entry.failed_at or now
         if now - entry.failed_at < RETRY_FOR and len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten[entry] = None
@@ -316,7 +316,7 @@ class Holder:
         transaction.on_commit(self._was_seen, using=alias)
 
     def _was_seen(self) -> None:
-        self._seen_at = time.monotonic()
+        self._seen_at = monotonic()
         self._checked_at = self._checked_at or self._seen_at  # the first hold comes after this
 
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:
@@ -337,7 +337,7 @@ class Holder:
                 groups.filter(hold_id__in=gone.values("pk"))._raw_delete(alias)
                 gone._raw_delete(alias)
                 ended.update(state="stopped", left_at=Now())
-        self._checked_at = time.monotonic()
+        self._checked_at = monotonic()
         missing = [entry for key, entry in entries.items() if key not in rows]
         if missing:
             self._insert(alias, missing)
@@ -382,7 +382,7 @@ class Holder:
 
 def _is_due(done_at: float | None) -> bool:
     age = conf.settings().RECONCILE_INTERVAL * 0.9
-    return done_at is None or time.monotonic() - done_at > age
+    return done_at is None or monotonic() - done_at > age
 
 
 def _holds(alias: str) -> QuerySet[RunHold]:

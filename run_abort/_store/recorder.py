@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from django.db import connections, transaction
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
 
@@ -72,7 +72,7 @@ class _Job(NamedTuple):
 class _Busy(NamedTuple):
     """The batch that the thread works on.
 
-    :ivar since: in seconds of ``time.monotonic()``.
+    :ivar since: in seconds of ``monotonic()``.
     :ivar more: seconds that it may take beyond the usual ones.
     """
 
@@ -226,7 +226,7 @@ class Recorder:
         busy = self._busy
         if busy is None:
             return
-        if time.monotonic() - busy.since < STUCK * database.timeout() + busy.more:
+        if monotonic() - busy.since < STUCK * database.timeout() + busy.more:
             return
         if not self._replacing.acquire(blocking=False):
             return
@@ -265,9 +265,9 @@ class Recorder:
             batch = [self._jobs.get(timeout=LINGER)]
         except Empty:
             return None
-        until = time.monotonic() + REST
+        until = monotonic() + REST
         while len(batch) < MAX_BATCH:
-            rest = until - time.monotonic()
+            rest = until - monotonic()
             is_in_hurry = self._is_hurried or life.stopping or not all(map(_is_lazy, batch))
             may_wait = not is_in_hurry and rest > 0
             try:
@@ -297,7 +297,7 @@ class Recorder:
 
     def _do(self, batch: list[_Job]) -> None:
         more = sum(job.more for job in batch)
-        busy = self._busy = _Busy(time.monotonic(), more, batch)
+        busy = self._busy = _Busy(monotonic(), more, batch)
         for group in _grouped(batch):
             if self._busy is not busy:  # another thread does the rest
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -15,6 +14,7 @@ from django.db import connections
 from django.db.models import Q
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import DISCONNECT, Request
 
 from . import database
@@ -56,11 +56,11 @@ class Requests:
 
         :param some: requests of this process, each with an ID.
         :param look: called right after the commit, in the recorder's thread.
-        :param made: when they were made, in seconds of ``time.monotonic()``; now if None.
+        :param made: when they were made, in seconds of ``monotonic()``; now if None.
         :return: the result of ``look``; None if the rows were not written, or too late.
         """
 
-        since = time.monotonic() if made is None else made
+        since = monotonic() if made is None else made
 
         def write(alias: str) -> T:
             _insert(alias, some, since)
@@ -74,13 +74,13 @@ class Requests:
         """Note soon which of the pushes the server has accepted.
 
         :param published: for each request None if the server has not.
-        :param at: when it accepted them, in seconds of ``time.monotonic()``; now if None.
+        :param at: when it accepted them, in seconds of ``monotonic()``; now if None.
         :return: whether it has accepted them all.
         """
         pairs = zip(some, published, strict=True)
         ids = [uuid.UUID(request.id) for request, count in pairs if count is not None]
         if ids:
-            mark = partial(_mark_published, ids=ids, at=time.monotonic() if at is None else at)
+            mark = partial(_mark_published, ids=ids, at=monotonic() if at is None else at)
             soon = partial(self._recorder.call_soon, mark, more=_more(ids))
             self._postponed.call(database.transaction_here(), soon)
         return len(ids) == len(some)
@@ -196,7 +196,7 @@ def _insert(alias: str, some: Sequence[Request], made: float) -> None:
     host = socket.gethostname()
     model = database.model()
     with limited(alias, writes=True):
-        age = time.monotonic() - made  # not before, as that may wait for another writer
+        age = monotonic() - made  # not before, as that may wait for another writer
         rows = [
             model(
                 id=uuid.UUID(request.id),
@@ -223,7 +223,7 @@ def _mark_published(alias: str, ids: Sequence[uuid.UUID], at: float) -> None:
     with limited(alias, writes=True, is_durable=False):
         for some in chunks(ids, alias):
             rows = database.model().objects.using(alias).filter(pk__in=some)
-            rows.filter(published_at=None).update(published_at=Now(at - time.monotonic()))
+            rows.filter(published_at=None).update(published_at=Now(at - monotonic()))
 
 
 def _clear(alias: str, run_id: str, by: str) -> int:

@@ -35,7 +35,7 @@ class Subscription(Protocol):
     def receive_before(self, deadline: float) -> bytes | None:
         """Wait for the next message and return it; None if none has come by the deadline.
 
-        :param deadline: in seconds of ``time.monotonic()``.
+        :param deadline: in seconds of ``monotonic()``.
         :raises Exception: when the connection is lost.
         """
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from typing import Final, Literal
 
 from run_abort import conf
 from run_abort._concurrency import forks
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._concurrency.throttle import Throttle
@@ -103,11 +103,11 @@ class Listener:
         # The settings with which the thread has subscribed.
         self._options: conf.Settings | None = None
         self._configured = False
-        self._started_at: float | None = None  # in seconds of time.monotonic()
+        self._started_at: float | None = None  # in seconds of monotonic()
         self._phase: tuple[State, datetime] = ("off", datetime.now(UTC))
-        self._confirmed_at: float | None = None  # in seconds of time.monotonic()
+        self._confirmed_at: float | None = None  # in seconds of monotonic()
         self._was_short = False  # whether the last subscription was lost at once
-        # What is left to do for messages, and when it is due, in seconds of time.monotonic().
+        # What is left to do for messages, and when it is due, in seconds of monotonic().
         self._left: list[Callable[[], object]] = []
         self._due = 0.0
         self._has_told = threading.Event()  # whether nothing is left
@@ -155,7 +155,7 @@ class Listener:
         """
         with self._lock:
             if self._started_at is None:
-                self._started_at = time.monotonic()
+                self._started_at = monotonic()
             if not self.service.is_running:
                 # Before the start: the thread may subscribe before this one goes on.
                 self._phase = ("starting", datetime.now(UTC))
@@ -240,7 +240,7 @@ class Listener:
     def _lasted(self) -> float:
         """Seconds for which the subscription was confirmed, before it was lost; 0 if it was not."""
         confirmed_at, self._confirmed_at = self._confirmed_at, None
-        return 0.0 if confirmed_at is None else time.monotonic() - confirmed_at
+        return 0.0 if confirmed_at is None else monotonic() - confirmed_at
 
     def _listen(self, life: Life, link: Subscription) -> None:
         life.on_stop = link.interrupt
@@ -249,7 +249,7 @@ class Listener:
             if life.stopping:  # checked after on_stop is set, because stop() sets stopping first
                 return
             link.open()
-            self._confirmed_at = time.monotonic()
+            self._confirmed_at = monotonic()
             origin = self._origin()
             self._confirmed(life, origin)
             while not life.stopping:
@@ -260,7 +260,7 @@ class Listener:
                     return
                 if data is not None:
                     call_logged(partial(self._receive, data, origin))
-                if self._left and time.monotonic() >= self._due:
+                if self._left and monotonic() >= self._due:
                     self._do_left()
         finally:
             self._do_left()
@@ -276,7 +276,7 @@ class Listener:
             return
         if left:
             if left is not True:
-                self._due = self._due if self._left else time.monotonic() + YIELD
+                self._due = self._due if self._left else monotonic() + YIELD
                 self._left.append(left)
                 self._has_told.clear()
             return
@@ -296,7 +296,7 @@ class Listener:
     def _confirmed(self, life: Life, origin: str) -> None:
         self._confirmations += 1
         # The hooks first: once the state is "listening", they have noted the gap.
-        now, started_at = time.monotonic(), self._started_at
+        now, started_at = monotonic(), self._started_at
         self.subscribed(0.0 if started_at is None else now - started_at)
         self._enter(life, "listening")
         line = "Listening for aborts on %s as %s"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from contextlib import suppress
 from typing import Any, Final
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 from run_abort.exceptions import visible
 
@@ -57,10 +57,10 @@ class Watch:
         :return: True if a notification has come, or if the subscription was made or made again, so
             that notifications before may have been missed. False when the time is up, or closed.
         """
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with self._waiting:
             while not self._closed.done():
-                now = time.monotonic()
+                now = monotonic()
                 if self._has_news and now >= self._look_at:
                     self._has_news = False
                     self._look_at = max(self._look_at, now - AT_ONCE * INTERVAL) + INTERVAL
@@ -87,7 +87,7 @@ class Watch:
             self._pause(min(deadline, self._look_at))
         elif self._link is not None:
             self._receive(self._link, deadline)
-        elif time.monotonic() >= self._retry_at:
+        elif monotonic() >= self._retry_at:
             self._open(deadline)
         else:
             self._pause(min(deadline, self._retry_at))
@@ -98,7 +98,7 @@ class Watch:
             while link.receive_before(0.0) is not None:  # what was read with it
                 pass
         except link.losses as error:  # not what a signal handler raises
-            self._lost(error, lasted=time.monotonic() - self._opened_at)
+            self._lost(error, lasted=monotonic() - self._opened_at)
 
     def _open(self, deadline: float) -> None:
         if self._opening is None:
@@ -112,7 +112,7 @@ class Watch:
         except Exception as error:
             self._lost(error)
         else:
-            self._opened_at = time.monotonic()
+            self._opened_at = monotonic()
             self._has_news = True
 
     def _new_link(self) -> Subscription:
@@ -128,10 +128,10 @@ class Watch:
         text = "Notifications cannot be received: %s: %s"
         logger.debug(text, type(error).__name__, visible(error))
         self._drop()
-        self._retry_at = time.monotonic() + self._backoff.next(lasted)
+        self._retry_at = monotonic() + self._backoff.next(lasted)
 
     def _pause(self, until: float, *others: Future[Subscription]) -> None:
-        seconds = max(until - time.monotonic(), 0)
+        seconds = max(until - monotonic(), 0)
         ends: list[Future[Any]] = [self._closed, *others]
         wait(ends, seconds, return_when=FIRST_COMPLETED)
 

@@ -15,10 +15,11 @@ and takes no task out of its queue. A worker ends a task that waits at the task'
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Final
+
+from run_abort._concurrency.clock import monotonic
 
 try:
     from celery.backends.base import DisabledBackend
@@ -99,13 +100,13 @@ class AbortableResult(_Result):
         :raises TaskAborted: if the task was aborted and ``propagate`` is True.
         :raises celery.exceptions.TimeoutError: if there is no result within ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
-            left = LOOK if deadline is None else min(LOOK, deadline - time.monotonic())
+            left = LOOK if deadline is None else min(LOOK, deadline - monotonic())
             try:
                 return super().get(timeout=max(left, 0.01), propagate=propagate, **options)
             except NotReadyError:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and monotonic() >= deadline:
                     raise
 
 

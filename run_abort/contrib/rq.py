@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 import django.db.models.sql.compiler  # noqa: F401  else each job's own process imports it
+
+from run_abort._concurrency.clock import monotonic
 
 try:
     from redis.exceptions import RedisError
@@ -134,7 +135,7 @@ class AbortableJob(Job):
         request = next(iter(current().requests.standing_for(ids) or ()), None)
         if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
             return False
-        now = time.monotonic()
+        now = monotonic()
         self._aborted_since = self._aborted_since or now
         if now - self._aborted_since < seconds:
             return False

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Final
+
+from run_abort._concurrency.clock import monotonic
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # Event numbers that are not signal numbers.
@@ -41,9 +42,9 @@ class Wakeup:
         :param ignore: an event that does not end the wait.
         :return: None after ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            left = None if deadline is None else max(deadline - monotonic(), 0.001)
             self._inside.settimeout(left)
             try:
                 event = self._inside.recv(1)[0]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.test.utils import TestContextDecorator
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort.signals import run_abort_requested
 
 JOIN_TIMEOUT: Final = 1.0  # seconds for all threads together
@@ -149,9 +150,9 @@ def record_aborts() -> Iterator[Aborts]:
 
 
 def _join_ours(others: set[threading.Thread]) -> None:
-    deadline = time.monotonic() + JOIN_TIMEOUT
+    deadline = monotonic() + JOIN_TIMEOUT
     others = others | {threading.current_thread()}
-    while time.monotonic() < deadline:
+    while monotonic() < deadline:
         ours = [
             thread
             for thread in threading.enumerate()
@@ -162,5 +163,5 @@ def _join_ours(others: set[threading.Thread]) -> None:
         # A thread that is just being started is listed already, and cannot be joined yet.
         for thread in ours:
             if thread.is_alive():
-                thread.join(max(deadline - time.monotonic(), 0))
+                thread.join(max(deadline - monotonic(), 0))
         time.sleep(0.001)

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -86,7 +85,7 @@ class TestEscalator:
         self, escalator: Escalator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr(escalation, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(escalation, "monotonic", lambda: now[0])
         attempted: list[str] = []
 
         def plan(name: str, grace: float) -> EscalationPlan:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from run_abort._concurrency import throttle as throttles
 from run_abort._concurrency.throttle import Throttle
 
 
@@ -11,7 +10,7 @@ def test_lets_one_through_per_interval_and_counts_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(throttles, "monotonic", lambda: now)
     throttle = Throttle()
     assert [throttle.admit() for _ in range(4)] == [0, None, None, None]
     now += 59.9

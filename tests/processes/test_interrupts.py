@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 
@@ -149,7 +148,7 @@ class TestEscalator:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr(escalation, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(escalation, "monotonic", lambda: now[0])
         done: list[int] = []
 
         def attempt() -> bool:

@@ -100,7 +100,12 @@ import multiprocessing
 from tests.child import *
 
 def work(signal):
-    threading.Thread(target=lambda: (signal.wait(), time.sleep(1), say("cleaned up"))).start()
+    threading.Thread(target=clean_up, args=(signal,)).start()
+
+def clean_up(signal):
+    signal.wait()
+    time.sleep(1)
+    say("cleaned up", time.time())
 
 with abortable_run("run-1", catch=True) as signal:
     child = multiprocessing.get_context("fork").Process(target=work, args=(signal,))
@@ -157,8 +162,10 @@ class TestChildrenForkedWithinTheBlock:
     ) -> None:
         child = start("-c", INHERITED_BY_A_THREAD)
         wait_until(lambda: len(open_holds("run-1")) == 2)
-        assert abort_run("run-1", wait=TIMEOUT).stopped
-        assert "cleaned up" in child.output
+        outcome = abort_run("run-1", wait=TIMEOUT)
+        cleaned_up_at = float(child.wait_for("cleaned up").split()[-1])
+        assert outcome.stopped
+        assert all(each.since.timestamp() > cleaned_up_at for each in outcome.holds)
 
 
 def test_each_holder_tells_when_it_left(hold: Any) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from run_abort import (
     abortable_run,
     clear_run_abort,
 )
+from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
@@ -757,8 +757,7 @@ class TestRefused:
             runtime.registry.abort(Request("import-1"))
             wait_until(lambda: RunHold.objects.filter(state="aborting").exists())
             assert runtime.recorder.flush(TIMEOUT)
-            later = SimpleNamespace(monotonic=lambda: time.monotonic() + holder.RETRY_FOR)
-            monkeypatch.setattr(holder, "time", later)
+            monkeypatch.setattr(holder, "monotonic", lambda: monotonic() + holder.RETRY_FOR)
             failing.clear()
         wait_until(lambda: RunHold.objects.filter(state="stopped").exists())
         assert failing == ["_change"] * 2

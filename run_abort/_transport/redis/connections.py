@@ -11,7 +11,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,6 +25,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as SilenceError
 from redis.retry import Retry
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 
 from .resp import MessageReader, ReplyError
@@ -110,7 +110,7 @@ class Subscription:
         self._on_silence = on_silence
         self._pinged = False
         self._is_hurried = False  # whether the time limit is that of receive_before()
-        # When the reply that is being read has to be complete, in seconds of time.monotonic(); 0 if
+        # When the reply that is being read has to be complete, in seconds of monotonic(); 0 if
         # none is.
         self._due = 0.0
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
@@ -118,7 +118,7 @@ class Subscription:
     def open(self) -> None:
         self._connection.connect()
         self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
-        deadline = time.monotonic() + CONNECT_TIMEOUT
+        deadline = monotonic() + CONNECT_TIMEOUT
         while self._reader.confirmed < len(self._channels):
             self._reader.feed(self._read())
             _check(deadline)
@@ -142,7 +142,7 @@ class Subscription:
 
     def receive_before(self, deadline: float) -> bytes | None:
         while (message := self._next()) is None:
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
                 return None
             self._is_hurried = True
@@ -161,7 +161,7 @@ class Subscription:
         if message is not None or not self._reader.is_within:
             self._due = 0.0
         elif not self._due:
-            self._due = time.monotonic() + PONG_TIMEOUT
+            self._due = monotonic() + PONG_TIMEOUT
         else:
             _check(self._due)
         return message
@@ -206,7 +206,7 @@ class RedisTransport:
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         commands = [_publish_command(channel.encode(), message) for channel, message in messages]
         try:
             # An idle connection may be dead. This takes at most a quarter of the time, which
@@ -217,7 +217,7 @@ class RedisTransport:
         return self._over_new(lambda new: self._send(new, commands, deadline), deadline)
 
     def count(self, channel: str) -> int:
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         return self._over_new(partial(_count, channel=channel), deadline)
 
     def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
@@ -260,7 +260,7 @@ class RedisTransport:
         try:
             sock = _socket_of(connection)
             for start in range(0, len(commands), PIPELINE):
-                if start and time.monotonic() > deadline:
+                if start and monotonic() > deadline:
                     raise TimeoutError
                 some = commands[start : start + PIPELINE]
                 sock.sendall(b"".join(some))
@@ -341,7 +341,7 @@ def _interrupt(connection: Connection) -> None:
 
 def _check(deadline: float) -> None:
     """:raises redis.ConnectionError: if the deadline is over, within a reply."""
-    if time.monotonic() > deadline:
+    if monotonic() > deadline:
         raise LinkLostError("a reply without an end")
 
 
@@ -379,4 +379,4 @@ def _set_timeout(connection: Connection, seconds: float) -> None:
 
 
 def _remaining(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.001)
+    return max(deadline - monotonic(), 0.001)
