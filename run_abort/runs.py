@@ -125,4 +125,4 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
             self._abort(self._controller, request, "local")
 
     def _ended(self, controller: AbortController) -> None:
-        self._process.holder.leave(controller)
+        self._process.leave(controller)

@@ -22,13 +22,14 @@ from django.core.signals import request_started, setting_changed
 from run_abort._concurrency import forks, workers
 from run_abort._concurrency.hooks import call_each
 from run_abort._concurrency.service import Service
-from run_abort._concurrency.workers import SerialWorker
+from run_abort._concurrency.workers import SerialWorker, in_event_loop
 from run_abort._core import interrupts
 from run_abort._core.controller import AbortController
 from run_abort._core.escalation import Escalator
 from run_abort._core.ids import new_origin
 from run_abort._core.registry import Registry
-from run_abort._core.types import Left
+from run_abort._core.types import Event, Left
+from run_abort._store import database
 from run_abort._store.database import Postponed
 from run_abort._store.holder import Holder
 from run_abort._store.recorder import Recorder
@@ -57,6 +58,8 @@ class Runtime:
         # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
         self.inherited: list[AbortController] = []  # of the blocks around the fork
+        self._is_child = False
+        self._has_worked = False  # whether the child has left all of its blocks before
         self.registry = Registry()
         self.escalator = Escalator()
         self.queues = Queues()
@@ -99,6 +102,7 @@ class Runtime:
         self.events.flipped.add(self.dispatch.announce)
         self.registry.events.add(self.holder.note)
         self.registry.events.add(self.force.note)
+        self.registry.events.add(self._note)
         self.registry.finishing.add(self.holder.finishing)
         self.holder.written.add(self._notifier.put)
         self.holder.failed.add(self.reconciler.retry_soon)
@@ -128,6 +132,31 @@ class Runtime:
             self.reconciler.look()
             return True
         return self.dispatch.hear(request) or True
+
+    # Blocks that were left.
+
+    def leave(self, controller: AbortController) -> None:
+        """Delete the hold of a block that was left before any abort."""
+        self.holder.leave(controller)
+        self._write_in_child()
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Left):
+            self._write_in_child()
+
+    def _write_in_child(self) -> None:
+        """In a forked child, wait until it is written that its last block was left.
+
+        The child may end now without Python's exit, as RQ's process for a job does. Only its main
+        thread does that. The first time, the child may also have no further block.
+        """
+        if not self._is_child or len(self.registry) or in_event_loop():
+            return
+        if threading.current_thread() is threading.main_thread():
+            if not self._has_worked:
+                self.holder.depart()
+            self._has_worked = True
+            self.recorder.flush(database.timeout())
 
     # Start and stop.
 
@@ -220,6 +249,7 @@ class Runtime:
     def after_fork_in_child(self) -> None:
         """Renew the origin, the locks and the threads for the child."""
         self._origin = new_origin()
+        self._is_child, self._has_worked = True, False
         call_each(
             [
                 workers.after_fork_in_child,
