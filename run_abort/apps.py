@@ -40,6 +40,7 @@ class RunAbortConfig(AppConfig):
         if CONVERTER not in get_converters():  # tests that override INSTALLED_APPS come here again
             register_converter(RunIdConverter, CONVERTER)
         register(checks.check_settings, "run_abort")
+        register(checks.check_urls, Tags.urls)  # not "run_abort": our commands load no URLs
         register(checks.check_deployment, "run_abort", Tags.security, deploy=True)
         try:
             listen = conf.settings().LISTEN

@@ -9,14 +9,14 @@ from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.urls import get_resolver
+from django.urls import Resolver404, get_resolver, get_script_prefix, resolve, reverse
 from django.utils.module_loading import import_string
 
 from . import conf
 from ._runtime.runtime import current
 from ._transport.base import Transport
 
-__all__ = ["check_deployment", "check_settings"]
+__all__ = ["check_deployment", "check_settings", "check_urls"]
 
 _IDS: Final = {
     "dict": "run_abort.E001",
@@ -97,7 +97,8 @@ def _check_users() -> Iterator[CheckMessage]:
             "one.",
             id="run_abort.E010",
         )
-    elif _serves_our_urls() and not any(map(_sets_user, django_settings.MIDDLEWARE)):
+    # In this order: to load the project's URLs may take seconds, and our commands check this, too.
+    elif not any(map(_sets_user, django_settings.MIDDLEWARE)) and _serves_our_urls():
         yield Error(
             "The URLs include run_abort.urls, but MIDDLEWARE lacks AuthenticationMiddleware.",
             hint=f"Add {_MIDDLEWARE!r}, after the one for sessions. Without it every visitor is "
@@ -175,6 +176,27 @@ def _check_without_redis(*, explicit: bool) -> Iterator[CheckMessage]:
             "RUN_ABORT['PUSH'] to \"none\".",
             id="run_abort.W001",
         )
+
+
+def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Report that another URL pattern hides those of the app."""
+    try:
+        url = reverse("run_abort:abort", args=["1"])
+    except Exception:  # they are not included, or Django's own check reports it
+        return []
+    try:
+        match = resolve(f"/{url.removeprefix(get_script_prefix())}")
+    except Resolver404:  # such as of a path that only one host has
+        return []
+    if "run_abort" in match.app_names:
+        return []
+    return [
+        CheckWarning(
+            f"The URLs include run_abort.urls, but {url} leads to {match._func_path}.",
+            hint="Include them before the pattern that matches everything.",
+            id="run_abort.W009",
+        )
+    ]
 
 
 def check_deployment(

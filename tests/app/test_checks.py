@@ -6,6 +6,7 @@ import traceback
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from django.core.checks import CheckMessage, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.http import HttpRequest, HttpResponse
+from django.urls import clear_script_prefix, include, path, re_path, set_script_prefix
 
 from run_abort import checks, conf, health, publish_run_abort
 from run_abort._runtime.runtime import Runtime
-from run_abort.checks import check_deployment, check_settings
+from run_abort.checks import check_deployment, check_settings, check_urls
 from tests.conftest import Configure
 from tests.support import wait_until
 
@@ -192,6 +195,59 @@ class TestUsers:
         ):
             settings.MIDDLEWARE, settings.ROOT_URLCONF = middleware, urls
             assert ids() == expected
+
+    def test_the_urls_are_loaded_only_if_the_middleware_is_missing(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def load() -> None:
+            pytest.fail("they may take seconds, and our commands check this, too")
+
+        monkeypatch.setattr(checks, "get_resolver", load)
+        assert ids() == []
+
+
+def nothing(request: HttpRequest) -> HttpResponse:
+    """A view of a project that answers every path, as a front end of one page has."""
+    raise NotImplementedError
+
+
+def urls(patterns: list[Any]) -> ModuleType:
+    module = ModuleType("urls")
+    module.urlpatterns = patterns  # type: ignore[attr-defined]
+    return module
+
+
+class TestUrls:
+    EVERYTHING = re_path("", nothing)
+    OURS = path("runs/", include("run_abort.urls"))
+
+    @pytest.mark.parametrize(
+        ("patterns", "expected"),
+        [
+            ([EVERYTHING, OURS], ["run_abort.W009"]),
+            ([OURS, EVERYTHING], []),
+            ([EVERYTHING], []),
+            ([path("outer/", include([OURS]))], []),
+        ],
+    )
+    def test_another_pattern_hides_them(
+        self, settings: Any, patterns: list[Any], expected: list[str]
+    ) -> None:
+        settings.ROOT_URLCONF = urls(patterns)
+        assert [message.id for message in check_urls()] == expected
+        set_script_prefix("/app/")
+        try:
+            assert [message.id for message in check_urls()] == expected
+        finally:
+            clear_script_prefix()
+
+    def test_the_warning_says_where_they_lead(self, settings: Any) -> None:
+        settings.ROOT_URLCONF = urls([self.EVERYTHING, self.OURS])
+        (message,) = check_urls()
+        assert "/runs/1/abort/ leads to tests.app.test_checks.nothing" in message.msg
+
+    def test_all_is_well(self) -> None:
+        assert check_urls() == []
 
 
 class OurMiddleware(AuthenticationMiddleware):
