@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 from run_abort import conf
 from run_abort._core.ids import clean_id
+from run_abort.exceptions import visible
 
 logger = logging.getLogger("run_abort")
 
@@ -198,4 +199,8 @@ def _has_object_perm(user: Any, permission: str, obj: Model) -> bool:
         if type(error).__name__ != "WrongAppError":
             raise
     own = f"{obj._meta.app_label}.{permission.partition('.')[2]}"
-    return _has_perm(user, own, obj)
+    try:
+        return _has_perm(user, own, obj)
+    except Exception as error:  # the project need not have such a permission
+        logger.debug("The permission %s cannot be asked for: %s", own, visible(error))
+        return False

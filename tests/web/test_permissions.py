@@ -240,6 +240,15 @@ class OwnerBackend:
         return perm == "run_abort.abort_run" and isinstance(obj, Job) and obj.owner == user
 
 
+class StrictBackend(OwnerBackend):
+    """As NetBox's, which raises for a permission of another form than its own."""
+
+    def has_perm(self, user: Any, perm: str, obj: object = None) -> bool:
+        if perm.startswith("jobs."):
+            raise ValueError(f"Invalid permission {perm}")
+        return False
+
+
 class TestObjects:
     @pytest.fixture(autouse=True)
     def backends(self, settings: Any) -> None:
@@ -255,6 +264,14 @@ class TestObjects:
         assert button(ann, mine)
         assert not button(ann, other)
         assert [row.run_id for row in AbortRequest.objects.all()] == [f"jobs.job:{mine.pk}"]
+
+    def test_a_backend_need_not_know_the_permission_of_the_objects_app(
+        self, client: Client, ann: User, settings: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings.AUTHENTICATION_BACKENDS = ["tests.web.test_permissions.StrictBackend"]
+        job = Job.objects.create(name="one", owner=ann)
+        assert not may(ann, job, "abort")
+        assert caplog.messages == []
 
     @pytest.mark.parametrize("key", ["999999", "9" * 100, "05", " 5", "\u0665", "abc", "", "5:5"])
     def test_an_unknown_key_is_not_found(self, client: Client, ann: User, key: str) -> None:
