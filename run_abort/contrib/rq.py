@@ -193,6 +193,11 @@ class AbortableWorker(Worker):
 
     abort_kill_after: ClassVar[float] = 30.0
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if not hasattr(Worker, "request_stop_execution"):
+            raise ImportError("AbortableWorker needs RQ 3.0 or newer; AbortableJob works with RQ 2")
+        super().__init__(*args, **options)
+
     def maintain_heartbeats(self, job: Job, execution: Any) -> None:
         """Like RQ's, which calls it in the main thread of the worker while a job runs."""
         super().maintain_heartbeats(job, execution)

@@ -13,11 +13,12 @@ from django.conf import settings
 from rq import Callback, Queue
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
+from rq.worker import BaseWorker
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
 from run_abort._runtime.runtime import current
-from run_abort.contrib.rq import AbortableJob, TaskAborted, cancel_aborted
+from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, cancel_aborted
 from run_abort.signals import run_aborted
 from tests.blocks import connected
 from tests.processes.conftest import package
@@ -370,6 +371,14 @@ class TestDjangoRq:
         child = driver.place.start("-W", "ignore", *command, job.id)
         assert child.wait() == 0, str(child)
         driver.assert_aborted(job, has_begun=False)
+
+
+def test_its_worker_refuses_an_rq_that_cannot_stop_an_execution(
+    driver: RqDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(BaseWorker, "request_stop_execution")
+    with pytest.raises(ImportError, match="needs RQ 3"):
+        AbortableWorker([driver.queue], connection=driver.queue.connection)
 
 
 class TestInProcess:
