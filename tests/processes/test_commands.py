@@ -96,3 +96,14 @@ class TestClearRunAbort:
         with Child("manage.py", "clear_run_abort", program=(sys.executable,)) as process:
             assert process.wait() == 2
             assert "manage.py clear_run_abort RUN_ID" in str(process)
+
+
+class TestPruneRunAborts:
+    def test_without_a_database_it_says_so(self, project: dict[str, Any]) -> None:
+        project["DATABASES"] = {}
+        for arguments in (["--older-than=9"], ["--ended=web-1:17"]):
+            command = ["manage.py", "prune_run_aborts", *arguments]
+            with Child(*command, settings=project, program=(sys.executable,)) as process:
+                assert process.wait() == 1
+                assert "CommandError: The database failed" in str(process)
+                assert "Traceback" not in str(process)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
@@ -73,7 +74,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{error}. 'manage.py run_abort_status' shows which are lost."
             ) from error
-        except Error as error:
+        except (Error, ImproperlyConfigured) as error:
             raise CommandError(f"The database failed: {visible(error)}{ADVICE}.") from error
         if verbosity:
             line = f"Process {pid} on {visible(host)}: deleted {deleted} block(s)"
@@ -97,7 +98,7 @@ class Command(BaseCommand):
                 retention.prune_holds(older_than)
                 retention.prune_cursors(older_than)
             old = retention.count(older_than)
-        except Error as error:
+        except (Error, ImproperlyConfigured) as error:
             raise CommandError(
                 f"The database failed after {deleted} request(s) were deleted: {visible(error)}"
                 f"{ADVICE}. Then run this again: it continues where it stopped."
