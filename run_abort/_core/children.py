@@ -10,7 +10,7 @@ from run_abort._concurrency.workers import in_event_loop, in_greenlets, spawn
 
 from .exits import Held, kept_exit
 from .interrupts import Shield
-from .process_tree import Family, children_of_thread
+from .process_tree import Family, children_from_now_on
 from .subprocesses import Attachment, Signal
 
 PAUSE: Final = 0.25  # seconds between two looks for further programs, after an abort
@@ -18,11 +18,11 @@ THREAD: Final = "run_abort-children"
 
 
 class _Watch(Attachment):
-    """Ends what the thread of a block has started, and what it starts until the block is left."""
+    """Ends what was started since the block began, and what is started until it is left."""
 
-    def __init__(self, signal: Signal, grace: float) -> None:
+    def __init__(self, signal: Signal, grace: float, *, of_all_threads: bool) -> None:
         self.is_left = threading.Event()
-        super().__init__(signal, children_of_thread(), grace)
+        super().__init__(signal, children_from_now_on(of_all_threads=of_all_threads), grace)
 
     def _on_abort(self) -> None:
         # An abort just before calls this in the thread of the block, which must not wait here.
@@ -73,9 +73,10 @@ class EndsChildren(AbstractContextManager[None]):
 
     insists: bool = True
 
-    def __init__(self, signal: Signal, grace: float) -> None:
+    def __init__(self, signal: Signal, grace: float, *, of_all_threads: bool = False) -> None:
         self._signal = signal
         self._grace = grace
+        self._of_all_threads = of_all_threads
         self._watch: _Watch | None = None
         self.held: Held | None = None
 
@@ -92,7 +93,7 @@ class EndsChildren(AbstractContextManager[None]):
             )
         with Shield():
             self._signal.raise_if_aborted()
-            self._watch = _Watch(self._signal, self._grace)
+            self._watch = _Watch(self._signal, self._grace, of_all_threads=self._of_all_threads)
 
     @kept_exit
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:

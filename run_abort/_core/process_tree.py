@@ -85,13 +85,14 @@ def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
     return _Tree(root, owner=owner) if can_hold() else None
 
 
-def children_of_thread() -> Family:
-    """The processes that the calling thread starts from now on, with their groups and descendants.
+def children_from_now_on(*, of_all_threads: bool = False) -> Family:
+    """The processes that are started from now on, with their groups and descendants.
 
+    :param of_all_threads: by any thread of this process; else by the calling one.
     :raises RuntimeError: if this system does not list the processes that a thread has started.
     """
     if can_hold() and children_file().exists():
-        return _Children()
+        return _Children(of_all_threads=of_all_threads)
     raise RuntimeError("to find the programs that a thread starts takes Linux with /proc")
 
 
@@ -171,11 +172,13 @@ class _Tree:
 
 
 class _Children(_Tree):
-    """What the thread in which this is made starts from then on."""
+    """What the thread in which this is made, or any of its process, starts from then on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_all_threads: bool) -> None:
         super().__init__(None)
+        self._process = os.getpid()
         self._file = children_file()
+        self._of_all_threads = of_all_threads
         self._before = set(map(_key, self._listed(entry_of)))
         # Excludes older processes that this one adopts later, because its ID is 1, for example.
         self._since = time.clock_gettime(time.CLOCK_BOOTTIME) - 2 / TICKS
@@ -190,14 +193,15 @@ class _Children(_Tree):
         )
 
     def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
-        try:
-            pids = self._file.read_text().split()
-        except FileNotFoundError:  # the thread has ended, or this process was forked from its own
+        if os.getpid() != self._process:  # this one was forked from it
             return
-        for pid in pids:
-            entry = find(int(pid))
-            if entry is not None:
-                yield entry
+        task = self._file.parent
+        for file in task.parent.glob("*/children") if self._of_all_threads else [self._file]:
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                for pid in file.read_text().split():
+                    entry = find(int(pid))
+                    if entry is not None:
+                        yield entry
 
 
 def _resource_tracker() -> int | None:

@@ -62,7 +62,9 @@ class Programs:
         """
         return attach(self, process, self.grace if grace is None else grace)
 
-    def ends_children(self: Signal, *, grace: float | None = None) -> EndsChildren:
+    def ends_children(
+        self: Signal, *, grace: float | None = None, all_threads: bool = False
+    ) -> EndsChildren:
         """A block in which an abort ends the programs that the calling thread starts::
 
             with signal.ends_children():
@@ -73,10 +75,15 @@ class Programs:
         that still run when the block is left without an abort. Only on Linux.
 
         :param grace: None takes the grace of the block.
+        :param all_threads: whether to end programs that any thread of this process starts: for a
+            library with a pool of threads. Only in a process that works on one run at a time, such
+            as Celery's of the pool prefork or RQ's for a job: else programs of other runs are
+            ended, too.
         :raises RunAborted: if the run was aborted, before or during the block, once all of these
             processes have exited. The library's error is the ``__cause__``, if there was one.
         :raises RuntimeError: on entering, if this system does not list the children of a thread;
             in an event loop or a greenlet, because the programs of other tasks and greenlets are
             started by the same thread.
         """
-        return EndsChildren(self, self.grace if grace is None else grace)
+        grace = self.grace if grace is None else grace
+        return EndsChildren(self, grace, of_all_threads=all_threads)

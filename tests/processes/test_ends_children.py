@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,25 @@ class TestAbort:
         release.set()
         thread.join()
 
+    def test_those_of_all_threads_if_it_is_asked_to(
+        self, controller: AbortController, library: Library
+    ) -> None:
+        """A library with a pool of threads: each of them starts one program after the other."""
+        before = subprocess.Popen(["sleep", "60"])
+        return_codes = []
+        thread = abort_when(lambda: len(library.pids()) >= 2, controller)
+        with ThreadPoolExecutor(2) as pool, pytest.raises(RunAborted):
+            with controller.signal.ends_children(all_threads=True):
+                for future in [pool.submit(library.convert) for _ in range(4)]:
+                    error = future.exception()
+                    assert isinstance(error, subprocess.CalledProcessError)
+                    return_codes.append(error.returncode)
+        thread.join()
+        assert return_codes == [-signals.SIGTERM] * 4
+        assert before.poll() is None
+        before.kill()
+        before.wait()
+
     def test_a_process_of_multiprocessing_is_a_child_too(self, controller: AbortController) -> None:
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         with pytest.raises(RunAborted), controller.signal.ends_children():
@@ -193,14 +213,14 @@ class TestBlock:
     ) -> None:
         """The thread does not wait for the end of its own block, even if it is the only one."""
 
-        def find() -> process_tree.Family:
-            family = process_tree.children_of_thread()
+        def find(**options: bool) -> process_tree.Family:
+            family = process_tree.children_from_now_on(**options)
             if not spawns:
                 monkeypatch.setattr(threading.Thread, "start", no_thread)
             controller.abort()
             return family
 
-        monkeypatch.setattr(children, "children_of_thread", find)
+        monkeypatch.setattr(children, "children_from_now_on", find)
         with pytest.raises(RunAborted), controller.signal.ends_children():
             process = subprocess.Popen(["sleep", "60"])
         assert process.wait(20) == -signals.SIGTERM
