@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 
+import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
 from tests.e2e.conftest import Silent, StartRun
@@ -167,6 +169,24 @@ def test_one_that_is_replaced_while_it_asks_goes_on(
     question(page).click()
     expect(status(page)).to_contain_text("Aborting on 1 process.")
     expect(opener(page)).to_be_hidden()
+
+
+@pytest.mark.parametrize("version", [2, 4])
+def test_where_htmx_boosts_the_page_the_button_follows(
+    tabs: Tabs, start_run: StartRun, silent: Silent, version: int
+) -> None:
+    page = plain_page(tabs, start_run(1), silent)
+    page.reload()
+    page.evaluate("document.body.setAttribute('hx-boost:inherited', 'true')")  # htmx 4
+    page.evaluate("document.body.setAttribute('hx-boost', 'true')")
+    script = resources.files("django_htmx").joinpath(f"static/django_htmx/htmx-{version}.min.js")
+    page.add_script_tag(content=script.read_text())
+    page.wait_for_function("typeof htmx === 'object'")
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    silent.leave()
+    expect(status(page)).to_have_text(STOPPED)
 
 
 def test_one_whose_request_is_gone_offers_the_button_again(
