@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 
 from example.redis_server import RedisServer
 from run_abort import (
@@ -76,6 +76,13 @@ def line_of(function: Callable[..., object], text: str) -> int:
     lines, first = inspect.getsourcelines(function)
     (line,) = [number for number, line in enumerate(lines, first) if text in line]
     return line
+
+
+def test_a_test_may_take_the_app_out(caplog: pytest.LogCaptureFixture) -> None:
+    with modify_settings(INSTALLED_APPS={"remove": "run_abort"}):
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            abort_run("run-1")
+    assert "Traceback" not in caplog.text
 
 
 class TestRecordAborts:
