@@ -192,7 +192,7 @@ def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
         return []
     return [
         CheckWarning(
-            f"The URLs include run_abort.urls, but {url} leads to {match._func_path}.",
+            f"The URLs include run_abort.urls, but {url} leads to {match.view_name}.",
             hint="Include them before the pattern that matches everything.",
             id="run_abort.W009",
         )
