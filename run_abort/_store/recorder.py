@@ -191,6 +191,8 @@ class Recorder:
     def flush(self, timeout: float) -> bool:
         """Wait until all jobs that were put before are done.
 
+        Raises nothing but what a signal handler raises.
+
         :param timeout: seconds to wait at most.
         :return: False if the time was up.
         """
@@ -198,12 +200,11 @@ class Recorder:
             return True
         self._is_hurried = True
         try:
-            self.put(_LAST, None).result(timeout)
-        except Exception:
-            return False
+            last = self.put(_LAST, None)
+            wait([last], timeout)
         finally:
             self._is_hurried = False
-        return True
+        return last.done() and last.exception() is None
 
     # Start and stop.
 

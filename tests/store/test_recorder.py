@@ -374,10 +374,10 @@ def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
     rows: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The death penalty of a queue, say, in a thread that waits for the recorder."""
-    is_free = threading.Event()
-    with raised_by_a_signal_handler() as death:
-        with pytest.raises(death):
-            rows.call(lambda alias: is_free.wait(TIMEOUT))
+    for wait in (lambda: rows.call(bool), lambda: rows.flush(TIMEOUT)):
+        is_free = block(rows)
+        with raised_by_a_signal_handler() as death, pytest.raises(death):
+            wait()
         is_free.set()
     assert caplog.records == []
 
