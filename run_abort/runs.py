@@ -125,4 +125,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
             self._abort(self._controller, request, "local")
 
     def _ended(self, controller: AbortController) -> None:
-        self._process.leave(controller)
+        process = self._process
+        process.holder.leave(controller)
+        if process.is_child:
+            process.write_in_child()

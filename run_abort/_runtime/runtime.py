@@ -52,13 +52,16 @@ EXIT_TIMEOUT: Final = 1.0  # seconds to wait for each part before the process en
 
 
 class Runtime:
-    """The parts of this process."""
+    """The parts of this process.
+
+    :ivar is_child: whether it was forked.
+    """
 
     def __init__(self) -> None:
         # Made here, not on first use: two threads could make two at once.
         self._origin = new_origin()
         self.inherited: list[AbortController] = []  # of the blocks around the fork
-        self._is_child = False
+        self.is_child = False
         self._has_worked = False  # whether the child has left all of its blocks before
         self.registry = Registry()
         self.escalator = Escalator()
@@ -135,22 +138,17 @@ class Runtime:
 
     # Blocks that were left.
 
-    def leave(self, controller: AbortController) -> None:
-        """Delete the hold of a block that was left before any abort."""
-        self.holder.leave(controller)
-        self._write_in_child()
-
     def _note(self, event: Event) -> None:
-        if isinstance(event, Left):
-            self._write_in_child()
+        if self.is_child and isinstance(event, Left):
+            self.write_in_child()
 
-    def _write_in_child(self) -> None:
+    def write_in_child(self) -> None:
         """In a forked child, wait until it is written that its last block was left.
 
         The child may end now without Python's exit, as RQ's process for a job does. Only its main
         thread does that. The first time, the child may also have no further block.
         """
-        if not self._is_child or len(self.registry) or in_event_loop():
+        if len(self.registry) or in_event_loop():
             return
         if threading.current_thread() is threading.main_thread():
             if not self._has_worked:
@@ -249,7 +247,7 @@ class Runtime:
     def after_fork_in_child(self) -> None:
         """Renew the origin, the locks and the threads for the child."""
         self._origin = new_origin()
-        self._is_child, self._has_worked = True, False
+        self.is_child, self._has_worked = True, False
         call_each(
             [
                 workers.after_fork_in_child,
