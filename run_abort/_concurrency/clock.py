@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
-if hasattr(time, "clock_gettime"):
+_CLOCK: Final = getattr(time, "CLOCK_MONOTONIC", None)  # Windows has none
 
-    def monotonic() -> float:
-        """Seconds, as ``time.monotonic()`` counts them.
 
-        Tests of projects replace that function, by freezegun or a mock, for the whole process. Then
-        no time limit would come, in any thread. They leave this clock alone.
-        """
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
+def monotonic() -> float:
+    """Seconds, as ``time.monotonic()`` counts them.
 
-else:  # Windows
-    pass
+    Tests of projects replace that function, by freezegun or a mock, for the whole process. Then no
+    time limit would come, in any thread. They leave this clock alone.
+    """
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
