@@ -20,9 +20,9 @@ THREAD: Final = "run_abort-children"
 class _Watch(Attachment):
     """Ends what was started since the block began, and what is started until it is left."""
 
-    def __init__(self, signal: Signal, grace: float, *, of_all_threads: bool) -> None:
+    def __init__(self, signal: Signal, grace: float, *, all_threads: bool) -> None:
         self.is_left = threading.Event()
-        super().__init__(signal, children_from_now_on(of_all_threads=of_all_threads), grace)
+        super().__init__(signal, children_from_now_on(all_threads=all_threads), grace)
 
     def _on_abort(self) -> None:
         # An abort just before calls this in the thread of the block, which must not wait here.
@@ -73,10 +73,10 @@ class EndsChildren(AbstractContextManager[None]):
 
     insists: bool = True
 
-    def __init__(self, signal: Signal, grace: float, *, of_all_threads: bool = False) -> None:
+    def __init__(self, signal: Signal, grace: float, *, all_threads: bool) -> None:
         self._signal = signal
         self._grace = grace
-        self._of_all_threads = of_all_threads
+        self._all_threads = all_threads
         self._watch: _Watch | None = None
         self.held: Held | None = None
 
@@ -93,7 +93,7 @@ class EndsChildren(AbstractContextManager[None]):
             )
         with Shield():
             self._signal.raise_if_aborted()
-            self._watch = _Watch(self._signal, self._grace, of_all_threads=self._of_all_threads)
+            self._watch = _Watch(self._signal, self._grace, all_threads=self._all_threads)
 
     @kept_exit
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:

@@ -85,14 +85,14 @@ def family_of_stranger(root: Entry, *, owner: int) -> Family | None:
     return _Tree(root, owner=owner) if can_hold() else None
 
 
-def children_from_now_on(*, of_all_threads: bool = False) -> Family:
+def children_from_now_on(*, all_threads: bool) -> Family:
     """The processes that are started from now on, with their groups and descendants.
 
-    :param of_all_threads: by any thread of this process; else by the calling one.
+    :param all_threads: by any thread of this process; else by the calling one.
     :raises RuntimeError: if this system does not list the processes that a thread has started.
     """
     if can_hold() and children_file().exists():
-        return _Children(of_all_threads=of_all_threads)
+        return _Children(all_threads=all_threads)
     raise RuntimeError("to find the programs that a thread starts takes Linux with /proc")
 
 
@@ -174,11 +174,11 @@ class _Tree:
 class _Children(_Tree):
     """What the thread in which this is made, or any of its process, starts from then on."""
 
-    def __init__(self, *, of_all_threads: bool) -> None:
+    def __init__(self, *, all_threads: bool) -> None:
         super().__init__(None)
         self._process = os.getpid()
         self._file = children_file()
-        self._of_all_threads = of_all_threads
+        self._all_threads = all_threads
         self._before = set(map(_key, self._listed(entry_of)))
         # Excludes older processes that this one adopts later, because its ID is 1, for example.
         self._since = time.clock_gettime(time.CLOCK_BOOTTIME) - 2 / TICKS
@@ -193,15 +193,18 @@ class _Children(_Tree):
         )
 
     def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
+        for pid in self._pids():
+            entry = find(pid)
+            if entry is not None:
+                yield entry
+
+    def _pids(self) -> Iterator[int]:
         if os.getpid() != self._process:  # this one was forked from it
             return
-        task = self._file.parent
-        for file in task.parent.glob("*/children") if self._of_all_threads else [self._file]:
+        tasks = self._file.parent.parent
+        for file in tasks.glob("*/children") if self._all_threads else [self._file]:
             with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-                for pid in file.read_text().split():
-                    entry = find(int(pid))
-                    if entry is not None:
-                        yield entry
+                yield from map(int, file.read_text().split())
 
 
 def _resource_tracker() -> int | None:

@@ -86,4 +86,4 @@ class Programs:
             started by the same thread.
         """
         grace = self.grace if grace is None else grace
-        return EndsChildren(self, grace, of_all_threads=all_threads)
+        return EndsChildren(self, grace, all_threads=all_threads)
