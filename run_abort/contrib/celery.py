@@ -19,8 +19,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from run_abort._concurrency.clock import monotonic
-
 try:
     from celery.backends.base import DisabledBackend
     from celery.contrib.django.task import DjangoTask
@@ -33,6 +31,7 @@ except ImportError as error:
         "run_abort.contrib.celery needs Celery: pip install 'django-run-abort[celery]'"
     ) from error
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current
 from run_abort._core.controller import GRACE, AbortController

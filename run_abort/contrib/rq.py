@@ -22,8 +22,6 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import django.db.models.sql.compiler  # noqa: F401  else each job's own process imports it
 
-from run_abort._concurrency.clock import monotonic
-
 try:
     from redis.exceptions import RedisError
     from rq import Queue, Worker
@@ -35,6 +33,7 @@ except ImportError as error:
         "run_abort.contrib.rq needs RQ: pip install 'django-run-abort[rq]'"
     ) from error
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortSignal
 from run_abort._core.types import Escalation, Request
