@@ -6,14 +6,11 @@ Python calls the hooks of ``os.register_at_fork`` itself. uWSGI calls them only 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Final
 
 from .hooks import Hook
-
-logger = logging.getLogger("run_abort")
 
 
 class _Process:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 
@@ -42,10 +41,13 @@ def _call_if(fn: Callable[[], object], claim: Callable[[], bool]) -> None:
         fn()
 
 
-def call_in_loop(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object) -> None:
-    """Call ``fn`` in an event loop, unless that is closed: then nothing waits in it."""
-    with suppress(RuntimeError):
+def call_in_loop(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: object) -> bool:
+    """Call ``fn`` in an event loop soon; return False if that is closed: nothing waits in it."""
+    try:
         loop.call_soon_threadsafe(fn, *args)
+    except RuntimeError:
+        return False
+    return True
 
 
 def resolve(future: asyncio.Future[None]) -> None:

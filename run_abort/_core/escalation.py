@@ -12,7 +12,6 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -22,6 +21,7 @@ from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.workers import submit
 
 from . import interrupts
+from .effects import call_in_loop
 from .types import Escalation
 
 # What the parameter ``insist`` takes. The other escalations are for child processes.
@@ -221,8 +221,7 @@ class Cancellation:
 
     def begin(self) -> None:
         """:meth:`send`, unless that was done before."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._begin)
+        call_in_loop(self._loop, self._begin)
 
     def _begin(self) -> None:
         if not self._sent:
@@ -233,10 +232,7 @@ class Cancellation:
 
         :return: False if the loop is closed, so that the task has ended.
         """
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._cancel)
-            return True
-        return False
+        return call_in_loop(self._loop, self._cancel)
 
     def _cancel(self) -> None:
         if self.is_open:
