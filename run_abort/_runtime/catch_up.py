@@ -18,9 +18,8 @@ from typing import Final
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
-from run_abort._store import times
-from run_abort._store.clock import aware, present
-from run_abort._store.requests import Requests
+from run_abort._store.clock import aware, before_repeated_hour, present
+from run_abort._store.requests import Requests, times
 
 from .dispatch import Dispatch
 
@@ -137,10 +136,10 @@ class CatchUp:
         if self._began is None:
             self._began = now - timedelta(seconds=monotonic() - self._started)
         since = min(self._begin(gap, now, alias) for gap in gaps) - MARGIN
-        return times.before_repeated_hour(max(since, self._began))
+        return before_repeated_hour(max(since, self._began))
 
     def _begin(self, gap: Gap | datetime, now: datetime, alias: str) -> datetime:
         if isinstance(gap, datetime):
             return gap
-        known = times.times(alias, gap.after).values()
+        known = times(alias, gap.after).values()
         return max(known, default=now - timedelta(seconds=monotonic() - gap.since))

@@ -65,3 +65,17 @@ def aware(at: datetime) -> datetime:
     """A time from a column as an aware one."""
     is_aware = timezone.is_aware(at)
     return at if is_aware else timezone.make_aware(at, timezone.get_default_timezone())
+
+
+def before_repeated_hour(at: datetime) -> datetime:
+    """``at``, or an hour before, so that no later time is stored as an earlier one.
+
+    That happens if ``USE_TZ`` is off, when the clocks are set back: the hour before is stored as
+    the same times again.
+    """
+    if settings.USE_TZ:
+        return at
+    zone = timezone.get_default_timezone()
+    first, later = at.astimezone(zone), (at + timedelta(hours=1)).astimezone(zone)
+    back = (first.utcoffset() or timedelta()) - (later.utcoffset() or timedelta())
+    return at - max(back, timedelta())

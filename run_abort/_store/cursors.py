@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 from run_abort._concurrency.clock import monotonic
 from run_abort.models import ListenerCursor
 
-from .clock import Now, aware, present, stored
+from .clock import Now, aware, before_repeated_hour, present, stored
 from .connection import limited
 from .recorder import Recorder
-from .times import before_repeated_hour, times
+from .requests import times
 
 MAX_NAME_LENGTH: Final = 255  # characters
 # Requests are remembered that are younger than the position less this; and requests without a row,

@@ -15,6 +15,7 @@ from django.db.models import Q
 
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
+from run_abort._core.ids import as_uuid
 from run_abort._core.types import DISCONNECT, Request
 
 from . import database
@@ -166,6 +167,20 @@ def known_for(alias: str, ids: Iterable[str]) -> Known:
                 if row[1] in known:  # compared again, because some databases ignore case
                     (standing if cleared_at is None else cleared).append(_request(row))
     return Known(sorted(standing, key=attrgetter("requested_at")), cleared)
+
+
+def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:
+    """When these requests were made, by the database's clock, aware; those that have a row.
+
+    :param request_ids: other texts than UUIDs may be among them.
+    """
+    keys = list(filter(None, map(as_uuid, request_ids)))
+    rows = database.model().objects.using(alias)
+    return {
+        str(key): aware(at)
+        for some in chunks(keys, alias)
+        for key, at in rows.filter(pk__in=some).values_list("pk", "requested_at")
+    }
 
 
 def _more(rows: Sequence[object]) -> float:

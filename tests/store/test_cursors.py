@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from run_abort._runtime.runtime import current
 from run_abort._store import cursors, database
+from run_abort._store.clock import before_repeated_hour
 from run_abort._store.cursors import Cursor, Key
-from run_abort._store.times import before_repeated_hour
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
 from tests.rows import another_writer_of_sqlite
