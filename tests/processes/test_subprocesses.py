@@ -289,13 +289,14 @@ time.sleep(600)
         self, controller: AbortController, has_written: Path, encoding: str | None
     ) -> None:
         """It has left its group, and its parent is gone: nobody can tell whose it is."""
+        # Its parent has to be reaped: until then it is a member, and leads the stranger's group.
         code = """
 import os, sys, time
 if os.fork() == 0:
     os.setsid()
     parent = os.getpid()
     if os.fork() == 0:
-        while os.getppid() == parent:
+        while os.path.exists(f"/proc/{parent}"):
             time.sleep(0.001)
         os.write(1, b"%d \\r\\n\\xc3" % os.getpid())  # ends within a character
         open(sys.argv[1], "w")
