@@ -22,7 +22,7 @@ from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
 
 from .effects import call_all, call_in_loop, once, resolve
-from .escalation import clean_grace
+from .escalation import Cancellation, clean_grace
 from .ids import RunID, clean_id
 from .interrupts import Shield
 from .programs import Programs
@@ -67,6 +67,7 @@ class AbortSignal(Programs):
         "aborted",
         "aborted_by",
         "actor",
+        "cancellation",
         "grace",
         "reason",
         "request_keys",
@@ -77,6 +78,7 @@ class AbortSignal(Programs):
         self.run_id = run_id
         self.grace = grace
         self.aborted_by: Aborted | None = None  # set before ``aborted``
+        self.cancellation: Cancellation | None = None  # of the task, by ``async with``
         # For who collects the events. Not in a weak dictionary there: its callback runs in the
         # thread of the block, and would swallow an interrupt.
         self.request_keys: tuple[str, ...] | None = None

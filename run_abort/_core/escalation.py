@@ -239,6 +239,11 @@ class Cancellation:
             self._sent += 1
             self._task.cancel()
 
+    def is_all_there_is(self) -> bool:
+        """Whether only this object has cancelled the task, if that is the calling one."""
+        others = self._task.cancelling() - self._sent
+        return asyncio.current_task() is not self._task or others <= self._before
+
     def withdraw(self) -> bool:
         """Undo the cancellations, and send no more. Called by the task itself.
 

@@ -82,7 +82,6 @@ class Scope:
 
     __slots__ = (
         "_around",
-        "_cancellation",
         "_catch",
         "_controller",
         "_grace",
@@ -114,7 +113,6 @@ class Scope:
         self.insists = clean_insist(insist) if insist else ()
         self._catch = catch
         self._controller: AbortController | None = None
-        self._cancellation: Cancellation | None = None
         self._plan: EscalationPlan | None = None
         self._interruption: Interruption | None = None
         self._has_told = False
@@ -179,7 +177,7 @@ class Scope:
         cancellation = Cancellation()
         signal = await self.enter_in_loop()
         try:
-            self._cancellation = cancellation
+            signal.cancellation = cancellation
             if self.insists:
                 self._escalate_by("cancel", cancellation.send)
             signal._when_aborted(cancellation.begin)
@@ -218,9 +216,9 @@ class Scope:
         except BaseException:
             self._end()
             raise
-        if signal is None or self._cancellation is None:
+        if signal is None or signal.cancellation is None:
             return False
-        is_ours = self._cancellation.withdraw() and isinstance(exc, asyncio.CancelledError)
+        is_ours = signal.cancellation.withdraw() and isinstance(exc, asyncio.CancelledError)
         return end_aborted(signal, exc, catch=self._catch, is_ours=is_ours)
 
     def hold(self) -> tuple[AbortSignal, Callable[[], bool]]:

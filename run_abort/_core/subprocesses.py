@@ -16,6 +16,7 @@ from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import spawn, submit
 from run_abort.exceptions import RunAborted
 
+from .escalation import Cancellation
 from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
@@ -27,6 +28,8 @@ class Signal(Protocol):
 
     @property
     def aborted(self) -> bool: ...
+    @property
+    def cancellation(self) -> Cancellation | None: ...
     @property
     def grace(self) -> float: ...
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
@@ -166,6 +169,14 @@ class Run:
         if self._attachment is not None:
             spawn(self._attachment.end, name="run_abort-process-end")
 
+    def cancelled_this_task(self) -> bool:
+        """Whether nothing but the abort has cancelled the calling task.
+
+        A cancellation from elsewhere has to leave the block, or it would be lost.
+        """
+        cancellation = self._signal.cancellation
+        return cancellation is not None and cancellation.is_all_there_is()
+
     def _communicate(self, process: subprocess.Popen[Any]) -> tuple[Any, Any]:
         attachment = None
         try:
@@ -269,6 +280,6 @@ async def run_async(run: Run) -> subprocess.CompletedProcess[Any]:
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({future})
-        if isinstance(aborted := future.exception(), RunAborted):
+        if isinstance(aborted := future.exception(), RunAborted) and run.cancelled_this_task():
             raise aborted from None
         raise

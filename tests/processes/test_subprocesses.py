@@ -561,6 +561,35 @@ time.sleep(600)
         asyncio.run(main())
         assert escalations == []
 
+    @pytest.mark.parametrize("is_aborted_first", [False, True])
+    def test_a_cancellation_from_elsewhere_is_not_lost_in_an_abort(
+        self, configure: Configure, tmp_path: Path, is_aborted_first: bool
+    ) -> None:
+        configure(REDIS_URL=None, LISTEN=False)
+        path = tmp_path / "runs"
+        may_end = tmp_path / "may_end"
+        program = f"trap '' TERM; touch {path}; until [ -e {may_end} ]; do sleep 0.01; done"
+
+        async def work() -> None:
+            async with abortable_run("run-1", catch=True) as signal:
+                await signal.run_async(["sh", "-c", program])
+            pytest.fail("the task goes on")
+
+        async def main() -> None:
+            task = asyncio.ensure_future(work())
+            while not path.exists():
+                await asyncio.sleep(0.01)
+            steps = [task.cancel, lambda: current().registry.abort(Request("run-1"))]
+            for step in reversed(steps) if is_aborted_first else steps:
+                assert step()
+                await asyncio.sleep(0.05)
+            may_end.touch()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+
+        asyncio.run(main())
+
     def test_it_does_not_block_the_loop(self, controller: AbortController, tmp_path: Path) -> None:
         path = tmp_path / "may_end"
 
