@@ -34,6 +34,9 @@ logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
+# Seconds until a forked child writes its holds. One that is about to become another program, as
+# with a preexec_fn, is that by then, and leaves none behind.
+REST_AFTER_FORK: Final = 0.05
 BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 
 
@@ -71,6 +74,7 @@ class Reconciler:
         # Until when requests may have to be published again; 0 if there are none.
         self._push_until = 0.0
         self._failed = False
+        self._is_new_child = False  # its holds are not written yet
         self._has_to_look = False
         self._may_look_at = 0.0  # in seconds of monotonic()
 
@@ -159,6 +163,8 @@ class Reconciler:
         """Seconds until the next :meth:`reconcile`."""
         if self._has_to_look:
             return 0.0
+        if self._is_new_child:
+            return REST_AFTER_FORK
         options = conf.settings()
         is_well = self._is_listening() and not self._failed and not self._holder.waits
         return options.RECONCILE_INTERVAL if is_well else options.POLL_INTERVAL
@@ -170,6 +176,7 @@ class Reconciler:
         """
         if life.stopping:
             return True
+        self._is_new_child = False
         keeps_requests = conf.settings().REQUESTS
         is_tick = self._is_listening() and bool(len(self._registry))
         if keeps_requests and (self._has_to_look or is_tick):
@@ -217,4 +224,5 @@ class Reconciler:
         self.service.after_fork_in_child()
         self._reset()
         if self._is_needed():
+            self._is_new_child = True
             self.hurry()

@@ -195,6 +195,18 @@ class TestRows:
             assert signal.wait(TIMEOUT)
             assert succeeds(pid)
 
+    def test_a_child_does_not_wait_for_the_interval_to_write_what_it_holds(
+        self, configure: Configure
+    ) -> None:
+        configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=3600)
+        with abortable_run("run-1"):
+            pid = fork(lambda: time.sleep(TIMEOUT))
+            try:
+                wait_until(lambda: len(open_holds("run-1")) == 2, timeout=TIMEOUT / 4)
+            finally:
+                os.kill(pid, signals.SIGKILL)
+                os.waitpid(pid, 0)
+
     def test_what_a_child_did_is_written_once_it_has_settled(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
