@@ -13,8 +13,9 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from types import BuiltinFunctionType
 from typing import Any, ClassVar, Final, Generic, TypeVar
@@ -202,6 +203,20 @@ def in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+@contextmanager
+def outside_of_event_loop() -> Iterator[None]:
+    """A context in which this thread may use a database connection, although its loop waits for it.
+
+    Django refuses that where it sees a running event loop.
+    """
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
 
 
 def in_greenlets() -> bool:

@@ -28,6 +28,7 @@ from django.db import connections, transaction
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
+from run_abort._concurrency.workers import outside_of_event_loop
 
 from . import connection, database
 
@@ -288,13 +289,14 @@ class Recorder:
         except ImportError:  # a finaliser leaves a block when nothing can be imported any more
             return
         previous = connections[alias]
-        try:
-            for group in _grouped([job for job in jobs if job is not None]):
-                self._perform(group)
-        finally:
-            own, connections[alias] = connections[alias], previous
-            if own is not previous:
-                own.close()
+        with outside_of_event_loop():
+            try:
+                for group in _grouped([job for job in jobs if job is not None]):
+                    self._perform(group)
+            finally:
+                own, connections[alias] = connections[alias], previous
+                if own is not previous:
+                    own.close()
 
     def _do(self, batch: list[_Job]) -> None:
         more = sum(job.more for job in batch)

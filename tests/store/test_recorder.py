@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
-from run_abort import abort_run, abortable_run
+from run_abort import RunAborted, aabort_run, abort_run, abortable_run
 from run_abort._concurrency import service
 from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
@@ -260,6 +260,23 @@ def test_asyncio_needs_no_thread(rows: Recorder) -> None:
     before = threading.active_count()
     assert asyncio.run(call_many()) == list(range(200))
     assert threading.active_count() <= before + 1
+
+
+def test_where_no_thread_can_be_started_asyncio_reads_and_writes_too(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> bool:
+        outcome = await aabort_run("import-1")
+        with pytest.raises(RunAborted):
+            async with abortable_run("import-1"):
+                pass
+        return outcome.recorded and asyncio.get_running_loop().is_running()
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert asyncio.run(main())
 
 
 def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
