@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .children import EndsChildren
+from .escalation import clean_grace
 from .subprocesses import Process, Run, Signal, attach, run_async
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Programs:
         given. So a Ctrl-C in the terminal does not reach it, and it is stopped if it reads from
         there: pass ``stdin=subprocess.DEVNULL`` or ``input``.
 
-        :param grace: None takes the grace of the block.
+        :param grace: seconds, as for :class:`abortable_run`; None takes the grace of the block.
         :param options: those of ``subprocess.run``.
         :raises RunAborted: if the run was aborted, before or while the program runs. Raised once
             all of these processes have exited. Its ``process`` has the exit code and the output so
@@ -37,7 +38,7 @@ class Programs:
         :raises subprocess.TimeoutExpired: or ``CalledProcessError``, ``OSError``, as
             ``subprocess.run`` does.
         """
-        return Run(self, args, self.grace if grace is None else grace, **options).run()
+        return Run(self, args, _grace(self, grace), **options).run()
 
     async def run_async(
         self: Signal, args: Any, *, grace: float | None = None, **options: Any
@@ -47,7 +48,7 @@ class Programs:
         If the calling task is cancelled, the processes are ended in the same way, and the task
         waits for that.
         """
-        return await run_async(Run(self, args, self.grace if grace is None else grace, **options))
+        return await run_async(Run(self, args, _grace(self, grace), **options))
 
     def attach(self: Signal, process: Process, *, grace: float | None = None) -> Callable[[], bool]:
         """End a process as :meth:`run` does when the run is aborted; at once if it was aborted.
@@ -55,12 +56,12 @@ class Programs:
         :param process: a child of this process, a ``subprocess.Popen`` or an
             ``asyncio.subprocess.Process``. If it leads a process group, the whole group gets the
             signals: start it with ``process_group=0``.
-        :param grace: None takes the grace of the block.
+        :param grace: seconds, as for :class:`abortable_run`; None takes the grace of the block.
         :return: a function that detaches the process. It returns True if the process was detached.
             If the process is being ended, it waits until all of its processes have exited, and
             returns False. It also returns False if the process had exited before.
         """
-        return attach(self, process, self.grace if grace is None else grace)
+        return attach(self, process, _grace(self, grace))
 
     def ends_children(
         self: Signal, *, grace: float | None = None, all_threads: bool = False
@@ -74,7 +75,7 @@ class Programs:
         that other threads start, or that this thread started before, are left alone; so are those
         that still run when the block is left without an abort. Only on Linux.
 
-        :param grace: None takes the grace of the block.
+        :param grace: seconds, as for :class:`abortable_run`; None takes the grace of the block.
         :param all_threads: whether to end programs that any thread of this process starts: for a
             library with a pool of threads. Only in a process that works on one run at a time, such
             as Celery's of the pool prefork or RQ's for a job: else programs of other runs are
@@ -85,5 +86,8 @@ class Programs:
             in an event loop or a greenlet, because the programs of other tasks and greenlets are
             started by the same thread.
         """
-        grace = self.grace if grace is None else grace
-        return EndsChildren(self, grace, all_threads=all_threads)
+        return EndsChildren(self, _grace(self, grace), all_threads=all_threads)
+
+
+def _grace(signal: Signal, grace: float | None) -> float:
+    return signal.grace if grace is None else clean_grace(grace)

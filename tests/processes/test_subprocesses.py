@@ -604,6 +604,24 @@ time.sleep(600)
         assert asyncio.run(main()) == 0
 
 
+@pytest.mark.parametrize("grace", ["soon", True, -1, float("nan"), float("inf")])
+def test_a_grace_that_is_none_is_an_error_before_it_is_needed(
+    controller: AbortController, grace: Any
+) -> None:
+    async def run() -> None:
+        await controller.signal.run_async(["true"], grace=grace)
+
+    with subprocess.Popen(["true"]) as process:
+        for use in (
+            lambda: controller.signal.run(["true"], grace=grace),
+            lambda: asyncio.run(run()),
+            lambda: controller.signal.attach(process, grace=grace),
+            lambda: controller.signal.ends_children(grace=grace),
+        ):
+            with pytest.raises((TypeError, ValueError), match="grace must be"):
+                use()
+
+
 class TestProcfs:
     def test_tells_of_this_process(self) -> None:
         entry = procfs.entry_of(os.getpid())
