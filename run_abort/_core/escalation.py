@@ -239,10 +239,10 @@ class Cancellation:
             self._sent += 1
             self._task.cancel()
 
-    def is_all_there_is(self) -> bool:
-        """Whether only this object has cancelled the task, if that is the calling one."""
+    def is_alone(self) -> bool:
+        """Whether nothing else has cancelled the task. True if another task calls this."""
         others = self._task.cancelling() - self._sent
-        return asyncio.current_task() is not self._task or others <= self._before
+        return others <= self._before or asyncio.current_task() is not self._task
 
     def withdraw(self) -> bool:
         """Undo the cancellations, and send no more. Called by the task itself.

@@ -169,13 +169,10 @@ class Run:
         if self._attachment is not None:
             spawn(self._attachment.end, name="run_abort-process-end")
 
-    def cancelled_this_task(self) -> bool:
-        """Whether nothing but the abort has cancelled the calling task.
-
-        A cancellation from elsewhere has to leave the block, or it would be lost.
-        """
+    def is_cancelled_by_abort(self) -> bool:
+        """Whether nothing but the abort has cancelled the calling task."""
         cancellation = self._signal.cancellation
-        return cancellation is not None and cancellation.is_all_there_is()
+        return cancellation is not None and cancellation.is_alone()
 
     def _communicate(self, process: subprocess.Popen[Any]) -> tuple[Any, Any]:
         attachment = None
@@ -280,6 +277,7 @@ async def run_async(run: Run) -> subprocess.CompletedProcess[Any]:
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({future})
-        if isinstance(aborted := future.exception(), RunAborted) and run.cancelled_this_task():
+        # A cancellation from elsewhere has to leave the block, or it would be lost.
+        if isinstance(aborted := future.exception(), RunAborted) and run.is_cancelled_by_abort():
             raise aborted from None
         raise

@@ -34,8 +34,8 @@ logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
-# Seconds until a forked child writes its holds. One that is about to become another program, as
-# with a preexec_fn, is that by then, and leaves none behind.
+# Seconds until a forked child writes its holds. By then a child that becomes another program, as
+# with a preexec_fn, has done so: it would leave them behind.
 REST_AFTER_FORK: Final = 0.05
 BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 
