@@ -106,13 +106,13 @@ class Service:
                     self.wake()
                 return True
             life = Life(rest)
-            life.thread = threading.Thread(
-                target=self._body, args=(life,), name=self._name, daemon=True
-            )
-            self._life = self._latest = life
             try:
+                life.thread = threading.Thread(
+                    target=self._body, args=(life,), name=self._name, daemon=True
+                )
+                self._life = self._latest = life
                 life.thread.start()
-            except RuntimeError as error:  # thread limit, or interpreter exit
+            except RuntimeError as error:  # thread limit, interpreter exit, or subinterpreter
                 self._life = self._latest = None
                 level = logging.DEBUG if is_ending() else logging.WARNING
                 logger.log(level, "Cannot start the thread %s: %s", self._name, error)

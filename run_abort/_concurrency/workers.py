@@ -57,8 +57,8 @@ def _start(
     :param joined: whether a fork waits for it, up to ``JOIN_TIMEOUT``.
     :return: False, with a warning in the log, if no thread can be started.
     """
-    thread = threading.Thread(target=body, name=name, daemon=daemon)
     try:
+        thread = threading.Thread(target=body, name=name, daemon=daemon)
         thread.start()
     except RuntimeError:
         level = logging.DEBUG if is_ending() else logging.WARNING

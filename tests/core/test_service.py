@@ -70,14 +70,19 @@ class TestStart:
         loop.service.start()
         loop.begun(1)
 
+    @pytest.mark.parametrize("method", ["start", "__init__"])  # the latter in a subinterpreter
     def test_where_no_thread_can_be_started_it_says_so(
-        self, loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        loop: Loop,
+        method: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        def refuse(self: threading.Thread) -> None:
+        def refuse(self: threading.Thread, **kwargs: object) -> None:
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(threading.Thread, method, refuse)
             assert not loop.service.start()
         assert not loop.service.is_running
         assert "can't start new thread" in caplog.text

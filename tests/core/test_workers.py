@@ -119,16 +119,17 @@ class TestFork:
         release.set()
         future.result(20)
 
+    @pytest.mark.parametrize("method", ["start", "__init__"])  # the latter in a subinterpreter
     def test_run_in_the_callers_thread_nothing_of_the_callers_is_closed(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(self: threading.Thread) -> None:
+        def refuse(self: threading.Thread, **kwargs: object) -> None:
             raise RuntimeError("can't start new thread")
 
         steps: list[str] = []
         monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
         thread_ends.add(lambda: steps.append("closed"))
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+        monkeypatch.setattr(threading.Thread, method, refuse)
         assert workers.submit(threading.active_count, name="run_abort-test").result()
         assert steps == []
         assert "No thread can be started: active_count runs" in caplog.text
