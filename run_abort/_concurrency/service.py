@@ -80,6 +80,12 @@ class Service:
         life = self._life
         return life is not None and life.thread is not None and life.thread.is_alive()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the service's thread."""
+        life = self._life
+        return life is not None and life.thread is threading.current_thread()
+
     def is_current(self, life: Life) -> bool:
         """Whether ``life`` is that of the service's thread, and was not stopped or replaced."""
         return life is self._life

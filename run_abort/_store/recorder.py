@@ -28,7 +28,7 @@ from django.db import connections, transaction
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
-from run_abort._concurrency.workers import outside_of_event_loop
+from run_abort._concurrency.workers import outside_of_event_loop, submit
 
 from . import connection, database
 
@@ -172,6 +172,8 @@ class Recorder:
         :param more: further seconds to wait at most.
         :return: None if it failed or took too long.
         """
+        if self.service.is_here:
+            submit(self._work_for_its_thread, name="run_abort-recorder-for-itself")
         # future.result() would not tell what a signal handler raises from what the job raised.
         wait([future], database.timeout() + more)
         if not future.done():
@@ -195,8 +197,10 @@ class Recorder:
         Raises nothing but what a signal handler raises.
 
         :param timeout: seconds to wait at most.
-        :return: False if the time was up.
+        :return: False if the time was up, or in the recorder's thread.
         """
+        if self.service.is_here:
+            return False
         if self._jobs.empty() and not self.service.is_running:
             return True
         self._is_hurried = True
@@ -297,6 +301,14 @@ class Recorder:
                 own, connections[alias] = connections[alias], previous
                 if own is not previous:
                     own.close()
+
+    def _work_for_its_thread(self) -> None:
+        """Do the jobs that wait, because its thread waits for them: it runs a finaliser.
+
+        With another connection: that of its thread may be inside a transaction.
+        """
+        if not self.service.is_here:  # it is, if no thread can be started
+            self._work_here()
 
     def _do(self, batch: list[_Job]) -> None:
         more = sum(job.more for job in batch)

@@ -279,6 +279,16 @@ def test_where_no_thread_can_be_started_asyncio_reads_and_writes_too(
     assert asyncio.run(main())
 
 
+def test_a_finaliser_in_its_thread_does_not_wait_for_itself(rows: Recorder) -> None:
+    def finalise(alias: str) -> bool:  # garbage may be collected in any thread
+        is_recorded = abort_run("import-1").recorded
+        with pytest.raises(RunAborted), abortable_run("import-1"):
+            pytest.fail("the run begins")
+        return is_recorded and not rows.flush(TIMEOUT)
+
+    assert rows.put(recorder._CALL, finalise).result(TIMEOUT)
+
+
 def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
     def lose(alias: str) -> None:
         raw = connections[alias].connection
