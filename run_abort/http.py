@@ -346,7 +346,7 @@ async def _next(chunks: AsyncGenerator[Chunk, None], signal: AbortSignal) -> Chu
     :raises StopAsyncIteration: at the end of the stream.
     """
     signal.raise_if_aborted()
-    cancellation = Cancellation()
+    cancellation = signal.cancellation = Cancellation()
     forget = signal._when_aborted(cancellation.begin)
     try:
         # If making and sending chunks never suspends, the loop runs nothing else and does not

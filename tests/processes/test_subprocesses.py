@@ -8,16 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from run_abort import AbortController, RunAborted, abortable_run
+from run_abort import AbortController, AbortSignal, RunAborted, abortable_run
 from run_abort._core import process_tree, procfs
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
+from run_abort.http import abortable_stream
 from tests.conftest import Configure
 from tests.processes.conftest import ONE_THREAD_LEFT
 from tests.support import TIMEOUT, is_there, wait_until
@@ -589,6 +590,34 @@ time.sleep(600)
             assert task.cancelled()
 
         asyncio.run(main())
+
+    def test_in_a_stream_an_abort_is_one_too(self, configure: Configure, tmp_path: Path) -> None:
+        configure(REDIS_URL=None, LISTEN=False)
+        path = tmp_path / "runs"
+        codes = []
+
+        async def chunks(signal: AbortSignal) -> AsyncGenerator[str, None]:
+            try:
+                await signal.run_async(["sh", "-c", f"touch {path}; exec sleep 600"])
+            except RunAborted as aborted:
+                codes.append(aborted.process and aborted.process.returncode)
+                raise
+            yield "done"
+
+        async def abort() -> None:
+            while not path.exists():
+                await asyncio.sleep(0.01)
+            current().registry.abort(Request("run-1"))
+
+        async def main() -> list[str]:
+            aborting = asyncio.ensure_future(abort())
+            stream = abortable_stream("run-1", chunks, on_abort=lambda aborted: "aborted")
+            read = [chunk async for chunk in stream]
+            await aborting
+            return read
+
+        assert asyncio.run(main()) == ["aborted"]
+        assert codes == [-signals.SIGTERM]
 
     def test_it_does_not_block_the_loop(self, controller: AbortController, tmp_path: Path) -> None:
         path = tmp_path / "may_end"
