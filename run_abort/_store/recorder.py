@@ -173,7 +173,7 @@ class Recorder:
         :return: None if it failed or took too long.
         """
         if self.service.is_here:
-            submit(self._work_for_its_thread, name="run_abort-recorder-for-itself")
+            submit(self._work_for_its_thread, name="run_abort-finaliser")
         # future.result() would not tell what a signal handler raises from what the job raised.
         wait([future], database.timeout() + more)
         if not future.done():
