@@ -393,8 +393,7 @@ def _seconds(wait: object) -> float | None:
 
 def who(actor: Any) -> tuple[Any, str]:
     """An actor as primary key of a user, or None, and as text."""
-    if not hasattr(actor, "get_username"):
-        return None, str(actor or "")
-    model = getattr(actor, "_meta", None)
-    is_user = model is not None and model.concrete_model._meta.label == settings.AUTH_USER_MODEL
-    return (actor.pk if is_user else None), actor.get_username()
+    model = getattr(getattr(actor, "_meta", None), "concrete_model", None)
+    is_user = model is not None and model._meta.label_lower == settings.AUTH_USER_MODEL.lower()
+    name = actor.get_username() if hasattr(actor, "get_username") else actor or ""
+    return (actor.pk if is_user else None), "" if name is None else str(name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connections, transaction
 from django.utils.functional import SimpleLazyObject
@@ -155,6 +156,29 @@ class TestAbortRun:
             outcome = abort_run("run-1", actor=actor)  # type: ignore[arg-type]  # a lazy object
             row = AbortRequest.objects.get(pk=outcome.request_id)
             assert (row.actor, row.user) == (name, expected)
+
+    @pytest.mark.parametrize(("username", "name"), [(491701234567, "491701234567"), (None, "")])
+    def test_the_username_need_not_be_text(
+        self, with_all: None, monkeypatch: pytest.MonkeyPatch, username: object, name: str
+    ) -> None:
+        user = User.objects.create_user("ann")
+        monkeypatch.setattr(User, "get_username", lambda self: username)
+        row = AbortRequest.objects.get(pk=abort_run("run-1", actor=user).request_id)
+        assert (row.actor, row.user) == (name, user)
+        assert clear_run_abort("run-1", by=user) == 1
+        row.refresh_from_db()
+        assert row.cleared_by == name
+
+    def test_a_user_model_may_be_set_in_any_case_and_have_no_get_username(
+        self, with_all: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user = User.objects.create_user("ann")
+        settings.AUTH_USER_MODEL = "auth.user"
+        assert AbortRequest.objects.get(pk=abort_run("run-1", actor=user).request_id).user == user
+        monkeypatch.delattr(AbstractBaseUser, "get_username")
+        monkeypatch.setattr(User, "__str__", lambda self: "Ann")
+        row = AbortRequest.objects.get(pk=abort_run("run-1", actor=user).request_id)
+        assert (row.actor, row.user) == ("Ann", user)
 
     def test_the_signal_carries_the_outcome(self, with_all: None) -> None:
         seen: list[dict[str, Any]] = []
