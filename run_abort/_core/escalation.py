@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
@@ -213,11 +213,12 @@ class Cancellation:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("async with abortable_run() has to be used inside a task")
-        self._task = task
+        # None once it is withdrawn: a task that has failed holds its frames, and these the signal,
+        # which has this object.
+        self._task: asyncio.Task[Any] | None = task
         self._loop = asyncio.get_running_loop()
         self._before = task.cancelling()
         self._sent = 0
-        self.is_open = True
 
     def begin(self) -> None:
         """:meth:`send`, unless that was done before."""
@@ -235,22 +236,26 @@ class Cancellation:
         return call_in_loop(self._loop, self._cancel)
 
     def _cancel(self) -> None:
-        if self.is_open:
+        if self._task is not None:
             self._sent += 1
             self._task.cancel()
 
     def is_alone(self) -> bool:
         """Whether nothing else has cancelled the task. True if another task calls this."""
-        others = self._task.cancelling() - self._sent
-        return others <= self._before or asyncio.current_task() is not self._task
+        task = self._task
+        if task is None or task is not asyncio.current_task():
+            return True
+        return task.cancelling() - self._sent <= self._before
 
     def withdraw(self) -> bool:
         """Undo the cancellations, and send no more. Called by the task itself.
 
         :return: whether a CancelledError that arrived was sent only by this object.
         """
-        self.is_open = False
+        task, self._task = self._task, None
+        if task is None:
+            return False
         left = self._before
         for _ in range(self._sent):
-            left = self._task.uncancel()
+            left = task.uncancel()
         return self._sent > 0 and left <= self._before

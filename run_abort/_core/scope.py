@@ -216,9 +216,11 @@ class Scope:
         except BaseException:
             self._end()
             raise
-        if signal is None or signal.cancellation is None:
+        cancellation = None if self._controller is None else self._controller.signal.cancellation
+        is_only = cancellation is not None and cancellation.withdraw()
+        if signal is None or cancellation is None:
             return False
-        is_ours = signal.cancellation.withdraw() and isinstance(exc, asyncio.CancelledError)
+        is_ours = is_only and isinstance(exc, asyncio.CancelledError)
         return end_aborted(signal, exc, catch=self._catch, is_ours=is_ours)
 
     def hold(self) -> tuple[AbortSignal, Callable[[], bool]]:

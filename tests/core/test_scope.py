@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -314,6 +316,31 @@ class TestAsync:
             assert task.cancelled()
 
         run(main)
+
+    def test_a_task_that_has_failed_is_freed_without_a_collection(self, core: Core) -> None:
+        async def body(held: set[object]) -> None:
+            async with core.block("run-1") as signal:
+                assert held
+                assert not signal.aborted
+                raise ValueError
+
+        async def main() -> bool:
+            held = {1}
+            seen = weakref.ref(held)
+            task = asyncio.create_task(body(held))
+            del held
+            with contextlib.suppress(ValueError):
+                await task
+            del task
+            await asyncio.sleep(0)
+            return seen() is None
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert asyncio.run(main())
+        finally:
+            gc.enable()
 
     def test_inside_a_timeout_whichever_ends_first(self, core: Core) -> None:
         async def main() -> None:
