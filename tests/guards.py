@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -55,3 +57,15 @@ def break_log() -> Iterator[Callable[[], None]]:
     log = logging.getLogger("run_abort")
     yield lambda: log.addFilter(broken)
     log.removeFilter(broken)
+
+
+@contextmanager
+def no_thread(method: str = "start") -> Iterator[None]:
+    """No thread can be started; with ``"__init__"`` none can be made, as in a subinterpreter."""
+
+    def refuse(thread: threading.Thread, **kwargs: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, method, refuse)
+        yield

@@ -20,6 +20,7 @@ from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Request, Way
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import wait_until
+from tests.guards import no_thread
 
 T = TypeVar("T")
 
@@ -395,17 +396,12 @@ class TestCallbacks:
             wait_until(lambda called=called: called)
             assert called == [1]
 
-    def test_where_no_thread_can_be_had_it_runs_in_the_callers(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(self: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+    def test_where_no_thread_can_be_had_it_runs_in_the_callers(self) -> None:
         controller = AbortController()
         called: list[int] = []
         controller.signal.add_callback(lambda: called.append(1))
-        controller.abort()
+        with no_thread():
+            controller.abort()
         assert called == [1]
 
 

@@ -8,6 +8,7 @@ import pytest
 from run_abort._concurrency import service as services
 from run_abort._concurrency.service import Life, Service
 from tests.core.scopes import TIMEOUT, wait_until
+from tests.guards import no_thread
 
 NAME = "run_abort-test"
 
@@ -70,19 +71,11 @@ class TestStart:
         loop.service.start()
         loop.begun(1)
 
-    @pytest.mark.parametrize("method", ["start", "__init__"])  # the latter in a subinterpreter
+    @pytest.mark.parametrize("method", ["start", "__init__"])
     def test_where_no_thread_can_be_started_it_says_so(
-        self,
-        loop: Loop,
-        method: str,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        self, loop: Loop, method: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(self: threading.Thread, **kwargs: object) -> None:
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, method, refuse)
+        with no_thread(method):
             assert not loop.service.start()
         assert not loop.service.is_running
         assert "can't start new thread" in caplog.text

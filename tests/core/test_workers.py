@@ -12,6 +12,7 @@ from run_abort._concurrency import workers
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import SerialWorker
 from tests.core.scopes import TIMEOUT, wait_until
+from tests.guards import no_thread
 
 
 def handled_although_the_first_raises(error: type[BaseException]) -> list[int]:
@@ -119,18 +120,15 @@ class TestFork:
         release.set()
         future.result(20)
 
-    @pytest.mark.parametrize("method", ["start", "__init__"])  # the latter in a subinterpreter
+    @pytest.mark.parametrize("method", ["start", "__init__"])
     def test_run_in_the_callers_thread_nothing_of_the_callers_is_closed(
         self, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(self: threading.Thread, **kwargs: object) -> None:
-            raise RuntimeError("can't start new thread")
-
         steps: list[str] = []
         monkeypatch.setattr(workers, "thread_ends", thread_ends := Hook())
         thread_ends.add(lambda: steps.append("closed"))
-        monkeypatch.setattr(threading.Thread, method, refuse)
-        assert workers.submit(threading.active_count, name="run_abort-test").result()
+        with no_thread(method):
+            assert workers.submit(threading.active_count, name="run_abort-test").result()
         assert steps == []
         assert "No thread can be started: active_count runs" in caplog.text
 

@@ -528,8 +528,7 @@ time.sleep(600)
 """
 
         async def abort() -> None:
-            while not path.exists():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, path.exists)
             current().registry.abort(Request("run-1"))
 
         async def main() -> None:
@@ -552,8 +551,7 @@ time.sleep(600)
             task = asyncio.ensure_future(
                 controller.signal.run_async(["sh", "-c", f"echo $$ > {path}; exec sleep 600"])
             )
-            while not (path.exists() and path.read_text()):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, lambda: path.exists() and path.read_text())
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -578,8 +576,7 @@ time.sleep(600)
 
         async def main() -> None:
             task = asyncio.ensure_future(work())
-            while not path.exists():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, path.exists)
             steps = [task.cancel, lambda: current().registry.abort(Request("run-1"))]
             for step in reversed(steps) if is_aborted_first else steps:
                 assert step()
@@ -605,8 +602,7 @@ time.sleep(600)
             yield "done"
 
         async def abort() -> None:
-            while not path.exists():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, path.exists)
             current().registry.abort(Request("run-1"))
 
         async def main() -> list[str]:

@@ -24,6 +24,7 @@ from run_abort._store.connection import limited
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
 from tests.conftest import Configure
+from tests.guards import no_thread
 from tests.support import (
     TIMEOUT,
     in_threads,
@@ -262,12 +263,7 @@ def test_asyncio_needs_no_thread(rows: Recorder) -> None:
     assert threading.active_count() <= before + 1
 
 
-def test_where_no_thread_can_be_started_asyncio_reads_and_writes_too(
-    rows: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_thread(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
+def test_where_no_thread_can_be_started_asyncio_reads_and_writes_too(rows: Recorder) -> None:
     async def main() -> bool:
         outcome = await aabort_run("import-1")
         with pytest.raises(RunAborted):
@@ -275,8 +271,8 @@ def test_where_no_thread_can_be_started_asyncio_reads_and_writes_too(
                 pass
         return outcome.recorded and asyncio.get_running_loop().is_running()
 
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    assert asyncio.run(main())
+    with no_thread():
+        assert asyncio.run(main())
 
 
 def test_a_finaliser_in_its_thread_does_not_wait_for_itself(rows: Recorder) -> None:

@@ -18,6 +18,7 @@ from run_abort._transport.listener import Listener
 from run_abort._transport.redis import connections
 from run_abort._transport.redis.connections import Subscription
 from tests.conftest import Configure, threads_of_ours
+from tests.guards import no_thread
 from tests.support import NO_REDIS, TIMEOUT, Foreign, Proxy, wait_until
 from tests.transport.conftest import Node, Trickling
 
@@ -127,17 +128,9 @@ class TestLife:
         assert listener.status().state == "off"
 
     def test_where_no_thread_can_be_started_it_says_so(
-        self,
-        configure: Configure,
-        listener: Listener,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        self, configure: Configure, listener: Listener, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(self: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
+        with no_thread():
             listener.ensure_started()
         assert listener.status().state == "stopped"
         assert listener.status().last_error
