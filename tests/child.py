@@ -22,6 +22,7 @@ __all__ = [
     "current",
     "os",
     "say",
+    "say_holding",
     "state",
     "subscribe_to_run_aborts",
     "sys",
@@ -39,3 +40,13 @@ def state() -> str:
 
 def wait_until_listening() -> None:
     wait_for(lambda: state() == "listening")
+
+
+def say_holding(*words: object) -> None:
+    """Say that a block is open, once its row is written, and once aborts are heard if they can be.
+
+    On SQLite a process that stands still amid a write locks everybody out.
+    """
+    wait_for(lambda: state() in {"listening", "off"})
+    wait_for(lambda: current().recorder.flush(1))
+    say("holding", *words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -16,7 +15,7 @@ from run_abort import AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._runtime.disconnects import OnDisconnect
 from run_abort._runtime.runtime import current
 from run_abort.http import AbortableRequest, abortable_stream, abortable_view
-from tests.workers import wait_for_abort
+from tests.workers import say, wait_for_abort
 
 
 def status(request: HttpRequest) -> JsonResponse:
@@ -28,8 +27,7 @@ def hold(request: HttpRequest, run_id: str) -> JsonResponse:
     """Work on the run until it is aborted; says so in the log, and then in the answer."""
     try:
         with abortable_run(run_id) as signal:
-            sys.stdout.write(f"holding {run_id} {os.getpid()}\n")  # print would write twice
-            sys.stdout.flush()
+            say("holding", run_id, os.getpid())
             wait_for_abort(signal)
     except RunAborted as error:
         return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
@@ -40,8 +38,7 @@ async def hold_async(request: HttpRequest, run_id: str) -> JsonResponse:
     """The same in the event loop."""
     try:
         async with abortable_run(run_id):
-            sys.stdout.write(f"holding {run_id} {os.getpid()}\n")
-            sys.stdout.flush()
+            say("holding", run_id, os.getpid())
             await asyncio.sleep(60)
     except RunAborted as error:
         return JsonResponse({"pid": os.getpid(), "aborted": error.reason})
@@ -61,11 +58,6 @@ def inside(request: HttpRequest) -> JsonResponse:
     names = {t.name for t in threading.enumerate() if t.name.startswith("run_abort")}
     names.discard("run_abort-disconnects")
     return JsonResponse({"held": list(current().registry.holders()), "threads": sorted(names)})
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 @abortable_view(lambda request, run_id: run_id)

@@ -322,6 +322,8 @@ class TestPruneRunAborts:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["abort_run"], "manage.py abort_run RUN_ID"),
+        (["clear_run_abort"], "manage.py clear_run_abort RUN_ID"),
         (["listen_run_aborts", "--timeout", "soon"], "'soon' is not a number of seconds"),
         (["listen_run_aborts", "--timeout", "-1"], "greater than 0"),
         (["listen_run_aborts", "--timeout", "nan"], "greater than 0"),

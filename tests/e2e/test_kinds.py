@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.looks import check_looks
@@ -16,10 +15,11 @@ KINDS = {
     "convert": "convert",
     "train": "train",
 }
-FORCED = {
-    "convert": ["sent SIGTERM to its program", "sent SIGKILL to its program"],
-    "train": ["interrupted its thread"],
-}
+FORCED = (
+    "sent SIGTERM to its program",
+    "sent SIGKILL to its program",
+    "interrupted its thread",
+)
 STOPPED = re.compile(r"worker-\d stopped after")
 
 
@@ -47,21 +47,6 @@ def choose(page: Page, kind: str, parts: int) -> None:
     page.get_by_role("button", name="Start a run").click()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_of_the_kind_that_was_chosen_stop(tabs: Tabs, kind: str) -> None:
-    page = tabs.open("/")
-    choose(page, KINDS[kind], 2)
-    for number in (1, 2):
-        expect(part(page, number)).to_contain_text(kind)
-    wait_until_worked_on(page, 1, 2)
-    abort(page)
-    expect(page.locator("#state")).to_have_text("stopped")
-    for number in (1, 2):
-        expect(part(page, number)).to_contain_text(STOPPED)
-    for step in FORCED.get(kind, []):
-        expect(page.get_by_role("table")).to_contain_text(step)
-
-
 def test_an_import_is_proposed(tabs: Tabs) -> None:
     page = tabs.open("/")
     expect(page.get_by_role("radio", name=KINDS["import"])).to_be_checked()
@@ -78,6 +63,8 @@ def test_a_run_can_have_parts_of_each_kind(tabs: Tabs) -> None:
     expect(page.locator("#state")).to_have_text("stopped")
     for number in range(1, 6):
         expect(part(page, number)).to_contain_text(STOPPED)
+    for step in FORCED:
+        expect(page.get_by_role("table")).to_contain_text(step)
     check_looks(page, "run-kinds")
 
 

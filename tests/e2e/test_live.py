@@ -143,13 +143,6 @@ def test_a_server_that_does_not_answer_is_asked_again_on_demand(tabs: Tabs) -> N
     expect(told(page)).not_to_contain_text("The server does not answer")
 
 
-def test_who_may_only_look_has_no_buttons(tabs: Tabs, start_run: StartRun) -> None:
-    run_id = start_run(1)
-    page = tabs.open(PATH, user="vera")
-    expect(name_of(page, run_id)).to_be_visible()
-    expect(page.get_by_role("main").get_by_role("button", name="Abort")).to_have_count(0)
-
-
 def test_without_javascript_it_is_loaded_again(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(PATH, user="admin", javascript=False)
     run_id = start_run(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from playwright.sync_api import expect
 
 from tests.e2e.conftest import StartRun
@@ -22,14 +20,3 @@ def test_a_run_is_aborted_by_its_button(tabs: Tabs, start_run: StartRun) -> None
     expect(page.locator("#state")).to_have_text("stopped")
     expect(page.locator("#timeline")).to_contain_text("stopped")
     expect(page.locator("#request")).to_contain_text("without a script")
-
-
-def test_a_run_is_aborted_by_the_confirmation_page(tabs: Tabs, start_run: StartRun) -> None:
-    run_id = start_run(2)
-    page = tabs.open(f"/runs/{run_id}/abort/?next={path_of(run_id)}", javascript=False)
-    expect(page.get_by_role("heading", name=f"Abort run “{run_id}”?")).to_be_visible()
-    page.get_by_label("Reason").fill("without a script")
-    page.get_by_role("button", name="Abort run").click()
-    expect(page).to_have_url(re.compile(re.escape(path_of(run_id)) + "$"))
-    expect(page.locator(".message.success")).to_have_text(f"Run “{run_id}” was asked to abort.")
-    expect(page.locator("#state")).to_have_text("stopped")

@@ -179,17 +179,6 @@ def test_something_that_is_not_redis(
     Ear(stranger)
 
 
-def test_an_error_that_nobody_foresaw_does_not_end_the_listener(
-    ear: Ear, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("run_abort._runtime.runtime.decode", lambda data: 1 / 0)
-        ear.foreign.publish("oops")
-        wait_until(lambda: "ZeroDivisionError" in caplog.text)
-    assert current().listener.status().reconnects == 0
-    ear.hears("after it")
-
-
 def test_a_subscriber_that_redis_throws_out_for_slowness(ear: Ear, own_redis: RedisServer) -> None:
     release = threading.Event()
 

@@ -112,7 +112,7 @@ class TestAbort:
         thread.join()
         assert return_codes == [-signals.SIGTERM] * 3
         assert not any(map(is_there, library.pids()))
-        assert not watchers()
+        wait_until(lambda: not watchers())
 
     def test_what_still_runs_when_the_block_is_left_is_ended_before(
         self, controller: AbortController

@@ -20,7 +20,7 @@ from tests.conftest import Configure
 from tests.processes.conftest import Start, holds_of, open_holds
 from tests.support import wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.usefixtures("options")
 
 # How it takes SIGTERM and the abort is the second argument.
 HOLD = """
@@ -34,11 +34,9 @@ if manner == "deaf":
 if manner == "polite":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 with abortable_run(run_id, grace=grace, catch=True) as block:
-    wait_for(lambda: state() in {"listening", "off"})
-    wait_for(lambda: current().recorder.flush(1))
     if manner == "finishing":
         block.finish()
-    say("holding")
+    say_holding()
     if manner == "obedient":
         wait_for(lambda: current().force._blocks)
     elif manner in {"finishing", "told"}:
@@ -68,7 +66,6 @@ def steps(outcome: AbortOutcome) -> list[str]:
     return [step for hold in holds_of(outcome) for step, _seconds in hold.escalations]
 
 
-@pytest.mark.usefixtures("options")
 def test_a_process_that_goes_on_is_ended_and_no_other(start: Start) -> None:
     stuck, other = start("-c", HOLD, "run-1", "stuck", "0.2"), start("-c", HOLD, "run-2", "", "0")
     stuck.wait_for("holding")
@@ -83,7 +80,6 @@ def test_a_process_that_goes_on_is_ended_and_no_other(start: Start) -> None:
     assert other.process.poll() is None
 
 
-@pytest.mark.usefixtures("options")
 def test_one_that_ignores_sigterm_is_ended_all_the_same(start: Start) -> None:
     child = start("-c", HOLD, "run-1", "deaf", "0")
     child.wait_for("holding")
@@ -92,7 +88,6 @@ def test_one_that_ignores_sigterm_is_ended_all_the_same(start: Start) -> None:
     assert steps(outcome) == ["end", "end"]
 
 
-@pytest.mark.usefixtures("options")
 def test_one_that_handles_sigterm_leaves_its_block(start: Start) -> None:
     child = start("-c", HOLD, "run-1", "polite", "0")
     child.wait_for("holding")
@@ -109,7 +104,6 @@ def test_without_a_push_the_row_is_enough(options: dict[str, Any], start: Start)
     assert child.wait() == -signal.SIGTERM
 
 
-@pytest.mark.usefixtures("options")
 def test_a_run_that_was_aborted_before_has_had_its_grace(start: Start) -> None:
     child = start("-c", HOLD, "run-1", "stuck", "1")
     child.wait_for("holding")
@@ -121,7 +115,6 @@ def test_a_run_that_was_aborted_before_has_had_its_grace(start: Start) -> None:
     assert seconds > 0.9  # by two clocks
 
 
-@pytest.mark.usefixtures("options")
 @pytest.mark.parametrize("manner", ["obedient", "finishing"])
 def test_a_block_that_ends_by_itself_ends_no_process(start: Start, manner: str) -> None:
     child = start("-c", HOLD, "run-1", manner, "0.5")
@@ -195,7 +188,6 @@ say("over")
 """
 
 
-@pytest.mark.usefixtures("options")
 @pytest.mark.parametrize(("lasts", "told"), [("0.3", "left run-1"), ("60", "aborted run-1")])
 def test_the_grace_of_one_run_does_not_put_off_the_end_for_another(
     start: Start, lasts: str, told: str
@@ -208,7 +200,6 @@ def test_the_grace_of_one_run_does_not_put_off_the_end_for_another(
     assert child.wait() == 137
 
 
-@pytest.mark.usefixtures("options")
 def test_what_was_done_for_one_run_takes_no_grace_from_another(start: Start) -> None:
     child = start("-c", TWO, "0,0.2", "60,2")
     child.wait_for("holding")
@@ -220,7 +211,6 @@ def test_what_was_done_for_one_run_takes_no_grace_from_another(start: Start) -> 
     assert steps(outcome) == []
 
 
-@pytest.mark.usefixtures("options")
 def test_the_process_is_told_once_for_all_of_its_runs(start: Start) -> None:
     child = start("-c", TWO, "0,60", "0,60")
     child.wait_for("holding")
@@ -234,15 +224,13 @@ def test_the_process_is_told_once_for_all_of_its_runs(start: Start) -> None:
 SLOW = """
 from tests.child import *
 with abortable_run("run-1", grace=0, catch=True) as block:
-    wait_for(lambda: state() in {"listening", "off"})
-    wait_for(lambda: current().recorder.flush(1))
     is_settling, was_left, settle = threading.Event(), threading.Event(), current().force._settle
     def slow():
         is_settling.set()
         was_left.wait(10)
         return settle()
     current().force._settle = slow
-    say("holding")
+    say_holding()
     is_settling.wait(20)
 was_left.set()
 wait_for(lambda: not current().escalator.service.is_running)
@@ -250,7 +238,6 @@ say("over")
 """
 
 
-@pytest.mark.usefixtures("options")
 def test_a_block_that_is_left_in_the_last_moment_ends_no_process(start: Start) -> None:
     child = start("-c", SLOW)
     child.wait_for("holding")
@@ -270,16 +257,13 @@ def warn(*args):
     warn_of_delay(*args)
 interrupts.Interruption.warn_of_delay = warn
 with abortable_run("run-1", grace=0, insist=sys.argv[1:]) as block:
-    wait_for(lambda: state() in {"listening", "off"})
-    wait_for(lambda: current().recorder.flush(1))
-    say("holding")
+    say_holding()
     for handler in logging.getLogger("run_abort").handlers:
         handler.acquire()  # as one that writes to a pipe that nobody reads
     ctypes.CDLL(None).sleep(1000)
 """
 
 
-@pytest.mark.usefixtures("options")
 @pytest.mark.parametrize("insist", [(), ("interrupt",)])
 def test_one_that_is_stuck_in_its_log_is_ended(start: Start, insist: tuple[str, ...]) -> None:
     child = start("-c", LOGGING, *insist)
@@ -294,15 +278,12 @@ def test_one_that_is_stuck_in_its_log_is_ended(start: Start, insist: tuple[str, 
 RUN = """
 from tests.child import *
 with abortable_run("run-1", grace=float(sys.argv[1]), catch=True) as block:
-    wait_for(lambda: state() in {"listening", "off"})
-    wait_for(lambda: current().recorder.flush(1))
-    say("holding")
+    say_holding()
     block.run(["/bin/sh", "-c", "trap '' TERM; echo started; while true; do sleep 0.1; done"])
 say("over")
 """
 
 
-@pytest.mark.usefixtures("options")
 @pytest.mark.parametrize("grace", ["0", "1"])
 def test_its_programs_are_ended_first(start: Start, grace: str) -> None:
     child = start("-c", RUN, grace)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from run_abort import RunAborted, abort_run, abortable_run, subscribe_to_run_aborts
-from run_abort._concurrency import service
 from run_abort._concurrency.workers import SerialWorker
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
@@ -103,30 +102,6 @@ class TestListener:
             assert foreign.publish("run-2") == 1
             wait_until(lambda: codes == [True, True])
         assert is_listening()
-
-    def test_a_busy_receiver_does_not_hold_up_a_fork_for_ever(
-        self,
-        listening: None,
-        foreign: Foreign,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        monkeypatch.setattr(service, "JOIN_TIMEOUT", 0.05)
-        release, at_work = threading.Event(), threading.Event()
-
-        def receiver(**kwargs: Any) -> None:
-            at_work.set()
-            release.wait(20)
-
-        with connected(run_abort_received, receiver):
-            try:
-                foreign.publish("run-1")
-                assert at_work.wait(20)
-                assert succeeds(fork(lambda: True))
-            finally:
-                release.set()
-        assert "is busy and stays alive at the fork" in caplog.text
-        wait_until(is_listening)
 
 
 # Python prints what is raised around a fork, and forks all the same.

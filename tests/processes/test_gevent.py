@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from run_abort import abort_run
-from tests.processes.conftest import Start, all_subscribed, package, subscribed
-from tests.support import TIMEOUT, Child, Proxy
+from tests.processes.conftest import Start, all_subscribed, open_holds, package, subscribed
+from tests.support import TIMEOUT, Child, Proxy, wait_until
 
 pytestmark = pytest.mark.usefixtures("listening")
 
@@ -58,6 +58,7 @@ def test_greenlets_are_aborted_by_another_process(
         print("all ended", flush=True)
     """)
     subscribed(child)
+    wait_until(lambda: len(open_holds("run-1")) == 15)
     outcome = abort_run("run-1", wait=TIMEOUT)
     child.wait_for("all ended")
     assert outcome.stopped

@@ -12,8 +12,7 @@ from contextlib import suppress
 import pytest
 
 from run_abort import RunAborted, abortable_run
-from run_abort._core import escalation, interrupts
-from run_abort._core.escalation import EscalationPlan
+from run_abort._core import interrupts
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
@@ -144,30 +143,6 @@ def test_none_of_a_storm_leaks_into_the_code_after_the_block() -> None:
 
 
 class TestEscalator:
-    def test_no_thread_is_alive_at_a_fork_and_both_go_on(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        now = [0.0]
-        monkeypatch.setattr(escalation, "monotonic", lambda: now[0])
-        done: list[int] = []
-
-        def attempt() -> bool:
-            done.append(os.getpid())
-            return True
-
-        escalator, plan = current().escalator, EscalationPlan(60, attempt)
-        escalator._schedule(plan, 0.3)
-        assert escalator.service.is_running
-
-        def goes_on() -> bool:
-            now[0] += 1  # not before the fork
-            wait_until(lambda: done)
-            return done == [os.getpid()]
-
-        assert succeeds(fork(goes_on))
-        assert goes_on()
-        escalator.drop(plan)
-
     def test_a_child_does_not_take_over_the_plans_of_threads_that_it_does_not_have(self) -> None:
         """Else it warns of a thread that cannot be interrupted, for ever."""
         escalator, leave = current().escalator, threading.Event()

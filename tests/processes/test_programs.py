@@ -79,6 +79,10 @@ def listener(start: Start, *options: str) -> Child:
     return child
 
 
+def group_of(process: subprocess.Popen[bytes]) -> list[int]:
+    return [each.pid for each in procfs.processes() if each.group == process.pid]
+
+
 def wait_until_held(run_id: str) -> None:
     """Its listener has written that it works on the run."""
     wait_until(lambda: open_holds(run_id))
@@ -97,8 +101,8 @@ class TestAbort:
         other = program("run-2.main")
         wait_until_held("run-1")
         wait_until_held("run-2")
-        family = [each.pid for each in procfs.processes() if each.group == process.pid]
-        assert len(family) == 2
+        wait_until(lambda: len(group_of(process)) == 2)  # it says its number before it forks
+        family = group_of(process)
         foreign.publish("run-1")
         line = json.loads(child.wait_for('"ended"'))
         assert (

@@ -69,12 +69,14 @@ def test_a_worker_that_gunicorn_replaces_listens_too(start: Start) -> None:
     port = free_port()
     options = ["--workers=2", "--preload", f"--bind=127.0.0.1:{port}"]
     server = start("-m", "gunicorn", *options, "tests.wsgi", program=PYTHON)
-    found = [subscribed(server) for _ in range(3)]
+    before = all_subscribed(server, 3)
     worker = get(port, "/status/")["pid"]
     os.kill(worker, signal.SIGKILL)
     # The new worker, and the master, which stopped to listen for the fork.
-    found += [subscribed(server) for _ in range(2)]
-    assert len({origin for _, origin in found}) == 5 - 1
+    after = all_subscribed(server, 2)
+    assert after.pop(str(server.process.pid)) == before[str(server.process.pid)]
+    assert_each_its_own(before | after)
+    assert not after.keys() & before.keys()
 
 
 @pytest.mark.timeout(300)

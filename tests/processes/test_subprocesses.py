@@ -269,22 +269,6 @@ time.sleep(600)
         assert process.stdout == "out\n" + "ä" * 100_000 + "\n"
         assert process.stderr == "err\n"
 
-    def test_one_that_ends_within_a_character(
-        self, controller: AbortController, has_written: Path
-    ) -> None:
-        code = """
-import os, sys, time
-os.write(1, b"out\\r\\n\\xc3")
-open(sys.argv[1], "w")
-time.sleep(600)
-"""
-        program = python(code, str(has_written))
-        with pytest.raises(RunAborted) as raised:
-            controller.signal.run(program, stdout=subprocess.PIPE, encoding="utf-8")
-        process = raised.value.process
-        assert process is not None
-        assert process.stdout == "out\n"
-
     @pytest.mark.parametrize("encoding", ["utf-8", None])
     def test_a_stranger_that_keeps_the_pipe_does_not_keep_us_waiting(
         self, controller: AbortController, has_written: Path, encoding: str | None
@@ -670,15 +654,6 @@ class TestProcfs:
             assert entry.parent == os.getpid()
             process.kill()
             wait_until(lambda: procfs.entry_of(process.pid).is_dead)  # type: ignore[union-attr]
-
-    def test_one_whose_main_thread_has_ended_lives(self) -> None:
-        with subprocess.Popen(python(ONE_THREAD_LEFT), stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            lives = is_there(process.pid)
-            process.kill()
-            assert lives
-            wait_until(lambda: not is_there(process.pid))
 
     def test_of_nobody_nothing(self) -> None:
         assert procfs.entry_of(2**22 + 1) is None

@@ -28,11 +28,8 @@ import ctypes
 from tests.child import *
 run_id, label, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
-    with abortable_run(run_id, groups=["tenant-1"], label=label) as signal:
-        wait_for(lambda: state() in {"listening", "off"})
-        # On SQLite a process that stands still amid a write locks everybody out.
-        wait_for(lambda: current().recorder.flush(1))
-        say("holding", run_id)
+    with abortable_run(run_id, label=label) as signal:
+        say_holding(run_id)
         if label == "in C code":
             ctypes.PyDLL(None).usleep(8_000_000)  # keeps the interpreter's lock
         signal.wait()

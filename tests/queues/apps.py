@@ -1,4 +1,4 @@
-"""The app of a project that has RQ cancel what its processes abort, without django-rq and with."""
+"""The app of a project that has RQ cancel what its processes abort."""
 
 from __future__ import annotations
 
@@ -17,14 +17,3 @@ class CancelingConfig(AppConfig):
         from run_abort.contrib.rq import cancel_aborted
 
         cancel_aborted(Queue(connection=Redis.from_url(os.environ["BROKER"])))
-
-
-class DjangoRqConfig(AppConfig):
-    name = "tests.queues"
-
-    def ready(self) -> None:
-        import django_rq
-
-        from run_abort.contrib.rq import cancel_aborted
-
-        cancel_aborted(django_rq.get_queue())

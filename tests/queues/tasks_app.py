@@ -76,14 +76,6 @@ def fail(context: Any, name: str) -> None:
 
 
 @task(takes_context=True)
-@abortable_task
-async def wait(context: Any, name: str) -> None:
-    """Wait in an event loop, and never look."""
-    begin(name)
-    await asyncio.sleep(3600)
-
-
-@task(takes_context=True)
 @abortable_task(grace=0.1, insist="cancel")
 async def resist(context: Any, name: str) -> None:
     """Swallow the first cancellations."""

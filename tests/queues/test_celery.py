@@ -70,14 +70,6 @@ class TestUnwell:
 
 
 class TestCanvas:
-    def test_a_chain_by_its_root(self, driver: CeleryDriver, worker: Child) -> None:
-        last = chain(driver.tasks["look"].si("one"), driver.tasks["done"].si("two")).delay()
-        worker.wait_for("began one")
-        abort(last.parent.id)
-        driver.assert_aborted(last.parent)
-        driver.assert_aborted(last)
-        wait_until(lambda: began(worker) == ["one"])
-
     def test_a_chain_that_goes_on_with_a_group(self, driver: CeleryDriver, worker: Child) -> None:
         look, done = driver.tasks["look"], driver.tasks["done"]
         fork = group(done.si("two"), chain(done.si("three"), done.si("four")))
@@ -118,21 +110,6 @@ class TestCanvas:
         known = [each.result for each in results]
         assert results.get(timeout=TIMEOUT, propagate=False) == known
         driver.end(worker)
-
-    def test_a_chord_by_its_root_and_its_body_never_begins(
-        self, driver: CeleryDriver, worker: Child
-    ) -> None:
-        body = chord(
-            [driver.tasks["look"].si("one"), driver.tasks["look"].si("two")],
-            driver.tasks["collect"].s(),
-        )()
-        worker.wait_for("began")
-        worker.wait_for("began")
-        abort(body.parent.id)
-        for result in body.parent:
-            driver.assert_aborted(result)
-        wait_until(lambda: body.state == "FAILURE")
-        assert "began collect" not in str(worker)
 
 
 class WhateverKeepsTheResults:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 
 from example.redis_server import RedisServer
 from run_abort import clear_run_abort
@@ -18,7 +17,6 @@ from tests.queues.drivers import (
     CeleryDriver,
     Driver,
     HueyDriver,
-    RqDriver,
     began_all,
 )
 from tests.queues.work import (
@@ -129,38 +127,6 @@ def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Dri
     assert driver.result(driver.send("done", "next")) == "next"
     began_all(worker, "next")
     driver.end(worker)
-
-
-SCRIPT = """if True:
-    import sys, django
-    django.setup()
-    from run_abort import abort_run
-    abort_run(sys.argv[1], reason="because", actor="ann")
-"""
-
-
-@pytest.mark.parametrize(
-    "program", [("manage.py", "abort_run", "--reason=because", "--actor=ann"), ("-c", SCRIPT)]
-)
-@pytest.mark.parametrize("driver", ["celery", "huey", "rq"], indirect=True)
-def test_one_that_a_program_aborts_which_ends_at_once_never_begins(
-    driver: Driver, program: tuple[str, ...]
-) -> None:
-    sent = driver.send("look", "one")
-    project, place = driver.place.project, driver.place
-    apps = [*settings.INSTALLED_APPS, "tests.queues.apps.CancelingConfig"]
-    child = place.start(
-        *("-W", "ignore", *program, driver.run_id(sent)),
-        settings={**project, "INSTALLED_APPS": apps},
-        environment={"BROKER": place.broker.url},
-    )
-    assert child.wait() == 0, str(child)
-    if isinstance(driver, RqDriver):  # it alone takes a job out of its queue
-        driver.assert_aborted(sent, has_begun=False)
-    worker = driver.start()
-    driver.assert_aborted(sent, has_begun=False)
-    assert driver.result(driver.send("done", "next")) == "next"
-    began_all(worker, "next")
 
 
 @every_queue

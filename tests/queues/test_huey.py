@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from django.conf import settings
 from huey import MemoryHuey
-from huey.api import Result
 
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues import work
@@ -50,26 +49,6 @@ class TestWhileRunning:
 
 
 class TestBeforeStart:
-    def test_a_pipeline_by_its_first_task(self, driver: HueyDriver) -> None:
-        pipeline = driver.tasks["look"].s("one").then(driver.tasks["done"])
-        results = list(driver.huey.enqueue(pipeline))
-        assert abort(pipeline.id).recorded
-        worker = driver.start()
-        for result in results:
-            driver.assert_aborted(result)
-        wait_until(lambda: "signal canceled look" in worker.output)
-        assert began(worker) == []
-        driver.end(worker)
-
-    def test_one_that_is_scheduled(self, driver: HueyDriver) -> None:
-        task = driver.tasks["look"].s("one", delay=0.5)
-        driver.huey.add_schedule(task)
-        abort(task.id)
-        worker = driver.start()
-        driver.assert_aborted(Result(driver.huey, task))
-        assert began(worker) == []
-        driver.end(worker)
-
     def test_the_process_that_aborts_unpickles_nothing(self, driver: HueyDriver) -> None:
         driver.huey.storage.enqueue(pickle.dumps(Planted()))
         abort("one")

@@ -40,6 +40,24 @@ def canceling(driver: RqDriver) -> None:
     cancel_aborted(driver.queue)
 
 
+ABORT = """if True:
+    import sys, django
+    django.setup()
+    from run_abort import abort_run
+    abort_run(sys.argv[1], reason="because", actor="ann")
+"""
+
+
+def program_with_canceling(driver: RqDriver, *args: str, broker: str = "") -> Child:
+    """A program that has what it aborts canceled."""
+    apps = [*settings.INSTALLED_APPS, "tests.queues.apps.CancelingConfig"]
+    return driver.place.start(
+        *("-W", "ignore", *args),
+        settings=driver.place.project | {"INSTALLED_APPS": apps},
+        environment={"BROKER": broker or driver.place.broker.url},
+    )
+
+
 class TestWhileRunning:
     def test_by_a_worker_that_spawns(self, driver: RqDriver, canceling: None) -> None:
         worker = driver.start("rq.worker.SpawnWorker")
@@ -125,6 +143,17 @@ class TestBeforeStart:
     ) -> None:
         job = driver.send("look", "one", **options)
         assert abort(job.id).recorded
+        driver.assert_aborted(job, has_begun=False)
+        assert driver.queue.get_job_ids() == []
+
+    @pytest.mark.parametrize(
+        "program", [("manage.py", "abort_run", "--reason=because", "--actor=ann"), ("-c", ABORT)]
+    )
+    def test_by_a_program_that_ends_at_once(
+        self, driver: RqDriver, program: tuple[str, ...]
+    ) -> None:
+        job = driver.send("look", "one")
+        assert program_with_canceling(driver, *program, job.id).wait() == 0
         driver.assert_aborted(job, has_begun=False)
         assert driver.queue.get_job_ids() == []
 
@@ -310,14 +339,10 @@ class TestUnwell:
     def test_a_command_ends_although_the_server_of_rq_is_frozen(
         self, driver: RqDriver, own_redis: RedisServer
     ) -> None:
-        apps = [*settings.INSTALLED_APPS, "tests.queues.apps.CancelingConfig"]
         with Proxy(own_redis.port) as proxy:
             proxy.freeze()
-            child = driver.place.start(
-                *("-W", "ignore", "manage.py", "abort_run", "one"),
-                settings=driver.place.project | {"INSTALLED_APPS": apps},
-                environment={"BROKER": proxy.url},
-            )
+            command = ("manage.py", "abort_run", "one")
+            child = program_with_canceling(driver, *command, broker=proxy.url)
             assert child.wait() == 0, str(child)
 
     def test_while_the_server_of_rq_is_away(
@@ -350,9 +375,8 @@ class TestDjangoRq:
     @pytest.fixture
     def project(self, project: dict[str, Any], own_redis: RedisServer) -> dict[str, Any]:
         package("django_rq")
-        apps = [*settings.INSTALLED_APPS, "django_rq", "tests.queues.apps.DjangoRqConfig"]
         return project | {
-            "INSTALLED_APPS": apps,
+            "INSTALLED_APPS": [*settings.INSTALLED_APPS, "django_rq"],
             "RQ_QUEUES": {"default": {"URL": own_redis.url}},
             "RQ": {"JOB_CLASS": "run_abort.contrib.rq.AbortableJob"},
         }
@@ -364,13 +388,6 @@ class TestDjangoRq:
         abort(job.id)
         driver.assert_aborted(job)
         driver.end(worker)
-
-    def test_a_command_that_aborts(self, driver: RqDriver) -> None:
-        job = driver.queue.enqueue(work.look, "one")
-        command = ("manage.py", "abort_run", "--reason=because", "--actor=ann")
-        child = driver.place.start("-W", "ignore", *command, job.id)
-        assert child.wait() == 0, str(child)
-        driver.assert_aborted(job, has_begun=False)
 
 
 def test_its_worker_refuses_an_rq_that_cannot_stop_an_execution(

@@ -29,13 +29,6 @@ def driver(place: Place) -> Iterator[TasksDriver]:
 
 
 class TestWhileRunning:
-    def test_one_that_waits_in_an_event_loop(self, driver: TasksDriver, worker: Child) -> None:
-        result = tasks.wait.enqueue("one")
-        wait_until_it_hears(worker, "one")
-        assert abort(result.id, wait=TIMEOUT).stopped
-        driver.assert_aborted(result)
-        assert driver.result(tasks.done.enqueue("two")) == "two"
-
     def test_one_that_swallows_its_cancellation_is_cancelled_again(
         self, driver: TasksDriver, worker: Child
     ) -> None:
