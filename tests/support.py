@@ -288,9 +288,12 @@ class Proxy(Closed):
                 sink.sendall(data)
         except OSError:
             pass
+        with self._lock:  # in ten minutes of faults there are thousands
+            self._links = [pair for pair in self._links if source not in pair]
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
     def cut(self) -> None:
         """Close every link that there is."""
@@ -310,6 +313,8 @@ class Proxy(Closed):
         self._open.set()
 
     def close(self) -> None:
+        # Closed alone, it would go on waiting in its thread.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.thaw()
         self.cut()

@@ -13,9 +13,8 @@ from example.redis_server import free_port
 from tests.e2e.conftest import StartRun
 from tests.e2e.looks import check_focus_is_seen, check_looks
 from tests.e2e.tabs import PATIENCE, Site
+from tests.e2e.test_live import PATH, button_of
 from tests.support import Child
-
-PATH = "/admin/run_abort/runningnow/"
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +44,6 @@ def page(chromium: Browser, unfold: str, site: Site) -> Iterator[Page]:
     page.get_by_role("button", name="Log in").click()
     yield page
     context.close()
-
-
-def button_of(page: Page, run_id: str) -> Locator:
-    return page.get_by_role("button", name=f"Abort run {run_id}", exact=True)
 
 
 # This server has no Redis: the workers may have read the request by now, or not.

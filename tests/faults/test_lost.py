@@ -32,18 +32,6 @@ def worker(project: dict[str, Any]) -> Child:
     return Child("-c", "from tests.workers import hold; hold('run-1')", settings=project)
 
 
-def late_worker(project: dict[str, Any]) -> Child:
-    code = """
-from tests.child import *
-try:
-    with abortable_run("run-1"):
-        say("it runs")
-except RunAborted as error:
-    say("never ran:", error.reason)
-"""
-    return Child("-c", code, settings=project)
-
-
 def test_stopped_cut_off_and_continued_a_worker_stops(
     project: dict[str, Any], own_redis: RedisServer
 ) -> None:
@@ -64,7 +52,15 @@ def test_aborted_before_its_start_and_before_redis_was_restarted_empty_it_never_
     assert abort_run("run-1", reason="because").published
     own_redis.kill()
     own_redis.start()
-    with late_worker(project) as process:
+    code = """
+from tests.child import *
+try:
+    with abortable_run("run-1"):
+        say("it runs")
+except RunAborted as error:
+    say("never ran:", error.reason)
+"""
+    with Child("-c", code, settings=project) as process:
         process.wait_for("never ran: because")
 
 

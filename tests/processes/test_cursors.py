@@ -85,6 +85,15 @@ run_abort_received.connect(slow)
         assert process.wait() == 0, str(process)
         return handled(process)
 
+    def hear(self, project: dict[str, Any], *run_ids: str, name: str = "--name=one") -> list[str]:
+        """Listen, and end once these were requested and handled; what was handled in all."""
+        with self.listen(project, *name.split()) as process:
+            process.wait_for("listening on")
+            for run_id in run_ids:
+                abort_run(run_id)
+                process.wait_for(f"handled {run_id}")
+            return self.stop(process)
+
     def test_it_is_told_once_and_in_order_of_what_it_missed(self, project: dict[str, Any]) -> None:
         abort_run("before it was ever here")
         with self.listen(project, "--name=one") as process:
@@ -103,28 +112,16 @@ run_abort_received.connect(slow)
             abort_run("run-4")
             process.wait_for("handled run-4")
             assert self.stop(process) == ["run-2", "run-3", "run-4"]
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            abort_run("run-5")
-            process.wait_for("handled run-5")
-            assert self.stop(process) == ["run-5"]
+        assert self.hear(project, "run-5") == ["run-5"]
 
     def test_from_now_it_is_not(self, project: dict[str, Any]) -> None:
-        for args in ((), ("--from-now",)):
-            with self.listen(project, "--name=one", *args) as process:
-                process.wait_for("listening on")
-                abort_run("now")
-                process.wait_for("handled now")
-                assert self.stop(process) == ["now"]
-            abort_run("missed")
+        assert self.hear(project) == []
+        abort_run("missed")
+        assert self.hear(project, "now", name="--name=one --from-now") == ["now"]
 
     def test_another_name_is_another_listener(self, project: dict[str, Any]) -> None:
         for name in ("one", "two"):
-            with self.listen(project, f"--name={name}") as process:
-                process.wait_for("listening on")
-                abort_run(name)
-                process.wait_for(f"handled {name}")
-                assert self.stop(process) == [name]
+            assert self.hear(project, name, name=f"--name={name}") == [name]
 
     def test_what_was_being_handled_when_it_died_is_handled_again(
         self, project: dict[str, Any]
@@ -169,9 +166,7 @@ run_abort_received.connect(slow)
     def test_a_database_that_is_away_at_the_start_loses_nothing(
         self, project: dict[str, Any]
     ) -> None:
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            assert self.stop(process) == []
+        assert self.hear(project) == []
         abort_run("missed")
         with ExitStack() as stack:
             with unmigrated_cursors():
@@ -184,9 +179,7 @@ run_abort_received.connect(slow)
     def test_what_it_missed_does_not_make_it_say_that_it_listens(
         self, project: dict[str, Any]
     ) -> None:
-        with self.listen(project, "--name=one") as process:
-            process.wait_for("listening on")
-            assert self.stop(process) == []
+        assert self.hear(project) == []
         project["RUN_ABORT"]["REDIS_URL"] = NO_REDIS
         for args, code in (((), 0), (("--require-redis", "--timeout=1"), 1)):
             abort_run("missed")

@@ -273,7 +273,7 @@ def test_a_thread_that_outlives_the_main_thread(start: Start, way: Way, begins: 
 
 
 ASYNCIO = """
-import asyncio, signal
+import asyncio
 from tests.child import *
 
 async def work():
@@ -285,43 +285,21 @@ async def work():
         say("aborted", error.reason)
     say("after it the listener is", state())
 
-async def serve():
-    told = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
-    task = asyncio.create_task(work())
-    await told.wait()
-    say("draining")
-    await task
-
 def serve_late():
     threading.main_thread().join()
     say("main thread is over")
     asyncio.run(work())
 
-if sys.argv[2] == "redis":
+if sys.argv[1] == "redis":
     wait_until_listening()
-if sys.argv[1] == "in the main thread":
-    asyncio.run(serve())
-else:
-    threading.Thread(target=serve_late).start()
+threading.Thread(target=serve_late).start()
 """
-
-
-def test_an_asyncio_program(start: Start, way: Way) -> None:
-    process = start("-c", ASYNCIO, "in the main thread", way.name, settings=way.settings)
-    process.wait_for("holding")
-    process.send(signal.SIGTERM)
-    process.wait_for("draining")
-    way.abort("run-1")
-    process.wait_for("aborted because")
-    process.wait_for(f"after it the listener is {way.state}")
-    assert_ends(process, way)
 
 
 @pytest.mark.parametrize("way", WAYS_AFTER_MAIN, indirect=True)
 def test_an_event_loop_that_outlives_the_main_thread(start: Start, way: Way) -> None:
     """By then the executor behind sync_to_async takes nothing any more."""
-    process = start("-c", ASYNCIO, "in another", way.name, settings=way.settings)
+    process = start("-c", ASYNCIO, way.name, settings=way.settings)
     process.wait_for("main thread is over")
     process.wait_for("holding")
     way.abort("run-1")

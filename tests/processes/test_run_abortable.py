@@ -13,6 +13,7 @@ from tests.processes.conftest import Start
 from tests.support import TIMEOUT, Foreign, is_there, wait_until
 
 COMMAND = ("-m", "django", "run_abortable")
+OBEDIENT = ("sh", "-c", "echo ready; exec sleep 600")
 
 
 def python(code: str) -> list[str]:
@@ -74,10 +75,7 @@ class TestAbort:
         assert 0.3 <= time.monotonic() - began < TIMEOUT
 
     def test_its_group_is_aborted(self, start: Start, foreign: Foreign) -> None:
-        child = start(
-            *COMMAND, "run-1", "--group", "many", "--group", "all", "--", "sh", "-c",
-            "echo ready; exec sleep 600",
-        )  # fmt: skip
+        child = start(*COMMAND, "run-1", "--group", "many", "--group", "all", "--", *OBEDIENT)
         child.wait_for_all("Listening for aborts", "ready")
         foreign.publish("all")
         assert child.wait() == 130
@@ -86,7 +84,7 @@ class TestAbort:
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_reach_the_program(self, start: Start, number: signal.Signals) -> None:
-        child = start(*COMMAND, "run-1", "--", "sh", "-c", "echo ready; exec sleep 600")
+        child = start(*COMMAND, "run-1", "--", *OBEDIENT)
         child.wait_for("ready")
         child.send(number)
         assert child.wait() == 128 + number
@@ -183,8 +181,7 @@ class TestTerminal:
         assert child.wait() == 0
 
     def test_an_abort_ends_only_the_program(self, start: Start, foreign: Foreign) -> None:
-        program = ["sh", "-c", "echo ready; exec sleep 600"]
-        child = start("-c", SPAWN, *COMMAND, "run-1", "--", *program)
+        child = start("-c", SPAWN, *COMMAND, "run-1", "--", *OBEDIENT)
         child.wait_for_all("Listening for aborts", "ready")
         foreign.publish_signed("run-1", reason="because")
         child.wait_for("because")

@@ -38,11 +38,15 @@ def kept(shared: dict[str, Any]) -> None:
     shared |= {"LISTEN": False}
 
 
-@pytest.mark.parametrize("blocks_before", ["0", "2"])
-def test_no_block_that_has_ended_stays_open(start: Start, blocks_before: str) -> None:
-    start("-c", CHILDREN, blocks_before, "").wait_for("over")
+def test_no_block_that_has_ended_stays_open(start: Start) -> None:
+    start("-c", CHILDREN, "0", "").wait_for("over")
     assert not RunHold.objects.exclude(run_id="of the parent").exists()
     assert RunProcess.objects.count() <= 1  # that of the parent
+
+
+def test_nor_the_last_one_of_several(start: Start) -> None:
+    start("-c", CHILDREN, "2", "").wait_for("over")
+    assert not RunHold.objects.exclude(run_id="of the parent").exists()
 
 
 def test_what_was_aborted_has_stopped(start: Start) -> None:

@@ -489,6 +489,11 @@ class TestAttach:
         assert asyncio.run(main()) == -signals.SIGTERM
 
 
+async def abort_after(path: Path) -> None:
+    await asyncio.to_thread(wait_until, path.exists)
+    current().registry.abort(Request("run-1"))
+
+
 class TestRunAsync:
     def test_is_like_run(self, controller: AbortController) -> None:
         async def main() -> Any:
@@ -511,12 +516,8 @@ open(sys.argv[1], "w")
 time.sleep(600)
 """
 
-        async def abort() -> None:
-            await asyncio.to_thread(wait_until, path.exists)
-            current().registry.abort(Request("run-1"))
-
         async def main() -> None:
-            aborting = asyncio.ensure_future(abort())
+            aborting = asyncio.ensure_future(abort_after(path))
             async with abortable_run("run-1") as signal:
                 await signal.run_async(python(code, str(path)), capture_output=True, text=True)
             await aborting
@@ -535,7 +536,8 @@ time.sleep(600)
             task = asyncio.ensure_future(
                 controller.signal.run_async(["sh", "-c", f"echo $$ > {path}; exec sleep 600"])
             )
-            await asyncio.to_thread(wait_until, lambda: path.exists() and path.read_text())
+            while not (path.exists() and path.read_text()):
+                await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -585,12 +587,8 @@ time.sleep(600)
                 raise
             yield "done"
 
-        async def abort() -> None:
-            await asyncio.to_thread(wait_until, path.exists)
-            current().registry.abort(Request("run-1"))
-
         async def main() -> list[str]:
-            aborting = asyncio.ensure_future(abort())
+            aborting = asyncio.ensure_future(abort_after(path))
             stream = abortable_stream("run-1", chunks, on_abort=lambda aborted: "aborted")
             read = [chunk async for chunk in stream]
             await aborting

@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,26 +28,12 @@ END_TIMEOUT: Final = 5.0  # seconds for a process that is killed
 LOG_LINES: Final = 100  # of a member that failed
 
 
-class Link(Proxy):
-    """Forgets each connection that has ended: in ten minutes there are thousands."""
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        super()._copy(source, sink)
-        with self._lock:
-            self._links = [pair for pair in self._links if source not in pair]
-        for each in (source, sink):
-            each.close()
-
-    def close(self) -> None:
-        # Closed alone, the listener would go on waiting in its thread.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        super().close()
-
-
 class Member:
     """One process of the fleet, as seen by whoever leads it."""
 
-    def __init__(self, name: str, directory: Path, link: Link, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, directory: Path, link: Proxy, environment: dict[str, str]
+    ) -> None:
         self.name = name
         self.link = link
         self._directory = directory
@@ -168,7 +153,7 @@ class Fleet:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for name, server in zip(MEMBERS, itertools.cycle(self._servers), strict=False):
-                link = stack.enter_context(Link(server.port))
+                link = stack.enter_context(Proxy(server.port))
                 member = Member(name, self._directory, link, self.environment(link.url, name))
                 stack.callback(member.close)
                 self.members[name] = member

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 
 import django
 
+from tests.workers import say
+
 from .askers import Asker, Stranger
 from .bounds import ALLOWANCE
 from .history import LOCKED
@@ -64,11 +66,6 @@ def commands() -> Iterator[Command]:
             return
         yield command
     os._exit(1)
-
-
-def say(word: str) -> None:
-    sys.stdout.write(f"{word}\n")
-    sys.stdout.flush()
 
 
 def serve_stranger(stranger: Stranger) -> None:
