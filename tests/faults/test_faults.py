@@ -24,6 +24,13 @@ def state() -> str:
     return current().listener.status().state
 
 
+def listen_in_vain() -> str:
+    """Start to listen; why that fails."""
+    current().listener.ensure_started()
+    wait_until(lambda: state() == "reconnecting")
+    return current().listener.status().last_error
+
+
 class Ear:
     """A handler of this process, and a stranger who tells it things."""
 
@@ -123,9 +130,7 @@ def test_a_wrong_password_then_the_right_one(
     with own_redis.client() as admin:
         admin.config_set("requirepass", "right")
         configure(REDIS_URL=f"redis://:wrong@127.0.0.1:{own_redis.port}/0")
-        current().listener.ensure_started()
-        wait_until(lambda: state() == "reconnecting")
-        assert "invalid" in current().listener.status().last_error.lower()
+        assert "invalid" in listen_in_vain().lower()
         time.sleep(0.3)
         admin.config_set("requirepass", "wrong")
         wait_until(lambda: state() == "listening")
@@ -140,9 +145,7 @@ def test_a_channel_that_is_forbidden_then_allowed(
     with own_redis.client() as admin:
         admin.execute_command("ACL SETUSER bob on >pw resetchannels +@all")
         configure(REDIS_URL=f"redis://bob:pw@127.0.0.1:{own_redis.port}/0")
-        current().listener.ensure_started()
-        wait_until(lambda: state() == "reconnecting")
-        assert "NOPERM" in current().listener.status().last_error
+        assert "NOPERM" in listen_in_vain()
         admin.execute_command(f"ACL SETUSER bob &{channel_name}")
         ear = Ear(stranger)
         # Taken away again, the server closes the link; given back, it is there again.
@@ -170,8 +173,7 @@ def test_something_that_is_not_redis(
         thread = threading.Thread(target=greet, daemon=True)
         thread.start()
         configure(REDIS_URL=own_redis.url)
-        current().listener.ensure_started()
-        wait_until(lambda: state() == "reconnecting")
+        assert listen_in_vain()
         time.sleep(0.3)
         imposter.shutdown(socket.SHUT_RDWR)
         thread.join()

@@ -117,29 +117,6 @@ class TestListenRunAborts:
             assert process.wait() == 0
             assert len(process.output) == lines, str(process)
 
-    def test_receivers_and_handlers_of_the_project_react(
-        self, project: dict[str, Any], stranger: Foreign
-    ) -> None:
-        code = """
-import tests.settings  # where a project would do it: in an app's ready()
-from tests.workers import say
-from django.apps import AppConfig
-import tests.jobs
-from run_abort.signals import run_abort_received
-
-def receiver(run_id, **kwargs):
-    say("receiver", run_id)
-
-run_abort_received.connect(receiver)
-from run_abort import subscribe_to_run_aborts
-subscribe_to_run_aborts(lambda run_id: say("handler", run_id))
-"""
-        with listen(settings=project, code=code) as process:
-            process.wait_for("listening on")
-            assert stranger.publish("run-1") == 1
-            found = {process.wait_for("er run-1") for _ in range(2)}
-            assert found == {"receiver run-1", "handler run-1"}
-
     def test_the_first_signal_lets_it_finish_what_it_handles(
         self, project: dict[str, Any], stranger: Foreign, tmp_path: Path
     ) -> None:

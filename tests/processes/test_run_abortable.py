@@ -39,11 +39,6 @@ class TestExitCode:
     def test_is_that_of_the_program(self, start: Start, command: list[str], code: int) -> None:
         assert start(*COMMAND, "run-1", "--", *command).wait() == code
 
-    def test_of_wrong_arguments(self, start: Start) -> None:
-        child = start(*COMMAND, "run-1")
-        assert child.wait() == 2
-        assert "error" in str(child)
-
     def test_arguments_of_the_program_are_its_own(self, start: Start) -> None:
         child = start(*COMMAND, "run-1", "--label", "x", "--", "echo", "--label", "--", "y")
         child.wait_for("--label -- y")

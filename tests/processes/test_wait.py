@@ -48,27 +48,6 @@ with suppress(RunAborted), ExitStack() as blocks:
     wait_for(lambda: all(signal.aborted for signal in signals))
 time.sleep(600)
 """
-FORK = """
-import multiprocessing
-from tests.child import *
-
-def work():
-    try:
-        with abortable_run("run-1") as signal:
-            say("holding", os.getpid())
-            signal.wait()
-    except RunAborted:
-        pass
-
-context = multiprocessing.get_context("fork")
-children = [context.Process(target=work) for _ in range(3)]
-for child in children:
-    child.start()
-work()
-for child in children:
-    child.join()
-say("over", [child.exitcode for child in children])
-"""
 
 
 INHERITED = """
@@ -292,16 +271,3 @@ def test_asyncio_code_waits_and_gives_up(hold: Any) -> None:
     child.wait_for("leaves")
     assert outcome.stopped
     wait_until(lambda: "run_abort-wait" not in threads_of_ours())
-
-
-def test_forked_children_that_exit_at_once_have_written_that_they_left(
-    options: dict[str, Any], start: Start
-) -> None:
-    process = start("-c", FORK)
-    pids = {int(process.wait_for("holding").split()[1]) for _ in range(4)}
-    outcome = abort_run("run-1", wait=TIMEOUT)
-    process.wait_for("over [0, 0, 0]")
-    assert {each.state for each in outcome.holds} == {"stopped"}
-    assert outcome.stopped
-    assert {each.pid for each in outcome.holds} == pids
-    assert len({each.origin for each in outcome.holds}) == 4

@@ -49,8 +49,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 for name, options in OPTIONS.items():
     dramatiq.actor(getattr(work, name), actor_name=name, **options)
-# Waits for another time, after each failure.
-dramatiq.actor(work.fail, actor_name="fail_slowly", max_retries=1, min_backoff=2000)
 
 
 @dramatiq.actor(max_retries=0, time_limit=500, abort_insist="interrupt")

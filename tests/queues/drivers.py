@@ -191,7 +191,7 @@ class DramatiqDriver(Driver):
         for each in (self.client, results, barriers):
             self.stack.callback(each.client.close)
         names = (
-            *("look", "done", "swallow", "compute", "block", "clean_up", "fail", "fail_slowly"),
+            *("look", "done", "swallow", "compute", "block", "clean_up", "fail"),
             *("exceed", "look_async", "swallow_async", "inner"),
         )
         self.actors = {

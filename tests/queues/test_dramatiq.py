@@ -71,19 +71,6 @@ class TestAsync:
         driver.assert_aborted(message)
 
 
-class TestBeforeStart:
-    def test_what_waits_for_its_time_or_for_its_retry(self, driver: DramatiqDriver) -> None:
-        delayed = driver.actors["look"].send_with_options(args=("delayed",), delay=2_000)
-        abort(delayed.message_id)
-        worker = driver.start()
-        failed = driver.actors["fail_slowly"].send("failed")
-        worker.wait_for("Retrying message")
-        abort(failed.message_id)
-        driver.assert_aborted(delayed)
-        driver.assert_aborted(failed)
-        wait_until(lambda: began(worker) == ["failed"])
-
-
 class TestComposition:
     def test_a_pipeline_by_its_first_message(self, driver: DramatiqDriver) -> None:
         worker = driver.start()

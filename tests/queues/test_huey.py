@@ -15,9 +15,8 @@ from django.conf import settings
 from huey import MemoryHuey
 
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
-from tests.queues import work
 from tests.queues.drivers import HueyDriver, Place
-from tests.queues.work import Planted, abort, began, own_signal, wait_until_it_hears
+from tests.queues.work import abort, began, own_signal, wait_until_it_hears
 from tests.support import ROOT, TIMEOUT, Child, wait_until
 
 
@@ -46,13 +45,6 @@ class TestWhileRunning:
             driver.assert_aborted(result)
         worker.wait_for(f"on_error TaskCanceled run {first.id!r} was aborted by ann: because")
         wait_until(lambda: began(worker) == ["one"])
-
-
-class TestBeforeStart:
-    def test_the_process_that_aborts_unpickles_nothing(self, driver: HueyDriver) -> None:
-        driver.huey.storage.enqueue(pickle.dumps(Planted()))
-        abort("one")
-        assert work.UNPICKLED == []
 
 
 class TestUnwell:

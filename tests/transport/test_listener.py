@@ -352,6 +352,7 @@ class TestIdle:
         # Each beat reads twice: the silence, then the answer to the PING.
         beats = (reads[9] - reads[1]) / 0.5
         assert beats >= 3
+        assert node.listener.status().reconnects == 0
         assert threads_of_ours() == ["run_abort-listener"]
 
 
