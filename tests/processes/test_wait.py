@@ -144,7 +144,8 @@ class TestChildrenForkedWithinTheBlock:
         assert all(each.since.timestamp() > cleaned_up_at for each in outcome.holds)
 
 
-def test_each_holder_tells_when_it_left(hold: Any) -> None:
+def test_each_holder_tells_when_it_left(hold: Any, options: dict[str, Any]) -> None:
+    options |= {"RECONCILE_INTERVAL": 600.0, "LEASE": 1800.0}  # they hear of it by the push
     children = [hold(label=f"part {n}", seconds=n / 2) for n in range(3)]
     other = hold("run-2")
     began = time.monotonic()

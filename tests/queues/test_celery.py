@@ -21,7 +21,7 @@ from example.redis_server import RedisServer
 from run_abort import AbortSignal, abort_run, abortable_run, current_signal
 from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
-from tests.processes.conftest import package
+from tests.processes.conftest import holds_of, package
 from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place, elsewhere
 from tests.queues.work import abort, began, own_signal
 from tests.support import TIMEOUT, Child, wait_until
@@ -166,8 +166,9 @@ class TestStates(WhateverKeepsTheResults):
         worker = driver.start()
         result = driver.send(task, str(pipe))
         worker.wait_for(f"began {pipe}")
-        abort(result.id)
+        outcome = abort(result.id)
         self.wait_until_controlled(driver)
+        wait_until(lambda: [hold.state for hold in holds_of(outcome)] == ["aborting"])
         if task == "clean_up_until":
             worker.wait_for("cleaning up")
         assert (result.state, result.ready()) == ("PENDING", False)

@@ -157,6 +157,13 @@ def test_who_waits_learns_of_a_holder_elsewhere(
     assert outcomes[0].stopped
 
 
+def test_who_waits_for_a_group_learns_of_a_holder_that_has_received_nothing() -> None:
+    hold_row("import-1-part-1", process_row(), groups=["import-1"])
+    outcome = abort_run("import-1", wait=0)
+    assert [hold.run_id for hold in outcome.holds] == ["import-1-part-1"]
+    assert not outcome.stopped
+
+
 def test_nobody_works_on_it() -> None:
     outcome = abort_run("import-1", wait=TIMEOUT)
     assert (outcome.holds, outcome.stopped, outcome.recorded) == ((), False, True)
