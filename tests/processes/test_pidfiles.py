@@ -115,8 +115,7 @@ class TestContent:
     )
     def test_that_is_no_process_id(self, tmp_path: Path, text: str) -> None:
         write(tmp_path, "run-1.main.pid", text)
-        judgement = judge(only(tmp_path))
-        assert (judgement.verdict, judgement.process) == ("not believed", None)
+        assert judge(only(tmp_path)) == ("not believed", "it contains no process ID", None)
 
     def test_what_is_no_file(self, tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
         (tmp_path / "target").write_text(str(process.pid))
