@@ -18,7 +18,7 @@ from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from tests.conftest import Configure
-from tests.support import Child, shared_rows
+from tests.support import Child, shared_rows, wait_until
 
 Start = Callable[..., Child]
 
@@ -95,6 +95,16 @@ def shared(project: dict[str, Any], configure: Configure, transactional_db: None
     options: dict[str, Any] = project["RUN_ABORT"]
     options |= {"REQUESTS": True, "HOLDS": True}
     return options
+
+
+def python(code: str, *args: str) -> list[str]:
+    return [sys.executable, "-c", code, *args]
+
+
+def pid_in(path: Path) -> int:
+    """The process ID that a program writes into a file, once it has."""
+    wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
+    return int(path.read_text())
 
 
 def fork(work: Callable[[], object]) -> int:

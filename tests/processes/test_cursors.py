@@ -20,10 +20,6 @@ from tests.support import NO_REDIS, Child, shared_rows, unmigrated, wait_until
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
 
-def unmigrated_cursors() -> Any:
-    return unmigrated("run_abort_listenercursor")
-
-
 @pytest.fixture
 def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
     """The settings of the listener, and here: one Redis, one database."""
@@ -169,7 +165,7 @@ run_abort_received.connect(slow)
         assert self.hear(project) == []
         abort_run("missed")
         with ExitStack() as stack:
-            with unmigrated_cursors():
+            with unmigrated("run_abort_listenercursor"):
                 process = stack.enter_context(self.listen(project, "--name=one"))
                 process.wait_for("cannot be written or read")
                 process.wait_for("listening on")

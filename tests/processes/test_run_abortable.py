@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.processes.conftest import Start
-from tests.support import TIMEOUT, Foreign, is_there, wait_until
+from tests.processes.conftest import Start, pid_in, python
+from tests.support import TIMEOUT, Foreign, is_there
 
 COMMAND = ("-m", "django", "run_abortable")
 OBEDIENT = ("sh", "-c", "echo ready; exec sleep 600")
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
-
-
-def pid_in(path: Path) -> int:
-    wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
-    return int(path.read_text())
 
 
 class TestExitCode:

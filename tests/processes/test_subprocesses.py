@@ -5,7 +5,6 @@ import errno
 import os
 import signal as signals
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -20,7 +19,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort.http import abortable_stream
 from tests.conftest import Configure
-from tests.processes.conftest import ONE_THREAD_LEFT
+from tests.processes.conftest import ONE_THREAD_LEFT, pid_in, python
 from tests.support import TIMEOUT, is_there, wait_until
 
 # Says its process ID and that of a grandchild; then both stay, and obey SIGTERM or do not.
@@ -111,10 +110,6 @@ for fd in taken:
 thread.join(20)
 print("afterwards:", sum(map(lives, pids)), outcome, flush=True)
 """
-
-
-def python(code: str, *args: str) -> list[str]:
-    return [sys.executable, "-c", code, *args]
 
 
 @pytest.fixture
@@ -356,11 +351,11 @@ time.sleep(600)
 
         thread = threading.Thread(target=work)
         thread.start()
-        wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
+        pid = pid_in(path)
         current().registry.abort(Request("run-1"))
         thread.join(20)
         assert len(seen) == 1
-        assert not is_there(int(path.read_text()))
+        assert not is_there(pid)
 
 
 class TestOpenFiles:

@@ -8,14 +8,9 @@ import pytest
 
 from tests.processes.conftest import Start
 
-BLOCKED = """
+USE = """
 import sys
 sys.modules["redis"] = sys.modules["django_redis"] = None
-"""
-
-USE = (
-    BLOCKED
-    + """
 from tests.child import *
 from django.contrib.auth.models import User
 from django.core import checks
@@ -53,7 +48,6 @@ call_command("run_abort_status")
 say("rows", AbortRequest.objects.count())
 say("state", state())
 """
-)
 
 
 @pytest.fixture
