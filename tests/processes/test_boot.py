@@ -112,11 +112,9 @@ class TestCommands:
         ("listen", "command", "expected"),
         [
             ("auto", "work", True),
-            (True, "work", True),
             (True, "check", True),
             (False, "work", False),
             ("auto", "check", False),
-            ("auto", "abort_run", False),
         ],
     )
     def test_a_command_listens_whatever_the_program_is_called(
@@ -130,7 +128,6 @@ class TestCommands:
         ("command", "attribute", "expected"),
         [
             ("report", "", True),
-            ("report", "listens_for_aborts = True", True),
             ("report", "listens_for_aborts = False", False),
             ("loaddata", "", False),  # replaces one of Django's
             ("loaddata", "listens_for_aborts = True", True),

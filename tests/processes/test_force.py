@@ -162,7 +162,7 @@ TWO = """
 import signal
 from tests.child import *
 from run_abort._core import interrupts
-interrupts.CLEANUP_TIME = 0.5
+interrupts.CLEANUP_TIME = 1.0
 signal.signal(signal.SIGTERM, lambda *_: say("told to end"))
 def hold(run_id, grace, lasts):
     with abortable_run(run_id, grace=grace, catch=True) as block:
@@ -201,7 +201,7 @@ def test_the_grace_of_one_run_does_not_put_off_the_end_for_another(
 
 
 def test_what_was_done_for_one_run_takes_no_grace_from_another(start: Start) -> None:
-    child = start("-c", TWO, "0,0.2", "60,2")
+    child = start("-c", TWO, "0,0.2", "60,3")
     child.wait_for("holding")
     force("run-1")
     child.wait_for("left run-1")

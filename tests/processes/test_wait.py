@@ -176,7 +176,7 @@ def test_a_holder_that_does_not_hear_has_not_stopped(
 ) -> None:
     hold()
     if kind == "does not listen":
-        options |= {"LISTEN": False, "POLL_INTERVAL": 5.0, "LEASE": 60.0}
+        options |= {"LISTEN": False, "POLL_INTERVAL": 8.0, "LEASE": 60.0}
     child = hold(label=kind)
     if kind == "frozen":
         freeze(child)
