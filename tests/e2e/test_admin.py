@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from example import browser as plain
@@ -14,8 +13,6 @@ from tests.e2e.tabs import Tabs, path_of
 from tests.support import wait_until
 
 GO = re.compile("^(Go|Run)$")  # the first until Django 5.2
-
-with_and_without = pytest.mark.parametrize("javascript", [True, False])
 
 
 def admin_path(run_id: str) -> str:
@@ -45,14 +42,13 @@ def wait_until_over(ada: plain.Browser, run_id: str) -> None:
     wait_until(lambda: ada.visit(f"{path_of(run_id)}progress/").json()["over"])
 
 
-@with_and_without
 def test_two_runs_are_aborted_by_the_action(
-    tabs: Tabs, ada: plain.Browser, start_run: StartRun, javascript: bool
+    tabs: Tabs, ada: plain.Browser, start_run: StartRun
 ) -> None:
     run_ids = [start_run(1), start_run(1)]
     for run_id in run_ids:
         wait_until_worked_on(ada, run_id)
-    page = tabs.open("/admin/runs/run/", user="admin", javascript=javascript)
+    page = tabs.open("/admin/runs/run/", user="admin")
     choose_abort(page, *run_ids)
     expect(page.get_by_role("heading", name="Abort runs")).to_be_visible()
     for run_id in run_ids:

@@ -141,15 +141,3 @@ def test_a_server_that_does_not_answer_is_asked_again_on_demand(tabs: Tabs) -> N
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("button", name="Continue")).to_be_hidden()
     expect(told(page)).not_to_contain_text("The server does not answer")
-
-
-def test_without_javascript_it_is_loaded_again(tabs: Tabs, start_run: StartRun) -> None:
-    page = tabs.open(PATH, user="admin", javascript=False)
-    run_id = start_run(1)
-    watch = tabs.open(PATH, user="admin")
-    expect(name_of(watch, run_id)).to_be_visible()
-    page.get_by_role("link", name="Refresh").click()
-    button_of(page, run_id).click()
-    page.get_by_role("button", name="Yes, abort").click()
-    expect(page.locator(".messagelist")).to_have_text(f"1 run stopped, on 1 process: “{run_id}”.")
-    expect(name_of(page, run_id)).to_have_count(0)
