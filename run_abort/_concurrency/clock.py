@@ -15,3 +15,8 @@ def monotonic() -> float:
     time limit would come, in any thread. They leave this clock alone.
     """
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+def since_epoch(at: float) -> float:
+    """A time of :func:`monotonic` in seconds since the epoch, by the present clock of this host."""
+    return time.time() - (monotonic() - at)

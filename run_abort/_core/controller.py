@@ -11,11 +11,11 @@ locked.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.latch import Waiter
 from run_abort._concurrency.workers import spawn
@@ -252,7 +252,7 @@ class AbortSignal(Programs):
         """
         aborted = self.aborted_by
         if aborted is not None and aborted.emit is not None:
-            aborted.emit(Escalated(self, escalation, time.time()))
+            aborted.emit(Escalated(self, escalation, monotonic()))
 
     def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Call ``wake`` in the thread that aborts; at once if the run was aborted.
@@ -300,7 +300,7 @@ class AbortController:
         # Quick for the usual grace: each block has a controller.
         self.signal = self.signal_class(name, grace if grace is GRACE else clean_grace(grace))
         # Of its block; ``current`` writes whether it is open.
-        self.left_at: float | None = None  # seconds since the epoch
+        self.left_at: float | None = None  # in seconds of ``monotonic()``
         self.began = False  # whether the body runs or has run
         self.is_open = False
         self.outer: AbortController | None = None
@@ -334,7 +334,7 @@ class AbortController:
         :return: True if this call aborted it, False if it was aborted or had ended before.
         """
         request = Request(self.signal.run_id, reason=reason, actor=actor)
-        aborted = Aborted(request, "local", time.time(), (self,))
+        aborted = Aborted(request, "local", monotonic(), (self,))
         try:
             return abort_all(aborted) > 0
         except BaseException:  # of a signal handler

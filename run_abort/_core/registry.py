@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook, SerialHook
 
 from .controller import AbortController, AbortSignal, abort_all
@@ -105,7 +105,7 @@ class Registry:
         if not controllers:
             return None
         with Shield():
-            aborted = Aborted(request, "channel", time.time(), controllers, self.events)
+            aborted = Aborted(request, "channel", monotonic(), controllers, self.events)
             abort_all(aborted)
         return partial(self.events, aborted)
 
@@ -119,7 +119,7 @@ class Registry:
         # This thread may work on the run itself. An interrupt here would leave locks locked.
         with Shield():
             struck = _not_spared(controllers, request)
-            aborted = Aborted(request, way, time.time(), struck, self.events)
+            aborted = Aborted(request, way, monotonic(), struck, self.events)
             try:
                 number = abort_all(aborted)
                 self.events(aborted)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import in_event_loop
 from run_abort.exceptions import RunAborted
 
@@ -289,7 +289,7 @@ class Scope:
         if self._plan is not None:
             process.escalator.drop(self._plan)
         if not self._has_told:
-            controller.left_at = controller.left_at or time.time()
+            controller.left_at = controller.left_at or monotonic()
             process.registry.events(Left(controller.signal, controller.left_at))
             self._has_told = True
         return controller.signal

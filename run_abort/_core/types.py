@@ -64,7 +64,7 @@ class Aborted:
 
     :ivar request: the request.
     :ivar way: how this process received it.
-    :ivar at: when, in seconds since the epoch.
+    :ivar at: when, in seconds of ``monotonic()``.
     :ivar controllers: of all blocks that answered to the ID then. Another request may have aborted
         some of them before, and some may have been closed since.
     :ivar emit: called with the later events of these blocks, in the thread in which they happen.
@@ -84,7 +84,7 @@ class Escalated:
 
     :ivar signal: of the block.
     :ivar escalation: the escalation.
-    :ivar at: when, in seconds since the epoch.
+    :ivar at: when, in seconds of ``monotonic()``.
     """
 
     signal: AbortSignal
@@ -97,7 +97,7 @@ class Left:
     """An aborted block was left.
 
     :ivar signal: of the block.
-    :ivar at: when, in seconds since the epoch.
+    :ivar at: when, in seconds of ``monotonic()``.
     """
 
     signal: AbortSignal

@@ -11,6 +11,7 @@ import threading
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from run_abort._concurrency.clock import since_epoch
 from run_abort._concurrency.hooks import Hook
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.registry import Registry
@@ -25,7 +26,7 @@ MAX_STEPS: Final = 20  # escalations of one request; later ones are no facts
 class _Effect:
     """What one request has done in this process so far.
 
-    :ivar since: when it aborted the first of the blocks, in seconds since the epoch.
+    :ivar since: when it aborted the first of the blocks, in seconds of ``monotonic()``.
     :ivar open: the blocks that it aborted and that are open.
     """
 
@@ -150,7 +151,6 @@ class Events:
         """Report once that all blocks of the request were left."""
         effect = self._effects.get(key)
         if effect is not None and not effect.open:
-            # The clock may have been set back.
             self._tell(key, "stopped", at, seconds=max(at - effect.since, 0.0))
             del self._effects[key]
 
@@ -159,7 +159,7 @@ class Events:
             name=name,
             run_id=self._effects[key].run_id,
             abort_id="" if key.startswith(UNNAMED) else key,
-            at=datetime.fromtimestamp(at, UTC),
+            at=datetime.fromtimestamp(since_epoch(at), UTC),
             **more,
         )
 

@@ -12,13 +12,13 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
 from typing import Final
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 from run_abort._core import interrupts
 from run_abort._core.controller import AbortController
@@ -120,5 +120,6 @@ def _grace_left(controller: AbortController) -> float:
     """Seconds in which the block may end by itself, or because of the other escalations."""
     aborted = controller.signal.aborted_by
     grace = controller.signal.grace + interrupts.CLEANUP_TIME
-    since = time.time() if aborted is None else aborted.at
-    return min(max(grace - (time.time() - since), 0.0), grace)  # the clock may have been set
+    if aborted is None:
+        return grace
+    return max(grace - (monotonic() - aborted.at), 0.0)

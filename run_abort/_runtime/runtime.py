@@ -20,6 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started, setting_changed
 
 from run_abort._concurrency import forks, workers
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_each
 from run_abort._concurrency.service import Service
 from run_abort._concurrency.workers import SerialWorker, in_event_loop
@@ -278,7 +279,7 @@ class Runtime:
             if controller.close():
                 self.holder.leave(controller)
             elif controller.left_at is None:
-                controller.left_at = time.time()
+                controller.left_at = monotonic()
                 self.registry.events(Left(controller.signal, controller.left_at))
 
 

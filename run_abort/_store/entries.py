@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -47,9 +46,9 @@ class Entry:
 
 def row_of(entry: Entry, origin: str) -> RunHold:
     """The row of a block, as it is now."""
-    now = monotonic()
     controller = entry.controller
     aborted = controller.signal.aborted_by
+    now = monotonic()
     row: RunHold = tables().RunHold(
         id=entry.id,
         run_id=entry.ids[0],
@@ -59,12 +58,11 @@ def row_of(entry: Entry, origin: str) -> RunHold:
         state=_state(controller),
     )
     if aborted is not None:
-        wall = time.time()
         row.request_id = as_uuid(aborted.request.id)
         row.way = aborted.way
-        row.received_at = Now(min(aborted.at - wall, 0.0))
+        row.received_at = Now(aborted.at - now)
         if controller.left_at is not None:
-            row.left_at = Now(min(controller.left_at - wall, 0.0))
+            row.left_at = Now(min(controller.left_at - now, 0.0))
         row.set_steps(entry.steps)
     return row
 

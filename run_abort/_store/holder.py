@@ -179,7 +179,7 @@ class Holder:
         if entry is not None and len(entry.steps) < MAX_STEPS:
             aborted = event.signal.aborted_by
             seconds = 0.0 if aborted is None else event.at - aborted.at
-            entry.steps.append((event.escalation, max(seconds, 0.0)))
+            entry.steps.append((event.escalation, seconds))
             self._changed(entry)
 
     def _changed(self, entry: Entry | None, here: BaseDatabaseWrapper | None = None) -> None:

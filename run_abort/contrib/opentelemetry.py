@@ -24,6 +24,7 @@ except ImportError as error:
         "pip install 'django-run-abort[opentelemetry]'"
     ) from error
 
+from run_abort._concurrency.clock import since_epoch
 from run_abort._core.types import Event, Left
 from run_abort._runtime.facts import Fact
 from run_abort._runtime.runtime import current
@@ -67,7 +68,7 @@ def _add_span_event(event: Event) -> None:
         span.add_event(
             "run_abort.aborted",
             {f"run_abort.{key}": visible(value) for key, value in attributes.items() if value},
-            timestamp=int(aborted.at * 1e9),
+            timestamp=int(since_epoch(aborted.at) * 1e9),
         )
 
 

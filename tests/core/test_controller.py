@@ -126,7 +126,7 @@ class TestClose:
         # What abort() does first; its thread may be stopped right after.
         request = Request("run-1", reason="because", actor="ann")
         controller.signal._verdict["verdict"] = Aborted(
-            request, "local", time.time(), (controller,)
+            request, "local", time.monotonic(), (controller,)
         )
         assert controller.close() is False
         assert controller.signal.aborted
@@ -222,7 +222,7 @@ class TestRaising:
         at = datetime(2026, 5, 17, 9, 30, tzinfo=UTC)
         request = Request("group", "a1", "because", "ann", requested_at=at)
         controller = AbortController("run-1")
-        controller.flip(Aborted(request, way, time.time(), (controller,)))
+        controller.flip(Aborted(request, way, time.monotonic(), (controller,)))
         error = pickle.loads(pickle.dumps(controller.signal.exception()))
         assert (error.run_id, error.requested_at, error.request_id) == ("run-1", at, "a1")
         # Only a request from before the block is cleared.
@@ -435,12 +435,12 @@ class TestEvents:
         controller = AbortController("run-1")
         signal = controller.signal
         controller.flip(Aborted(Request("run-1"), "local", 0.0, (controller,), events.append))
-        before = time.time()
+        before = time.monotonic()
         signal.escalated("terminate")
         (event,) = events
         assert isinstance(event, Escalated)
         assert (event.signal, event.escalation) == (signal, "terminate")
-        assert before <= event.at <= time.time()
+        assert before <= event.at <= time.monotonic()
 
 
 class TestObjects:

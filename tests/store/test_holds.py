@@ -122,6 +122,25 @@ def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> Non
     assert row.entered_at <= row.received_at <= row.left_at  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_does_not_change_when_it_was_aborted(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    with pytest.raises(RunAborted), abortable_run("import-1") as signal:
+        abort_run("import-1")
+        wall = time.time()
+        monkeypatch.setattr("time.time", lambda: wall + hours * 3600)
+        signal.escalated("interrupt")
+    assert runtime.recorder.flush(TIMEOUT)
+    row = RunHold.objects.get()
+    assert row.received_at is not None
+    assert row.left_at is not None
+    assert abs(row.received_at.timestamp() - wall) < TIMEOUT
+    assert row.received_at <= row.left_at <= row.received_at + timedelta(seconds=TIMEOUT)
+    ((_, seconds),) = row.steps()
+    assert seconds < TIMEOUT
+
+
 @pytest.mark.parametrize("is_aborted", [False, True])
 def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) -> None:
     ending = Runtime()
@@ -130,7 +149,7 @@ def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) 
     assert RunProcess.objects.count() == 1
     if is_aborted:
         ending.registry.abort(Request("import-1", str(uuid.uuid4())))
-        ending.holder.note(Left(controller.signal, time.time()))
+        ending.holder.note(Left(controller.signal, time.monotonic()))
     else:
         ending.holder.leave(controller)
     assert ending.close()
