@@ -73,6 +73,7 @@ class Service:
         self._latest: Life | None = None
         self._forking = 0
         self._resume = False
+        self._is_awaited = False  # whether somebody woke the thread while the process forked
 
     @property
     def is_running(self) -> bool:
@@ -112,6 +113,9 @@ class Service:
                     self.wake()
                 return True
             life = Life(rest)
+            if self._is_awaited:
+                self._is_awaited = False
+                life.wake()
             try:
                 life.thread = threading.Thread(
                     target=self._body, args=(life,), name=self._name, daemon=True
@@ -126,10 +130,12 @@ class Service:
             return True
 
     def wake(self) -> None:
-        """End the thread's pause, if it runs."""
+        """End the thread's pause, if it runs; while the process forks, the first one after that."""
         life = self._life
         if life is not None:
             life.wake()
+        elif self._forking:
+            self._is_awaited = True
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread and wait for its end. The next :meth:`start` starts another one.

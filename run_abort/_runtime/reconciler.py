@@ -225,4 +225,4 @@ class Reconciler:
         self._reset()
         if self._is_needed():
             self._is_new_child = True
-            self.hurry()
+            self.service.ensure_started()

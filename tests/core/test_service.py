@@ -253,6 +253,25 @@ class TestFork:
         loop.service.start()
         loop.begun(1)
 
+    def test_a_wake_while_forking_ends_the_first_pause_after_it(self) -> None:
+        rounds: list[int] = []
+
+        def run(life: Life) -> None:
+            while not life.stopping:
+                life.pause(None)
+                rounds.append(1)
+
+        service = Service(NAME, run)
+        service.start()
+        service.before_fork()
+        ended = len(rounds)
+        assert service.ensure_started()
+        service.wake()
+        assert service.after_fork() is True
+        service.start()
+        wait_until(lambda: len(rounds) == ended + 1)
+        assert service.stop()
+
     def test_a_fork_that_was_not_announced_does_not_keep_it_from_starting(self, loop: Loop) -> None:
         assert loop.service.after_fork() is False
         assert loop.service.start()
