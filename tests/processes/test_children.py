@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from run_abort import abort_run
+from run_abort.models import RunHold, RunProcess
 from tests.processes.conftest import Start
 from tests.support import Foreign, wait_until
 
@@ -40,7 +42,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("parent", ["parent set up", "parent not set up"])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(
-    start: Start, foreign: Foreign, tmp_path: Any, method: str, parent: str, child: str
+    start: Start, foreign: Foreign, tmp_path: Path, method: str, parent: str, child: str
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(MULTIPROCESSING)
@@ -56,6 +58,39 @@ def test_multiprocessing(
         assert process.wait_for("aborted") == "aborted run-1 because"
     process.wait_for("over [0, 0, 0]")
     assert process.wait() == 0
+
+
+IN_A_THREAD = """
+import multiprocessing
+from tests.child import *
+
+def work():
+    with abortable_run("run-1"):
+        pass
+
+def child():
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=child)
+    process.start()
+    process.join()
+    say("over", process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_leaves_no_row(
+    start: Start, shared: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IN_A_THREAD)
+    process = start(str(script), method)
+    process.wait_for("over 0")
+    assert not RunHold.objects.exists()
+    assert not RunProcess.objects.exists()
 
 
 TWO_FIRST_BLOCKS = """
