@@ -20,7 +20,7 @@ from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Request, Way
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import wait_until
-from tests.guards import no_thread
+from tests.guards import in_event_loop, no_thread
 
 T = TypeVar("T")
 
@@ -277,30 +277,24 @@ class TestWaiting:
 
 class TestWaitAsync:
     @pytest.mark.parametrize("thread", [True, False])
-    def test_ends_with_the_abort(self, thread: bool) -> None:
+    @in_event_loop
+    async def test_ends_with_the_abort(self, thread: bool) -> None:
         controller = AbortController()
-
-        async def main() -> None:
-            waiters = [asyncio.create_task(controller.signal.wait_async()) for _ in range(3)]
-            await asyncio.sleep(0)
-            if thread:
-                in_thread(controller.abort)
-            else:
-                controller.abort()
-            await asyncio.wait_for(asyncio.gather(*waiters), 20)
-            await asyncio.wait_for(controller.signal.wait_async(), 20)
-
-        asyncio.run(main())
+        waiters = [asyncio.create_task(controller.signal.wait_async()) for _ in range(3)]
+        await asyncio.sleep(0)
+        if thread:
+            in_thread(controller.abort)
+        else:
+            controller.abort()
+        await asyncio.wait_for(asyncio.gather(*waiters), 20)
+        await asyncio.wait_for(controller.signal.wait_async(), 20)
         assert not controller.signal._effects
 
-    def test_cancelled_it_leaves_nothing_behind(self) -> None:
+    @in_event_loop
+    async def test_cancelled_it_leaves_nothing_behind(self) -> None:
         signal = AbortController().signal
-
-        async def main() -> None:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(signal.wait_async(), 0.01)
-
-        asyncio.run(main())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(signal.wait_async(), 0.01)
         assert not signal._effects
 
     def test_an_abort_after_the_loop_was_closed_harms_nobody(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from run_abort._core.current import current_signal
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import Core
+from tests.guards import in_event_loop
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,8 @@ def test_another_thread_is_outside(core: Core) -> None:
     assert seen == [None]
 
 
-def test_tasks_do_not_see_the_blocks_of_others(core: Core) -> None:
+@in_event_loop
+async def test_tasks_do_not_see_the_blocks_of_others(core: Core) -> None:
     async def work(run_id: str, barrier: asyncio.Barrier) -> None:
         async with core.block(run_id) as signal:
             await barrier.wait()
@@ -75,41 +77,34 @@ def test_tasks_do_not_see_the_blocks_of_others(core: Core) -> None:
             assert await asyncio.to_thread(current_signal) is signal
         assert current_signal() is None
 
-    async def main() -> None:
-        barrier = asyncio.Barrier(2)
-        await asyncio.gather(work("run-1", barrier), work("run-2", barrier))
-
-    asyncio.run(main())
+    barrier = asyncio.Barrier(2)
+    await asyncio.gather(work("run-1", barrier), work("run-2", barrier))
 
 
-def test_a_task_that_outlives_the_block_is_outside(core: Core) -> None:
+@in_event_loop
+async def test_a_task_that_outlives_the_block_is_outside(core: Core) -> None:
     async def outlive(left: asyncio.Event) -> object:
         await left.wait()
         return current_signal()
 
-    async def main() -> None:
-        left = asyncio.Event()
-        async with core.block("run-1"):
-            task = asyncio.create_task(outlive(left))
-        left.set()
-        assert await task is None
-
-    asyncio.run(main())
+    left = asyncio.Event()
+    async with core.block("run-1"):
+        task = asyncio.create_task(outlive(left))
+    left.set()
+    assert await task is None
 
 
-def test_a_generator_that_another_task_closes_leaves_nothing(core: Core) -> None:
+@in_event_loop
+async def test_a_generator_that_another_task_closes_leaves_nothing(core: Core) -> None:
     async def items() -> AsyncIterator[int]:
         with core.block("run-1"):
             yield 1
 
-    async def main() -> None:
-        generator = items()
-        await anext(generator)
-        assert current_signal() is not None
-        await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
-        assert current_signal() is None
-
-    asyncio.run(main())
+    generator = items()
+    await anext(generator)
+    assert current_signal() is not None
+    await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
+    assert current_signal() is None
 
 
 def test_blocks_that_overlap_for_ever_do_not_pile_up(core: Core) -> None:

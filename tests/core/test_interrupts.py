@@ -23,7 +23,7 @@ from run_abort._core.interrupts import Interruption, Shield
 from run_abort._core.types import Aborted, Escalation, Event
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import Block, Core, wait_until
-from tests.guards import SWALLOWED_INTERRUPTS
+from tests.guards import SWALLOWED_INTERRUPTS, in_event_loop
 
 pytestmark = [
     pytest.mark.usefixtures("no_garbage"),
@@ -769,15 +769,13 @@ class TestTask:
         wait_until(lambda: len(core.escalations()) >= 3)
         assert set(core.escalations()) == {"cancel"}
 
-    def test_one_that_leaves_is_cancelled_once(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted):
-                async with core.block("run-1", grace=60, insist="cancel"):
-                    core.abort_when_held()
-                    await asyncio.sleep(20)
-            await asyncio.sleep(0)
-
-        asyncio.run(main())
+    @in_event_loop
+    async def test_one_that_leaves_is_cancelled_once(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with core.block("run-1", grace=60, insist="cancel"):
+                core.abort_when_held()
+                await asyncio.sleep(20)
+        await asyncio.sleep(0)
         assert not core.escalator._agenda
         assert core.happened() == ["Aborted", "Left"]
 

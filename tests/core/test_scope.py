@@ -6,7 +6,6 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Left, Request
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import Block, Core
+from tests.guards import in_event_loop
 
 
 def abort_soon(core: Core, run_id: str, reason: str = "") -> threading.Timer:
@@ -74,18 +74,18 @@ class TestFinish:
         assert core.happened() == ["Aborted", "Aborted"]  # by these two requests: of no block
         assert not core.escalator._agenda
 
-    def test_in_a_task_it_is_decided_before_the_cancellation_arrives(self, core: Core) -> None:
-        async def main() -> None:
+    @in_event_loop
+    async def test_in_a_task_it_is_decided_before_the_cancellation_arrives(
+        self, core: Core
+    ) -> None:
+        async with core.block("run-1") as signal:
+            signal.finish()
+            core.abort("run-1")
+            await asyncio.sleep(0)
+        with pytest.raises(RunAborted):
             async with core.block("run-1") as signal:
-                signal.finish()
                 core.abort("run-1")
-                await asyncio.sleep(0)
-            with pytest.raises(RunAborted):
-                async with core.block("run-1") as signal:
-                    core.abort("run-1")
-                    signal.finish()
-
-        asyncio.run(main())
+                signal.finish()
 
     def test_the_registry_says_so_once_and_holds_the_block_until_it_is_left(
         self, core: Core
@@ -234,14 +234,6 @@ class TestNesting:
         assert raised.value.__cause__ is None
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(30):
-            await main()
-
-    asyncio.run(limited())
-
-
 def cancelling() -> int:
     """The number of times that this task is to be cancelled."""
     task = asyncio.current_task()
@@ -250,72 +242,66 @@ def cancelling() -> int:
 
 
 class TestAsync:
-    def test_not_aborted_it_leaves_normally(self, core: Core) -> None:
-        async def main() -> None:
-            async with core.block("run-1") as signal:
-                await asyncio.sleep(0)
-            assert not signal.aborted
-            assert cancelling() == 0
-
-        run(main)
+    @in_event_loop
+    async def test_not_aborted_it_leaves_normally(self, core: Core) -> None:
+        async with core.block("run-1") as signal:
+            await asyncio.sleep(0)
+        assert not signal.aborted
+        assert cancelling() == 0
 
     @pytest.mark.parametrize("thread", [True, False])
-    def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(
+    @in_event_loop
+    async def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(
         self, core: Core, thread: bool
     ) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted, match="because") as raised:
-                async with core.block("run-1"):
-                    if thread:
-                        abort_soon(core, "run-1", "because")
-                    else:
-                        loop = asyncio.get_running_loop()
-                        loop.call_later(0.01, core.abort, "run-1", "because")
-                    await asyncio.sleep(30)
-            assert isinstance(raised.value.__cause__, asyncio.CancelledError)
-            assert cancelling() == 0
-            await asyncio.sleep(0)  # nothing of the cancellation is left
+        with pytest.raises(RunAborted, match="because") as raised:
+            async with core.block("run-1"):
+                if thread:
+                    abort_soon(core, "run-1", "because")
+                else:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(0.01, core.abort, "run-1", "because")
+                await asyncio.sleep(30)
+        assert isinstance(raised.value.__cause__, asyncio.CancelledError)
+        assert cancelling() == 0
+        await asyncio.sleep(0)  # nothing of the cancellation is left
 
-        run(main)
-
-    def test_an_abort_in_the_body_itself(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted):
-                async with core.block("run-1"):
-                    core.abort("run-1")
-            await asyncio.sleep(0)
-            with pytest.raises(RunAborted):
-                async with core.block("run-1") as signal:
-                    core.abort("run-1")
-                    signal.raise_if_aborted()
-            await asyncio.sleep(0)
-            with pytest.raises(RunAborted):
-                async with core.block("run-1"):
-                    core.abort("run-1")
-                    await asyncio.sleep(30)
-            await asyncio.sleep(0)
-
-        run(main)
+    @in_event_loop
+    async def test_an_abort_in_the_body_itself(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                core.abort("run-1")
+        await asyncio.sleep(0)
+        with pytest.raises(RunAborted):
+            async with core.block("run-1") as signal:
+                core.abort("run-1")
+                signal.raise_if_aborted()
+        await asyncio.sleep(0)
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                core.abort("run-1")
+                await asyncio.sleep(30)
+        await asyncio.sleep(0)
 
     @pytest.mark.parametrize("steps", [("cancel",), ("cancel", "abort"), ("abort", "cancel")])
-    def test_an_outer_cancellation_stays_one(self, core: Core, steps: tuple[str, ...]) -> None:
+    @in_event_loop
+    async def test_an_outer_cancellation_stays_one(
+        self, core: Core, steps: tuple[str, ...]
+    ) -> None:
         async def body() -> None:
             async with core.block("run-1"):
                 await asyncio.sleep(30)
 
-        async def main() -> None:
-            task = asyncio.create_task(body())
-            await asyncio.sleep(0.01)
-            for step in steps:
-                if step == "abort":
-                    core.abort("run-1")
-                else:
-                    task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert task.cancelled()
-
-        run(main)
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0.01)
+        for step in steps:
+            if step == "abort":
+                core.abort("run-1")
+            else:
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
 
     def test_a_task_that_has_failed_is_freed_without_a_collection(self, core: Core) -> None:
         async def body(held: set[object]) -> None:
@@ -342,131 +328,117 @@ class TestAsync:
         finally:
             gc.enable()
 
-    def test_inside_a_timeout_whichever_ends_first(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted):
-                async with asyncio.timeout(25):
-                    async with core.block("run-1"):
-                        abort_soon(core, "run-1")
-                        await asyncio.sleep(30)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    async with core.block("run-1"):
-                        await asyncio.sleep(30)
-
-        run(main)
-
-    def test_an_exception_of_the_body_becomes_the_cause(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted) as raised:
+    @in_event_loop
+    async def test_inside_a_timeout_whichever_ends_first(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with asyncio.timeout(25):
                 async with core.block("run-1"):
                     abort_soon(core, "run-1")
-                    try:
-                        await asyncio.sleep(30)
-                    except asyncio.CancelledError:
-                        raise ValueError("cleaned up badly") from None
-            assert isinstance(raised.value.__cause__, ValueError)
-            with pytest.raises(ValueError, match="before"):
+                    await asyncio.sleep(30)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
                 async with core.block("run-1"):
-                    raise ValueError("before")
+                    await asyncio.sleep(30)
 
-        run(main)
-
-    def test_a_swallowed_cancellation_does_not_hide_the_abort(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted):
-                async with core.block("run-1"):
-                    abort_soon(core, "run-1")
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.sleep(30)
-            assert cancelling() == 0
-
-        run(main)
-
-    def test_catching_it_swallows_its_own_abort(self, core: Core) -> None:
-        async def main() -> None:
-            async with core.block("run-1", catch=True) as signal:
+    @in_event_loop
+    async def test_an_exception_of_the_body_becomes_the_cause(self, core: Core) -> None:
+        with pytest.raises(RunAborted) as raised:
+            async with core.block("run-1"):
                 abort_soon(core, "run-1")
+                try:
+                    await asyncio.sleep(30)
+                except asyncio.CancelledError:
+                    raise ValueError("cleaned up badly") from None
+        assert isinstance(raised.value.__cause__, ValueError)
+        with pytest.raises(ValueError, match="before"):
+            async with core.block("run-1"):
+                raise ValueError("before")
+
+    @in_event_loop
+    async def test_a_swallowed_cancellation_does_not_hide_the_abort(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                abort_soon(core, "run-1")
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(30)
+        assert cancelling() == 0
+
+    @in_event_loop
+    async def test_catching_it_swallows_its_own_abort(self, core: Core) -> None:
+        async with core.block("run-1", catch=True) as signal:
+            abort_soon(core, "run-1")
+            await asyncio.sleep(20)
+        assert signal.aborted
+        assert cancelling() == 0
+        with pytest.raises(asyncio.CancelledError):
+            async with core.block("run-1", catch=True):
+                asyncio.current_task().cancel()  # type: ignore[union-attr]
                 await asyncio.sleep(20)
-            assert signal.aborted
-            assert cancelling() == 0
-            with pytest.raises(asyncio.CancelledError):
-                async with core.block("run-1", catch=True):
-                    asyncio.current_task().cancel()  # type: ignore[union-attr]
-                    await asyncio.sleep(20)
 
-        run(main)
+    @in_event_loop
+    async def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(3):
+                        group.create_task(asyncio.sleep(30))
+                    abort_soon(core, "run-1")
 
-    def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted):
-                async with core.block("run-1"):
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(3):
-                            group.create_task(asyncio.sleep(30))
-                        abort_soon(core, "run-1")
-
-        run(main)
-
-    def test_in_the_tasks_of_a_task_group_it_comes_in_an_exception_group(self, core: Core) -> None:
+    @in_event_loop
+    async def test_in_the_tasks_of_a_task_group_it_comes_in_an_exception_group(
+        self, core: Core
+    ) -> None:
         async def part(is_last: bool) -> None:
             async with core.block("run-1"):
                 if is_last:
                     abort_soon(core, "run-1")
                 await asyncio.sleep(30)
 
-        async def main() -> None:
-            aborted: list[BaseException] = []
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for is_last in (False, False, True):
-                        group.create_task(part(is_last))
-            except* RunAborted as raised:
-                aborted.extend(raised.exceptions)
-            # The group cancels the others as soon as one has raised it.
-            assert 1 <= len(aborted) <= 3
+        aborted: list[BaseException] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for is_last in (False, False, True):
+                    group.create_task(part(is_last))
+        except* RunAborted as raised:
+            aborted.extend(raised.exceptions)
+        # The group cancels the others as soon as one has raised it.
+        assert 1 <= len(aborted) <= 3
 
-        run(main)
-
-    def test_nested(self, core: Core) -> None:
-        async def main() -> None:
-            async with core.block("outer") as outer:
-                with pytest.raises(RunAborted) as raised:
-                    async with core.block("inner"):
-                        abort_soon(core, "inner")
-                        await asyncio.sleep(30)
-                assert raised.value.run_id == "inner"
-                assert not outer.aborted
-                await asyncio.sleep(0)
+    @in_event_loop
+    async def test_nested(self, core: Core) -> None:
+        async with core.block("outer") as outer:
             with pytest.raises(RunAborted) as raised:
-                async with core.block("outer"):
-                    async with core.block("inner"):
-                        abort_soon(core, "outer")
-                        await asyncio.sleep(30)
-            assert raised.value.run_id == "outer"
-            with pytest.raises(RunAborted) as raised:
-                async with core.block("outer", groups=["all"]):
-                    async with core.block("inner", groups=["all"]):
-                        abort_soon(core, "all")
-                        await asyncio.sleep(30)
-            assert raised.value.run_id == "outer"
-            assert cancelling() == 0
-
-        run(main)
+                async with core.block("inner"):
+                    abort_soon(core, "inner")
+                    await asyncio.sleep(30)
+            assert raised.value.run_id == "inner"
+            assert not outer.aborted
+            await asyncio.sleep(0)
+        with pytest.raises(RunAborted) as raised:
+            async with core.block("outer"):
+                async with core.block("inner"):
+                    abort_soon(core, "outer")
+                    await asyncio.sleep(30)
+        assert raised.value.run_id == "outer"
+        with pytest.raises(RunAborted) as raised:
+            async with core.block("outer", groups=["all"]):
+                async with core.block("inner", groups=["all"]):
+                    abort_soon(core, "all")
+                    await asyncio.sleep(30)
+        assert raised.value.run_id == "outer"
+        assert cancelling() == 0
 
     def test_needs_a_task(self, core: Core) -> None:
         block = core.block("run-1").__aenter__()
         with pytest.raises(RuntimeError, match="no running event loop|inside a task"):
             block.send(None)
 
-    def test_a_sync_block_in_a_coroutine_flips_its_signal_only(self, core: Core) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted), core.block("run-1") as signal:
-                abort_soon(core, "run-1")
-                await signal.wait_async()
-                await asyncio.sleep(0.01)
-
-        run(main)
+    @in_event_loop
+    async def test_a_sync_block_in_a_coroutine_flips_its_signal_only(self, core: Core) -> None:
+        with pytest.raises(RunAborted), core.block("run-1") as signal:
+            abort_soon(core, "run-1")
+            await signal.wait_async()
+            await asyncio.sleep(0.01)
 
 
 class TestEntering:
@@ -501,7 +473,8 @@ class TestEntering:
         with pytest.raises(RunAborted, match="meanwhile"):
             asyncio.run(main())
 
-    def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(self, core: Core) -> None:
+    @in_event_loop
+    async def test_cancelled_while_it_is_entered_it_leaves_nothing_behind(self, core: Core) -> None:
         looking = asyncio.Event()
 
         async def look(controller: AbortController) -> None:
@@ -512,15 +485,13 @@ class TestEntering:
             async with core.block():
                 pytest.fail("entered")
 
-        async def main() -> None:
-            task = asyncio.create_task(enter())
-            await looking.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
         core.alook = look
-        run(main)
+
+        task = asyncio.create_task(enter())
+        await looking.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     @pytest.mark.parametrize("insist", [(), "interrupt"])
     def test_one_that_fails_is_not_held(self, core: Core, insist: Any) -> None:

@@ -37,6 +37,7 @@ from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.blocks import connected
 from tests.conftest import Configure
+from tests.guards import in_event_loop
 from tests.jobs.models import Job
 from tests.support import NO_REDIS, TIMEOUT, Foreign, wait_until
 
@@ -318,18 +319,17 @@ class TestAsync:
         assert sent[0].reason == "because"
         assert AbortRequest.objects.get().pk == outcome.request_id
 
-    def test_the_blocks_here_are_aborted_before_the_first_await(self, with_all: None) -> None:
-        async def main() -> None:
-            with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-                coroutine = aabort_run("run-1")
-                task = asyncio.ensure_future(coroutine)
-                await asyncio.sleep(0)
-                assert signal.aborted
-                await task
+    @in_event_loop
+    async def test_the_blocks_here_are_aborted_before_the_first_await(self, with_all: None) -> None:
+        with pytest.raises(RunAborted), abortable_run("run-1") as signal:
+            coroutine = aabort_run("run-1")
+            task = asyncio.ensure_future(coroutine)
+            await asyncio.sleep(0)
+            assert signal.aborted
+            await task
 
-        asyncio.run(main())
-
-    def test_it_does_not_block_the_loop(
+    @in_event_loop
+    async def test_it_does_not_block_the_loop(
         self, with_all: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         release = threading.Event()
@@ -337,15 +337,12 @@ class TestAsync:
             current().push, "publish", lambda some, quiet=False: release.wait(20) and [None]
         )
 
-        async def main() -> None:
-            task = asyncio.ensure_future(aabort_run("run-1"))
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            assert not task.done()
-            release.set()
-            await task
-
-        asyncio.run(main())
+        task = asyncio.ensure_future(aabort_run("run-1"))
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        release.set()
+        await task
 
     def test_async_receivers_are_awaited(self, with_all: None) -> None:
         seen: list[str] = []

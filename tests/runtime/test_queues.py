@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -14,6 +13,7 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort.testing import record_aborts
 from tests.conftest import Configure
+from tests.guards import in_event_loop
 from tests.support import TIMEOUT
 
 
@@ -125,18 +125,15 @@ def test_the_tests_of_a_project_notify_no_queue(queue: Queue) -> None:
     assert queue.run_ids == ["c"]
 
 
-def test_it_is_notified_while_the_thread_of_all_sync_code_is_busy(queue: Queue) -> None:
+@in_event_loop
+async def test_it_is_notified_while_the_thread_of_all_sync_code_is_busy(queue: Queue) -> None:
     release = threading.Event()
-
-    async def main() -> Any:
-        busy = asyncio.ensure_future(sync_to_async(release.wait)(TIMEOUT))
-        await asyncio.sleep(0)
-        try:
-            await aabort_run("a")
-            assert await asyncio.to_thread(lambda: queue.run_ids) == ["a"]
-            assert not busy.done()
-        finally:
-            release.set()
-            await busy
-
-    asyncio.run(main())
+    busy = asyncio.ensure_future(sync_to_async(release.wait)(TIMEOUT))
+    await asyncio.sleep(0)
+    try:
+        await aabort_run("a")
+        assert await asyncio.to_thread(lambda: queue.run_ids) == ["a"]
+        assert not busy.done()
+    finally:
+        release.set()
+        await busy

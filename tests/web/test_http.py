@@ -45,6 +45,7 @@ from run_abort.http import (
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.blocks import connected
+from tests.guards import in_event_loop
 from tests.jobs.models import Job
 from tests.support import TIMEOUT
 
@@ -709,34 +710,30 @@ class TestAsyncStream:
             asyncio.run(main())
             assert not other.aborted
 
-    def test_an_abort_cancels_what_waits_for_the_next_chunk(self) -> None:
-        async def main() -> None:
-            asgi = Asgi("/stream-async/run-1/")
-            await asgi.until(lambda: happened)
-            assert list(current().registry.holders()) == ["run-1"]
-            abort_run("run-1", reason="because")
-            with pytest.raises(StreamAborted, match="because"):
-                await asgi.end()
-            assert (asgi.body, asgi.is_whole) == (b"xxx", False)
-            assert happened == ["went on", "left"]
-            assert list(current().registry.holders()) == []
+    @in_event_loop
+    async def test_an_abort_cancels_what_waits_for_the_next_chunk(self) -> None:
+        asgi = Asgi("/stream-async/run-1/")
+        await asgi.until(lambda: happened)
+        assert list(current().registry.holders()) == ["run-1"]
+        abort_run("run-1", reason="because")
+        with pytest.raises(StreamAborted, match="because"):
+            await asgi.end()
+        assert (asgi.body, asgi.is_whole) == (b"xxx", False)
+        assert happened == ["went on", "left"]
+        assert list(current().registry.holders()) == []
 
-        asyncio.run(main())
-
-    def test_an_abort_does_not_cancel_the_sending(self) -> None:
-        async def main() -> None:
-            asgi = Asgi("/stream-async/run-1/", reads=False)
-            await asgi.until(lambda: asgi.body)
-            abort_run("run-1")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert not asgi.task.done()
-            asgi.reads.set()
-            with pytest.raises(StreamAborted):
-                await asgi.end()
-            assert happened == ["left"]
-
-        asyncio.run(main())
+    @in_event_loop
+    async def test_an_abort_does_not_cancel_the_sending(self) -> None:
+        asgi = Asgi("/stream-async/run-1/", reads=False)
+        await asgi.until(lambda: asgi.body)
+        abort_run("run-1")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not asgi.task.done()
+        asgi.reads.set()
+        with pytest.raises(StreamAborted):
+            await asgi.end()
+        assert happened == ["left"]
 
     @pytest.mark.parametrize("tied", [False, True])
     @pytest.mark.parametrize("while_sending", [False, True])
@@ -754,15 +751,15 @@ class TestAsyncStream:
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
         assert list(current().registry.holders()) == []
 
-    def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(self) -> None:
-        async def main() -> None:
-            asgi = Asgi("/busy-async/run-1/")
-            await asgi.until(lambda: asgi.body)
-            asgi.is_gone.set()
-            await asgi.end()
-            assert not asgi.is_whole
-
-        asyncio.run(main())
+    @in_event_loop
+    async def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(
+        self,
+    ) -> None:
+        asgi = Asgi("/busy-async/run-1/")
+        await asgi.until(lambda: asgi.body)
+        asgi.is_gone.set()
+        await asgi.end()
+        assert not asgi.is_whole
         assert list(current().registry.holders()) == []
 
     def test_an_abort_may_come_with_the_disconnect(self) -> None:
@@ -780,7 +777,10 @@ class TestAsyncStream:
             assert other.reason == "because"
         assert list(current().registry.holders()) == []
 
-    def test_one_that_swallows_the_cancellation_goes_no_further_than_its_next_chunk(self) -> None:
+    @in_event_loop
+    async def test_one_that_swallows_the_cancellation_goes_no_further_than_its_next_chunk(
+        self,
+    ) -> None:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
             yield "1"
             try:
@@ -789,50 +789,43 @@ class TestAsyncStream:
                 yield "too late"
             yield "never"
 
-        async def main() -> None:
-            stream = abortable_stream("run-1", rows)
-            assert await anext(stream) == "1"
-            asyncio.get_running_loop().call_later(0.01, abort, "run-1")
-            with pytest.raises(StreamAborted):
-                await anext(stream)
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
-            assert list(current().registry.holders()) == []
-
-        asyncio.run(main())
+        stream = abortable_stream("run-1", rows)
+        assert await anext(stream) == "1"
+        asyncio.get_running_loop().call_later(0.01, abort, "run-1")
+        with pytest.raises(StreamAborted):
+            await anext(stream)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert list(current().registry.holders()) == []
 
     @pytest.mark.parametrize("aborted", [False, True])
-    def test_its_own_errors(self, aborted: bool) -> None:
+    @in_event_loop
+    async def test_its_own_errors(self, aborted: bool) -> None:
         async def rows(signal: AbortSignal) -> AsyncGenerator[Chunk, None]:
             yield "1"
             if aborted:
                 abort("run-1")
             raise OSError
 
-        async def main() -> None:
-            stream = abortable_stream("run-1", rows)
-            assert await anext(stream) == "1"
-            with pytest.raises(StreamAborted if aborted else OSError):
-                await anext(stream)
-            with pytest.raises(StopAsyncIteration):
-                await anext(stream)
-
-        asyncio.run(main())
+        stream = abortable_stream("run-1", rows)
+        assert await anext(stream) == "1"
+        with pytest.raises(StreamAborted if aborted else OSError):
+            await anext(stream)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
         assert list(current().registry.holders()) == []
 
-    def test_the_project_says_the_last_word(self) -> None:
-        async def main() -> None:
-            stream = abortable_stream("run-1", rows_async, on_abort=lambda aborted: "aborted")
-            assert await anext(stream) == ""
-            asyncio.get_running_loop().call_later(0.01, abort, "run-1")
-            assert [chunk async for chunk in stream] == ["aborted"]
-            assert happened == ["went on", "left"]
-            task = asyncio.current_task()
-            assert task is not None
-            assert task.cancelling() == 0
-
-        asyncio.run(main())
+    @in_event_loop
+    async def test_the_project_says_the_last_word(self) -> None:
+        stream = abortable_stream("run-1", rows_async, on_abort=lambda aborted: "aborted")
+        assert await anext(stream) == ""
+        asyncio.get_running_loop().call_later(0.01, abort, "run-1")
+        assert [chunk async for chunk in stream] == ["aborted"]
+        assert happened == ["went on", "left"]
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
 
     def test_within_a_block_that_may_be_interrupted(self) -> None:
         async def main() -> None:
@@ -848,22 +841,21 @@ class TestAsyncStream:
         assert happened == ["left", "left"]
         assert list(current().registry.holders()) == []
 
-    def test_closed_in_the_event_loop_it_ends_soon(self) -> None:
-        async def main() -> None:
-            response = StreamingHttpResponse(abortable_stream("run-1", rows_async))
-            async for chunk in response:
-                assert chunk == b""
-                break
-            response.close()
-            while not happened:
-                await asyncio.sleep(0.002)
-
-        asyncio.run(main())
+    @in_event_loop
+    async def test_closed_in_the_event_loop_it_ends_soon(self) -> None:
+        response = StreamingHttpResponse(abortable_stream("run-1", rows_async))
+        async for chunk in response:
+            assert chunk == b""
+            break
+        response.close()
+        while not happened:
+            await asyncio.sleep(0.002)
         assert happened == ["left"]
         assert list(current().registry.holders()) == []
 
     @pytest.mark.django_db(transaction=True)
-    def test_one_that_is_cancelled_while_it_begins_is_not_held_for_ever(
+    @in_event_loop
+    async def test_one_that_is_cancelled_while_it_begins_is_not_held_for_ever(
         self, monkeypatch: pytest.MonkeyPatch, settings: Any
     ) -> None:
         settings.RUN_ABORT = {"LISTEN": False}
@@ -874,15 +866,12 @@ class TestAsyncStream:
 
         monkeypatch.setattr(current().recorder, "await_", never)
 
-        async def main() -> None:
-            asgi = Asgi("/stream-async/run-1/")
-            await asgi.until(lambda: happened)
-            assert list(current().registry.holders()) == ["run-1"]
-            asgi.is_gone.set()
-            await asgi.end()
-            assert not current().registry.holders()
-
-        asyncio.run(main())
+        asgi = Asgi("/stream-async/run-1/")
+        await asgi.until(lambda: happened)
+        assert list(current().registry.holders()) == ["run-1"]
+        asgi.is_gone.set()
+        await asgi.end()
+        assert not current().registry.holders()
         assert happened == ["entering"]
 
 
@@ -917,7 +906,8 @@ class TestDisconnect:
         with connected(run_abort_requested, slowly):
             asyncio.run(main())
 
-    def test_what_was_attached_to_it_hears_of_it(self) -> None:
+    @in_event_loop
+    async def test_what_was_attached_to_it_hears_of_it(self) -> None:
         heard = threading.Event()
 
         @abortable_view(by_name, abort_on_disconnect="run")
@@ -926,16 +916,13 @@ class TestDisconnect:
             await asyncio.sleep(TIMEOUT)
             raise AssertionError
 
-        async def main() -> None:
-            task = asyncio.ensure_future(view(factory.get("/")))
-            while not list(current().registry.holders()):
-                await asyncio.sleep(0.002)
-            await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-        asyncio.run(main())
+        task = asyncio.ensure_future(view(factory.get("/")))
+        while not list(current().registry.holders()):
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert heard.wait(TIMEOUT)
 
     def test_a_view_that_has_answered(self) -> None:
