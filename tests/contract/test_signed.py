@@ -139,11 +139,7 @@ class TestReplay:
             assert health().refused == 0
 
     def test_without_its_signature_it_is_a_bare_message(
-        self,
-        configure: Configure,
-        runtime: Runtime,
-        message: dict[str, Any],
-        send: Send,
+        self, configure: Configure, runtime: Runtime, message: dict[str, Any], send: Send
     ) -> None:
         del message["sig"]
         with abortable_run("run-1"):

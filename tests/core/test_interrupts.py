@@ -879,8 +879,7 @@ def test_one_that_is_on_its_way_for_long_is_warned_of(
 
 
 def test_one_that_could_not_be_left_is_left_by_the_escalator_and_never_interrupted(
-    core: Core,
-    monkeypatch: pytest.MonkeyPatch,
+    core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a second interrupt had hit what is done when the first prevented ``__exit__``."""
     block = core.block("run-1", grace=0, insist="interrupt")

@@ -197,10 +197,7 @@ class TestReceive:
         assert heard == ["run-1", "run-1"]
 
     def test_receivers_that_took_long_cost_one_warning(
-        self,
-        dispatch: Dispatch,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
+        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(dispatch_module, "SLOW", 0.0)
 
@@ -216,10 +213,7 @@ class TestReceive:
         assert "for run 'run-1'" in record.getMessage()
 
     def test_receivers_that_return_in_time_cost_no_warning(
-        self,
-        dispatch: Dispatch,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
+        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(dispatch_module, "SLOW", TIMEOUT)
         with connected(run_abort_received, lambda **kwargs: None):

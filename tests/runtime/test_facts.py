@@ -206,11 +206,7 @@ class TestTheLog:
         assert "a filter of the project" in caplog.text
 
     def test_a_log_that_is_too_far_behind_says_so_later(
-        self,
-        configure: Configure,
-        runtime: Runtime,
-        told: Facts,
-        caplog: pytest.LogCaptureFixture,
+        self, configure: Configure, runtime: Runtime, told: Facts, caplog: pytest.LogCaptureFixture
     ) -> None:
         release = threading.Event()
         worker = runtime.facts._worker

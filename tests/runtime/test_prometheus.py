@@ -79,9 +79,7 @@ def test_two_registries_both_count(configure: Configure, registry: CollectorRegi
     assert value(registry, "requested_total") == value(other, "requested_total") == 1
 
 
-def test_without_prometheus_client_it_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_prometheus_client_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "run_abort.contrib.prometheus")
     with pytest.raises(ImportError, match=r"pip install 'django-run-abort\[prometheus\]'"):

@@ -358,10 +358,7 @@ class TestMissed:
         assert heard == []
 
     def test_a_fork_loses_nothing_that_waits_behind_a_slow_receiver(
-        self,
-        heard: list[str],
-        foreign: Foreign,
-        monkeypatch: pytest.MonkeyPatch,
+        self, heard: list[str], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(catch_up, "MARGIN", timedelta(0))
         names = [f"run-{number}" for number in range(100)]

@@ -677,12 +677,7 @@ def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[
 @pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
 @pytest.mark.parametrize("reads_first", [True, False])
 def test_blocks_in_transactions_of_sqlite(
-    runtime: Runtime,
-    monkeypatch: pytest.MonkeyPatch,
-    journal: str,
-    mode: str,
-    *,
-    reads_first: bool,
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, journal: str, mode: str, *, reads_first: bool
 ) -> None:
     """Reading, entering a block and writing works, without delay."""
     if connection.vendor != "sqlite":

@@ -281,9 +281,7 @@ def test_other_databases_are_refused(
 
 
 def test_a_canceller_that_fails_is_logged_and_tried_again(
-    controller: AbortController,
-    abort_soon: Callable[[], None],
-    caplog: pytest.LogCaptureFixture,
+    controller: AbortController, abort_soon: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     block = Cancels(controller.signal, connection)
     prepare, tried = block._prepare, []

@@ -176,11 +176,7 @@ class TestLife:
 
 class TestStatus:
     def test_tells_what_happened(
-        self,
-        configure: Configure,
-        node: Node,
-        foreign: Foreign,
-        caplog: pytest.LogCaptureFixture,
+        self, configure: Configure, node: Node, foreign: Foreign, caplog: pytest.LogCaptureFixture
     ) -> None:
         before = datetime.now(UTC)
         with caplog.at_level(logging.INFO, "run_abort"):

@@ -461,11 +461,7 @@ class TestBlackHole:
             assert publish(push)
 
     def test_many_at_once_take_few_threads(
-        self,
-        push: Push,
-        configure: Configure,
-        silent_port: int,
-        monkeypatch: pytest.MonkeyPatch,
+        self, push: Push, configure: Configure, silent_port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         configure(REDIS_URL=f"redis://127.0.0.1:{silent_port}/0", PUBLISH_TIMEOUT=0.5)
         number = 40
@@ -595,12 +591,7 @@ class TestAliasTraps:
 
     @pytest.mark.parametrize("separator", [",", ";"])
     def test_djangos_own_cache_separates_them_in_two_ways(
-        self,
-        push: Push,
-        settings: Any,
-        shared_redis: RedisServer,
-        foreign: Foreign,
-        separator: str,
+        self, push: Push, settings: Any, shared_redis: RedisServer, foreign: Foreign, separator: str
     ) -> None:
         url = shared_redis.url.replace("://", "://default:@")
         location = separator.join([url, url.replace(":@", ":secret@")])

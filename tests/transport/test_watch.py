@@ -99,11 +99,7 @@ class TestWatch:
         assert seconds(lambda: watch.wait(TIMEOUT)) < TIMEOUT / 2
 
     def test_closing_ends_the_wait_for_a_server_that_does_not_answer(
-        self,
-        configure: Configure,
-        push: Push,
-        request_id: str,
-        monkeypatch: pytest.MonkeyPatch,
+        self, configure: Configure, push: Push, request_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(connections, "CONNECT_TIMEOUT", TIMEOUT)
         with socket.create_server(("127.0.0.1", 0)) as silent:
