@@ -196,7 +196,7 @@ class TestAnotherKey:
                 assert signal.wait(TIMEOUT)
 
 
-def test_a_forged_notification_says_nothing(foreign: Foreign, runtime: Runtime) -> None:
+def test_a_forged_notification_says_nothing(foreign: Foreign) -> None:
     hold_row("run-1", process_row())
     ended = threading.Event()
     heard: list[int] = []

@@ -286,7 +286,7 @@ class TestHandlers:
         assert dispatch.wait_for_handlers(20)
 
     def test_what_one_misses_is_told(
-        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         release = threading.Event()
         dispatch.add_handler(lambda run_id: release.wait(20))

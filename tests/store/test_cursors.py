@@ -172,7 +172,7 @@ class TestCursor:
         assert position.heard == keys[2:]
 
     def test_a_database_that_fails_leaves_it_to_be_saved(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, caplog: pytest.LogCaptureFixture
     ) -> None:
         cursor = cursor_one()
         cursor.note(("a", "run-1"))

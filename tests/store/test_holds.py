@@ -157,7 +157,7 @@ def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) 
 
 
 def test_who_waits_learns_of_a_holder_elsewhere(
-    runtime: Runtime, elsewhere: Runtime, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not listen, and is asked nothing."""
     controller = hold_in(elsewhere)
@@ -493,7 +493,7 @@ def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runt
     assert not RunHold.objects.exists()
 
 
-def test_holds_can_be_turned_off(configure: Configure, runtime: Runtime) -> None:
+def test_holds_can_be_turned_off(configure: Configure) -> None:
     configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
     with pytest.raises(RunAborted), abortable_run("import-1"):
         with threading_abort("import-1", wait=TIMEOUT) as outcomes:
@@ -543,7 +543,7 @@ def test_a_signal_handler_that_raises_while_a_block_is_left_keeps_no_row_open(
     assert states == (["stopped"] if is_aborted else [])
 
 
-def test_point_of_no_return_is_told(runtime: Runtime) -> None:
+def test_point_of_no_return_is_told() -> None:
     with abortable_run("import-1") as signal:
         signal.finish()
         with threading_abort("import-1", wait=0.2) as outcomes:
@@ -552,7 +552,7 @@ def test_point_of_no_return_is_told(runtime: Runtime) -> None:
         assert not outcomes[0].stopped
 
 
-def test_an_actor_who_was_deleted(runtime: Runtime) -> None:
+def test_an_actor_who_was_deleted() -> None:
     user = User.objects.create(username="gone")
     User.objects.filter(pk=user.pk).delete()
     outcome = abort_run("import-1", actor=user)
@@ -630,7 +630,7 @@ def test_a_thousand_asyncio_blocks_at_once(runtime: Runtime) -> None:
     assert len(inserts) < 50
 
 
-def test_aborting_in_a_transaction_is_committed_at_once(runtime: Runtime) -> None:
+def test_aborting_in_a_transaction_is_committed_at_once() -> None:
     with transaction.atomic():
         outcome = abort_run("import-1", wait=TIMEOUT)
         assert outcome.recorded
@@ -975,7 +975,7 @@ def test_without_holds_a_transaction_leaves_none_either(
 
 
 def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if connection.vendor != "sqlite":
         return
@@ -990,14 +990,14 @@ def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
     block.__exit__(None, None, None)
 
 
-def test_a_block_that_is_aborted_in_a_transaction_has_its_row_afterwards(runtime: Runtime) -> None:
+def test_a_block_that_is_aborted_in_a_transaction_has_its_row_afterwards() -> None:
     with transaction.atomic():
         with pytest.raises(RunAborted), abortable_run("import-1"):
             abort_run("import-1")
     wait_until(lambda: RunHold.objects.filter(run_id="import-1", state="stopped").exists())
 
 
-def test_the_callers_connection_is_left_alone(runtime: Runtime) -> None:
+def test_the_callers_connection_is_left_alone() -> None:
     """Whatever the database does, the caller keeps its session."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE TEMPORARY TABLE mine (n integer)")
@@ -1028,7 +1028,7 @@ def test_an_abort_of_ones_own_run_that_ends_the_loop(runtime: Runtime) -> None:
     wait_until(lambda: runtime.holder.written.functions == before, timeout=TIMEOUT / 4)
 
 
-def test_waiting_needs_no_thread_of_the_loop(runtime: Runtime, elsewhere: Runtime) -> None:
+def test_waiting_needs_no_thread_of_the_loop(elsewhere: Runtime) -> None:
     controller = hold_in(elsewhere)
 
     async def main() -> float:

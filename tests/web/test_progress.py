@@ -164,7 +164,7 @@ class TestRefusals:
             assert client.get(url(run_id, abort=request_id)).status_code == 404
         assert client.get(url("other", abort=request_id)).status_code == 200
 
-    def test_a_database_that_fails(self, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_database_that_fails(self, client: Client) -> None:
         request_id = post(client)
         with unmigrated():
             response = client.get(url(abort=request_id))
