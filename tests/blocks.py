@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.db import connections
+
 from run_abort import RunAborted, abortable_run
 from run_abort._core.types import Request
 from run_abort._runtime.dispatch import Dispatch
@@ -40,6 +42,23 @@ def held(run_id: str, label: str = "", *, is_stubborn: bool = False) -> Iterator
     finally:
         leave.set()
         thread.join(TIMEOUT)
+
+
+class Work(threading.Thread):
+    """:ivar outcome: what the function returned or raised."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.outcome: Any = None
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._work()
+        except BaseException as error:
+            self.outcome = error
+        finally:
+            connections.close_all()
 
 
 def receive(dispatch: Dispatch, request: Request) -> None:

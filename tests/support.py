@@ -398,6 +398,19 @@ class Foreign:
         data = b"".join(b"%d:%b" % (len(each.encode()), each.encode()) for each in fields)
         return message | {"sig": hmac.new(self.key, data, hashlib.sha256).hexdigest()}
 
+    @contextmanager
+    def subscribed(self) -> Iterator[Callable[[], bytes]]:
+        """Subscribed to the channel; a function that gives the next message."""
+        with self.client.pubsub() as subscriber:
+            subscriber.subscribe(self.channel)
+
+            def hear() -> bytes:
+                message: bytes = subscriber.get_message(timeout=TIMEOUT)["data"]
+                return message
+
+            hear()  # the confirmation
+            yield hear
+
     def publish_raw(self, payload: str | bytes) -> int:
         listeners: int = self.client.publish(self.channel, payload)
         return listeners

@@ -129,9 +129,7 @@ class TestWithoutRedis:
 
 class TestDemands:
     def test_so_many_listen(self, foreign: Foreign) -> None:
-        with foreign.client.pubsub() as pubsub:
-            pubsub.subscribe(foreign.channel)
-            assert pubsub.get_message(timeout=5) is not None
+        with foreign.subscribed():
             assert call("--min-listening=1").splitlines() == [
                 EMPTY,
                 "Redis counts 1 subscriber(s).",

@@ -47,7 +47,7 @@ from run_abort.testing import (
 )
 from tests.blocks import connected
 from tests.conftest import Configure, threads_of_ours
-from tests.support import TIMEOUT, Foreign, wait_until
+from tests.support import TIMEOUT, Foreign, in_threads, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -552,11 +552,7 @@ class TestAbortAfter:
                 ended.append("aborted")
 
         with abort_after(30, edges=True) as watch:
-            threads = [threading.Thread(target=shard) for _ in range(3)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(20)
+            in_threads(*[shard] * 3)
         assert ended == ["aborted"] * 3
         assert len(watch.checkpoints) == 30
 

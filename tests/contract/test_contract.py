@@ -93,11 +93,9 @@ class TestPublishRunAbort:
     def test_every_subscriber_gets_the_run_id_and_the_origin(
         self, configure: Configure, foreign: Foreign
     ) -> None:
-        with foreign.client.pubsub() as subscriber:
-            subscriber.subscribe(foreign.channel)
-            assert subscriber.get_message(timeout=20)["type"] == "subscribe"
+        with foreign.subscribed() as hear:
             assert publish_run_abort('ä/🙂 "quoted"') is True
-            message = json.loads(subscriber.get_message(timeout=20)["data"].decode("utf-8"))
+            message = json.loads(hear().decode("utf-8"))
         assert message.keys() == {"runId", "origin", "at", "sig", "key"}
         assert (message["runId"], message["origin"]) == ('ä/🙂 "quoted"', current().origin())
         assert re.fullmatch(r"inst_[0-9a-f]{32}", message["origin"])

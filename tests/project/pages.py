@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pytest
-from django.db import connections
 
 from run_abort._runtime.runtime import current
+from tests.blocks import Work
 from tests.conftest import Configure
 from tests.support import TIMEOUT, wait_until
 
@@ -89,23 +88,6 @@ class Page:
         yield thread
         thread.join(TIMEOUT)
         assert not thread.is_alive()
-
-
-class Work(threading.Thread):
-    """:ivar outcome: what the function returned or raised."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self.outcome: Any = None
-
-    def run(self) -> None:
-        try:
-            self.outcome = self._work()
-        except BaseException as error:
-            self.outcome = error
-        finally:
-            connections.close_all()
 
 
 def is_held() -> bool:

@@ -50,10 +50,10 @@ from run_abort.models import AbortRequest, RunHold
 from run_abort.signals import run_aborted
 from run_abort.testing import record_aborts
 from run_abort.views import may
-from tests.blocks import connected
+from tests.blocks import Work, connected
 from tests.conftest import Configure
 from tests.jobs.models import Job, Team
-from tests.project.pages import Page, Work, is_held, wait_until_held
+from tests.project.pages import Page, is_held, wait_until_held
 from tests.support import ROOT, TIMEOUT, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

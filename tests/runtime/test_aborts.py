@@ -439,11 +439,9 @@ class TestMany:
         # The bound on the time is not what this test is about.
         configure(REQUESTS=True, LISTEN=False, PUBLISH_TIMEOUT=20)
         ids = [f"run-{number}" for number in range(10_000)]
-        with foreign.client.pubsub() as subscriber:
-            subscriber.subscribe(foreign.channel)
-            assert subscriber.get_message(timeout=20) is not None
+        with foreign.subscribed() as hear:
             outcomes = abort_runs(ids)
-            heard = [json.loads(subscriber.get_message(timeout=20)["data"]) for _ in ids]
+            heard = [json.loads(hear()) for _ in ids]
         assert [message["runId"] for message in heard] == ids
         assert all(outcome.recorded and outcome.published for outcome in outcomes)
         assert runtime.recorder.flush(TIMEOUT)

@@ -25,7 +25,7 @@ from run_abort._transport.redis.resp import MessageReader
 from run_abort.signals import run_abort_received
 from tests.blocks import connected
 from tests.conftest import Configure
-from tests.support import TIMEOUT, Foreign, Proxy, wait_until
+from tests.support import TIMEOUT, Foreign, Proxy, in_threads, wait_until
 
 
 def state() -> str:
@@ -41,18 +41,12 @@ class TestOrigin:
         for _ in range(50):
             runtime = Runtime()
             start = threading.Barrier(4)
-            found: list[str] = []
 
-            def ask(start: threading.Barrier = start, runtime: Runtime = runtime) -> None:
+            def ask(start: threading.Barrier = start, runtime: Runtime = runtime) -> str:
                 start.wait()
-                found.append(runtime.origin())  # noqa: B023  joined below
+                return runtime.origin()
 
-            threads = [threading.Thread(target=ask) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert len(set(found)) == 1
+            assert len(set(in_threads(*[ask] * 4))) == 1
 
 
 class TestLife:

@@ -14,6 +14,7 @@ from run_abort._core import interrupts
 from run_abort._core.statements import Cancels
 from run_abort._runtime.runtime import current
 from run_abort.models import ListenerCursor
+from tests.blocks import Work
 from tests.conftest import Configure
 from tests.jobs.models import Job
 from tests.support import TIMEOUT, wait_until
@@ -201,24 +202,18 @@ def test_what_comes_after_is_never_hit(controller: AbortController) -> None:
 
 def test_the_connection_is_that_of_the_thread(controller: AbortController) -> None:
     begun = threading.Event()
-    ended_by: list[BaseException] = []
 
     def work() -> None:
-        try:
-            with controller.signal.cancels(connection):
-                slow(begun.set)
-        except BaseException as error:
-            ended_by.append(error)
-        finally:
-            connections.close_all()
+        with controller.signal.cancels(connection):
+            slow(begun.set)
 
-    thread = threading.Thread(target=work)
+    thread = Work(work)
     thread.start()
     assert begun.wait(TIMEOUT)
     controller.abort()
     execute("SELECT 1")
     thread.join(20)
-    assert isinstance(ended_by[0], RunAborted)
+    assert isinstance(thread.outcome, RunAborted)
 
 
 def by_the_bare_driver(on_begin: Callable[[], object]) -> None:
@@ -307,7 +302,6 @@ def test_a_canceller_that_fails_is_logged_and_tried_again(
 
 def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage: None) -> None:
     configure(REDIS_URL=None, LISTEN=False)
-    ended_by: list[BaseException] = []
     wrappers: list[int] = []
 
     def work() -> None:
@@ -316,20 +310,16 @@ def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage:
                 while True:
                     with signal.cancels(connection):
                         pass
-        except BaseException as error:
-            ended_by.append(error)
         finally:
             wrappers.append(len(connection.execute_wrappers))
-            connections.close_all()
 
     for _ in range(20):
-        thread = threading.Thread(target=work)
+        thread = Work(work)
         thread.start()
         wait_until(lambda: "run-1" in list(current().registry.holders()))
         # The interrupt alone, without the flag that every look at it would tell of.
         interruption = next(iter(interrupts.open_interruptions))
         wait_until(interruption.send)
         thread.join(20)
-        assert not thread.is_alive()
-    assert {type(error).__name__ for error in ended_by} == {"RunAborted"}
+        assert isinstance(thread.outcome, RunAborted)
     assert set(wrappers) == {0}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
@@ -98,32 +99,6 @@ def sentinel(server: RedisServer, directory: Path) -> Iterator[int]:
 def publish(push: Push, run_id: str = "run-1") -> bool:
     """Whether the server took a request."""
     return push.publish([Request(run_id)]) != [None]
-
-
-@contextmanager
-def heard(client: redis.Redis, name: str) -> Iterator[list[bytes]]:
-    """What a stranger hears on a channel."""
-    messages: list[bytes] = []
-    pubsub = client.pubsub()
-    pubsub.subscribe(name)
-    while pubsub.get_message(timeout=5) is None:
-        pass
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.is_set():
-            message = pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05)
-            if message:
-                messages.append(message["data"])
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    try:
-        yield messages
-    finally:
-        stop.set()
-        thread.join()
-        pubsub.close()
 
 
 class TestWhichRedis:
@@ -260,27 +235,25 @@ class TestWhichRedis:
 
 class TestPublish:
     def test_says_how_many_listened(
-        self, push: Push, configure: Configure, shared_redis: RedisServer, channel_name: str
+        self, push: Push, configure: Configure, foreign: Foreign
     ) -> None:
         request = Request("run-1", str(uuid.uuid4()), "because", "ann", new_origin())
         assert push.publish([request]) == [0]
-        with shared_redis.client() as client, heard(client, channel_name) as messages:
+        with foreign.subscribed() as hear:
             assert push.publish([request]) == [1]
-            wait_until(lambda: messages)
-        message = decode(messages[0])
+            message = decode(hear())
         assert message is not None
         assert message.request._replace(requested_at=None) == request
 
     def test_fills_in_the_origin_where_there_is_none(
-        self, configure: Configure, node: Node, shared_redis: RedisServer, channel_name: str
+        self, configure: Configure, node: Node, foreign: Foreign
     ) -> None:
         requests = [Request("run-1"), Request("run-2", origin="theirs")]
-        with shared_redis.client() as client, heard(client, channel_name) as messages:
+        with foreign.subscribed() as hear:
             assert node.push.publish(requests) == [1, 1]
-            wait_until(lambda: len(messages) == 2)
-        received = [message.request for message in map(decode, messages) if message is not None]
+            received = [json.loads(hear()) for _ in requests]
         expected = [("run-1", node.origin), ("run-2", "theirs")]
-        assert [(each.run_id, each.origin) for each in received] == expected
+        assert [(each["runId"], each["origin"]) for each in received] == expected
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture
@@ -304,11 +277,7 @@ class TestPublish:
         with own_redis.client() as client:
             publish(push)
             before = client.info("stats")["total_connections_received"]
-            threads = [threading.Thread(target=publish, args=(push,)) for _ in range(20)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_threads(*[lambda: publish(push)] * 20)
             assert publish(push)
             used = client.info("stats")["total_connections_received"] - before
             assert used <= 20

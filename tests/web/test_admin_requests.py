@@ -30,6 +30,8 @@ from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+Story = Callable[[AbortRequest], str]  # the page of a request
+
 LIST = "/admin/run_abort/abortrequest/"
 AT = datetime(2024, 11, 24, 10, 12, 3, 250_000, tzinfo=UTC)
 NASTY = "<b>\x1b[31m\u202e&"
@@ -81,7 +83,7 @@ class ReadsFromReplica:
 
 
 @pytest.fixture
-def story_page(client: Client) -> Callable[[AbortRequest], str]:
+def story_page(client: Client) -> Story:
     return lambda row: text(client.get(f"{LIST}{row.pk}/change/"))
 
 
@@ -152,7 +154,7 @@ class TestList:
         assert few <= 10
 
     def test_is_not_read_from_a_replica(
-        self, client: Client, story_page: Callable[[AbortRequest], str], settings: Any
+        self, client: Client, story_page: Story, settings: Any
     ) -> None:
         row = request("run-1", actor="ann")
         settings.DATABASE_ROUTERS = [ReadsFromReplica()]
@@ -236,16 +238,14 @@ class TestFiltersAndSearch:
 
 class TestTimeline:
     def test_what_an_earlier_request_did_is_not_said_to_be_the_effect_of_this_one(
-        self, story_page: Callable[[AbortRequest], str]
+        self, story_page: Story
     ) -> None:
         first, second = request("run-1"), request("run-1", requested_at=AT + timedelta(seconds=1))
         abort(first, process_row("worker-1", 17), "aborting")
         (received,) = [fact for fact in facts(story_page(second)) if fact.startswith("Received")]
         assert received.endswith("worker-1, process 17: by push, because of an earlier request.")
 
-    def test_tells_the_whole_story_in_order(
-        self, story_page: Callable[[AbortRequest], str], settings: Any
-    ) -> None:
+    def test_tells_the_whole_story_in_order(self, story_page: Story, settings: Any) -> None:
         settings.TIME_ZONE = "UTC"
         row = request(
             actor="ann",
@@ -293,9 +293,7 @@ class TestTimeline:
         ]
         assert '<time datetime="2024-11-24T10:12:03.250000+00:00">' in page
 
-    def test_what_is_not_known_to_have_stopped_is_told_apart(
-        self, story_page: Callable[[AbortRequest], str]
-    ) -> None:
+    def test_what_is_not_known_to_have_stopped_is_told_apart(self, story_page: Story) -> None:
         now = timezone.now()
         row = request(requested_at=now)
         long_ago = now - timedelta(seconds=60)
@@ -318,7 +316,7 @@ class TestTimeline:
         } < set(told)
 
     def test_of_one_that_nobody_held(
-        self, story_page: Callable[[AbortRequest], str], monkeypatch: pytest.MonkeyPatch
+        self, story_page: Story, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         row = request()
         page = story_page(row)
@@ -331,17 +329,13 @@ class TestTimeline:
         assert "No process" not in page
         assert "it is not known which processes worked on this run." in page
 
-    def test_times_are_those_of_the_reader(
-        self, story_page: Callable[[AbortRequest], str], settings: Any
-    ) -> None:
+    def test_times_are_those_of_the_reader(self, story_page: Story, settings: Any) -> None:
         settings.TIME_ZONE = "Asia/Shanghai"
         page = story_page(request())
         assert "18:12:03.250" in page
         assert '<time datetime="2024-11-24T10:12:03.250000+00:00">' in page
 
-    def test_what_others_have_written_is_escaped(
-        self, story_page: Callable[[AbortRequest], str]
-    ) -> None:
+    def test_what_others_have_written_is_escaped(self, story_page: Story) -> None:
         row = request(reason=NASTY, actor=NASTY, host=NASTY, origin=NASTY)
         abort(row, process_row(NASTY), label=NASTY)
         page = story_page(row)
@@ -351,7 +345,7 @@ class TestTimeline:
         assert "<b>" not in page
 
     def test_is_asked_for_in_few_queries_and_bounded(
-        self, story_page: Callable[[AbortRequest], str], monkeypatch: pytest.MonkeyPatch
+        self, story_page: Story, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         counted: list[int] = []
         real = holds.of_requests
@@ -380,7 +374,7 @@ class TestTimeline:
         assert "Not all blocks are shown." in page
 
     def test_of_a_real_abort(
-        self, story_page: Callable[[AbortRequest], str], configure: Configure, runtime: Runtime
+        self, story_page: Story, configure: Configure, runtime: Runtime
     ) -> None:
         configure(REQUESTS=True, LISTEN=False)
 

@@ -49,6 +49,8 @@ from tests.guards import in_event_loop
 from tests.jobs.models import Job
 from tests.support import TIMEOUT
 
+Link = tuple[socket.socket, HttpRequest]  # a client, and its request
+
 factory = RequestFactory()
 happened: list[object] = []
 
@@ -459,7 +461,7 @@ class TestDatabase:
 
 
 @pytest.fixture
-def client_and_request() -> Iterator[tuple[socket.socket, HttpRequest]]:
+def client_and_request() -> Iterator[Link]:
     """A connection, and the request that gunicorn makes of it."""
     client, server = socket.socketpair()
     with client, server:
@@ -468,9 +470,7 @@ def client_and_request() -> Iterator[tuple[socket.socket, HttpRequest]]:
 
 class TestSyncDisconnect:
     @pytest.mark.parametrize("tied", ["block", "run"])
-    def test_the_view_ends(
-        self, client_and_request: tuple[socket.socket, HttpRequest], tied: OnDisconnect
-    ) -> None:
+    def test_the_view_ends(self, client_and_request: Link, tied: OnDisconnect) -> None:
         client, request = client_and_request
 
         @abortable_view(by_name, abort_on_disconnect=tied)
@@ -484,9 +484,7 @@ class TestSyncDisconnect:
             assert response.status_code == 409
             assert (other.aborted, other.reason) == ((True, LOST) if tied == "run" else (False, ""))
 
-    def test_one_that_has_answered_is_watched_no_more(
-        self, client_and_request: tuple[socket.socket, HttpRequest]
-    ) -> None:
+    def test_one_that_has_answered_is_watched_no_more(self, client_and_request: Link) -> None:
         client, request = client_and_request
         signals: list[AbortSignal] = []
 
@@ -502,9 +500,7 @@ class TestSyncDisconnect:
             assert seen.wait(TIMEOUT)
         assert not signals[0].aborted
 
-    def test_a_view_that_calls_another_one(
-        self, client_and_request: tuple[socket.socket, HttpRequest]
-    ) -> None:
+    def test_a_view_that_calls_another_one(self, client_and_request: Link) -> None:
         client, request = client_and_request
 
         @abortable_view(lambda request: "inner")
@@ -527,9 +523,7 @@ class TestSyncDisconnect:
 
         assert outer(request).status_code == 409
 
-    def test_none_watches_nothing(
-        self, client_and_request: tuple[socket.socket, HttpRequest]
-    ) -> None:
+    def test_none_watches_nothing(self, client_and_request: Link) -> None:
         client, request = client_and_request
 
         @abortable_view(by_name, abort_on_disconnect=None)

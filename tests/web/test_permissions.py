@@ -27,6 +27,8 @@ from tests.web.conftest import logged_in, staff
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+Decide = Callable[[Any], None]  # sets the rule
+
 JSON = {"accept": "application/json"}
 ACTION = {"action": "abort_selected_runs", "index": 0, "post": "yes"}
 
@@ -37,7 +39,7 @@ def rows(configure: Configure) -> None:
 
 
 @pytest.fixture
-def decide(configure: Configure) -> Callable[[Any], None]:
+def decide(configure: Configure) -> Decide:
     """Sets the rule."""
     return lambda rule: configure(REQUESTS=True, LISTEN=False, MAY_ABORT=rule)
 
@@ -84,11 +86,7 @@ def allow_all(user: object, run_id: str, action: str) -> bool:
 class TestRule:
     @pytest.mark.parametrize("answer", [1, "yes", None, object()])
     def test_only_true_allows(
-        self,
-        decide: Callable[[Any], None],
-        ann: User,
-        caplog: pytest.LogCaptureFixture,
-        answer: object,
+        self, decide: Decide, ann: User, caplog: pytest.LogCaptureFixture, answer: object
     ) -> None:
         decide(lambda user, run_id, action: answer)
         assert may(ann, "run-1", "abort") is False
@@ -98,11 +96,7 @@ class TestRule:
 
     @pytest.mark.parametrize("rule", [allow_later, AllowLater()])
     def test_an_async_one_is_awaited_or_refused(
-        self,
-        decide: Callable[[Any], None],
-        ann: User,
-        caplog: pytest.LogCaptureFixture,
-        rule: object,
+        self, decide: Decide, ann: User, caplog: pytest.LogCaptureFixture, rule: object
     ) -> None:
         decide(rule)
         assert asyncio.run(amay(ann, "run-1", "abort")) is True
@@ -110,9 +104,7 @@ class TestRule:
         assert "must return a bool, but returned a coroutine" in caplog.text
         assert button(ann, "run-1") == ""
 
-    def test_asyncio_code_may_ask_a_sync_one(
-        self, decide: Callable[[Any], None], ann: User
-    ) -> None:
+    def test_asyncio_code_may_ask_a_sync_one(self, decide: Decide, ann: User) -> None:
         assert asyncio.run(amay(ann, "run-1", "abort")) is False
         decide(allow_all)
         assert asyncio.run(amay(ann, "run-1", "abort")) is True
@@ -123,7 +115,7 @@ class TestRule:
     )
     def test_one_that_raises_refuses(
         self,
-        decide: Callable[[Any], None],
+        decide: Decide,
         client: Client,
         caplog: pytest.LogCaptureFixture,
         error: Exception,
@@ -138,13 +130,13 @@ class TestRule:
         assert asyncio.run(amay(AnonymousUser(), "run-1", "abort")) is False
 
     def test_one_that_cannot_be_imported_refuses(
-        self, decide: Callable[[Any], None], ann: User, caplog: pytest.LogCaptureFixture
+        self, decide: Decide, ann: User, caplog: pytest.LogCaptureFixture
     ) -> None:
         decide("tests.web.nothing")
         assert may(ann, "run-1", "abort") is False
         assert "nothing" in caplog.text
 
-    def test_an_inactive_user_may_nothing(self, decide: Callable[[Any], None], ann: User) -> None:
+    def test_an_inactive_user_may_nothing(self, decide: Decide, ann: User) -> None:
         decide(allow_all)
         ann.is_active = False
         assert may(ann, "run-1", "abort") is False
@@ -156,7 +148,7 @@ class TestRule:
         job = Job.objects.create(name="one")
         assert may(user, job, "abort") is False
 
-    def test_a_visitor_is_never_none_for_a_rule(self, decide: Callable[[Any], None]) -> None:
+    def test_a_visitor_is_never_none_for_a_rule(self, decide: Decide) -> None:
         """None would be the owner of a job whose owner was deleted."""
         job = Job.objects.create(name="one", owner=None)
         decide(lambda user, run_id, action: run_object(run_id).owner == user)  # type: ignore[union-attr]
@@ -174,7 +166,7 @@ class TestEverywhere:
     """Each face asks the rule, with the ID of the run and the action."""
 
     @pytest.fixture
-    def asked(self, decide: Callable[[Any], None]) -> list[tuple[str, str]]:
+    def asked(self, decide: Decide) -> list[tuple[str, str]]:
         asked: list[tuple[str, str]] = []
 
         def rule(user: object, run_id: str, action: str) -> bool:
