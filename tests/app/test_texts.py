@@ -106,24 +106,21 @@ class TestLog:
 
 @pytest.mark.django_db(transaction=True)
 class TestTerminal:
-    def output(self, *args: str) -> str:
-        out = io.StringIO()
-        call_command(*args, stdout=out)
-        return out.getvalue()
-
     def test_of_commands(self, configure: Configure) -> None:
         configure(REQUESTS=True)
         for command in ("abort_run", "clear_run_abort"):
-            shown = self.output(command, RUN)
+            out = io.StringIO()
+            call_command(command, RUN, stdout=out)
+            shown = out.getvalue()
             assert SHOWN_RUN in shown
             assert shown.rstrip("\n").isprintable()
 
 
 @pytest.mark.django_db
 class TestPage:
-    def test_of_the_button(self, configure: Configure) -> None:
+    def test_of_the_button(self, configure: Configure, admin_user: User) -> None:
         request = RequestFactory().get("/")
-        request.user = User.objects.create_superuser("ada")
+        request.user = admin_user
         text = "{% load run_abort %}{% abort_button run %}{% abort_button run name=nasty %}"
         context = RequestContext(request, {"run": RUN, "nasty": NASTY})
         page = Template(text).render(context)
@@ -131,50 +128,42 @@ class TestPage:
         assert SHOWN in page
         assert "\u202e" not in page
 
-    def test_of_the_abort_view(self, configure: Configure) -> None:
-        client = Client()
-        client.force_login(User.objects.create_superuser("ada"))
+    def test_of_the_abort_view(self, configure: Configure, admin_client: Client) -> None:
         url = reverse("run_abort:abort", args=[RUN])
-        page = client.get(url).content.decode()
+        page = admin_client.get(url).content.decode()
         assert SHOWN_RUN in page
         assert "\u202e" not in page
-        client.post(url, {"reason": NASTY.removesuffix("\ud800"), "next": "/admin/"})
-        page = client.get("/admin/").content.decode()
+        admin_client.post(url, {"reason": NASTY.removesuffix("\ud800"), "next": "/admin/"})
+        page = admin_client.get("/admin/").content.decode()
         assert SHOWN_RUN in page
         assert "\u202e" not in page
 
-    def test_of_the_admin(self, configure: Configure) -> None:
+    def test_of_the_admin(self, configure: Configure, admin_client: Client) -> None:
         configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
         abort_run(RUN, reason=NASTY, actor=NASTY)
         (request,) = AbortRequest.objects.all()
-        client = Client()
-        client.force_login(User.objects.create_superuser("ada"))
         changelist = reverse("admin:run_abort_abortrequest_changelist")
         change = reverse("admin:run_abort_abortrequest_change", args=[request.pk])
         for url in (changelist, change):
-            page = client.get(url).content.decode()
+            page = admin_client.get(url).content.decode()
             assert SHOWN_RUN in page
             assert "\u202e" not in page
 
-    def test_of_the_admins_question(self) -> None:
-        client = Client()
-        client.force_login(User.objects.create_superuser("ada"))
+    def test_of_the_admins_question(self, admin_client: Client) -> None:
         job = Job.objects.create(name="job\u202e-1")
         changelist = reverse("admin:jobs_job_changelist")
         data = {"action": "abort_selected_runs", "_selected_action": str(job.pk)}
         for answer in (
-            client.get(reverse("admin:jobs_job_abort", args=[job.pk])),
-            client.post(changelist, data),
+            admin_client.get(reverse("admin:jobs_job_abort", args=[job.pk])),
+            admin_client.post(changelist, data),
         ):
             page = answer.content.decode()
             assert r"job\u202e-1" in page
             assert "\u202e" not in page
 
     @pytest.mark.parametrize("by", ["button", "live", "force"])
-    def test_of_the_admins_log(self, configure: Configure, by: str) -> None:
+    def test_of_the_admins_log(self, configure: Configure, admin_client: Client, by: str) -> None:
         configure(REQUESTS=True, HOLDS=True, REDIS_URL=False)
-        client = Client()
-        client.force_login(User.objects.create_superuser("ada"))
         hold_row(RUN, process_row())
         url = {
             "button": reverse("admin:jobs_job_abort", args=[Job.objects.create(name="one").pk]),
@@ -182,7 +171,7 @@ class TestPage:
             "force": reverse("admin:run_abort_live_force"),
         }[by]
         with mock.patch.object(RunningNowAdmin, "abort_wait", 0):
-            client.post(url, {"run": quote(RUN), "post": "yes", "reason": "wrong\u202e"})
+            admin_client.post(url, {"run": quote(RUN), "post": "yes", "reason": "wrong\u202e"})
         (entry,) = LogEntry.objects.all()
         assert r"wrong\u202e" in entry.get_change_message()
         assert entry.get_change_message().isprintable()

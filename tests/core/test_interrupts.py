@@ -96,14 +96,16 @@ def abort(core: Core, work: Callable[[], object]) -> BaseException | None:
     return worker.join()
 
 
+def spin(core: Core, grace: float = 0) -> None:
+    """Work that does not look at its signal."""
+    with core.block("run-1", grace=grace, insist="interrupt"):
+        while True:
+            pass
+
+
 class TestThread:
     def test_one_that_does_not_look_is_interrupted(self, core: Core) -> None:
-        def work() -> None:
-            with core.block("run-1", grace=0.1, insist="interrupt"):
-                while True:
-                    pass
-
-        worker = Worker(work)
+        worker = Worker(partial(spin, core, grace=0.1))
         began = time.monotonic()
         core.abort_when_held()
         error = pickle.loads(pickle.dumps(worker.join()))
@@ -125,12 +127,7 @@ class TestThread:
 
         monkeypatch.setattr(AbortSignal, "escalated", after_the_interrupt)
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt"):
-                while True:
-                    pass
-
-        assert isinstance(abort(core, work), RunAborted)
+        assert isinstance(abort(core, partial(spin, core)), RunAborted)
         assert core.happened() == ["Aborted", "Escalated", "Left"]
 
     def test_one_that_leaves_in_time_is_not(self, core: Core) -> None:
@@ -681,12 +678,7 @@ def test_none_follows_while_the_first_notes_its_arrival(
 
     monkeypatch.setattr(Interruption, "_obey", send_and_obey)
 
-    def work() -> None:
-        with core.block("run-1", grace=0, insist="interrupt"):
-            while True:
-                pass
-
-    assert isinstance(abort(core, work), RunAborted)
+    assert isinstance(abort(core, partial(spin, core)), RunAborted)
     assert sent == [False]
 
 

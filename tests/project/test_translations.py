@@ -68,11 +68,6 @@ def path_of(language: str, suffix: str) -> Path:
     return APP / "locale" / language / "LC_MESSAGES" / f"django.{suffix}"
 
 
-def catalog_of(language: str) -> Catalog:
-    with path_of(language, "po").open("rb") as file:
-        return read_po(file, locale=language, abort_invalid=True)
-
-
 def messages_of(catalog: Catalog) -> Iterator[Message]:
     return (message for message in catalog if message.id)
 
@@ -84,7 +79,8 @@ def language(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def catalog(language: str) -> Catalog:
-    return catalog_of(language)
+    with path_of(language, "po").open("rb") as file:
+        return read_po(file, locale=language, abort_invalid=True)
 
 
 def test_texts_are_found() -> None:

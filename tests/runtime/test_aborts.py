@@ -39,7 +39,7 @@ from tests.blocks import connected
 from tests.conftest import Configure
 from tests.guards import in_event_loop
 from tests.jobs.models import Job
-from tests.support import NO_REDIS, TIMEOUT, Foreign, wait_until
+from tests.support import NO_REDIS, TIMEOUT, Foreign, in_threads, wait_until
 
 Sent = list[Request]
 
@@ -364,33 +364,18 @@ class TestAsync:
 
 
 class TestNoGapInTheAbortersOwnProcess:
-    """A block that begins between the first look at the registry and the record."""
-
-    def enter_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> list[abortable_run]:
-        entered: list[abortable_run] = []
-        rows = current().requests
-        record = rows.record
-
-        def enter() -> None:
-            block = abortable_run("run-1")
-            block.__enter__()
-            entered.append(block)
+    def test_a_block_that_begins_before_the_record_is_aborted_by_the_second_look(
+        self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        block = abortable_run("run-1")
+        record = runtime.requests.record
 
         def recording(*args: Any, **options: Any) -> Any:
-            thread = threading.Thread(target=enter)
-            thread.start()
-            thread.join()
+            in_threads(block.__enter__)
             return record(*args, **options)
 
-        monkeypatch.setattr(rows, "record", recording)
-        return entered
-
-    def test_it_is_aborted_by_the_second_look(
-        self, with_all: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        entered = self.enter_meanwhile(monkeypatch)
+        monkeypatch.setattr(runtime.requests, "record", recording)
         outcome = abort_run("run-1", reason="because")
-        (block,) = entered
         with pytest.raises(RunAborted, match="because"):
             block.__exit__(None, None, None)
         assert outcome.local == 1

@@ -187,7 +187,7 @@ class TestLife:
         wait_until(lambda: ["late"] in looks.ids)
         request("late")
         with pytest.raises(RunAborted):
-            wait_until(lambda: blocks[0]._controller is not None and _is_aborted(blocks[0]))
+            wait_until(lambda: blocks[0]._controller.signal.aborted)
             blocks[0].__exit__(None, None, None)
 
     def test_a_database_error_is_logged_once_and_it_looks_again(
@@ -239,10 +239,6 @@ class TestLife:
             wait_until(lambda: "oops" in caplog.text)
             request()
             assert signal.wait(20)
-
-
-def _is_aborted(block: abortable_run) -> bool:
-    return block._controller is not None and block._controller.signal.aborted
 
 
 class TestMissed:

@@ -19,6 +19,7 @@ import redis
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import request_finished
 from django_redis.pool import ConnectionFactory
 
 from example.redis_server import RedisServer, find_executable, free_port
@@ -482,21 +483,16 @@ class TestAliasTraps:
         assert foreign.publish("before") == 1
         wait_until(lambda: node.heard == ["before"])
         if use_cache:
-            self.disturb()
+            cache = caches["default"]
+            cache.set("key", "value")
+            assert cache.get("key") == "value"
+            request_finished.send(sender=None)
+            cache.clear()
         time.sleep(0.5)  # longer than the time-outs under test
         assert node.listener.status().reconnects == 0
         assert foreign.publish("after") == 1
         wait_until(lambda: node.heard == ["before", "after"])
         assert publish(node.push)
-
-    def disturb(self) -> None:
-        from django.core.signals import request_finished
-
-        cache = caches["default"]
-        cache.set("key", "value")
-        assert cache.get("key") == "value"
-        request_finished.send(sender=None)
-        cache.clear()
 
     @pytest.mark.parametrize(
         "options",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -11,7 +10,6 @@ import django
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
@@ -30,7 +28,7 @@ from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job
 from tests.rows import LEASE, hold_row, process_row
 from tests.support import NO_REDIS
-from tests.web.conftest import logged_in, messages, staff, text
+from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -492,15 +490,10 @@ def test_the_requests_are_registered_by_importing_the_admin() -> None:
     assert type(admin.site._registry[AbortRequest]) is AbortRequestAdmin
 
 
-class TestRequests:
-    @pytest.fixture
-    def row(self) -> Iterator[AbortRequest]:
-        return AbortRequest.objects.create(run_id="<b>run-1</b>", reason="because", actor="ann")
-
-    def test_and_nothing_else(self, row: AbortRequest) -> None:
-        client = logged_in(User.objects.create_superuser("root"))
-        base = "/admin/run_abort/abortrequest/"
-        assert client.get(f"{base}add/").status_code == 403
-        assert client.post(f"{base}{row.pk}/change/", {"reason": "x"}).status_code == 403
-        assert client.post(f"{base}{row.pk}/delete/", {"post": "yes"}).status_code == 403
-        assert AbortRequest.objects.get().reason == "because"
+def test_a_request_is_neither_added_nor_changed_nor_deleted(admin_client: Client) -> None:
+    row = AbortRequest.objects.create(run_id="run-1", reason="because", actor="ann")
+    base = "/admin/run_abort/abortrequest/"
+    assert admin_client.get(f"{base}add/").status_code == 403
+    assert admin_client.post(f"{base}{row.pk}/change/", {"reason": "x"}).status_code == 403
+    assert admin_client.post(f"{base}{row.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert AbortRequest.objects.get().reason == "because"

@@ -243,6 +243,12 @@ class Asgi:
                 assert not self.task.done(), self.sent
                 await asyncio.sleep(0.002)
 
+    async def leave(self, condition: Callable[[], object]) -> None:
+        """The client goes as soon as the condition is true."""
+        await self.until(condition)
+        self.is_gone.set()
+        await self.end()
+
     async def end(self) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -448,9 +454,7 @@ class TestDatabase:
 
         async def main() -> None:
             asgi = Asgi("/wait-tied/run-1/")
-            await asgi.until(lambda: happened)
-            asgi.is_gone.set()
-            await asgi.end()
+            await asgi.leave(lambda: happened)
 
         asyncio.run(main())
         (row,) = AbortRequest.objects.all()
@@ -734,9 +738,7 @@ class TestAsyncStream:
     def test_disconnected(self, tied: bool, while_sending: bool) -> None:
         async def main() -> None:
             asgi = Asgi("/stream-async/run-1/" + "?tied" * tied, reads=not while_sending)
-            await asgi.until(lambda: asgi.body if while_sending else happened)
-            asgi.is_gone.set()
-            await asgi.end()
+            await asgi.leave(lambda: asgi.body if while_sending else happened)
             assert happened == (["left"] if while_sending else ["went on", "left"])
             assert len(current().registry.controllers()) == 1
 
@@ -750,9 +752,7 @@ class TestAsyncStream:
         self,
     ) -> None:
         asgi = Asgi("/busy-async/run-1/")
-        await asgi.until(lambda: asgi.body)
-        asgi.is_gone.set()
-        await asgi.end()
+        await asgi.leave(lambda: asgi.body)
         assert not asgi.is_whole
         assert list(current().registry.holders()) == []
 
@@ -874,9 +874,7 @@ class TestDisconnect:
     def test_a_view_that_waits(self, tied: bool) -> None:
         async def main() -> None:
             asgi = Asgi("/wait-tied/run-1/" if tied else "/wait/run-1/")
-            await asgi.until(lambda: happened)
-            asgi.is_gone.set()
-            await asgi.end()
+            await asgi.leave(lambda: happened)
             assert asgi.sent == []
             assert happened == ["began", "left"]
             assert len(current().registry.controllers()) == 1
@@ -892,9 +890,7 @@ class TestDisconnect:
 
         async def main() -> None:
             asgi = Asgi("/wait-tied/run-1/")
-            await asgi.until(lambda: happened)
-            asgi.is_gone.set()
-            await asgi.end()
+            await asgi.leave(lambda: happened)
             assert happened == ["began", "left", "run-1"]
 
         with connected(run_abort_requested, slowly):
