@@ -172,10 +172,7 @@ def abortable_view(
 def _watch(
     request: HttpRequest, block: abortable_run, on_disconnect: OnDisconnect
 ) -> Callable[[], object]:
-    """Abort when the client of a sync view disconnects.
-
-    :return: ends that.
-    """
+    """Abort when the client of a sync view disconnects, until the returned function is called."""
     fd = socket_of(request, on_disconnect)
     if fd is None:
         return list
@@ -199,9 +196,10 @@ def _checked(response: Any) -> HttpResponseBase:
 
 def _roll_back() -> None:
     """Roll back the transactions of ``ATOMIC_REQUESTS``, although the view returns a response."""
-    for connection in connections.all(initialized_only=True):
-        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
-            connection.set_rollback(True)
+    for each in connections.all(initialized_only=True):
+        blocks = each.atomic_blocks if each.settings_dict["ATOMIC_REQUESTS"] else []
+        if blocks and not getattr(blocks[-1], "_from_testcase", False):  # that is not theirs
+            each.set_rollback(True)
 
 
 async def _abort_everywhere(signal: AbortSignal) -> None:

@@ -180,6 +180,7 @@ urlpatterns = [
     path("look/<name>/", look, name="the-look"),
     path("look-async/<name>/", look_async),
     path("write/<name>/", write),
+    path("write-at-once/<name>/", transaction.non_atomic_requests(partial(write))),
     path("count/<name>/", count),
     path("sync/<name>/", Sync.as_view()),
     path("async/<name>/", Async.as_view()),
@@ -448,6 +449,16 @@ class TestDatabase:
         with transaction.atomic():
             assert Client().get("/write/run-1/?abort").status_code == 409
             assert Job.objects.count() == 1
+
+    @pytest.mark.django_db
+    @pytest.mark.usefixtures("atomic_requests")
+    def test_a_view_without_a_transaction_leaves_that_of_a_test_case_alone(self) -> None:
+        assert Client().get("/write-at-once/run-1/?abort").status_code == 409
+        request = factory.get("/", {"abort": ""})
+        assert write(request, name="run-1").status_code == 409  # type: ignore[arg-type]
+        assert Job.objects.count() == 2
+        assert Client().get("/write/run-1/?abort").status_code == 409
+        assert Job.objects.count() == 2
 
     def test_a_disconnect_is_recorded_and_stops_no_later_start(self, settings: Any) -> None:
         settings.RUN_ABORT = {"LISTEN": False, "REQUESTS": True}
