@@ -198,7 +198,8 @@ async def _aabort(batch: Batch) -> AbortOutcome:
     if batch.wait is None or not can_look():
         return outcome
     lookout = _lookout([outcome])
-    waiting = submit(partial(_awaited, lookout, batch.wait, [outcome]), name="run_abort-wait")
+    wait = partial(_awaited, lookout, batch.wait, [outcome])
+    waiting = submit(wait, name="run_abort-wait", joined=False)
     try:
         (outcome,) = await shielded(waiting)
     finally:

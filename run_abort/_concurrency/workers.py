@@ -77,13 +77,18 @@ def _body(fn: Callable[[], object]) -> None:
     thread_ends()
 
 
-def submit(fn: Callable[[], T], *, name: str, daemon: bool = True) -> Future[T]:
+def submit(
+    fn: Callable[[], T], *, name: str, daemon: bool = True, joined: bool = True
+) -> Future[T]:
     """Call ``fn`` on a thread of its own; the future gets its result.
 
     :param daemon: whether the interpreter may exit while ``fn`` runs.
+    :param joined: whether a fork waits for it, up to ``JOIN_TIMEOUT``; False if ``fn`` may wait for
+        long.
     """
     future: Future[T] = Future()
-    if not _start(partial(_fulfil, fn, future, thread_ends), name=name, daemon=daemon, joined=True):
+    body = partial(_fulfil, fn, future, thread_ends)
+    if not _start(body, name=name, daemon=daemon, joined=joined):
         _fulfil(fn, future)  # without thread_ends: the caller's connections stay open
     return future
 

@@ -269,7 +269,7 @@ def _kill(process: subprocess.Popen[Any]) -> None:
 
 async def run_async(run: Run) -> subprocess.CompletedProcess[Any]:
     """Call ``run.run()`` on a thread of its own. If the caller is cancelled, end the process."""
-    future = asyncio.wrap_future(submit(run.run, name="run_abort-process"))
+    future = asyncio.wrap_future(submit(run.run, name="run_abort-process", joined=False))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

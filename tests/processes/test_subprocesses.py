@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from run_abort import AbortController, AbortSignal, RunAborted, abortable_run
+from run_abort._concurrency import workers
 from run_abort._core import process_tree, procfs
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
@@ -604,6 +605,24 @@ time.sleep(600)
             return (await task).returncode
 
         assert asyncio.run(main()) == 0
+
+    def test_a_fork_does_not_wait_for_it(self, controller: AbortController, tmp_path: Path) -> None:
+        path = tmp_path / "runs"
+
+        async def main() -> float:
+            task = asyncio.ensure_future(
+                controller.signal.run_async(["sh", "-c", f"touch {path}; exec sleep 600"])
+            )
+            await asyncio.to_thread(wait_until, path.exists)
+            began = time.monotonic()
+            workers.before_fork()
+            took = time.monotonic() - began
+            controller.abort()
+            with pytest.raises(RunAborted):
+                await task
+            return took
+
+        assert asyncio.run(main()) < workers.JOIN_TIMEOUT / 2
 
 
 @pytest.mark.parametrize("grace", ["soon", True, -1, float("nan"), float("inf")])

@@ -29,6 +29,7 @@ from run_abort import (
     abortable_run,
     clear_run_abort,
 )
+from run_abort._concurrency import workers
 from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
@@ -1045,6 +1046,25 @@ def test_waiting_needs_no_thread_of_the_loop(elsewhere: Runtime) -> None:
     assert asyncio.run(main()) < TIMEOUT / 2
     # A wait that was given up does not hold the loop's end.
     assert time.monotonic() - began < TIMEOUT / 2
+    elsewhere.holder.leave(controller)
+
+
+def test_a_fork_does_not_wait_for_one_who_waits(runtime: Runtime, elsewhere: Runtime) -> None:
+    controller = hold_in(elsewhere)
+
+    async def main() -> float:
+        waiter = asyncio.create_task(aabort_run("import-1", wait=TIMEOUT))
+        await asyncio.to_thread(
+            wait_until,
+            lambda: any(each.name == "run_abort-wait" for each in threading.enumerate()),
+        )
+        began = time.monotonic()
+        workers.before_fork()
+        took = time.monotonic() - began
+        waiter.cancel()
+        return took
+
+    assert asyncio.run(main()) < workers.JOIN_TIMEOUT / 2
     elsewhere.holder.leave(controller)
 
 
