@@ -215,7 +215,8 @@ def stop_instead(interruption: Interruption, signal: AbortSignal) -> bool:
     refusal = _Refusal(interruption, signal)
     wrappers = getattr(running.connection, "execute_wrappers", None)
     if wrappers is not None and refusal not in wrappers:
-        wrappers.append(refusal)
+        # Not at the end, from which Django's execute_wrapper() removes that of the job.
+        wrappers.insert(0, refusal)
     return False
 
 

@@ -23,7 +23,7 @@ from tests.conftest import Configure
 from tests.guards import SWALLOWED_INTERRUPTS
 from tests.jobs.models import Job
 from tests.store.test_statements import SLOW, execute
-from tests.support import wait_until
+from tests.support import TIMEOUT, wait_until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -195,3 +195,29 @@ def test_an_interrupt_of_the_end_of_a_transaction_loses_no_cleanup(
                 raise
     assert connection.get_autocommit()
     assert [job.name for job in Job.objects.all()] == ["cleanup"]
+
+
+@pytest.mark.skipif(connection.vendor == "mysql", reason="the statement is not cancelled there")
+def test_a_wrapper_of_the_job_does_not_outlive_it() -> None:
+    began, left = threading.Event(), []
+
+    def note(execute: Callable[..., object], *args: object) -> object:
+        began.set()
+        return execute(*args)
+
+    def work() -> None:
+        try:
+            with suppress(RunAborted), abortable_run("run-1", grace=0, insist="interrupt"):
+                with connection.execute_wrapper(note):
+                    execute(SLOW[connection.vendor])
+            execute("SELECT 1")
+            left.append(list(connection.execute_wrappers))
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert began.wait(TIMEOUT)
+    current().registry.abort(Request("run-1"))
+    thread.join(TIMEOUT)
+    assert left == [[]]
