@@ -30,6 +30,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
 
 from ._concurrency.workers import in_event_loop, spawn
 from ._core.controller import GRACE, AbortSignal
@@ -64,6 +65,7 @@ class StreamAborted(Exception):  # noqa: N818  a state, not a mistake
     """
 
 
+@never_cache  # also where the view's own responses are kept for a while
 def _refuse(request: HttpRequest, aborted: RunAborted) -> HttpResponse:
     # No actor and no reason: not every visitor may know them.
     error = _("This was aborted.")

@@ -27,6 +27,7 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
+from django.views.decorators.cache import cache_control
 
 from run_abort import AbortController, AbortSignal, RunAborted, abort_run, abortable_run
 from run_abort._concurrency.throttle import Throttle
@@ -304,6 +305,13 @@ class TestView:
             409,
             {"ok": False, "error": "This was aborted."},
         )
+
+    def test_its_answer_is_not_kept_in_place_of_the_views(self) -> None:
+        kept = cache_control(max_age=3600, public=True)(look)
+        response = kept(factory.get("/"), name="run-1")
+        assert response.status_code == 409
+        assert "no-store" in response["Cache-Control"]
+        assert "3600" not in response["Cache-Control"]
 
     @pytest.mark.parametrize("url", ["look-async", "async", "wrapped"])
     def test_an_async_one_is_cancelled(self, url: str) -> None:
