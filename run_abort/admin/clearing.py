@@ -14,7 +14,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
-from django.views.decorators.http import require_POST
 
 from run_abort.aborts import clear_run_abort
 from run_abort.exceptions import visible
@@ -38,7 +37,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return may_some(request.user, "clear")
 
     def get_urls(self) -> list[URLPattern]:
-        view = require_POST(self.admin_site.admin_view(self.clear_view))
+        view = self.admin_site.admin_view(self.clear_view)
         return [path("<path:object_id>/clear/", view, name="run_abort_clear"), *super().get_urls()]
 
     def clear_url(self, request: HttpRequest, row: AbortRequest) -> str:
@@ -84,6 +83,8 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Clear the run of one request."""
+        if request.method != "POST":  # such as after a login, which loses the form
+            return HttpResponseRedirect(object_url(self, unquote(object_id)))
         row: Any = self.get_object(request, unquote(object_id))
         if not self.has_view_permission(request, row):
             raise PermissionDenied

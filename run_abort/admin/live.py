@@ -16,7 +16,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_safe
 
 from run_abort import conf
 from run_abort._core.controller import GRACE
@@ -65,8 +65,8 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(require_safe(self.live_view))
-        abort = self.admin_site.admin_view(require_POST(self.live_abort_view))
-        force = self.admin_site.admin_view(require_POST(self.live_force_view))
+        abort = self.admin_site.admin_view(self.live_abort_view)
+        force = self.admin_site.admin_view(self.live_force_view)
         return [
             path("", live, name="run_abort_runningnow_changelist"),  # the entry of the index
             path("", live, name="run_abort_live"),
@@ -111,6 +111,8 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def live_abort_view(self, request: HttpRequest) -> HttpResponse:
         """Ask for confirmation first, then abort the run."""
+        if request.method != "POST":  # such as after a login, which loses the form
+            return HttpResponseRedirect(self.live_url())
         run_id = self._posted_run(request)
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
@@ -136,6 +138,8 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         For users with the permission ``run_abort.end_by_force`` who may abort every run that such a
         process works on.
         """
+        if request.method != "POST":  # such as after a login, which loses the form
+            return HttpResponseRedirect(self.live_url())
         run_id = self._posted_run(request)
         runs = _runs_beside(run_id)
         if not runs:

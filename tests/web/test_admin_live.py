@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.admin import AdminSite, ModelAdmin
@@ -410,7 +411,8 @@ class TestForce:
         assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
 
     def test_reading_ends_nothing(self, forcer: Client) -> None:
-        assert forcer.get(force_url()).status_code == 405
+        assert forcer.get(force_url())["Location"] == url()
+        assert not AbortRequest.objects.exists()
 
 
 class TestWho:
@@ -426,6 +428,15 @@ class TestWho:
     def test_a_stranger_logs_in(self, sent: dict[str, str]) -> None:
         assert "login" in Client().get(url())["Location"]
         assert "login" in Client().post(abort_url(), sent)["Location"]
+
+    def test_who_logs_in_after_a_click_sees_the_page_again(
+        self, aborter: Client, sent: dict[str, str]
+    ) -> None:
+        stranger = Client()
+        for address in (abort_url(), force_url()):
+            login_url = stranger.post(address, sent)["Location"]
+            back = parse_qs(urlsplit(login_url).query)["next"][0]
+            assert "run-1" in text(aborter.get(back, follow=True))
 
     @pytest.mark.parametrize("codenames", [(), ("abort_run",)])
     def test_who_may_not_view_the_requests_may_do_nothing(
@@ -446,7 +457,7 @@ class TestWho:
 
     def test_reading_aborts_nothing(self, aborter: Client, sent: dict[str, str]) -> None:
         assert aborter.post(url(), sent).status_code == 405
-        assert aborter.get(abort_url(), sent).status_code == 405
+        assert aborter.get(abort_url(), sent)["Location"] == url()
 
     def test_a_csrf_token_is_needed(self, aborter: Client, sent: dict[str, str]) -> None:
         aborter.handler.enforce_csrf_checks = True
