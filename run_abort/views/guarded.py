@@ -68,7 +68,7 @@ class GuardedView(View):
     def get_run_id(self) -> Any:
         """What names the run, as ``abort_run`` takes it; by default the URL's ``run_id``.
 
-        ``DoesNotExist`` and ``ValueError`` become a 404.
+        ``DoesNotExist`` and ``ValueError`` become a 404, ``PermissionDenied`` a 403.
         """
         return self.kwargs["run_id"]
 
@@ -76,6 +76,7 @@ class GuardedView(View):
         """Find the run, and return whether the visitor may do this to it.
 
         :raises Http404: if a hook raises it, or looks for what does not exist.
+        :raises PermissionDenied: if a hook raises it.
         """
         try:
             self.run_id = clean_id(self.get_run_id())
@@ -90,15 +91,16 @@ class GuardedView(View):
             if not needs_permission or self._lets_in():
                 return super().dispatch(request, *args, **kwargs)
             return self._deny()
-        except Http404:
+        except (Http404, PermissionDenied) as error:
             if self._prefers_json():
-                return self._json(denial(None, None))
+                found = None if isinstance(error, Http404) else self.run_id
+                return self._json(denial(visitor(self.request), found))
             raise
 
     def _lets_in(self) -> bool:
         try:
             return self.is_permitted()
-        except Http404:
+        except (Http404, PermissionDenied):
             if is_known(visitor(self.request)):
                 raise
             return False  # who has not logged in does not learn whether the run exists

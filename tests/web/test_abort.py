@@ -12,6 +12,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.messages import get_messages
 from django.contrib.messages.storage.fallback import FallbackStorage
 from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -361,6 +362,30 @@ class TestPermission:
         except Http404:
             status = 404
         assert status == 404
+
+    @pytest.mark.parametrize("view", [AbortView, AbortProgressView])
+    @pytest.mark.parametrize("hook", ["get_run_id", "has_abort_permission"])
+    def test_a_hook_that_raises_refuses(self, view: Any, hook: str, ann: User) -> None:
+        def refuse(self: AbortView, *args: str) -> None:
+            raise PermissionDenied("not yours")
+
+        class MyView(view):  # type: ignore[misc]
+            def get_run_id(self) -> str:
+                return "run-1"
+
+        setattr(MyView, hook, refuse)
+        request = RequestFactory().get("/", headers={"accept": JSON})
+        for user, status in ((AnonymousUser(), 401), (ann, 403)):
+            request.user = user
+            response = MyView.as_view()(request)
+            assert (response.status_code, response["Content-Type"]) == (status, JSON)
+        request = RequestFactory().get("/", headers={"accept": HTML})
+        request.user = AnonymousUser()
+        if view is AbortView:
+            assert "login" in MyView.as_view()(request)["Location"]
+            request.user = ann
+            with pytest.raises(PermissionDenied, match="not yours"):
+                MyView.as_view()(request)
 
     def post(self, view: type[AbortView], pk: str) -> int:
         """Without any middleware."""
