@@ -197,7 +197,8 @@ class AbortableTask(DjangoTask):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableResult:  # noqa: N802
         """The result of a task by its ID."""
-        return AbortableResult(task_id, backend=self.backend, task_name=self.name, **kwargs)
+        facts = {"app": self.app, "backend": self.backend, "task_name": self.name}
+        return AbortableResult(task_id, **facts, **kwargs)
 
 
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:

@@ -202,6 +202,12 @@ class TestResult:
         with pytest.raises(NotImplementedError, match="No result backend"):
             app.AsyncResult("another").get(timeout=5)
 
+    def test_it_belongs_to_the_app_of_its_task(self) -> None:
+        """In each thread, and with several apps: ``revoke()`` asks that app's workers."""
+        app = Celery(broker="memory://", set_as_current=False)
+        task = app.task(shared=False, base=AbortableTask, name="one")(elsewhere)
+        assert task.AsyncResult("one").app is app
+
     def test_waiting_ends_at_its_time(self, driver: CeleryDriver) -> None:
         result = driver.tasks["look"].delay("one")
         started = time.monotonic()
