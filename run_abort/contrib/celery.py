@@ -206,7 +206,7 @@ def _mark(task: Any, request: Any, error: TaskAborted) -> None:
     backend = task.backend
     facts = error.facts()
     try:
-        if not (request.ignore_result or task.ignore_result):
+        if _is_kept(task, request):
             # Store the task's own state last: a caller that sees it may read the others next.
             for later in getattr(request, "chain", None) or ():  # it now never begins
                 for task_id in _task_ids(later):
@@ -216,6 +216,14 @@ def _mark(task: Any, request: Any, error: TaskAborted) -> None:
         backend.mark_as_failure(request.id, error, request=request, store_result=False)
     except Exception:  # raised here, Celery would take it for a failure of the task
         logger.exception("The end of the aborted task %r could not be stored", request.id)
+
+
+def _is_kept(task: Any, request: Any) -> bool:
+    """Whether the caller, or else the task, wants the end of a task that failed to be stored."""
+    is_ignored = vars(request).get("ignore_result")  # Celery's class says False, not None
+    if is_ignored is None:
+        is_ignored = task.ignore_result
+    return not is_ignored or task.store_errors_even_if_ignored
 
 
 def _task_ids(signature: Any) -> Iterator[str]:

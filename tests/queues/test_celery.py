@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, current_task, group
@@ -217,13 +218,41 @@ class TestResult:
 
 
 @pytest.mark.usefixtures("project")
-class TestRetry:
+class ByTheTracer:
     """In this process, by what a worker executes a task with."""
 
     @pytest.fixture
     def app(self) -> Celery:
         return Celery(broker="memory://", backend="cache+memory://", set_as_current=False)
 
+    def execute(self, task: Any, run_id: str, **request: Any) -> str:
+        build_tracer(task.name, task, app=task.app)(run_id, (), {}, {"id": run_id, **request})
+        return str(task.AsyncResult(run_id).state)
+
+
+class TestIgnoredResult(ByTheTracer):
+    @pytest.mark.parametrize(
+        ("task", "message", "state"),
+        [
+            ({"ignore_result": True}, {}, "PENDING"),
+            ({"ignore_result": True}, {"ignore_result": None}, "PENDING"),
+            ({}, {"ignore_result": True}, "PENDING"),
+            ({"ignore_result": True}, {"ignore_result": False}, "ABORTED"),
+            ({"ignore_result": True, "store_errors_even_if_ignored": True}, {}, "ABORTED"),
+        ],
+    )
+    def test_its_state_is_stored_if_that_of_a_failed_one_would_be(
+        self, app: Celery, task: dict[str, Any], message: dict[str, Any], state: str
+    ) -> None:
+        @app.task(shared=False, base=AbortableTask, bind=True, **task)
+        def work(self: Any) -> None:
+            abort_run(self.request.id)
+            own_signal().raise_if_aborted()
+
+        assert self.execute(work, str(uuid4()), **message) == state
+
+
+class TestRetry(ByTheTracer):
     @pytest.fixture
     def sent(self) -> list[str]:
         """What the tasks have sent to be retried."""
@@ -238,10 +267,6 @@ class TestRetry:
                 sent.append(options["task_id"])
 
         return Recorded
-
-    def execute(self, task: Any, run_id: str) -> str:
-        build_tracer(task.name, task, app=task.app)(run_id, (), {}, {"id": run_id})
-        return str(task.AsyncResult(run_id).state)
 
     def test_one_that_fails_because_of_the_abort_is_not_retried(
         self, app: Celery, base: type[AbortableTask], sent: list[str]
