@@ -91,12 +91,15 @@ class TestCanvas:
     def test_a_chain_that_has_come_to_its_second_task(
         self, driver: CeleryDriver, worker: Child
     ) -> None:
-        last = chain(driver.tasks["done"].si("one"), driver.tasks["look"].si("two")).delay()
+        look, done = driver.tasks["look"], driver.tasks["done"]
+        last = chain(done.si("one"), look.si("two"), done.si("three")).delay()
         worker.wait_for("began two")
-        outcome = abort(last.parent.id, wait=TIMEOUT)
+        first = last.parent.parent
+        outcome = abort(first.id, wait=TIMEOUT)
         assert outcome.stopped
-        driver.assert_aborted(last)
-        assert last.parent.get(timeout=5) == "one"
+        for each in (last, last.parent):
+            driver.assert_aborted(each)
+        assert first.get(timeout=5) == "one"
 
     def test_a_group(self, driver: CeleryDriver) -> None:
         worker = driver.start(concurrency=2)
