@@ -114,6 +114,7 @@ class AbortableJob(Job):
             current().settle()
 
     def _note_abort(self, error: TaskAborted) -> None:
+        self.get_meta()  # somebody else may have changed it
         self.meta[META] = error.facts()
         self.save_meta()  # type: ignore[no-untyped-call]
 
@@ -138,7 +139,6 @@ class AbortableJob(Job):
         self._aborted_since = self._aborted_since or now
         if now - self._aborted_since < seconds:
             return False
-        self.get_meta()  # the job may have changed it
         self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
         return True
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 from django.conf import settings
-from rq import Callback, Queue
+from rq import Callback, Queue, get_current_job
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
 from rq.worker import BaseWorker
@@ -408,6 +408,12 @@ class TestInProcess:
         assert job.get_status() == "stopped"
         assert job.meta["run_abort"] == {"run_id": "one", "reason": "because", "actor": ""}
 
+    def test_what_somebody_else_writes_into_its_meta_stays(self, inline: Queue) -> None:
+        job = inline.enqueue(write_meta_elsewhere, meta={"customer": 7})
+        meta = job.get_meta()
+        assert meta.pop("run_abort")["reason"] == "because"
+        assert meta == {"customer": 7, "rows": 50}
+
     def test_a_project_may_name_the_run(self, driver: RqDriver) -> None:
         class Named(AbortableJob):
             def get_run_id(self) -> str:
@@ -421,6 +427,16 @@ def abort_own_run() -> None:
     signal = own_signal()
     abort_run(signal.run_id, reason="because")
     signal.raise_if_aborted()
+
+
+def write_meta_elsewhere() -> None:
+    """Write into the job's meta as another process does, which has fetched the job."""
+    mine = get_current_job()
+    assert mine is not None
+    job = Job.fetch(mine.id, mine.connection)
+    job.meta["rows"] = 50
+    job.save_meta()  # type: ignore[no-untyped-call]
+    abort_own_run()
 
 
 def own_run_id(number: int) -> str:
