@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 try:
+    from celery.app.task import Task
     from celery.backends.base import DisabledBackend
     from celery.contrib.django.task import DjangoTask
     from celery.exceptions import Ignore
@@ -161,9 +162,12 @@ class AbortableTask(DjangoTask):
             grace=self.abort_grace,
             insist=self.abort_insist,
         )
+        call = super().__call__
+        if call.__func__ is Task.__call__:  # it would execute the task with a copy of its request
+            call = self.run
         try:
             with block as request.abort_signal:
-                return self.run(*args, **kwargs)
+                return call(*args, **kwargs)
         except RunAborted as aborted:
             error = TaskAborted.of(aborted)
             if not block.began:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from celery import Celery, chain, chord, current_task, group
+from celery import Celery, Task, chain, chord, current_task, group
 from celery.app.trace import build_tracer
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -253,6 +253,44 @@ class TestIgnoredResult(ByTheTracer):
             own_signal().raise_if_aborted()
 
         assert self.execute(work, str(uuid4()), **message) == state
+
+
+class TestBases(ByTheTracer):
+    """A project may have a base class of its own, which executes its tasks within something."""
+
+    def test_what_another_base_does_around_each_task(self, app: Celery) -> None:
+        class Noted(Task):  # type: ignore[misc]
+            def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                noted.append(own_signal().run_id)
+                return super().__call__(*args, **kwargs)
+
+        class Both(AbortableTask, Noted):
+            abstract = True
+
+        @app.task(shared=False, base=Both, bind=True)
+        def work(self: Any) -> None:
+            abort_run(self.request.id)
+            own_signal().raise_if_aborted()
+
+        noted: list[str] = []
+        run_id = str(uuid4())
+        assert self.execute(work, run_id) == "ABORTED"
+        assert noted == [run_id]
+
+    def test_what_a_task_notes_in_its_request_is_there_after_it(self, app: Celery) -> None:
+        class Noting(AbortableTask):
+            abstract = True
+
+            def on_success(self, *args: Any) -> None:
+                noted.append(self.request.rows)
+
+        @app.task(shared=False, base=Noting, bind=True)
+        def work(self: Any) -> None:
+            self.request.rows = 7
+
+        noted: list[int] = []
+        assert self.execute(work, str(uuid4())) == "SUCCESS"
+        assert noted == [7]
 
 
 class TestRetry(ByTheTracer):
