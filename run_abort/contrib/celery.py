@@ -36,6 +36,7 @@ from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current
 from run_abort._core.controller import GRACE, AbortController
+from run_abort._core.ids import RunID
 from run_abort._core.types import Escalation
 from run_abort._runtime import runtime
 from run_abort.exceptions import RunAborted, TaskAborted
@@ -131,14 +132,14 @@ class AbortableTask(DjangoTask):
         if not issubclass(app.AsyncResult, _Result):
             app.AsyncResult = type("AsyncResult", (_Result, app.AsyncResult), {})
 
-    def get_run_id(self, request: Any) -> str:
+    def get_run_id(self, request: Any) -> RunID:
         """The run ID of an execution; by default the task's ID. Meant to be overridden.
 
         :param request: Celery's task request, like ``self.request``. The task may not have begun.
         """
         return str(request.id)
 
-    def get_run_groups(self, request: Any) -> Iterable[str]:
+    def get_run_groups(self, request: Any) -> Iterable[RunID]:
         """Further IDs that abort the execution; by default those of its root and its group."""
         return [each for each in (request.root_id, request.group) if each]
 

@@ -32,7 +32,7 @@ except ImportError as error:
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
-from run_abort._core.ids import clean_ids
+from run_abort._core.ids import RunID, clean_ids
 from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
@@ -72,11 +72,11 @@ class Abortable(Middleware):
             "abort_insist": abort_insist,
         }
 
-    def get_run_id(self, message: MessageProxy) -> str:
+    def get_run_id(self, message: MessageProxy) -> RunID:
         """The run ID of a message; by default the message's ID. Meant to be overridden."""
         return message.message_id
 
-    def get_run_groups(self, message: MessageProxy) -> Iterable[str]:
+    def get_run_groups(self, message: MessageProxy) -> Iterable[RunID]:
         """Further IDs that abort the message; by default those of its option ``run_groups``."""
         return message.options.get("run_groups", ())
 

@@ -32,6 +32,7 @@ except ImportError as error:
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
+from run_abort._core.ids import RunID
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -51,14 +52,14 @@ class AbortableHuey(Huey):
     ``grace`` and ``insist`` of ``abortable_run``.
     """
 
-    def get_run_id(self, task: Task) -> str:
+    def get_run_id(self, task: Task) -> RunID:
         """The run ID of an execution; by default the task's ID. Meant to be overridden.
 
         :param task: Huey's task. It may not have begun.
         """
         return str(task.id)
 
-    def get_run_groups(self, task: Task) -> Iterable[str]:
+    def get_run_groups(self, task: Task) -> Iterable[RunID]:
         """Further IDs that abort the execution; by default none. Meant to be overridden."""
         return ()
 

@@ -36,6 +36,7 @@ except ImportError as error:
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortSignal
+from run_abort._core.ids import RunID, clean_id, clean_ids
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
@@ -67,11 +68,11 @@ class AbortableJob(Job):
     _ended_as: JobStatus | None = None
     _aborted_since: float | None = None  # in the worker; on the monotonic clock
 
-    def get_run_id(self) -> str:
+    def get_run_id(self) -> RunID:
         """The run ID of an execution; by default the job's ID. Meant to be overridden."""
         return str(self.id)
 
-    def get_run_groups(self) -> Iterable[str]:
+    def get_run_groups(self) -> Iterable[RunID]:
         """Further IDs that abort the execution; by default that of its ``rq.group.Group``."""
         return [self.group_id] if self.group_id else []
 
@@ -123,7 +124,7 @@ class AbortableJob(Job):
         return self.connection.hget(self.key, TOLD) == request_id.encode()
 
     def _note_finishing(self, signal: AbortSignal) -> None:
-        if signal.run_id == self.get_run_id():
+        if signal.run_id == clean_id(self.get_run_id()):
             self.connection.hset(self.key, FINISHING, os.getpid())
 
     def _is_overdue(self, seconds: float, pid: int) -> bool:
@@ -131,7 +132,7 @@ class AbortableJob(Job):
 
         :param pid: of the job's process.
         """
-        ids = [self.get_run_id(), *self.get_run_groups()]
+        ids = clean_ids(self.get_run_id(), self.get_run_groups())
         request = next(iter(current().requests.standing_for(ids) or ()), None)
         if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
             return False

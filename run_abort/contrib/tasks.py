@@ -25,6 +25,7 @@ from asgiref.sync import sync_to_async
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.escalation import clean_grace, clean_insist
+from run_abort._core.ids import RunID
 from run_abort._core.types import Escalation
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
@@ -47,8 +48,8 @@ def abortable_task(function: F) -> F: ...
 @overload
 def abortable_task(
     *,
-    run_id: Callable[[TaskResult[..., Any]], str] = ...,
-    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = ...,
+    run_id: Callable[[TaskResult[..., Any]], RunID] = ...,
+    groups: Callable[[TaskResult[..., Any]], Iterable[RunID]] = ...,
     grace: float = ...,
     insist: Escalation | Iterable[Escalation] = ...,
     on_abort_before_start: Callable[[TaskResult[..., Any], TaskAborted], object] = ...,
@@ -58,8 +59,8 @@ def abortable_task(
 def abortable_task(
     function: Callable[..., Any] | None = None,
     *,
-    run_id: Callable[[TaskResult[..., Any]], str] = attrgetter("id"),
-    groups: Callable[[TaskResult[..., Any]], Iterable[str]] = lambda result: (),
+    run_id: Callable[[TaskResult[..., Any]], RunID] = attrgetter("id"),
+    groups: Callable[[TaskResult[..., Any]], Iterable[RunID]] = lambda result: (),
     grace: float = GRACE,
     insist: Escalation | Iterable[Escalation] = (),
     on_abort_before_start: Callable[[TaskResult[..., Any], TaskAborted], object] = (

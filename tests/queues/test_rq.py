@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from unittest import mock
+from uuid import UUID
 
 import pytest
 from django.conf import settings
@@ -17,10 +19,12 @@ from rq.worker import BaseWorker
 
 from example.redis_server import RedisServer
 from run_abort import abort_run, clear_run_abort
+from run_abort._core.ids import RunID
 from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, cancel_aborted
 from run_abort.signals import run_aborted
 from tests.blocks import connected
+from tests.jobs import models as jobs
 from tests.processes.conftest import package
 from tests.queues import work
 from tests.queues.drivers import Place, RqDriver
@@ -396,6 +400,25 @@ def test_its_worker_refuses_an_rq_that_cannot_stop_an_execution(
     monkeypatch.delattr(BaseWorker, "request_stop_execution")
     with pytest.raises(ImportError, match="needs RQ 3"):
         AbortableWorker([driver.queue], connection=driver.queue.connection)
+
+
+class TestOverdue:
+    """What a worker that kills looks at, by whatever names the run."""
+
+    @pytest.mark.parametrize("run_id", ["one", UUID(int=7), jobs.Job(pk=7)])
+    @pytest.mark.parametrize("function", [work.finish_at_once, work.return_at_once])
+    def test_is_one_that_was_aborted_and_has_not_finished(
+        self, driver: RqDriver, run_id: RunID, function: Callable[[], None]
+    ) -> None:
+        class Named(AbortableJob):
+            def get_run_id(self) -> RunID:
+                return run_id
+
+        inline = Queue(connection=driver.queue.connection, is_async=False, job_class=Named)
+        job = inline.enqueue(function)
+        assert not job._is_overdue(0, os.getpid())
+        abort_run(run_id)
+        assert job._is_overdue(0, os.getpid()) == (function is work.return_at_once)
 
 
 class TestInProcess:
