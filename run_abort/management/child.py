@@ -43,8 +43,11 @@ class Program:
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         # Install the handlers first: without them, a signal could kill us and leave the program.
+        # One that is ignored, as under nohup, stays so. The program inherits that.
         self._handlers = {
-            number: signal.signal(number, self._handle) for number in (*FROM_TERMINAL, *OTHERS)
+            number: signal.signal(number, self._handle)
+            for number in (*FROM_TERMINAL, *OTHERS)
+            if signal.getsignal(number) != signal.SIG_IGN
         }
         group = None if self._is_interactive else 0
         try:

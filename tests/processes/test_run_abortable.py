@@ -99,6 +99,19 @@ time.sleep(600)
         child.wait_for(f"got {int(signal.SIGUSR1)}")
         assert child.wait() == 5
 
+    def test_one_that_is_ignored_stays_so_for_the_program(self, start: Start) -> None:
+        """As under ``nohup``."""
+        code = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+        program = ["sh", "-c", "echo ready; sleep 0.5; kill -HUP $$; exit 3"]
+        child = start("-c", code, *COMMAND, "run-1", "--", *program)
+        child.wait_for("ready")
+        child.send(signal.SIGHUP)
+        assert child.wait() == 3
+
 
 PROGRAM = """
 import os, signal, sys
