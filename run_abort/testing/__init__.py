@@ -20,7 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from asgiref.sync import async_to_sync
+
 from run_abort._concurrency.workers import in_event_loop
+from run_abort._core.effects import call_in_loop
 from run_abort._core.ids import RunID, clean_id
 from run_abort.exceptions import RunAborted
 
@@ -166,8 +169,9 @@ def abort_everywhere(
     First the job runs without an abort, to count its checkpoints: the looks of :func:`abort_after`
     with ``edges``, and every place where a task suspends within a block. Then it runs once per
     checkpoint and is aborted there. All functions are called in the calling thread; a coroutine
-    that they return runs in a new event loop. Suspensions count in that loop, not in one that the
-    job starts itself, as by ``asyncio.run``: return the coroutine instead.
+    that they return runs in a new event loop, on another thread, and its ORM calls in the calling
+    one. Suspensions count in that loop, not in one that the job starts itself, as by
+    ``asyncio.run``: return the coroutine instead.
 
     It reports: an exception of ``after``; a job that does not end with ``raises``; a job that keeps
     looking at its signal; a block that another thread still holds when the job has ended; a job
@@ -282,14 +286,30 @@ def _noted(watch: Watch) -> Iterator[None]:
 
 
 def _complete(function: Callable[[], object], *, in_steps: bool = False) -> None:
-    """Call the function; if it returns a coroutine, run that in a new event loop."""
+    """Call the function; if it returns a coroutine, run that in a new event loop.
+
+    The loop has a thread of its own, so that what ``sync_to_async`` calls, such as the ORM, runs in
+    the calling thread, on the connection whose transaction is that of the test.
+    """
     result = function()
     if not inspect.iscoroutine(result):
         return
     if in_event_loop():
         result.close()
         raise RuntimeError("a coroutine cannot be run in a thread that runs an event loop")
-    with asyncio.Runner() as runner:
+
+    tasks: list[asyncio.Task[object]] = []
+
+    async def complete() -> None:
+        loop = asyncio.get_running_loop()
         if in_steps:
-            runner.get_loop().set_task_factory(steps_of)
-        runner.run(result)
+            loop.set_task_factory(steps_of)
+        tasks.append(loop.create_task(result))
+        await tasks[0]
+
+    try:
+        async_to_sync(complete, force_new_loop=True)()
+    except BaseException:
+        for task in tasks:  # it goes on if a KeyboardInterrupt has ended the wait for it
+            call_in_loop(task.get_loop(), task.cancel)
+        raise

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import signal as signals
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.test import modify_settings, override_settings
@@ -971,6 +973,35 @@ class TestAbortEverywhere:
 
         abort_everywhere(work, before=before, after=after)
         assert calls == ["before", "after"] * 6
+
+    @pytest.mark.django_db
+    def test_a_coroutine_uses_the_database_in_the_transaction_of_the_test(self) -> None:
+        async def rename() -> None:
+            async with abortable_run("job") as signal:
+                user = await User.objects.aget()
+                signal.raise_if_aborted()
+                user.username = "bob"
+                await user.asave()
+
+        User.objects.create(username="ann")
+        report = abort_everywhere(rename, after=User.objects.get)
+        assert [each.look for each in report.checkpoints].count("await") == 2
+
+    def test_a_coroutine_is_cancelled_if_its_caller_is_interrupted(self) -> None:
+        cancelled = threading.Event()
+
+        async def job() -> None:
+            async with abortable_run("job"):
+                os.kill(os.getpid(), signals.SIGINT)
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    cancelled.set()
+                    raise
+
+        with pytest.raises(KeyboardInterrupt):
+            abort_everywhere(job)
+        assert cancelled.wait(TIMEOUT)
 
     def test_not_within_an_event_loop(self) -> None:
         async def test() -> None:
