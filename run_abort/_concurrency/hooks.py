@@ -8,11 +8,27 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Generic, ParamSpec
 
 logger = logging.getLogger("run_abort")
 
 P = ParamSpec("P")
+
+
+def check_function(function: object, name: str) -> None:
+    """Check that a function can be called in a thread without an event loop.
+
+    :param name: of the parameter, for the error.
+    :raises TypeError: if it is not callable, or is a coroutine function.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+    if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+        raise TypeError(
+            f"{name} must not be a coroutine function, because it is called in a thread without "
+            f"an event loop: pass a function, or async_to_sync({name}) of asgiref"
+        )
 
 
 def call_logged(function: Callable[[], object]) -> bool:

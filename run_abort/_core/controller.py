@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
 from run_abort._concurrency.clock import monotonic
-from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.hooks import call_logged, check_function
 from run_abort._concurrency.latch import Waiter
 from run_abort._concurrency.workers import spawn
 from run_abort.exceptions import RunAborted
@@ -199,11 +199,9 @@ class AbortSignal(Programs):
 
         :return: a function that removes the callback. It returns True if ``fn`` will not be called,
             and False if the callback was started or removed before.
-        :raises TypeError: if ``fn`` is not callable.
+        :raises TypeError: if ``fn`` is not callable, or is a coroutine function.
         """
-        if not callable(fn):
-            raise TypeError(f"a callback must be callable, not {type(fn).__name__}")
-
+        check_function(fn, "fn")
         call, claim = once(fn)
         forget = self._add_effect(partial(spawn, call, name=f"run_abort-callback-{self.run_id}"))
         if self.aborted:

@@ -18,12 +18,11 @@ from functools import partial
 from types import BuiltinMethodType, MethodType
 from typing import Final
 
-from asgiref.sync import iscoroutinefunction
 from django.db import close_old_connections
 
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
-from run_abort._concurrency.hooks import Hook, call_logged
+from run_abort._concurrency.hooks import Hook, call_logged, check_function
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
@@ -219,13 +218,7 @@ class Dispatch:
 
         :raises TypeError: if it is not callable, or is a coroutine function.
         """
-        if not callable(on_abort):
-            raise TypeError(f"on_abort must be callable, not {type(on_abort).__name__}")
-        if iscoroutinefunction(on_abort) or iscoroutinefunction(type(on_abort).__call__):
-            raise TypeError(
-                "on_abort must not be a coroutine function, because it is called in a thread "
-                "without an event loop: pass a function, or async_to_sync(on_abort) of asgiref"
-            )
+        check_function(on_abort, "on_abort")
         with self._adding:
             if not any(_is_same(lane.worker.handle, on_abort) for lane in self._lanes):
                 self._lanes.append(_Lane(on_abort, self._seen.copy()))

@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
 
-from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.hooks import call_logged, check_function
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
@@ -105,8 +105,7 @@ class Facts:
 
     def add_hook(self, hook: Callable[[Fact], object], *, is_short: bool) -> Callable[[], None]:
         """See ``verbs.on_fact``."""
-        if not callable(hook):
-            raise TypeError(f"hook must be callable, not {type(hook).__name__}")
+        check_function(hook, "hook")
 
         def remove() -> None:
             self._hooks[:] = [worker for worker in self._hooks if worker.handle != hook]

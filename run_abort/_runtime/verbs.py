@@ -22,7 +22,7 @@ def on_fact(hook: Callable[[Fact], object], *, is_short: bool = False) -> Callab
     :param is_short: whether the hook returns quickly, without waiting for anything. If so, a fork
         waits up to a second for it, so that the child does not inherit a lock that it holds.
     :return: a function that removes the hook.
-    :raises TypeError: if it is not callable.
+    :raises TypeError: if it is not callable, or is a coroutine function.
     """
     return current().facts.add_hook(hook, is_short=is_short)
 

@@ -373,6 +373,13 @@ class TestCallbacks:
         with pytest.raises(TypeError, match="callable"):
             AbortController().signal.add_callback("not a function")  # type: ignore[arg-type]
 
+    def test_must_not_be_a_coroutine_function_because_nothing_would_await_it(self) -> None:
+        async def callback() -> None:
+            pytest.fail("nothing awaits it")
+
+        with pytest.raises(TypeError, match="fn must not be a coroutine function"):
+            AbortController().signal.add_callback(callback)
+
     def test_added_while_aborting_it_runs_exactly_once(self) -> None:
         for _ in range(500):
             controller = AbortController()
