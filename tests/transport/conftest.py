@@ -67,7 +67,7 @@ class Node:
 class Trickling:
     """A server that begins an answer, and goes on with it byte by byte while the link is open.
 
-    :ivar good: the number of messages that it takes, and answers as it should, before that.
+    :ivar good: the number of messages that it takes, and answers with ``answer``, before that.
     :ivar links: the links that are open.
     """
 
@@ -83,6 +83,7 @@ class Trickling:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
         self.good = 0
+        self.answer = b":1\r\n"
         self.links: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -102,7 +103,7 @@ class Trickling:
                     link.sendall(b"+OK\r\n" * data.count(b"CLIENT"))
                 elif self.good:
                     self.good -= 1
-                    link.sendall(b":1\r\n")
+                    link.sendall(self.answer)
                 else:
                     self._trickle(link, b":")
         link.close()

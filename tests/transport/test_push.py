@@ -349,6 +349,21 @@ class TestPublish:
         assert push.publish([Request("run-1")], quiet=True) == [None]
         assert caplog.text == ""
 
+    @pytest.mark.parametrize("answer", [b":1\r\n:1\r\n", b":1\r\n:", b":\r\n", b"$1\r\n1\r\n"])
+    def test_what_is_no_answer_to_it_counts_as_none(
+        self,
+        push: Push,
+        configure: Configure,
+        trickling: Trickling,
+        answer: bytes,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        configure(REDIS_URL=trickling.url)
+        trickling.good, trickling.answer = 1, answer
+        assert not publish(push)
+        assert "was not published" in caplog.text
+        wait_until(lambda: not trickling.links)
+
     def test_a_database_that_does_not_exist_does_not_matter(
         self, push: Push, configure: Configure, shared_redis: RedisServer
     ) -> None:

@@ -309,13 +309,15 @@ def _count(connection: Connection, channel: str) -> int:
 def _read_integers(sock: socket.socket, count: int, deadline: float) -> list[int]:
     """The replies to ``count`` commands.
 
-    :raises redis.RedisError: if one of them is not a number, such as an error.
+    :raises redis.RedisError: if one is not a number, such as an error, or if there are more.
     """
     replies = b""
     while replies.count(b"\r\n") < count:
         replies += _receive(sock)
         _check(deadline)
-    lines = replies.split(b"\r\n")[:-1]
+    *lines, rest = replies.split(b"\r\n")
+    if rest or len(lines) > count:
+        raise RedisError("more replies than commands")
     for line in lines:
         if not line.startswith(b":"):
             raise RedisError(line[1:].decode(errors="replace"))
