@@ -22,8 +22,9 @@ def current_signal() -> AbortSignal | None:
 
     For code that works on a run and was not given the signal. It does not matter what opened the
     block: ``abortable_run``, a task of a queue, or a view. Tasks that are started within a block,
-    ``asyncio.to_thread`` and ``sync_to_async`` are inside it, too, until it is left. A new
-    ``threading.Thread``, or a thread of an executor, is not: pass the signal to it.
+    ``asyncio.to_thread`` and ``sync_to_async`` are inside it, too, until it is left. A thread has
+    to call this as it begins, because an abort ends an ``async with`` around it at once. A new
+    ``threading.Thread``, or a thread of an executor, is not inside: pass the signal to it.
     """
     controller = _open(_innermost.get())
     return None if controller is None else controller.signal

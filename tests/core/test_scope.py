@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Left, Request
 from run_abort.exceptions import RunAborted
-from tests.core.scopes import Block, Core
+from tests.core.scopes import TIMEOUT, Block, Core
 from tests.guards import in_event_loop
 
 
@@ -427,6 +428,23 @@ class TestAsync:
                     await asyncio.sleep(30)
         assert raised.value.run_id == "outer"
         assert cancelling() == 0
+
+    @in_event_loop
+    async def test_a_block_in_a_thread_is_open_until_that_leaves_it(self, core: Core) -> None:
+        cleaned_up = threading.Event()
+
+        def work(begun: Callable[[], object]) -> None:
+            with core.block("run-1") as signal:
+                begun()
+                assert cleaned_up.wait(TIMEOUT)
+                signal.raise_if_aborted()
+
+        abort = partial(asyncio.get_running_loop().call_soon_threadsafe, core.abort, "run-1")
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                await asyncio.to_thread(work, abort)
+        assert list(core.registry.holders()) == ["run-1"]
+        cleaned_up.set()
 
     def test_needs_a_task(self, core: Core) -> None:
         block = core.block("run-1").__aenter__()
