@@ -25,7 +25,7 @@ from run_abort._runtime.runtime import current
 with abortable_run("shop.import:1", catch=True) as signal, abortable_run("last") as last:
     wait_for(current().listener.is_listening)
     say("working")
-    wait_for(lambda: last.aborted)
+    wait_for_abort(last, 180)  # longer than the tests may take
     say("result: run 1", "was aborted" if signal.aborted else "goes on", signal.reason)
     os._exit(0)
 """
