@@ -89,7 +89,7 @@ def abortable_task(
     def block(context: Any) -> abortable_run:
         result = getattr(context, "task_result", None)
         if result is None:
-            raise TypeError(_ORDER)
+            raise TypeError(f"the first argument is not the task's context: {_ORDER}")
         return abortable_run(
             run_id(result),
             groups=groups(result),

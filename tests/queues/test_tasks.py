@@ -118,6 +118,10 @@ class TestInProcess:
         assert error.exception_class is TypeError
         assert "takes_context=True" in error.traceback
 
+    def test_called_as_a_function_it_wants_a_context(self, task: Callable[[Any], Any]) -> None:
+        with pytest.raises(TypeError, match="the first argument is not the task's context"):
+            task(tasks.done).call(None, "one")
+
 
 class TestDecorator:
     @pytest.mark.parametrize(
