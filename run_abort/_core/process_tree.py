@@ -189,7 +189,7 @@ class _Children(_Tree):
             for entry in self._listed(by_pid.get)
             if entry.began >= self._since
             and _key(entry) not in self._before
-            and entry.pid != _resource_tracker()
+            and entry.pid not in {_resource_tracker(), _fork_server()}
         )
 
     def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
@@ -201,8 +201,13 @@ class _Children(_Tree):
     def _pids(self) -> Iterator[int]:
         if os.getpid() != self._process:  # this one was forked from it
             return
-        tasks = self._file.parent.parent
-        for file in tasks.glob("*/children") if self._all_threads else [self._file]:
+        files = [self._file]
+        if self._all_threads:
+            files = [*self._file.parent.parent.glob("*/children")]
+            server = entry_of(_fork_server() or 0)
+            if server is not None and server.parent == os.getpid():
+                files.append(children_file(server.pid, server.pid))
+        for file in files:
             with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
                 yield from map(int, file.read_text().split())
 
@@ -214,6 +219,12 @@ def _resource_tracker() -> int | None:
     """
     module: Any = sys.modules.get("multiprocessing.resource_tracker")
     return getattr(getattr(module, "_resource_tracker", None), "_pid", None)
+
+
+def _fork_server() -> int | None:
+    """The parent of what ``multiprocessing`` starts by the method forkserver, for all threads."""
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    return getattr(getattr(module, "_forkserver", None), "_forkserver_pid", None)
 
 
 class _Group:

@@ -111,6 +111,9 @@ def is_current(entry: Entry) -> bool:
     return now is not None and now.began == entry.began
 
 
-def children_file() -> Path:
-    """Lists the children that the calling thread has started and that were not reaped yet."""
-    return PROC / "self" / "task" / str(threading.get_native_id()) / "children"
+def children_file(process: int | str = "self", thread: int | None = None) -> Path:
+    """Lists the children that a thread has started and that were not reaped yet.
+
+    :param thread: its ID; None for the calling thread.
+    """
+    return PROC / str(process) / "task" / str(thread or threading.get_native_id()) / "children"

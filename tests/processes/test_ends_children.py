@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,37 @@ class TestAbort:
         assert is_there(tracker._pid)
         assert escalations == []
         tracker._stop()
+
+    def test_the_fork_server_of_multiprocessing_is_left_alone(
+        self, controller: AbortController, escalations: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has started the processes of all threads."""
+        server: Any = forkserver.ForkServer()
+        monkeypatch.setattr(forkserver, "_forkserver", server)
+        with pytest.raises(RunAborted), controller.signal.ends_children():
+            server.ensure_running()
+            controller.abort()
+        assert is_there(server._forkserver_pid)
+        assert escalations == []
+        server._stop()
+
+    def test_of_all_threads_a_process_of_the_fork_server_is_a_child_too(
+        self, controller: AbortController
+    ) -> None:
+        server: Any = forkserver._forkserver
+        server.ensure_running()
+        context = multiprocessing.get_context("forkserver")
+        before, process = [context.Process(target=time.sleep, args=(60,)) for _ in range(2)]
+        before.start()
+        with pytest.raises(RunAborted), controller.signal.ends_children(all_threads=True):
+            process.start()
+            controller.abort()
+            process.join(20)
+        assert process.exitcode == -signals.SIGTERM
+        assert before.is_alive()
+        before.terminate()
+        before.join()
+        server._stop()
 
 
 class TestBlock:
