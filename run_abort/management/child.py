@@ -49,6 +49,8 @@ class Program:
             for number in (*FROM_TERMINAL, *OTHERS)
             if signal.getsignal(number) != signal.SIG_IGN
         }
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # the exit code would be lost
+            self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         group = None if self._is_interactive else 0
         try:
             self._process = subprocess.Popen(self._command, process_group=group)  # noqa: S603

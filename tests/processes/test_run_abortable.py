@@ -12,6 +12,12 @@ from tests.processes.conftest import Start, pid_in, python
 from tests.support import TIMEOUT, Foreign, is_there
 
 COMMAND = ("-m", "django", "run_abortable")
+# Runs Python while a signal is ignored.
+IGNORE = """
+import os, signal, sys
+signal.signal(signal.Signals[sys.argv[1]], signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 OBEDIENT = ("sh", "-c", "echo ready; exec sleep 600")
 
 
@@ -28,6 +34,12 @@ class TestExitCode:
     )
     def test_is_that_of_the_program(self, start: Start, command: list[str], code: int) -> None:
         assert start(*COMMAND, "run-1", "--", *command).wait() == code
+
+    def test_is_known_although_the_one_who_starts_it_ignores_the_end_of_children(
+        self, start: Start
+    ) -> None:
+        command = [*COMMAND, "run-1", "--", *python("raise SystemExit(7)")]
+        assert start("-c", IGNORE, "SIGCHLD", *command).wait() == 7
 
     def test_arguments_of_the_program_are_its_own(self, start: Start) -> None:
         child = start(*COMMAND, "run-1", "--label", "x", "--", "echo", "--label", "--", "y")
@@ -101,13 +113,8 @@ time.sleep(600)
 
     def test_one_that_is_ignored_stays_so_for_the_program(self, start: Start) -> None:
         """As under ``nohup``."""
-        code = """
-import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
         program = ["sh", "-c", "echo ready; sleep 0.5; kill -HUP $$; exit 3"]
-        child = start("-c", code, *COMMAND, "run-1", "--", *program)
+        child = start("-c", IGNORE, "SIGHUP", *COMMAND, "run-1", "--", *program)
         child.wait_for("ready")
         child.send(signal.SIGHUP)
         assert child.wait() == 3
