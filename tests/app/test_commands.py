@@ -262,6 +262,11 @@ class TestPruneRunAborts:
         with pytest.raises(CommandError, match="is not known.*run_abort_status"):
             call("prune_run_aborts", "--ended", "web-1:17")
 
+    def test_code_may_pass_options_as_keywords(self, recording: None) -> None:
+        hold_row("run-1", process_row("web-1", 17, silent=2 * LEASE))
+        assert "deleted 1 block(s)" in call("prune_run_aborts", ended="web-1:17")
+        assert "Older than 2.5 day(s)" in call("prune_run_aborts", older_than="2.5")
+
     def test_a_host_that_the_terminal_cannot_show_is_escaped(self, recording: None) -> None:
         hold_row("run-1", process_row("wéb", 17, silent=2 * LEASE))
         narrow = io.TextIOWrapper(io.BytesIO(), "ascii")

@@ -54,12 +54,18 @@ class Command(BaseCommand):
         )
 
     def handle(
-        self, *, older_than: float | None, ended: tuple[str, int] | None, **options: Any
+        self,
+        *,
+        older_than: float | str | None,
+        ended: tuple[str, int] | str | None,
+        **options: Any,
     ) -> None:
+        # call_command checks them by the parser, and passes on what it got.
         if older_than is not None:
-            self._prune(older_than, **options)
+            self._prune(float(older_than), **options)
         elif ended is not None:
-            self._forget(*ended, **options)
+            process = _process(ended) if isinstance(ended, str) else ended
+            self._forget(*process, **options)
 
     def _forget(
         self, host: str, pid: int, *, dry_run: bool, verbosity: int, **options: Any
