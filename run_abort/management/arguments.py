@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
 from math import inf
@@ -16,6 +18,20 @@ def add_run_ids(
 ) -> None:
     """Add the positional argument ``run_ids``, which accepts only valid IDs."""
     parser.add_argument("run_ids", nargs=nargs, type=run_id, metavar="RUN_ID", help=what)
+
+
+def add_actor(parser: ArgumentParser, *, does: str) -> None:
+    """Add the option ``--actor``; ``does`` says what this one does."""
+    who = f"who {does}; default: the system user (%(default)s)"
+    parser.add_argument("--actor", default=_system_user(), help=who)
+
+
+def _system_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # in a container, the user ID may have no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def positive_number(text: str, *, of: str, most: float = inf) -> float:

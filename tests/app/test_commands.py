@@ -168,6 +168,12 @@ class TestClearRunAbort:
         assert AbortRequest.objects.count() == 4
         assert call("clear_run_abort", "run-1") == "run-1: no request to clear\n"
 
+    def test_the_row_says_who_cleared(self, recording: None) -> None:
+        for arguments, who in (([], "@"), (["--actor", "ann\0"], "ann")):
+            abort_run("run-1")
+            call("clear_run_abort", "run-1", *arguments)
+            assert who in AbortRequest.objects.latest("requested_at").cleared_by
+
     def test_an_id_that_is_given_twice_is_cleared_once(self, recording: None) -> None:
         abort_run("run-1")
         out = call("clear_run_abort", "run-1", "run-2", "run-1")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from run_abort import conf
 from run_abort._core.types import Hold
 from run_abort.aborts import MAX_WAIT, AbortOutcome, Batch, ask
-from run_abort.management.arguments import add_run_ids, seconds
+from run_abort.management.arguments import add_actor, add_run_ids, seconds
 from run_abort.management.environment import CHECKS, printable
 
 
@@ -32,9 +30,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run_ids(parser)
         parser.add_argument("--reason", default="", help="reason, stored with the request")
-        parser.add_argument(
-            "--actor", default=_me(), help="who aborts; default: the system user (%(default)s)"
-        )
+        add_actor(parser, does="aborts")
         parser.add_argument(
             "--wait",
             type=partial(seconds, most=MAX_WAIT),
@@ -89,11 +85,3 @@ def _findings(outcome: AbortOutcome, *, is_known: bool) -> Iterator[str]:
 
 def _stopping(outcome: AbortOutcome) -> list[Hold]:
     return [hold for hold in outcome.holds if hold.state != "stopped"]
-
-
-def _me() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # in a container, the user ID may have no name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
 from run_abort._runtime.runtime import current
+from run_abort._store.database import storable
+from run_abort._transport.codec import MAX_ACTOR_LENGTH
 from run_abort.exceptions import visible
-from run_abort.management.arguments import add_run_ids
+from run_abort.management.arguments import add_actor, add_run_ids
 from run_abort.management.environment import CHECKS, printable
 
 
@@ -25,14 +28,15 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run_ids(parser)
+        add_actor(parser, does="clears")
 
-    def handle(self, *, run_ids: list[str], **options: Any) -> None:
+    def handle(self, *, run_ids: list[str], actor: str, **options: Any) -> None:
         if not conf.settings().REQUESTS:
             raise CommandError(
                 "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
                 "recorded."
             )
-        clear = current().requests.clear
+        clear = partial(current().requests.clear, by=storable(actor, MAX_ACTOR_LENGTH))
         counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
