@@ -181,6 +181,7 @@ def test_the_document() -> None:
     assert document == {
         "subscribers": 0,
         "health": {"redis": True, "database": True, "holds": True, "lastError": ""},
+        "isCut": False,
         "processes": [
             {
                 "origin": process.origin,

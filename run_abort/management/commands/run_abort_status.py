@@ -179,6 +179,7 @@ def _facts(found: Overview, subscribers: int | None) -> dict[str, Any]:
             "holds": conf.settings().HOLDS,
             "lastError": here.last_error,
         },
+        "isCut": found.is_cut,
         "processes": [
             {
                 "origin": holds[0].origin,
