@@ -35,6 +35,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
+# nohup ignores the first of these, and a shell the others for what it runs in the background. What
+# is ignored stays so in the processes that a test starts; what is handled does not.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, lambda *args: None)
+
 STATE = pytest.StashKey[dict[str, object]]()
 
 

@@ -117,13 +117,10 @@ def project(tmp_path: Path) -> Iterator[Project]:
     (wheel,) = tmp_path.glob("django_run_abort-*.whl")
     (tmp_path / "constraints.txt").write_text(f"django-run-abort @ {wheel.as_uri()}\n")
     (tmp_path / "site").mkdir()
-    # Children of a shell that runs the tests in the background ignore Ctrl-C, and so do theirs.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with RedisServer() as redis:
         project = Project(tmp_path / "site", redis)
         yield project
         project.close()
-    signal.signal(signal.SIGINT, before)
 
 
 def press(page: Page, word: str) -> None:
