@@ -242,7 +242,8 @@ class _Group:
         if number not in self._got:
             self._got.add(number)
             with suppress(ProcessLookupError, PermissionError):
-                self._kill(self._pid, number)
+                for each in (number, signals.SIGCONT):
+                    self._kill(self._pid, each)
 
     def wait(self, timeout: float) -> bool:
         time.sleep(min(timeout, LOOK))
@@ -274,6 +275,9 @@ def _key(entry: Entry) -> tuple[int, float]:
 def _signal(entry: Entry, number: int) -> bool:
     """Send the signal, unless the ID was passed on to another process.
 
+    SIGCONT follows, because a process that is stopped, as one that wants to read from a terminal in
+    the background, handles no other signal until it goes on.
+
     :return: whether it was sent.
     """
     with suppress(OSError):
@@ -282,14 +286,16 @@ def _signal(entry: Entry, number: int) -> bool:
             if not is_current(entry):
                 return False
             # The ID is not passed on while the descriptor is open.
-            signals.pidfd_send_signal(fd, number)
+            for each in (number, signals.SIGCONT):
+                signals.pidfd_send_signal(fd, each)
             return True
         finally:
             os.close(fd)
     # Not enough file descriptors for that, or pidfds are forbidden here.
     with suppress(OSError):
         if is_current(entry):
-            os.kill(entry.pid, number)
+            for each in (number, signals.SIGCONT):
+                os.kill(entry.pid, each)
             return True
     return False
 

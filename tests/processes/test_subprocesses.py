@@ -358,6 +358,23 @@ time.sleep(600)
         assert len(seen) == 1
         assert not is_there(pid)
 
+    def test_one_that_is_stopped_obeys_all_the_same(self, tmp_path: Path) -> None:
+        """As one that reads from its terminal in the background."""
+        controller, path = AbortController("run-1", grace=20), tmp_path / "pid"
+
+        def abort() -> None:
+            stat = procfs.PROC / str(pid_in(path)) / "stat"
+            wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"))
+            controller.abort()
+
+        thread = threading.Thread(target=abort)
+        thread.start()
+        with pytest.raises(RunAborted) as raised:
+            controller.signal.run(["sh", "-c", f"echo $$ > {path}; kill -STOP $$; sleep 600"])
+        thread.join()
+        assert raised.value.process is not None
+        assert raised.value.process.returncode == -signals.SIGTERM
+
 
 class TestOpenFiles:
     """No process is left, or claimed to have ended, because of the limit of open files."""
