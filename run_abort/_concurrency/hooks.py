@@ -104,7 +104,8 @@ class Hook(Generic[P]):
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        call_each(partial(function, *args, **kwargs) for function in self.functions)
+        # No generator: what a signal handler raises as it is closed would be lost.
+        call_each([partial(function, *args, **kwargs) for function in self.functions])
 
 
 class _Calls(threading.local):
