@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from run_abort._concurrency.clock import monotonic
@@ -217,14 +218,18 @@ def _resource_tracker() -> int | None:
 
     It ignores SIGTERM, so that ending it would take the whole grace.
     """
-    module: Any = sys.modules.get("multiprocessing.resource_tracker")
-    return getattr(getattr(module, "_resource_tracker", None), "_pid", None)
+    return _helper("resource_tracker", "_resource_tracker", "_pid")
 
 
 def _fork_server() -> int | None:
     """The parent of what ``multiprocessing`` starts by the method forkserver, for all threads."""
-    module: Any = sys.modules.get("multiprocessing.forkserver")
-    return getattr(getattr(module, "_forkserver", None), "_forkserver_pid", None)
+    return _helper("forkserver", "_forkserver", "_forkserver_pid")
+
+
+def _helper(module: str, name: str, pid: str) -> int | None:
+    """The process ID of a helper of ``multiprocessing``, if that has started it."""
+    loaded: Any = sys.modules.get(f"multiprocessing.{module}")
+    return getattr(getattr(loaded, name, None), pid, None)
 
 
 class _Group:
@@ -242,8 +247,7 @@ class _Group:
         if number not in self._got:
             self._got.add(number)
             with suppress(ProcessLookupError, PermissionError):
-                for each in (number, signals.SIGCONT):
-                    self._kill(self._pid, each)
+                _send(partial(self._kill, self._pid), number)
 
     def wait(self, timeout: float) -> bool:
         time.sleep(min(timeout, LOOK))
@@ -275,9 +279,6 @@ def _key(entry: Entry) -> tuple[int, float]:
 def _signal(entry: Entry, number: int) -> bool:
     """Send the signal, unless the ID was passed on to another process.
 
-    SIGCONT follows, because a process that is stopped, as one that wants to read from a terminal in
-    the background, handles no other signal until it goes on.
-
     :return: whether it was sent.
     """
     with suppress(OSError):
@@ -286,18 +287,26 @@ def _signal(entry: Entry, number: int) -> bool:
             if not is_current(entry):
                 return False
             # The ID is not passed on while the descriptor is open.
-            for each in (number, signals.SIGCONT):
-                signals.pidfd_send_signal(fd, each)
+            _send(partial(signals.pidfd_send_signal, fd), number)
             return True
         finally:
             os.close(fd)
     # Not enough file descriptors for that, or pidfds are forbidden here.
     with suppress(OSError):
         if is_current(entry):
-            for each in (number, signals.SIGCONT):
-                os.kill(entry.pid, each)
+            _send(partial(os.kill, entry.pid), number)
             return True
     return False
+
+
+def _send(send: Callable[[int], object], number: int) -> None:
+    """Send the signal, and SIGCONT after it.
+
+    A process that is stopped, as one that wants to read from a terminal in the background, handles
+    no other signal until it goes on.
+    """
+    send(number)
+    send(signals.SIGCONT)
 
 
 def _sleep_until_exit(entries: Sequence[Entry], seconds: float) -> None:

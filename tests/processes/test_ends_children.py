@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -175,31 +176,33 @@ class TestAbort:
             process.join(20)
         assert process.exitcode == -signals.SIGTERM
 
-    def test_the_resource_tracker_of_multiprocessing_is_left_alone(
-        self, controller: AbortController, escalations: list[str], monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("module", "name", "kind", "pid"),
+        [
+            # It ignores SIGTERM: the abort would take the whole grace.
+            (resource_tracker, "_resource_tracker", resource_tracker.ResourceTracker, "_pid"),
+            # It has started the processes of all threads.
+            (forkserver, "_forkserver", forkserver.ForkServer, "_forkserver_pid"),
+        ],
+    )
+    def test_a_helper_of_multiprocessing_is_left_alone(
+        self,
+        controller: AbortController,
+        escalations: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        name: str,
+        kind: type[Any],
+        pid: str,
     ) -> None:
-        """It ignores SIGTERM: the abort would take the whole grace."""
-        tracker: Any = resource_tracker.ResourceTracker()
-        monkeypatch.setattr(resource_tracker, "_resource_tracker", tracker)
+        helper = kind()
+        monkeypatch.setattr(module, name, helper)
         with pytest.raises(RunAborted), controller.signal.ends_children():
-            tracker.ensure_running()
+            helper.ensure_running()
             controller.abort()
-        assert is_there(tracker._pid)
+        assert is_there(getattr(helper, pid))
         assert escalations == []
-        tracker._stop()
-
-    def test_the_fork_server_of_multiprocessing_is_left_alone(
-        self, controller: AbortController, escalations: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It has started the processes of all threads."""
-        server: Any = forkserver.ForkServer()
-        monkeypatch.setattr(forkserver, "_forkserver", server)
-        with pytest.raises(RunAborted), controller.signal.ends_children():
-            server.ensure_running()
-            controller.abort()
-        assert is_there(server._forkserver_pid)
-        assert escalations == []
-        server._stop()
+        helper._stop()
 
     def test_of_all_threads_a_process_of_the_fork_server_is_a_child_too(
         self, controller: AbortController
