@@ -220,7 +220,6 @@ def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser
     :raises TypeError: and ``ValueError``, as :func:`abort_run`.
     """
     _, name = who(by)
-    name = database.storable(name, MAX_ACTOR_LENGTH)
     return current().requests.clear(clean_id(run_id), name) or 0
 
 
@@ -320,7 +319,6 @@ class Batch(NamedTuple):
             raise TypeError("run_ids must be an iterable of IDs; for a single one use abort_run")
         user_pk, name = who(actor)
         text = database.storable(str(reason or ""), MAX_REASON_LENGTH)
-        name = database.storable(name, MAX_ACTOR_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
         seconds = _seconds(wait)
         if seconds is not None and len(ids) > MAX_AWAITED:
@@ -393,8 +391,9 @@ def _seconds(wait: object) -> float | None:
 
 
 def who(actor: Any) -> tuple[Any, str]:
-    """An actor as primary key of a user, or None, and as text."""
+    """An actor as primary key of a user, or None, and as the text that is stored."""
     model = getattr(getattr(actor, "_meta", None), "concrete_model", None)
     is_user = model is not None and model._meta.label_lower == settings.AUTH_USER_MODEL.lower()
     name = actor.get_username() if hasattr(actor, "get_username") else actor or ""
-    return (actor.pk if is_user else None), "" if name is None else str(name)
+    text = "" if name is None else str(name)
+    return (actor.pk if is_user else None), database.storable(text, MAX_ACTOR_LENGTH)

@@ -10,8 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
 from run_abort._runtime.runtime import current
-from run_abort._store.database import storable
-from run_abort._transport.codec import MAX_ACTOR_LENGTH
+from run_abort.aborts import who
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_actor, add_run_ids
 from run_abort.management.environment import CHECKS, printable
@@ -36,7 +35,8 @@ class Command(BaseCommand):
                 "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
                 "recorded."
             )
-        clear = partial(current().requests.clear, by=storable(actor, MAX_ACTOR_LENGTH))
+        _, name = who(actor)
+        clear = partial(current().requests.clear, by=name)
         counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
         for run_id, count in counts.items():
             style = self.style.ERROR if count is None else self.style.SUCCESS
