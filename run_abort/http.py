@@ -39,6 +39,7 @@ from ._core.ids import RunID
 from ._core.types import Escalation
 from ._runtime.disconnects import OnDisconnect, check, check_server, socket_of
 from ._runtime.runtime import current
+from ._store.database import is_in_block
 from .aborts import aabort_disconnected, abort_disconnected
 from .exceptions import RunAborted
 from .runs import abortable_run
@@ -199,8 +200,7 @@ def _checked(response: Any) -> HttpResponseBase:
 def _roll_back() -> None:
     """Roll back the transactions of ``ATOMIC_REQUESTS``, although the view returns a response."""
     for each in connections.all(initialized_only=True):
-        blocks = each.atomic_blocks if each.settings_dict["ATOMIC_REQUESTS"] else []
-        if blocks and not getattr(blocks[-1], "_from_testcase", False):  # that is not theirs
+        if each.settings_dict["ATOMIC_REQUESTS"] and is_in_block(each):
             each.set_rollback(True)
 
 

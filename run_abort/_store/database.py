@@ -98,8 +98,16 @@ def transaction_here() -> BaseDatabaseWrapper | None:
 
 def is_of_testcase(connection: BaseDatabaseWrapper) -> bool:
     """Whether the connection is inside the transaction of a ``TestCase``."""
-    blocks = connection.atomic_blocks
-    return bool(blocks) and getattr(blocks[0], "_from_testcase", False)
+    return any(map(_is_testcases, connection.atomic_blocks[:1]))
+
+
+def is_in_block(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a block is open on the connection that is not that of a ``TestCase``."""
+    return not all(map(_is_testcases, connection.atomic_blocks))
+
+
+def _is_testcases(block: object) -> bool:
+    return getattr(block, "_from_testcase", False)
 
 
 def _is_inside(connection: BaseDatabaseWrapper) -> bool:
