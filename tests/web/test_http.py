@@ -766,13 +766,13 @@ class TestAsyncStream:
             assert (other.aborted, other.reason) == ((True, LOST) if tied else (False, ""))
         assert list(current().registry.holders()) == []
 
-    @in_event_loop
-    async def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(
-        self,
-    ) -> None:
-        asgi = Asgi("/busy-async/run-1/")
-        await asgi.leave(lambda: asgi.body)
-        assert not asgi.is_whole
+    def test_one_that_never_waits_does_not_keep_the_disconnect_from_being_noticed(self) -> None:
+        async def main() -> None:
+            asgi = Asgi("/busy-async/run-1/")
+            await asgi.leave(lambda: asgi.body)
+            assert not asgi.is_whole
+
+        asyncio.run(main())
         assert list(current().registry.holders()) == []
 
     def test_an_abort_may_come_with_the_disconnect(self) -> None:
