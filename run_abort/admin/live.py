@@ -86,8 +86,11 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def live_url(self) -> str:
-        return reverse("admin:run_abort_live", current_app=self.admin_site.name)
+    def live_url(self, request: HttpRequest) -> str:
+        """URL of the page, with the search in the URL of ``request``."""
+        url = reverse("admin:run_abort_live", current_app=self.admin_site.name)
+        query = Search.of(request.GET).query
+        return f"{url}?{query}" if query else url
 
     def live_view(self, request: HttpRequest) -> HttpResponse:
         """Show the active runs; with ``?fragment=1`` only the part of the page that changes."""
@@ -112,7 +115,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def live_abort_view(self, request: HttpRequest) -> HttpResponse:
         """Ask for confirmation first, then abort the run."""
         if request.method != "POST":  # such as after a login, which loses the form
-            return HttpResponseRedirect(self.live_url())
+            return HttpResponseRedirect(self.live_url(request))
         run_id = self._posted_run(request)
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
@@ -128,7 +131,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             title=_("Abort run"),
             runs=[(run_links(self.admin_site, request)(run_id), "")],
             items=_items,
-            back=self.live_url(),
+            back=self.live_url(request),
             echoed=_echoed(run_id),
         )
 
@@ -139,13 +142,13 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         process works on.
         """
         if request.method != "POST":  # such as after a login, which loses the form
-            return HttpResponseRedirect(self.live_url())
+            return HttpResponseRedirect(self.live_url(request))
         run_id = self._posted_run(request)
         runs = _runs_beside(run_id)
         if not runs:
             text = _("No process is known to work on this run.")
             self.message_user(request, text, messages.WARNING)
-            return HttpResponseRedirect(self.live_url())
+            return HttpResponseRedirect(self.live_url(request))
         if not _may_force(request.user) or not all(
             may(request.user, each, "abort") for each in runs
         ):
@@ -169,7 +172,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 "all of the work below stops, and may stay half done. This cannot be undone."
             ),
             yes=_("Yes, end it by force"),
-            back=self.live_url(),
+            back=self.live_url(request),
             form=form,
             echoed=_echoed(run_id),
         )
@@ -203,7 +206,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         link_to = run_links(self.admin_site, request)
         for level, message in tell([outcome], _items, link_to, is_known=is_known):
             self.message_user(request, message, level)
-        return HttpResponseRedirect(self.live_url())
+        return HttpResponseRedirect(self.live_url(request))
 
     def _facts(self, found: Overview, request: HttpRequest) -> dict[str, Any]:
         """Template context of the page."""

@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
-from html import unescape
+from html import escape, unescape
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -229,6 +229,16 @@ class TestSearch:
         if not query.endswith("x"):
             assert f'data-fragment="{url()}?fragment=1&amp;q=' in page
 
+    def test_it_is_kept_by_an_abort(self, aborter: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(RunningNowAdmin, "abort_wait", 0.0)
+        hold_row("run-1", process_row())
+        searched = f"{url()}?q=run&age=0"
+        page = text(aborter.get(searched))
+        (action,) = re.findall(r'<form method="post" action="([^"]*)"', page)
+        question = text(aborter.post(unescape(action), {"run": "run-1"}))
+        assert f'<a href="{escape(searched)}">No, go back</a>' in question
+        assert aborter.post(unescape(action), confirmed(question))["Location"] == searched
+
     def test_ages_are_sent_as_they_are_read(self, viewer: Client, settings: Any) -> None:
         settings.USE_THOUSAND_SEPARATOR = True
         page = text(viewer.get(f"{url()}?age=3600"))
@@ -341,6 +351,10 @@ class TestForce:
         assert LogEntry.objects.get().change_message == "Asked to end its processes by force: stuck"
         told = text(forcer.get(reverse("admin:run_abort_abortrequest_change", args=[row.pk])))
         assert "Processes that go on after their grace are ended by force." in told
+
+    def test_the_search_of_the_page_is_kept(self, forcer: Client) -> None:
+        page = text(forcer.get(f"{url()}?q=run"))
+        assert f'formaction="{force_url()}?q=run&amp;age=0"' in page
 
     def test_not_before_the_grace_is_over(self, forcer: Client) -> None:
         RunHold.objects.filter(run_id="run-1").update(received_at=timezone.now())
