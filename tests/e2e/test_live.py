@@ -77,6 +77,25 @@ def test_a_run_is_aborted_beside_its_name(tabs: Tabs, start_run: StartRun) -> No
     expect(name_of(page, run_id)).to_be_hidden()
 
 
+def test_what_has_the_focus_keeps_it(tabs: Tabs, start_run: StartRun, silent: Silent) -> None:
+    run_id = start_run(1)
+    silent.hold(run_id)
+    silent.abort(run_id)  # beside a part that runs: it has both buttons
+    page = tabs.open(PATH, user="admin")
+    for focused in (
+        page.get_by_role("link", name=run_id, exact=True),
+        button_of(page, run_id),
+        page.get_by_role("button", name=f"End run {run_id} by force", exact=True),
+        page.get_by_role("region", name="Runs"),
+    ):
+        focused.focus()
+        with page.expect_response("**/runningnow/?fragment=1"):
+            pass
+        with page.expect_response("**/runningnow/?fragment=1"):
+            pass
+        expect(focused).to_be_focused()
+
+
 def test_what_goes_on_is_ended_by_force(tabs: Tabs, silent: Silent, site: Site) -> None:
     silent.hold("stuck-1")
     silent.abort("stuck-1")

@@ -86,13 +86,11 @@
     status.classList.add("run-abort-unseen"); // the summary above the tables shows it
   }
 
-  /** The element that replaces one that had the focus. */
+  /** The element that replaces one that had the focus: a link, a button, or a table that scrolls. */
   function successor(gone) {
-    if (gone.name) return [...tables.querySelectorAll("button")].find((each) => each.value === gone.value);
-    const label = gone.getAttribute("aria-labelledby");
-    return [...tables.querySelectorAll("[role=region]")].find(
-      (each) => each.getAttribute("aria-labelledby") === label,
-    );
+    const tag = gone.cloneNode(false); // without what is in it
+    const found = [...tables.querySelectorAll("a, button, [role=region]")];
+    return found.find((each) => each.cloneNode(false).isEqualNode(tag));
   }
 
   function stop(text) {
