@@ -171,6 +171,58 @@ def test_one_that_is_replaced_while_it_asks_goes_on(
     expect(opener(page)).to_be_hidden()
 
 
+# As Turbo and idiomorph do: the elements stay, and become those of the new page.
+MORPH = """async (path) => {
+  const morph = (old, made) => {
+    const gone = [...old.attributes].filter(({ name }) => !made.hasAttribute(name));
+    for (const { name } of gone) old.removeAttribute(name);
+    for (const { name, value } of made.attributes) old.setAttribute(name, value);
+    if (!made.children.length) old.replaceChildren(...made.childNodes);
+    [...made.children].forEach((each, index) => morph(old.children[index], each));
+  };
+  const text = await (await fetch(path)).text();
+  const page = new DOMParser().parseFromString(text, "text/html");
+  const boxes = [document, page].map((each) => each.querySelector("[data-run-abort]"));
+  morph(...boxes);
+}"""
+
+
+def test_a_button_that_a_script_morphs_goes_on(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    run_id = start_run(1)
+    page = aborting_page(tabs, run_id, silent)
+    for _ in range(2):
+        page.evaluate(MORPH, path_of(run_id))
+        expect(status(page)).to_contain_text("Aborting on 1 process.")
+        expect(opener(page)).to_be_hidden()
+    silent.leave()
+    expect(status(page)).to_have_text(STOPPED)
+
+
+@pytest.mark.parametrize("when", ["while it asks", "while it follows"])
+def test_one_that_a_script_makes_that_of_another_run_says_nothing_of_the_first(
+    tabs: Tabs, start_run: StartRun, silent: Silent, when: str
+) -> None:
+    run_id, other = start_run(1), start_run(1)
+    page = plain_page(tabs, run_id, silent)
+    page.reload()
+    if when == "while it asks":
+        page.evaluate(REPLACE_MEANWHILE.replace(REPLACE, f"() => ({MORPH})({path_of(other)!r})"))
+    opener(page).click()
+    with page.expect_response("**/abort/"):
+        question(page).click()
+    if when == "while it follows":
+        expect(status(page)).to_contain_text("Aborting on 1 process.")
+        page.evaluate(MORPH, path_of(other))
+    page.wait_for_function("sessionStorage.length === 1")  # the server has answered
+    page.clock.run_for(MINUTE)
+    expect(status(page)).to_be_empty()
+    expect(opener(page)).to_be_visible()
+    page.evaluate(MORPH, path_of(run_id))
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+
+
 @pytest.mark.parametrize("version", [2, 4])
 def test_where_htmx_boosts_the_page_the_button_follows(
     tabs: Tabs, start_run: StartRun, silent: Silent, version: int

@@ -18,7 +18,9 @@
   const PATIENCE = 180000; // for following one abort
   const UNCLEAR = ["asked", "lost"]; // if one of these is final, offer to request again
 
-  const adopted = new WeakSet();
+  // What each button is about. A script that morphs the page, such as Turbo, gives the element of one
+  // run to another run, and takes away what this script has written into it.
+  const known = new WeakMap();
 
   document.addEventListener("submit", (event) => {
     const box = event.target.closest("[data-run-abort]");
@@ -55,44 +57,52 @@
     const button = form.querySelector("[type=submit]");
     if (button.disabled) return;
     button.disabled = true;
+    const run = known.get(box);
     show(box, "asking", box.dataset.asking);
     const body = new URLSearchParams(new FormData(form));
     const { status, data } = await ask(form.action, { method: "POST", body });
     if (status !== 202) {
+      if (box.dataset.progress !== run.progress) return;
       button.disabled = false;
       show(box, "failed", data.error || failure(box, status));
       return;
     }
+    const { runId, requestId } = data;
+    remember(run, requestId);
+    if (!isAbout(box, run)) return twins(run).forEach(resume);
     const details = box.querySelector("details");
     const hadFocus = details.contains(document.activeElement) || document.activeElement === document.body;
     details.hidden = true;
     if (hadFocus) box.querySelector("[role=status]").focus();
-    const { runId, requestId } = data;
     report(box, { runId, requestId, state: "asked", over: false, text: box.dataset.asked });
-    if (!box.dataset.progress) return;
-    remember(box, requestId);
-    if (!box.isConnected) return twins(box).forEach(resume);
-    await watch(box, requestId);
+    if (run.progress) await watch(box, requestId);
   }
 
-  /** Care for the buttons that are new on the page. */
+  /** Care for the buttons that are new on the page, and for those that were morphed. */
   function adopt() {
     for (const box of document.querySelectorAll("[data-run-abort]")) {
-      if (adopted.has(box)) continue;
-      adopted.add(box);
-      resume(box);
+      const { progress, state } = known.get(box) ?? {};
+      if (progress !== box.dataset.progress || state !== box.dataset.state) resume(box);
     }
   }
 
-  /** The buttons of the same run, such as one that has replaced this one. */
-  function twins({ dataset: { progress } }) {
+  /** Whether the button is on the page, and is still about `run`. */
+  function isAbout(box, run) {
+    return box.isConnected && known.get(box) === run;
+  }
+
+  /** The buttons of a run, such as one that has replaced another. */
+  function twins(run) {
     const boxes = document.querySelectorAll("[data-run-abort]");
-    return [...boxes].filter((each) => each.dataset.progress === progress);
+    return [...boxes].filter((each) => each.dataset.progress === run.progress);
   }
 
   /** After a reload or a replacement, continue to follow what this tab has asked for. */
   function resume(box) {
-    const requestId = remembered(box);
+    const { progress, state } = box.dataset;
+    const run = { progress, state };
+    known.set(box, run);
+    const requestId = remembered(run);
     if (!requestId) return;
     box.querySelector("details").hidden = true;
     show(box, "asked", box.dataset.asked);
@@ -100,18 +110,20 @@
   }
 
   async function watch(box, requestId) {
-    const url = `${box.dataset.progress}?${new URLSearchParams({ abort: requestId })}`;
+    const run = known.get(box);
+    const url = `${run.progress}?${new URLSearchParams({ abort: requestId })}`;
     const until = performance.now() + PATIENCE;
     let text = box.dataset.asked;
     for (let delay = FIRST_DELAY; ; delay = Math.min(delay * 1.5, MAX_DELAY)) {
       await pause(delay);
-      if (!box.isConnected) return;
+      if (!isAbout(box, run)) return;
       const { status, data } = await ask(url);
+      if (!isAbout(box, run)) return;
       if (status === 200) {
         text = data.text;
         report(box, data);
         if (data.over && UNCLEAR.includes(data.state)) break;
-        if (data.over) return remember(box, "");
+        if (data.over) return remember(run, "");
       } else if (status === 401) {
         show(box, "failed", box.dataset.loggedOut);
         return;
@@ -122,7 +134,7 @@
       }
       if (performance.now() > until) break;
     }
-    remember(box, "");
+    remember(run, "");
     show(box, "unwatched", `${text} ${box.dataset.unwatched}`);
     const details = box.querySelector("details");
     details.open = false;
@@ -162,23 +174,24 @@
   function show(box, state, text) {
     const status = box.querySelector("[role=status]");
     box.dataset.state = state;
+    known.get(box).state = state;
     // Screen readers announce every assignment, also of the same text.
     if (status.textContent !== text) status.textContent = text;
   }
 
   // In the storage of the tab, to which a browser may refuse access.
 
-  function remember(box, requestId) {
+  function remember(run, requestId) {
     try {
-      sessionStorage.setItem(`run-abort:${box.dataset.progress}`, requestId);
+      if (run.progress) sessionStorage.setItem(`run-abort:${run.progress}`, requestId);
     } catch {
       // Then a reload shows the button.
     }
   }
 
-  function remembered(box) {
+  function remembered({ progress }) {
     try {
-      return box.dataset.progress && sessionStorage.getItem(`run-abort:${box.dataset.progress}`);
+      return progress && sessionStorage.getItem(`run-abort:${progress}`);
     } catch {
       return null;
     }
@@ -195,5 +208,9 @@
   }
 
   adopt();
-  new MutationObserver(adopt).observe(document, { childList: true, subtree: true });
+  new MutationObserver(adopt).observe(document, {
+    attributeFilter: ["data-progress", "data-state"],
+    childList: true,
+    subtree: true,
+  });
 })();
