@@ -171,6 +171,32 @@ def test_one_that_is_replaced_while_it_asks_goes_on(
     expect(opener(page)).to_be_hidden()
 
 
+# As Turbo and htmx do with the page that one comes back to.
+COPY = """() => {
+  const box = document.querySelector("[data-run-abort]");
+  window.copy = box.cloneNode(true);
+  box.remove();
+}"""
+PASTE = "() => document.querySelector('main').append(window.copy)"
+
+
+def test_a_copy_from_a_cache_does_not_say_what_is_over(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = aborting_page(tabs, start_run(1), silent)
+    page.reload()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    page.evaluate(COPY)
+    page.evaluate(PASTE)  # before it was over
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    expect(opener(page)).to_be_hidden()
+    page.evaluate(COPY)
+    page.evaluate("sessionStorage.clear()")  # as the button of another page does once it is over
+    page.evaluate(PASTE)
+    expect(opener(page)).to_be_visible()
+    expect(status(page)).to_be_empty()
+
+
 # As Turbo and idiomorph do: the elements stay, and become those of the new page.
 MORPH = """async (path) => {
   const morph = (old, made) => {

@@ -99,8 +99,13 @@
 
   /** After a reload or a replacement, continue to follow what this tab has asked for. */
   function resume(box) {
-    const { progress, state } = box.dataset;
-    const run = { progress, state };
+    if (box.dataset.state) {
+      // A copy of another page's, such as from the cache of Turbo: what it says may be long over.
+      delete box.dataset.state;
+      box.querySelector("[role=status]").textContent = "";
+      offer(box);
+    }
+    const run = { progress: box.dataset.progress };
     known.set(box, run);
     const requestId = remembered(run);
     if (!requestId) return;
@@ -136,6 +141,10 @@
     }
     remember(run, "");
     show(box, "unwatched", `${text} ${box.dataset.unwatched}`);
+    offer(box);
+  }
+
+  function offer(box) {
     const details = box.querySelector("details");
     details.open = false;
     details.hidden = false;
