@@ -130,6 +130,18 @@ def test_a_page_that_is_loaded_again_goes_on(
     expect(status(other)).to_be_empty()
 
 
+def test_a_page_that_is_loaded_once_it_is_over_offers_the_button(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    """The run may have been started again, and has a button only because of that."""
+    page = aborting_page(tabs, start_run(1), silent)
+    page.goto("about:blank")
+    silent.leave()
+    page.go_back()
+    expect(status(page)).to_have_text(STOPPED)
+    expect(opener(page)).to_be_visible()
+
+
 # As a page does that replaces a part of itself now and then, such as with htmx.
 REPLACE = """async () => {
   const text = await (await fetch(location.href)).text();

@@ -111,10 +111,10 @@
     if (!requestId) return;
     box.querySelector("details").hidden = true;
     show(box, "asked", box.dataset.asked);
-    watch(box, requestId);
+    watch(box, requestId, { isResumed: true });
   }
 
-  async function watch(box, requestId) {
+  async function watch(box, requestId, { isResumed = false } = {}) {
     const run = known.get(box);
     const url = `${run.progress}?${new URLSearchParams({ abort: requestId })}`;
     const until = performance.now() + PATIENCE;
@@ -128,7 +128,12 @@
         text = data.text;
         report(box, data);
         if (data.over && UNCLEAR.includes(data.state)) break;
-        if (data.over) return remember(run, "");
+        if (data.over) {
+          remember(run, "");
+          if (isResumed) offer(box); // over before the button was made: it is for a new start
+          return;
+        }
+        isResumed = false;
       } else if (status === 401) {
         show(box, "failed", box.dataset.loggedOut);
         return;
