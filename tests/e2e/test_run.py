@@ -324,6 +324,22 @@ def test_who_somebody_else_aborts_stops_on_the_page_too(tabs: Tabs, start_run: S
     expect(opener(page)).to_be_hidden()
 
 
+def test_a_script_that_is_loaded_twice_works_once(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = plain_page(tabs, start_run(1), silent)
+    page.reload()
+    page.add_script_tag(url="/static/run_abort/abort_button.js")
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    page.reload()
+    page.add_script_tag(url="/static/run_abort/abort_button.js")
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+    silent.leave()
+    expect(status(page)).to_have_text(STOPPED)
+
+
 def test_a_double_click_asks_once(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(1)))
     asked = requests_of(page, "/abort/")

@@ -12,6 +12,10 @@
 
   if (!window.fetch || !window.AbortSignal || !AbortSignal.timeout) return;
 
+  const LOADED = Symbol.for("run_abort");
+  if (document[LOADED]) return; // a page or a script such as htmx has loaded it twice
+  document[LOADED] = true;
+
   const FIRST_DELAY = 250; // ms
   const MAX_DELAY = 2000;
   const MAX_WAIT = 20000; // for one response
