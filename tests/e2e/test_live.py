@@ -127,17 +127,37 @@ def test_a_page_that_nobody_sees_asks_nothing(tabs: Tabs) -> None:
         page.evaluate(HIDE, False)
 
 
+def log_in(page: Page, password: str) -> None:
+    page.goto("/admin/login/")
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Site administration")).to_be_visible()
+
+
 def test_who_is_logged_out_is_told_once(tabs: Tabs, site: Site) -> None:
     page = tabs.open("/admin/login/", user=None)
-    page.get_by_label("Username").fill("admin")
-    page.get_by_label("Password").fill(site.passwords["admin"])
-    page.get_by_role("button", name="Log in").click()
+    log_in(page, site.passwords["admin"])
     page.goto(PATH)
     page.context.clear_cookies()
     expect(told(page)).to_contain_text("You are logged out.")
     looked = looks_of(page)
     page.clock.run_for(10 * MINUTE)
     assert not looked
+
+
+def test_who_logs_in_again_elsewhere_goes_on(tabs: Tabs, start_run: StartRun, site: Site) -> None:
+    run_id = start_run(1)
+    page = tabs.open("/admin/login/", user=None)
+    log_in(page, site.passwords["admin"])
+    page.goto(PATH)
+    page.context.clear_cookies()
+    expect(told(page)).to_contain_text("You are logged out.")
+    log_in(page.context.new_page(), site.passwords["admin"])
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("button", name="Continue")).to_be_hidden()
+    button_of(page, run_id).click()
+    expect(page.get_by_role("heading", name="Abort run")).to_be_visible()
 
 
 def test_a_page_that_nobody_touches_stops_asking(tabs: Tabs) -> None:
