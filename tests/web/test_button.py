@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from types import ModuleType
 from typing import Any
 
 import django
@@ -14,6 +16,7 @@ from django.contrib.staticfiles import finders
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template import Context, RequestContext, Template
+from django.template.backends.jinja2 import Jinja2
 from django.test import Client, RequestFactory, override_settings
 from django.urls import NoReverseMatch, clear_script_prefix, include, path, set_script_prefix
 from django.utils.safestring import mark_safe
@@ -23,6 +26,7 @@ from run_abort.views.abort import AbortView
 from run_abort.views.progress import AbortProgressView
 from tests.conftest import Configure
 from tests.jobs.models import Job
+from tests.support import ROOT
 from tests.web.conftest import logged_in
 
 pytestmark = pytest.mark.django_db
@@ -353,3 +357,25 @@ def test_with_context_processors_it_is_the_same(ann: User) -> None:
     template = Template("{% load run_abort %}{% abort_button 'run-1' %}")
     button = template.render(RequestContext(request_of(ann)))
     assert Parsed(button).field("csrfmiddlewaretoken")
+
+
+def test_the_recipe_for_jinja_renders_the_same_button(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/reference/templates.md").read_text()
+    recipe = ModuleType("jinja_of_the_page")
+    exec(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0], vars(recipe))
+    monkeypatch.setitem(sys.modules, recipe.__name__, recipe)
+    engine = Jinja2(
+        {
+            "NAME": "jinja",
+            "DIRS": [],
+            "APP_DIRS": False,
+            "OPTIONS": {"environment": f"{recipe.__name__}.environment"},
+        }
+    )
+    request = request_of(User.objects.create_superuser("ada"))
+    texts = "{{ abort_button_media() }}", '{{ abort_button("run-1", name="<b>") }}'
+    media, button = (engine.from_string(text).render({}, request) for text in texts)
+    assert "run_abort/abort_button.js" in media
+    assert 'action="/runs/run-1/abort/"' in button
+    assert 'name="csrfmiddlewaretoken"' in button
+    assert ": &lt;b&gt;</span>" in button
