@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from html import escape, unescape
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,7 +15,7 @@ from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connections
-from django.test import Client, RequestFactory
+from django.test import Client, RequestFactory, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
 from django.utils import timezone
@@ -27,7 +29,7 @@ from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job, UrgentJob
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import unmigrated
+from tests.support import ROOT, unmigrated
 from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -476,3 +478,23 @@ class TestWho:
     def test_a_csrf_token_is_needed(self, aborter: Client, sent: dict[str, str]) -> None:
         aborter.handler.enforce_csrf_checks = True
         assert aborter.post(abort_url(), sent).status_code == 403
+
+
+def test_the_recipe_for_another_site_has_both_pages(
+    aborter: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipe,) = re.findall(
+        r"^## An admin site of your own.*^```python\n(.*?)^```$",
+        (ROOT / "docs/reference/admin.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    urls = ModuleType("urls_of_another_site")
+    exec(recipe, vars(urls))
+    urls.urlpatterns = [path("operations/", urls.site.urls)]
+    monkeypatch.setitem(sys.modules, urls.__name__, urls)
+    hold_row("run-1", process_row())
+    with override_settings(ROOT_URLCONF=urls.__name__):
+        page = text(aborter.get("/operations/run_abort/runningnow/"))
+        assert 'action="/operations/run_abort/runningnow/abort/"' in page
+        assert 'href="/operations/run_abort/abortrequest/"' in page
+        assert aborter.get("/operations/run_abort/abortrequest/").status_code == 200
