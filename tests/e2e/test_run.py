@@ -340,6 +340,15 @@ def test_a_script_that_is_loaded_twice_works_once(
     expect(status(page)).to_have_text(STOPPED)
 
 
+def test_events_that_a_script_dispatches_at_the_document_are_none_of_its_own(
+    tabs: Tabs, start_run: StartRun
+) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    for name in ("click", "submit", "toggle"):
+        page.evaluate("(name) => document.dispatchEvent(new Event(name))", name)
+    page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))")
+
+
 def test_a_double_click_asks_once(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(1)))
     asked = requests_of(page, "/abort/")

@@ -26,8 +26,9 @@
   // run to another run, and takes away what this script has written into it.
   const known = new WeakMap();
 
+  // Scripts also dispatch events at the document itself, which is no element: hence "?.".
   document.addEventListener("submit", (event) => {
-    const box = event.target.closest("[data-run-abort]");
+    const box = event.target.closest?.("[data-run-abort]");
     if (!box || event.defaultPrevented) return;
     event.preventDefault();
     abort(box, event.target);
@@ -38,21 +39,21 @@
   });
 
   document.addEventListener("click", (event) => {
-    if (event.target.matches(".run-abort-cancel")) close(event.target);
+    if (event.target.matches?.(".run-abort-cancel")) close(event.target);
   });
 
   // It does not bubble.
   document.addEventListener("toggle", (event) => opened(event.target), { capture: true });
 
   function close(element) {
-    const details = element.closest("[data-run-abort] details[open]");
+    const details = element.closest?.("[data-run-abort] details[open]");
     if (!details) return;
     details.open = false;
     details.querySelector("summary").focus();
   }
 
   function opened(details) {
-    if (!details.open || !details.matches("[data-run-abort] details")) return;
+    if (!details.open || !details.matches?.("[data-run-abort] details")) return;
     details.querySelector(".run-abort-cancel").hidden = false;
     details.querySelector("input:not([type=hidden])").focus();
   }
