@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -24,6 +23,7 @@ from run_abort._concurrency.hooks import call_logged, check_function
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
+from run_abort._store import database
 from run_abort.exceptions import visible
 
 logger = logging.getLogger("run_abort")
@@ -163,7 +163,7 @@ class Facts:
         missed, self._missed = self._missed, 0
         if missed:
             logger.error("The log is so far behind that it missed %d facts or more", missed)
-        fact = Fact(**values, origin=self._origin(), host=socket.gethostname(), pid=os.getpid())
+        fact = Fact(**values, origin=self._origin(), host=database.host(), pid=os.getpid())
         call_logged(partial(_log, fact))
         for hook in tuple(self._hooks):
             if not hook.put(fact) and (before := self._overflow.admit()) is not None:

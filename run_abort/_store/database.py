@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("run_abort")
 
+MAX_HOST: Final = 255  # characters
 ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"
 
 thread_ends.add(connections.close_all)
@@ -41,6 +43,11 @@ def storable(text: str, limit: int) -> str:
     """The text without the characters that some database cannot store; cut after ``limit``."""
     # A lone surrogate, such as in a file name that is not UTF-8, cannot be encoded.
     return text.replace("\0", "").encode(errors="replace").decode()[:limit]
+
+
+def host() -> str:
+    """The name of this host, as its rows have it. Linux lets it be any bytes."""
+    return storable(socket.gethostname(), MAX_HOST)
 
 
 def alias() -> str:

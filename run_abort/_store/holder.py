@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -306,7 +305,7 @@ class Holder:
         if not is_known or not processes.filter(pk=self._origin()).update(seen_until=until):
             row = processes.model(
                 origin=self._origin(),
-                host=socket.gethostname(),
+                host=database.host(),
                 pid=os.getpid(),
                 kind=database.storable(self._kind(), MAX_LABEL),
                 started_at=Now(),

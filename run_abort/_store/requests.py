@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -208,7 +207,7 @@ def _has_any(alias: str, ids: Sequence[str]) -> bool:
 
 
 def _insert(alias: str, some: Sequence[Request], made: float) -> None:
-    host = socket.gethostname()
+    host = database.host()
     model = database.model()
     with limited(alias, writes=True):
         age = monotonic() - made  # not before, as that may wait for another writer

@@ -26,7 +26,6 @@ BATCH: Final = 1000  # rows
 # Rows. For more keys, databases tend to read, and perhaps lock, the whole table.
 MAX_BATCH: Final = 10_000
 MAX_DAYS: Final = 36_500
-MAX_HOST: Final = 255  # characters
 
 
 class Old(NamedTuple):
@@ -145,7 +144,8 @@ def forget_process(host: str, pid: int) -> int:
     :raises django.db.Error: if the database fails.
     """
     alias = database.alias()
-    known = RunProcess.objects.using(alias).filter(pid=pid, host=database.storable(host, MAX_HOST))
+    stored = database.storable(host, database.MAX_HOST)
+    known = RunProcess.objects.using(alias).filter(pid=pid, host=stored)
     lost = known.filter(seen_until__lt=present(alias))
     origins = list(lost.values_list("pk", flat=True))
     if not origins:

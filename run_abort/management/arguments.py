@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import socket
 from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
 from math import inf
@@ -11,6 +10,7 @@ from math import inf
 from run_abort._core.controller import GRACE
 from run_abort._core.escalation import MAX_GRACE
 from run_abort._core.ids import clean_id
+from run_abort._store import database
 
 
 def add_run_ids(
@@ -31,7 +31,7 @@ def _system_user() -> str:
         user = getpass.getuser()
     except (OSError, KeyError):  # in a container, the user ID may have no name
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{database.host()}"
 
 
 def positive_number(text: str, *, of: str, most: float = inf) -> float:

@@ -113,6 +113,17 @@ def test_a_process_of_any_name_writes_its_blocks(
         assert hold.kind == "?.py"
 
 
+def test_on_a_host_of_any_name_blocks_and_requests_are_written(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "host-\udce9")
+    with abortable_run("import-1", catch=True):
+        (hold,) = open_here(runtime)
+        assert hold.host == "host-?"
+        assert abort_run("import-1").recorded
+    assert AbortRequest.objects.get().host == "host-?"
+
+
 def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> None:
     with pytest.raises(RunAborted), abortable_run("import-1") as signal:
         outcome = abort_run("import-1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
@@ -19,6 +18,7 @@ from run_abort import conf
 from run_abort._core.process_tree import can_hold
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
+from run_abort._store import database
 from run_abort._store.cursors import MAX_NAME_LENGTH, Cursor
 from run_abort.management.arguments import add_grace, seconds
 from run_abort.management.environment import (
@@ -75,7 +75,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--name",
             type=_name,
-            default=socket.gethostname(),
+            default=database.host(),
             help="name of this listener; the database stores its position under this name, so each "
             "listener of a host needs its own; default: the host's name (%(default)s)",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from argparse import ArgumentParser
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from run_abort import conf
 from run_abort._core.types import Hold, Request
 from run_abort._runtime.health import health
 from run_abort._runtime.runtime import current
+from run_abort._store import database
 from run_abort._store.holds import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
@@ -70,7 +70,7 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         log_to(self.stderr, verbosity)
-        host = socket.gethostname() if this_host else ""
+        host = database.host() if this_host else ""
         found = current().recorder.call(partial(overview, run_ids=run_ids, host=host))
         if found is None:
             raise CommandError("The database failed; the log says why.")
