@@ -125,7 +125,8 @@ class Service:
             except RuntimeError as error:  # thread limit, interpreter exit, or subinterpreter
                 self._life = self._latest = None
                 level = logging.DEBUG if is_ending() else logging.WARNING
-                logger.log(level, "Cannot start the thread %s: %s", self._name, error)
+                line = "Cannot start the thread %s: %s"
+                call_logged(partial(logger.log, level, line, self._name, error))
                 return False
             return True
 

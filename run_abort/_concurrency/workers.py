@@ -62,7 +62,9 @@ def _start(
         thread.start()
     except RuntimeError:
         level = logging.DEBUG if is_ending() else logging.WARNING
-        logger.log(level, "No thread can be started: %s runs in its caller's", name_of(body))
+        line = "No thread can be started: %s runs in its caller's"
+        # A log handler may want to start a thread, too.
+        call_logged(partial(logger.log, level, line, name_of(body)))
         return False
     if joined:
         for helper in tuple(_helpers):

@@ -82,6 +82,13 @@ class TestStart:
         assert loop.service.start()
         loop.begun(1)
 
+    def test_where_no_thread_can_be_started_the_log_may_want_one_too(
+        self, loop: Loop, break_log: Callable[[], None]
+    ) -> None:
+        break_log()
+        with no_thread():
+            assert not loop.service.start()
+
 
 class TestStop:
     def test_it_ends_the_thread_and_another_life_may_begin(self, loop: Loop) -> None:

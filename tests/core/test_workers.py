@@ -31,6 +31,18 @@ def handled_although_the_first_raises(error: type[BaseException]) -> list[int]:
 
 
 class TestSerialWorker:
+    def test_without_a_thread_for_itself_and_for_the_log_it_works_in_the_callers(
+        self, break_log: Callable[[], None]
+    ) -> None:
+        handled: list[int] = []
+        worker: SerialWorker[int] = SerialWorker(handled.append, name="run_abort-test")
+        break_log()
+        with no_thread():
+            assert worker.put(1)
+        assert worker.put(2)
+        assert worker.wait_idle(20)
+        assert handled == [1, 2]
+
     def test_whoever_finds_it_running_finds_its_thread_started(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
