@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from typing import Final
 
 from django.apps import AppConfig
@@ -17,6 +18,7 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.translation import gettext_lazy as _
 
 from . import checks, conf
+from ._concurrency.hooks import call_logged
 from ._core.paths import RunIdConverter
 from ._runtime.kind import MANAGERS, program_of
 from ._runtime.runtime import current
@@ -48,7 +50,8 @@ class RunAbortConfig(AppConfig):
                 current().listener.start_soon()
         except Exception as error:
             # An error here must not keep a server from starting.
-            logger.error("This process does not listen for aborts: %s", error)
+            line = "This process does not listen for aborts: %s"
+            call_logged(partial(logger.error, line, error))
 
 
 def _is_long_lived() -> bool:

@@ -142,9 +142,8 @@ class Listener:
         try:
             return self._push.transport() is not None
         except Exception as error:
-            logger.warning(
-                "Not listening for aborts: the transport cannot be used: %s", visible(error)
-            )
+            line = "Not listening for aborts: the transport cannot be used: %s"
+            call_logged(partial(logger.warning, line, visible(error)))
             return False
 
     def start(self, *, rest: float = 0.0) -> bool:

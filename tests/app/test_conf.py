@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
@@ -14,6 +15,13 @@ from tests import settings as started_with
 
 
 class TestSettings:
+    def test_invalid_ones_keep_nothing_from_booting_although_the_log_raises(
+        self, settings: Any, break_log: Callable[[], None]
+    ) -> None:
+        settings.RUN_ABORT = {"LISTEN": 3}
+        break_log()
+        apps.get_app_config("run_abort").ready()
+
     def test_defaults_are_those_of_the_design(self, settings: Any) -> None:
         settings.RUN_ABORT = {}  # which is signalled; pytest-django signals no deletion
         del settings.RUN_ABORT

@@ -173,6 +173,13 @@ class TestLife:
         wait_until(lambda: listener.status().last_error)
         assert "is not a URL" in listener.status().last_error
 
+    def test_a_transport_that_cannot_be_used_raises_nothing_although_the_log_does(
+        self, configure: Configure, listener: Listener, break_log: Callable[[], None]
+    ) -> None:
+        configure(REDIS_URL="redis://localhost:port")
+        break_log()
+        assert listener.ensure_started() is False
+
 
 class TestStatus:
     def test_tells_what_happened(
