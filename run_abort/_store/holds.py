@@ -49,15 +49,20 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
             rows |= {row.pk: row for row in _rows_for(alias, some, since)}
         groups = _groups_of(alias, rows)
         processes = _processes_of(alias, rows.values())
-    ordered = sorted(rows.values(), key=attrgetter("entered_at"))
-    return [
-        [
-            _hold(row, processes.get(row.process_id), groups.get(row.pk, ()), is_asked=True)
-            for row in ordered
-            if _concerns(row, groups.get(row.pk, ()), each, made.get(each.request_id))
-        ]
-        for each in asked
-    ]
+    # Not each row with each request: of a thousand runs that takes seconds.
+    by_name: dict[UUID | str, list[Asked]] = {}
+    for each in asked:
+        for name in each:
+            by_name.setdefault(name, []).append(each)
+    found: dict[Asked, list[Hold]] = {each: [] for each in asked}
+    for row in sorted(rows.values(), key=attrgetter("entered_at")):
+        of_row = groups.get(row.pk, ())
+        names = (row.request_id, row.run_id, *of_row)
+        for each in {each for name in names for each in by_name.get(name, ())}:
+            if _concerns(row, of_row, each, made.get(each.request_id)):
+                process = processes.get(row.process_id)
+                found[each].append(_hold(row, process, of_row, is_asked=True))
+    return [found[each] for each in asked]
 
 
 def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:

@@ -26,6 +26,7 @@ from run_abort import (
     RunAborted,
     aabort_run,
     abort_run,
+    abort_runs,
     abortable_run,
     clear_run_abort,
 )
@@ -535,6 +536,26 @@ def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
         with threading_abort("import-1", wait=0.1) as outcomes:
             pass
         assert [hold.state for hold in outcomes[0].holds] == ["aborting"]
+
+
+def test_of_many_requests_not_each_is_compared_with_every_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = [f"import-{number}" for number in range(50)]
+    process = process_row()
+    for run in runs:
+        hold_row(run, process, groups=["imports"])
+    compared: list[tuple[Any, ...]] = []
+    concerns = holds._concerns
+
+    def counted(*args: Any) -> bool:
+        compared.append(args)
+        return concerns(*args)
+
+    monkeypatch.setattr(holds, "_concerns", counted)
+    outcomes = abort_runs([*runs, "imports"], wait=0)
+    assert [len(outcome.holds) for outcome in outcomes] == [1] * len(runs) + [len(runs)]
+    assert len(compared) == 2 * len(runs)
 
 
 @pytest.mark.parametrize("is_aborted", [False, True])
