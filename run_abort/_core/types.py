@@ -126,7 +126,9 @@ class Hold:
         not left yet; ``"finishing"``: it cannot be aborted any more, and goes on to its end;
         ``"stopped"``: left; ``"lost"``: its process has not been heard of since ``since``. It may
         still work.
-    :ivar since: when that state began; of a hold that is lost, when its process was last heard of.
+    :ivar since: when that state began; of a hold that is lost, when its process was last heard of;
+        of one that is finishing, which its row does not time, when it was entered; of one that
+        ended without an abort, when that was seen.
     :ivar request_id: of the request that aborted it, as text; empty before, or if that had no ID.
     :ivar way: how its process received the request; empty before.
     :ivar received_at: when its process received the request; None before.

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,6 +15,8 @@ from run_abort import conf
 from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import Hold
 from run_abort._store import database, holds
+from run_abort._store.clock import aware, present
+from run_abort._store.connection import limited
 
 if TYPE_CHECKING:
     from run_abort._transport.watch import Watch
@@ -84,15 +87,15 @@ class Lookout:
         answer = self._runtime.recorder.call(self._read)
         if answer is None:
             return False
-        rows, others = answer
+        rows, others, now = answer
         self._found = [
-            {key: _ended(hold) for key, hold in known.items() if key not in others} | now
-            for known, now in zip(self._found, rows, strict=True)
+            {key: _ended(hold, now) for key, hold in known.items() if key not in others} | there
+            for known, there in zip(self._found, rows, strict=True)
         ]
         return True
 
-    def _read(self, alias: str) -> tuple[list[dict[uuid.UUID, Hold]], set[uuid.UUID]]:
-        """The holds of each request, and known ones that have a row but are not its own any more.
+    def _read(self, alias: str) -> tuple[list[dict[uuid.UUID, Hold]], set[uuid.UUID], datetime]:
+        """The holds of each request, known ones that have a row but are not its own, and the time.
 
         A block that began before its request was cleared, but read the requests after that, is a
         new start of the run.
@@ -100,11 +103,13 @@ class Lookout:
         rows = [{hold.id: hold for hold in some} for some in holds.of_requests(alias, self._asked)]
         missing = {
             key
-            for known, now in zip(self._found, rows, strict=True)
+            for known, there in zip(self._found, rows, strict=True)
             for key, hold in known.items()
-            if key not in now and hold.state != "stopped"
+            if key not in there and hold.state != "stopped"
         }
-        return rows, holds.still_there(alias, missing)
+        others = holds.still_there(alias, missing)
+        with limited(alias, writes=False):
+            return rows, others, aware(present(alias))
 
     def _pause(self, seconds: float) -> None:
         if self._watch is not None:
@@ -114,8 +119,8 @@ class Lookout:
             self._changed.clear()
 
 
-def _ended(hold: Hold) -> Hold:
+def _ended(hold: Hold, now: datetime) -> Hold:
     """A hold whose row is gone."""
     # One that ended without an abort is deleted when it was left. Others may have been pruned.
-    is_known = hold.received_at is None and hold.state != "lost"
-    return replace(hold, state="stopped") if is_known else hold
+    is_known = hold.received_at is None and hold.state in {"aborting", "finishing"}
+    return replace(hold, state="stopped", since=now) if is_known else hold

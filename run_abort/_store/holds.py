@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -59,9 +60,10 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
         of_row = groups.get(row.pk, ())
         names = (row.request_id, row.run_id, *of_row)
         for each in {each for name in names for each in by_name.get(name, ())}:
-            if _concerns(row, of_row, each, made.get(each.request_id)):
-                process = processes.get(row.process_id)
-                found[each].append(_hold(row, process, of_row, is_asked=True))
+            request = made.get(each.request_id)
+            if _concerns(row, of_row, each, request):
+                hold = _hold(row, processes.get(row.process_id), of_row)
+                found[each].append(_asked(hold, request))
     return [found[each] for each in asked]
 
 
@@ -182,9 +184,15 @@ def _concerns(
     return request.cleared_at is None or bool(row.entered_at <= request.requested_at)
 
 
-def _hold(
-    row: Any, process: RunProcess | None, groups: tuple[str, ...], *, is_asked: bool = False
-) -> Hold:
+def _asked(hold: Hold, request: AbortRequest | None) -> Hold:
+    """A hold that has to stop, although its process may not have received the request."""
+    if hold.state != "running":
+        return hold
+    since = hold.since if request is None else max(hold.since, aware(request.requested_at))
+    return replace(hold, state="aborting", since=since)
+
+
+def _hold(row: Any, process: RunProcess | None, groups: tuple[str, ...]) -> Hold:
     state, since = _state(row, process)
     return Hold(
         id=row.pk,
@@ -195,7 +203,7 @@ def _hold(
         pid=process.pid if process else 0,
         kind=process.kind if process else "",
         entered_at=aware(row.entered_at),
-        state="aborting" if is_asked and state == "running" else state,
+        state=state,
         since=aware(since),
         request_id=str(row.request_id or ""),
         way=row.way,

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder, holds, requests
+from run_abort._store.clock import present
 from run_abort._store.entries import Entry
 from run_abort._store.holder import Holder
 from run_abort._store.retention import forget_process, prune, prune_holds
@@ -194,6 +195,28 @@ def test_who_waits_for_a_group_learns_of_a_holder_that_has_received_nothing() ->
     outcome = abort_run("import-1", wait=0)
     assert [hold.run_id for hold in outcome.holds] == ["import-1-part-1"]
     assert not outcome.stopped
+
+
+def test_since_when_a_block_that_has_received_nothing_is_aborting_and_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = hold_row("import-1", process_row(), age=20)
+    outcome = abort_run("import-1", wait=0)
+    request = AbortRequest.objects.get()
+    assert [hold.since for hold in outcome.holds] == [request.requested_at]
+
+    last = hold_row("import-1", process_row())
+    looks = [last.delete, row.delete]
+
+    def pause(self: Lookout, seconds: float) -> None:
+        ended_at.append(present("default"))
+        looks.pop()()
+
+    ended_at: list[datetime] = []
+    monkeypatch.setattr(Lookout, "_pause", pause)
+    outcome = abort_run("import-1", wait=TIMEOUT)
+    assert outcome.stopped
+    assert ended_at[0] < outcome.holds[0].since < ended_at[1] < outcome.holds[1].since
 
 
 def test_nobody_works_on_it() -> None:
