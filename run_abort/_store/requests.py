@@ -91,6 +91,10 @@ class Requests:
         :param by: who did that, as text.
         :return: the number of changed rows; None if the database failed.
         """
+        if self._postponed and database.transaction_here() is None:
+            # What was rolled back would be written again after this, and stand.
+            self._postponed.check()
+            self._recorder.flush(database.timeout())
         return self._write(partial(_clear, run_id=run_id, by=by))
 
     def _write(

@@ -704,6 +704,15 @@ def test_aborting_in_a_savepoint_that_is_rolled_back_is_kept() -> None:
     wait_until(AbortRequest.objects.exists)
 
 
+def test_clearing_after_a_rollback_clears_what_was_aborted_before_it(seldom: None) -> None:
+    with suppress(KeyError), transaction.atomic():
+        abort_run("import-1")
+        raise KeyError
+    assert clear_run_abort("import-1") == 1
+    with abortable_run("import-1"):
+        pass
+
+
 def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
     with transaction.atomic():
         User.objects.create(username="me")
