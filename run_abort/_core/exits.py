@@ -141,7 +141,7 @@ def end_aborted(
         return False
     if exc is not None and _is_of_block_around(exc, signal):
         return False
-    if gives_way and isinstance(exc, (Exception, BaseExceptionGroup)):
+    if gives_way and _is_more_than_aborts(exc):
         logger.warning(_SWALLOWED, signal.run_id, exc_info=exc)
     return gives_way or isinstance(exc, RunAborted)
 
@@ -155,6 +155,13 @@ def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
         return exc.split((Exception, RunAborted))[1] is None
     if isinstance(exc, RunAborted):
         return exc.run_id != signal.run_id
+    return isinstance(exc, Exception)
+
+
+def _is_more_than_aborts(exc: BaseException | None) -> bool:
+    """Whether ``exc`` is, or a group that contains, anything but a RunAborted."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(RunAborted)[1] is not None
     return isinstance(exc, Exception)
 
 

@@ -115,11 +115,15 @@ class TestCatch:
         with core.block("run-1", catch=True, **options) as signal:
             core.abort("run-1")
             signal.raise_if_aborted()
-        assert not caplog.records
-        with core.block("run-1", catch=True, **options):
+        with core.block("run-1", catch=True, **options) as signal:
             core.abort("run-1")
-            raise ValueError("a consequence")
-        assert "a consequence" in caplog.text
+            raise BaseExceptionGroup("a task group's", [signal.exception()])
+        assert not caplog.records
+        for error in (ValueError("alone"), ExceptionGroup("a task group's", [ValueError("one")])):
+            with core.block("run-1", catch=True, **options):
+                core.abort("run-1")
+                raise error
+            assert str(error) in caplog.text
 
     def test_that_of_a_block_around_passes(self, core: Core, options: dict[str, Any]) -> None:
         after: list[str] = []
