@@ -123,6 +123,21 @@ class kept_exit:  # noqa: N801  a decorator
         return exit
 
 
+def refusal(signal: AbortSignal) -> RunAborted:
+    """The exception of a block that was aborted while it was being entered, so its body never runs.
+
+    Its request may have come as a push, before the block has read it.
+    """
+    aborted = signal.exception()
+    request = None if signal.aborted_by is None else signal.aborted_by.request
+    if request is None or not request.stands:
+        return aborted
+    at = request.requested_at
+    return RunAborted(
+        signal.run_id, request.reason, request.actor, at, request.id, standing_id=request.run_id
+    )
+
+
 def end_aborted(
     signal: AbortSignal, exc: BaseException | None, *, catch: bool, is_ours: bool = False
 ) -> bool:

@@ -21,7 +21,7 @@ from run_abort.exceptions import RunAborted
 from . import current
 from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
-from .exits import Held, end_aborted, kept_exit, put_up
+from .exits import Held, end_aborted, kept_exit, put_up, refusal
 from .ids import RunID, clean_ids
 from .interrupts import (
     Interruption,
@@ -266,7 +266,7 @@ class Scope:
         :raises RunAborted: if the abort stands.
         """
         if not controller.aborted_by_cleared:
-            raise controller.signal.exception()
+            raise refusal(controller.signal)
         self._end()
         self._has_told = False
         return self._begin(controller.spared_by)

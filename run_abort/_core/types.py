@@ -55,6 +55,11 @@ class Request(NamedTuple):
     requested_at: datetime | None = None
     cause: str = ""
 
+    @property
+    def stands(self) -> bool:
+        """Whether it is of a kind that also stops later starts of the run, until it is cleared."""
+        return bool(self.id) and self.cause != DISCONNECT
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aborted:

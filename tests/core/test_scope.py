@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from run_abort._core.controller import AbortController, AbortSignal
-from run_abort._core.types import Aborted, Left, Request
+from run_abort._core.types import DISCONNECT, Aborted, Left, Request
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import TIMEOUT, Block, Core
 from tests.guards import in_event_loop
@@ -482,6 +482,20 @@ class TestEntering:
         with pytest.raises(RunAborted, match="because"), core.block(grace=0, insist=insist):
             pytest.fail("entered")
         assert core.happened() == ["Aborted", "Left"]
+
+    @pytest.mark.parametrize(
+        ("request_id", "cause", "standing_id"),
+        [("id", "", "all"), ("", "", ""), ("id", DISCONNECT, "")],
+    )
+    def test_a_push_that_comes_first_says_how_to_let_it_start_too(
+        self, core: Core, request_id: str, cause: str, standing_id: str
+    ) -> None:
+        pushed = Request("all", request_id, "because", cause=cause)
+        core.look = lambda controller: core.registry.abort(pushed, "channel")
+        with pytest.raises(RunAborted, match="because") as raised, core.block(groups=["all"]):
+            pytest.fail("entered")
+        assert (raised.value.run_id, raised.value.standing_id) == ("run-1", standing_id)
+        assert raised.value.request_id == request_id
 
     def test_asynchronously_too(self, core: Core) -> None:
         async def main() -> None:
