@@ -130,6 +130,7 @@ class Escalator:
         # the lock.
         self._lock = threading.RLock()
         self._agenda: list[tuple[float, int, EscalationPlan]] = []  # a heap
+        self._dropped = 0  # plans that may still be in it
         self._number = itertools.count()
         self.service = Service("run_abort-escalator", self._run)
 
@@ -150,8 +151,12 @@ class Escalator:
         """
         with self._lock:
             plan.is_over = True
-            self._agenda = [entry for entry in self._agenda if entry[2] is not plan]
-            heapq.heapify(self._agenda)
+            self._dropped += 1
+            # Not each time: the abort of a group may have added ten thousand.
+            if 2 * self._dropped > len(self._agenda):
+                self._agenda = [entry for entry in self._agenda if not entry[2].is_over]
+                heapq.heapify(self._agenda)
+                self._dropped = 0
         self.service.wake()
         plan.wait()
 

@@ -104,6 +104,20 @@ class TestEscalator:
             wait_until(lambda expected=expected: attempted == expected)  # type: ignore[misc]
             now[0] += 0.05
 
+    def test_each_of_many_is_dropped_as_quickly_as_one_of_few(self, escalator: Escalator) -> None:
+        def seconds_for_each(number: int) -> float:
+            plans = [EscalationPlan(30, lambda: True) for _ in range(number)]
+            for plan in plans:
+                escalator.add(plan)
+            began = time.monotonic()
+            for plan in plans:
+                escalator.drop(plan)
+            return (time.monotonic() - began) / number
+
+        few = seconds_for_each(200)
+        assert seconds_for_each(10_000) < 10 * few
+        wait_until(lambda: not escalator.service.is_running)
+
     def test_a_child_goes_on_with_the_agenda(self, escalator: Escalator) -> None:
         attempts: list[int] = []
         plan = EscalationPlan(0.05, lambda: bool(attempts.append(1)) or True)
