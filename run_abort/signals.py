@@ -8,6 +8,7 @@ other effect.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -55,13 +56,14 @@ run_aborted = Signal()
 def send_to_all(signal: Signal, sender: object, **named: Any) -> None:
     """Send a signal to every receiver, in this thread; log what a receiver raises.
 
-    ``Signal.send_robust`` stops at a ``RunAborted``, which is no ``Exception``, and at an exception
-    of a receiver without a name, such as a ``partial``.
+    ``Signal.send_robust`` stops at a ``RunAborted`` and a ``CancelledError``, which are no
+    ``Exception``, and at an exception of a receiver without a name, such as a ``partial``.
     """
     receivers, async_receivers = signal._live_receivers(sender)
     for receiver in (*receivers, *map(async_to_sync, async_receivers)):
         try:
             receiver(signal=signal, sender=sender, **named)
-        except (Exception, RunAborted):
-            name = getattr(receiver, "__qualname__", None) or repr(receiver)
+        except (Exception, RunAborted, asyncio.CancelledError):
+            function = getattr(receiver, "awaitable", receiver)
+            name = getattr(function, "__qualname__", None) or repr(function)
             logger.exception("The receiver %s failed", name)

@@ -208,15 +208,19 @@ class TestAbortRun:
         def fails(error: BaseException, **kwargs: Any) -> None:
             raise error
 
-        def behind(*, run_id: str, **kwargs: Any) -> None:
+        async def is_cancelled(**kwargs: Any) -> None:
+            raise asyncio.CancelledError
+
+        async def behind(*, run_id: str, **kwargs: Any) -> None:
             heard.append(run_id)
 
         nameless = [functools.partial(fails, error) for error in (ValueError(), RunAborted("x"))]
-        with connected(run_abort_requested, fails, *nameless, behind):
+        with connected(run_abort_requested, fails, *nameless, is_cancelled, behind):
             assert abort_run("run-1").asked
             assert asyncio.run(aabort_run("run-2")).asked
         assert heard == ["run-1", "run-2"]
-        assert "fails" in caplog.text
+        assert "fails failed" in caplog.text
+        assert "is_cancelled failed" in caplog.text
 
     def test_aborting_again_is_a_new_request_without_effect(self, with_all: None) -> None:
         with pytest.raises(RunAborted, match="first"), abortable_run("run-1"):
