@@ -210,7 +210,8 @@ async def _aabort(batch: Batch) -> AbortOutcome:
 def clear_run_abort(run_id: RunID, *, by: str | AbstractBaseUser | AnonymousUser = "") -> int:
     """Let the ID run again: earlier requests abort no block that is entered from now on.
 
-    Does not change open blocks. The rows stay as history. If a group was aborted, pass its ID.
+    An open block that was aborted stays so; one that has not received the request yet, as in a
+    process that is cut off, goes on. The rows stay as history. If a group was aborted, pass its ID.
     Inside a transaction it acts at once, too, and a rollback does not undo it. On SQLite it is part
     of the transaction.
 
