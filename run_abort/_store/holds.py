@@ -129,10 +129,13 @@ def overview(
         groups = _groups_of(alias, found)
         processes = _processes_of(alias, found.values())
         now = aware(present(alias))
-    holds = [
+    some = (
         _hold(row, processes.get(row.process_id), groups.get(row.pk, ())) for row in found.values()
-    ]
-    return Overview(now, holds, is_cut=len(holds) >= MAX_ROWS)
+    )
+    # Compared again, because some databases ignore case.
+    wanted = set(run_ids)
+    holds = [each for each in some if not wanted or wanted & {each.run_id, *each.groups}]
+    return Overview(now, holds, is_cut=len(found) >= MAX_ROWS)
 
 
 def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any:

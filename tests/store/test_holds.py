@@ -219,6 +219,20 @@ def test_since_when_a_block_that_has_received_nothing_is_aborting_and_stopped(
     assert ended_at[0] < outcome.holds[0].since < ended_at[1] < outcome.holds[1].since
 
 
+def test_a_run_of_almost_the_same_name_is_another(runtime: Runtime) -> None:
+    """Some databases ignore case."""
+    hold_row("import-1", process_row(), groups=["imports"])
+
+    def open_of(run_id: str) -> list[str]:
+        found = runtime.recorder.call(partial(holds.overview, run_ids=[run_id]))
+        assert found is not None
+        return [hold.run_id for hold in found.holds]
+
+    assert [open_of(each) for each in ("import-1", "imports")] == [["import-1"]] * 2
+    assert [open_of(each) for each in ("IMPORT-1", "Imports")] == [[]] * 2
+    assert abort_run("Imports", wait=0).holds == ()
+
+
 def test_nobody_works_on_it() -> None:
     outcome = abort_run("import-1", wait=TIMEOUT)
     assert (outcome.holds, outcome.stopped, outcome.recorded) == ((), False, True)
