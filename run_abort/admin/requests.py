@@ -32,11 +32,12 @@ CHOICES: Final = 20
 # Of the annotations of the list.
 IS_STOPPING: Final = Q(stopping__gt=0) | Q(is_awaited=True)
 IS_LOST: Final = ~IS_STOPPING & (Q(unstopped__gt=0) | Q(is_unreceived=True))
+IS_HELD: Final = Q(holders__gt=0) | Q(has_ended=True)
 OUTCOMES: Final[Mapping[str, Q]] = {
     "stopping": IS_STOPPING,
     "lost": IS_LOST,
-    "stopped": Q(unstopped=0, is_unreceived=False, holders__gt=0),
-    "nobody": Q(holders=0, is_unreceived=False),
+    "stopped": IS_HELD & Q(unstopped=0, is_unreceived=False),
+    "nobody": ~IS_HELD & Q(is_unreceived=False),
 }
 
 Requests = models.QuerySet[AbortRequest]
@@ -143,8 +144,14 @@ class AbortRequestAdmin(ClearRunsAdmin):
             holders=_count(RunHold.objects.all()),
             unstopped=_count(RunHold.objects.filter(left_at=None)),
             stopping=_count(RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())),
-            is_unreceived=_is_unreceived(RunHold.objects.all()),
-            is_awaited=_is_unreceived(RunHold.objects.filter(process__seen_until__gte=Now())),
+            is_unreceived=_has_other(RunHold.objects.filter(left_at=None)),
+            is_awaited=_has_other(
+                RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())
+            ),
+            # Those that an earlier request had aborted.
+            has_ended=_has_other(
+                RunHold.objects.filter(left_at__gte=models.OuterRef("requested_at"))
+            ),
         )
 
     @admin.display(description=gettext_lazy("run ID"), ordering="run_id")
@@ -172,7 +179,7 @@ class AbortRequestAdmin(ClearRunsAdmin):
         ordering=models.Case(
             models.When(IS_STOPPING, then=models.Value(4)),
             models.When(IS_LOST, then=models.Value(3)),
-            models.When(holders__gt=0, then=models.Value(2)),
+            models.When(IS_HELD, then=models.Value(2)),
             models.When(cleared_at=None, then=models.Value(1)),
             default=models.Value(0),
         ),
@@ -192,6 +199,8 @@ class AbortRequestAdmin(ClearRunsAdmin):
             text = ngettext(
                 "stopped on %(count)d process", "stopped on %(count)d processes", obj.holders
             )
+        elif obj.has_ended:
+            name, text = "stopped", _("stopped")
         elif obj.cleared_at is not None:
             name, text = "cleared", _("cleared")
         else:
@@ -218,11 +227,11 @@ def _count(holds: models.QuerySet[RunHold]) -> Coalesce:
     return Coalesce(number, 0, output_field=models.IntegerField())
 
 
-def _is_unreceived(holds: models.QuerySet[RunHold]) -> models.Q:
-    """Whether one of these blocks is open and has to stop, but has not received the request."""
-    waiting = holds.filter(left_at=None, entered_at__lte=models.OuterRef("requested_at"))
-    waiting = waiting.exclude(request=models.OuterRef("pk")).order_by()
-    of_run = waiting.filter(run_id=models.OuterRef("run_id"))
+def _has_other(holds: models.QuerySet[RunHold]) -> models.Q:
+    """Whether one of these blocks was open and had to stop, and is not one that received this."""
+    others = holds.filter(entered_at__lte=models.OuterRef("requested_at"))
+    others = others.exclude(request=models.OuterRef("pk")).order_by()
+    of_run = others.filter(run_id=models.OuterRef("run_id"))
     # From the group to the block, because the other way each open block would be looked at.
-    of_group = waiting.filter(groups__run_id=models.OuterRef("run_id"))
+    of_group = others.filter(groups__run_id=models.OuterRef("run_id"))
     return Q(models.Exists(of_run)) | Q(models.Exists(of_group))

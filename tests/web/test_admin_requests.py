@@ -138,6 +138,20 @@ class TestList:
         assert stopped == "stopped on 1 process"
         assert others == ["lost"] * 2 + ["still not stopped"] * 2
 
+    def test_a_later_request_for_a_block_says_what_became_of_it_too(self, client: Client) -> None:
+        before, soon = AT - timedelta(seconds=1), AT + timedelta(milliseconds=20)
+        group = request("group", requested_at=soon)
+        request("run-1", requested_at=soon)
+        request("over", requested_at=AT + timedelta(seconds=1))
+        process = process_row()
+        for run_id in ("run-1", "over"):
+            abort(request(run_id), process, entered_at=before, groups=[group.run_id])
+        first, *others = outcomes(text(client.get(LIST, {"o": "1"})))
+        assert first == "requested"
+        assert sorted(others) == [*["stopped"] * 2, *["stopped on 1 process"] * 2]
+        assert sorted(rows(client, outcome="stopped")) == ["group", "over", "run-1", "run-1"]
+        assert rows(client, outcome="nobody") == ["over"]
+
     def test_takes_as_many_queries_for_thirty_rows_as_for_three(self, client: Client) -> None:
         def count(rows: int) -> int:
             for number in range(rows):
