@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from functools import partial
 
 from ._concurrency.workers import spawn
 from ._core.controller import AbortController
@@ -112,8 +113,10 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     def _found_late(self, controller: AbortController, found: Future[Request | None]) -> None:
         request = None if found.exception() else found.result()
         if request is not None:
-            # On a thread of its own, because the abort calls the callbacks of the signal.
-            spawn(lambda: self._abort(controller, request), name="run_abort-late")
+            # On a thread of its own, because the abort calls the callbacks of the signal. The body
+            # runs by now, so this is not the abort of a run that never began.
+            late = partial(self._abort, controller, request, "reconcile")
+            spawn(late, name="run_abort-late")
 
     def _abort(self, controller: AbortController, request: Request, way: Way = "start") -> None:
         self._process.registry.abort_controllers([controller], request, way)

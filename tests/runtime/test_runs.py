@@ -94,11 +94,19 @@ class TestRequestedBefore:
         self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         late: Future[Request | None] = Future()
+        ways: list[str] = []
+
+        def receiver(way: str, **kwargs: Any) -> None:
+            ways.append(way)
+
         monkeypatch.setattr(runtime.holder, "enter", lambda *args: late)
         monkeypatch.setattr(database, "timeout", lambda: 0.05)
-        with pytest.raises(RunAborted, match="at last"), abortable_run("run-1") as signal:
-            late.set_result(Request("run-1", str(uuid.uuid4()), "at last"))
-            signal.sleep(TIMEOUT)
+        with connected(run_aborted, receiver):
+            with pytest.raises(RunAborted, match="at last"), abortable_run("run-1") as signal:
+                late.set_result(Request("run-1", str(uuid.uuid4()), "at last"))
+                signal.sleep(TIMEOUT)
+            wait_until(lambda: ways)
+        assert ways == ["reconcile"]  # not "start": its body has run
 
     @pytest.mark.parametrize("table", ["abortrequest", "runhold", "runprocess", "runholdgroup"])
     def test_without_a_table_it_runs_all_the_same(
