@@ -59,7 +59,8 @@ def row_of(entry: Entry, origin: str) -> RunHold:
     )
     if aborted is not None:
         row.request_id = as_uuid(aborted.request.id)
-        row.way = aborted.way
+        never_began = controller.left_at is not None and not controller.began
+        row.way = "start" if never_began else aborted.way
         row.received_at = Now(aborted.at - now)
         if controller.left_at is not None:
             row.left_at = Now(min(controller.left_at - now, 0.0))

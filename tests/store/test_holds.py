@@ -136,6 +136,23 @@ def test_an_aborted_block_stays_and_tells_what_happened(runtime: Runtime) -> Non
     assert row.entered_at <= row.received_at <= row.left_at  # type: ignore[operator]
 
 
+def test_a_block_that_a_push_aborts_as_it_begins_has_never_begun(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = runtime.holder.enter
+
+    def pushed(*args: Any) -> Any:
+        found = enter(*args)
+        runtime.registry.abort(Request("import-1", str(uuid.uuid4())), "channel")
+        return found
+
+    monkeypatch.setattr(runtime.holder, "enter", pushed)
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        pytest.fail("it was aborted")
+    wait_until(lambda: RunHold.objects.filter(state="stopped"))
+    assert RunHold.objects.get().way == "start"  # as run_aborted says
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_set_does_not_change_when_it_was_aborted(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, hours: int
