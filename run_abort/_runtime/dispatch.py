@@ -315,6 +315,8 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
     # A group has many runs, a run many blocks: one signal for each run.
     counted = Counter(controller.signal.run_id for controller in controllers)
     counted = counted or Counter({request.run_id: 0})
+    # A push, or the reconciler, may have come before a block itself has read.
+    begun = {controller.signal.run_id for controller in controllers if controller.began}
     for run_id, number in counted.items():
         send_to_all(
             run_aborted,
@@ -324,5 +326,5 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
             actor=request.actor,
             abort_id=as_uuid(request.id),
             controllers=number,
-            way=way,
+            way=way if run_id in begun else "start",
         )

@@ -44,8 +44,7 @@ class Events:
     ``Left`` and ``Escalated`` are held back until ``Aborted`` is emitted, because only then it is
     known which blocks the request aborted.
 
-    :ivar flipped: called with the controllers that one request aborted, the request, and the way:
-        "start" if none of their blocks has begun.
+    :ivar flipped: called with the controllers that one request aborted, the request, and the way.
     """
 
     def __init__(self, registry: Registry, facts: Facts) -> None:
@@ -70,9 +69,7 @@ class Events:
         if isinstance(event, Aborted):
             flipped = [each for each in event.controllers if each.signal.aborted_by is event]
             if flipped:
-                # A push, or the reconciler, may have come before the block itself has read.
-                began = any(each.began for each in flipped)
-                self.flipped(flipped, event.request, event.way if began else "start")
+                self.flipped(flipped, event.request, event.way)
         with self._lock:
             if isinstance(event, Aborted):
                 self._aborted(event)

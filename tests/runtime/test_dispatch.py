@@ -329,6 +329,18 @@ class TestAnnounce:
             assert dispatch._announcements.wait_idle(20)
         assert seen == [("a", 2, "because"), ("b", 1, "because")]
 
+    def test_of_a_group_each_run_says_whether_it_had_begun(self, dispatch: Dispatch) -> None:
+        seen: list[tuple[str, str]] = []
+
+        def receiver(run_id: str, way: str, **kwargs: Any) -> None:
+            seen.append((run_id, way))
+
+        with connected(run_aborted, receiver), held("a", "group") as run, held("b", "group"):
+            run.began = True  # the other one has yet to read the requests
+            assert current().registry.abort(Request("group"), "channel") == 2
+            assert dispatch._announcements.wait_idle(20)
+        assert seen == [("a", "channel"), ("b", "start")]
+
     def test_does_not_wait_for_the_receivers(self, dispatch: Dispatch) -> None:
         release = threading.Event()
 
