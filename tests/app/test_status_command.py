@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort
+from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure, threads_of_ours
 from tests.rows import LEASE, hold_row, process_row
@@ -63,8 +63,8 @@ class TestText:
         ]
 
     def test_says_if_the_run_does_not_start(self) -> None:
-        abort_run("run-1", actor="ann\x1b")
         abort_run("run-1")
+        abort_run("run-1", actor="ann")
         abort_run("run-2", actor="ann")
         clear_run_abort("run-2")
         out, why = fails("run-1", "run-2", "run-3")
@@ -73,7 +73,10 @@ class TestText:
         ]
         assert why == "No process is known to work on it."
         abort_run("run-2", actor="ann\x1b")
+        abort_run("run-2", actor="bob")
         assert '"run-2" was aborted by ann\\x1b: until' in fails("run-2")[0]
+        with pytest.raises(RunAborted, match=r"by ann\\x1b "), abortable_run("run-2"):
+            pass
 
     def test_strangers_do_not_reach_the_terminal(self) -> None:
         bad = "\x1b[2J\r\x9b\u202e\n"

@@ -142,7 +142,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _refusals(standing: Iterable[Request]) -> Iterator[str]:
     """Yield a line for each run that does not start, because an abort of it stands."""
-    for run_id, request in {each.run_id: each for each in standing}.items():
+    first: dict[str, Request] = {}
+    for each in standing:
+        first.setdefault(each.run_id, each)  # as RunAborted has it
+    for run_id, request in first.items():
         who = f" by {visible(request.actor)}" if request.actor else ""
         yield f'"{visible(run_id)}" was aborted{who}: until clear_run_abort, it does not start.'
 
