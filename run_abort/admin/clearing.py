@@ -64,10 +64,10 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         runs = [(visible(each), "" if allowed(each) else why_not) for each in rows]
         asked = sum(not why_not for _run, why_not in runs)
         text = ngettext(
-            "Earlier requests will no longer stop this run when it is started. They still stop "
-            "what works on it now.",
-            "Earlier requests will no longer stop these runs when they are started. They still "
-            "stop what works on them now.",
+            "Earlier requests will no longer stop this run when it is started. What has received "
+            "them still stops; what has not goes on.",
+            "Earlier requests will no longer stop these runs when they are started. What has "
+            "received them still stops; what has not goes on.",
             asked,
         )
         return confirm(
