@@ -149,7 +149,9 @@ class AbortSignal(Programs):
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the run is aborted.
 
-        In asyncio code use :meth:`wait_async`, which does not block the loop.
+        In asyncio code use :meth:`wait_async`, which does not block the loop. Both go on waiting if
+        the block is left before an abort: for a thread or a task that outlives the block, use a
+        callback.
 
         :param timeout: seconds to wait at most; ``None`` waits without limit.
         :return: whether the run was aborted.
