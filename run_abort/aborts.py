@@ -281,18 +281,16 @@ def _awaited(lookout: Lookout, wait: float, outcomes: Sequence[AbortOutcome]) ->
     """The outcomes, completed with the holds."""
     with closing(lookout):
         lookout.wait(wait)
-        found = lookout.found()
+        found, stopped = lookout.found(), lookout.stopped()
     # Without the row, a block that is entered late works on unseen.
     is_kept = conf.settings().REQUESTS
     return [
         replace(
             outcome,
             holds=holds,
-            stopped=bool(holds)
-            and all(hold.state == "stopped" for hold in holds)
-            and (outcome.recorded or not is_kept),
+            stopped=is_stopped and (outcome.recorded or not is_kept),
         )
-        for outcome, holds in zip(outcomes, found, strict=True)
+        for outcome, holds, is_stopped in zip(outcomes, found, stopped, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -68,13 +68,26 @@ class Lookout:
         """The holds of each request, as far as they are known."""
         return [tuple(each.values()) for each in self._found]
 
+    def stopped(self) -> list[bool]:
+        """For each request whether there was a block, and all of them were left."""
+        pairs = zip(self.found(), self._open_here(), strict=True)
+        return [bool(each) and _are_left(each) and not is_open for each, is_open in pairs]
+
+    def _open_here(self) -> list[bool]:
+        """For each request whether an aborted block of this process is open: it may have no row."""
+        open_blocks = self._runtime.registry.holders()
+        return [
+            any(block.signal.aborted for block in open_blocks.get(each.run_id, ()))
+            for each in self._asked
+        ]
+
     def wait(self, seconds: float) -> None:
         """Look until no hold is open, at most for this time."""
         until = monotonic() + seconds
         while not self._has_given_up:
             self.is_known = self.look()
             left = until - monotonic()
-            is_over = all(hold.state == "stopped" for each in self.found() for hold in each)
+            is_over = all(map(_are_left, self.found())) and not any(self._open_here())
             if left <= 0 or (self.is_known and is_over):
                 return
             self._pause(min(left, conf.settings().POLL_INTERVAL))
@@ -117,6 +130,10 @@ class Lookout:
         else:
             self._changed.wait(seconds)
             self._changed.clear()
+
+
+def _are_left(some: Iterable[Hold]) -> bool:
+    return all(hold.state == "stopped" for hold in some)
 
 
 def _ended(hold: Hold, now: datetime) -> Hold:

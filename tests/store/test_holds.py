@@ -584,6 +584,25 @@ def test_a_rerun_is_not_the_business_of_a_cleared_request(runtime: Runtime) -> N
         assert [hold.state for hold in found] == ["stopped"]
 
 
+def test_a_block_here_that_has_no_row_has_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was entered in a transaction on SQLite."""
+    other = hold_row("import-1", process_row(), age=1)
+
+    def leave(*args: object) -> None:
+        RunHold.objects.filter(pk=other.pk).update(state="stopped", left_at=present("default"))
+
+    monkeypatch.setattr(Lookout, "_pause", leave)
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        RunHold.objects.exclude(pk=other.pk).delete()
+        monkeypatch.setattr(Holder, "_put", lambda *args: None)
+        with threading_abort("import-1", wait=0.3) as outcomes:
+            pass
+        (outcome,) = outcomes
+        assert outcome.local == 1
+        assert [hold.state for hold in outcome.holds] == ["stopped"]
+        assert not outcome.stopped
+
+
 def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
     with pytest.raises(RunAborted), abortable_run("import-1"):
         abort_run("import-1")
