@@ -62,7 +62,7 @@ class AbortOutcome:
     :ivar holds: with ``wait``: the blocks that the request aborted or has to abort, in all
         processes, as their rows said at the end of the wait.
     :ivar stopped: with ``wait``: whether there was such a block, and all of them were left. A block
-        whose row could not be written is not counted.
+        of another process whose row could not be written is not counted.
     """
 
     run_id: str
