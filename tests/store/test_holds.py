@@ -584,14 +584,16 @@ def test_a_rerun_is_not_the_business_of_a_cleared_request(runtime: Runtime) -> N
         assert [hold.state for hold in found] == ["stopped"]
 
 
-def test_a_block_here_that_has_no_row_has_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_here_that_has_no_row_has_not_stopped(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As one that was entered in a transaction on SQLite."""
     other = hold_row("import-1", process_row(), age=1)
 
-    def leave(*args: object) -> None:
-        RunHold.objects.filter(pk=other.pk).update(state="stopped", left_at=present("default"))
+    def leave(alias: str) -> None:
+        RunHold.objects.filter(pk=other.pk).update(state="stopped", left_at=present(alias))
 
-    monkeypatch.setattr(Lookout, "_pause", leave)
+    monkeypatch.setattr(Lookout, "_pause", lambda self, seconds: runtime.recorder.call(leave))
     with pytest.raises(RunAborted), abortable_run("import-1"):
         RunHold.objects.exclude(pk=other.pk).delete()
         monkeypatch.setattr(Holder, "_put", lambda *args: None)
