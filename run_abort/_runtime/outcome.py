@@ -97,32 +97,35 @@ class Lookout:
 
         :return: whether the database answered.
         """
-        answer = self._runtime.recorder.call(self._read)
-        if answer is None:
+        found = self._runtime.recorder.call(self._read)
+        if found is None:
             return False
-        rows, others, now = answer
-        self._found = [
-            {key: _ended(hold, now) for key, hold in known.items() if key not in others} | there
-            for known, there in zip(self._found, rows, strict=True)
-        ]
+        self._found = found
         return True
 
-    def _read(self, alias: str) -> tuple[list[dict[uuid.UUID, Hold]], set[uuid.UUID], datetime]:
-        """The holds of each request, known ones that have a row but are not its own, and the time.
+    def _read(self, alias: str) -> list[dict[uuid.UUID, Hold]]:
+        """The holds of each request, as they are now.
 
         A block that began before its request was cleared, but read the requests after that, is a
         new start of the run.
         """
         rows = [{hold.id: hold for hold in some} for some in holds.of_requests(alias, self._asked)]
+        pairs = list(zip(self._found, rows, strict=True))
         missing = {
             key
-            for known, there in zip(self._found, rows, strict=True)
+            for known, there in pairs
             for key, hold in known.items()
             if key not in there and hold.state != "stopped"
         }
+        if not missing:
+            return [known | there for known, there in pairs]
         others = holds.still_there(alias, missing)
         with limited(alias, writes=False):
-            return rows, others, aware(present(alias))
+            now = aware(present(alias))
+        return [
+            {key: _ended(hold, now) for key, hold in known.items() if key not in others} | there
+            for known, there in pairs
+        ]
 
     def _pause(self, seconds: float) -> None:
         if self._watch is not None:

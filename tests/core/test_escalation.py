@@ -109,10 +109,10 @@ class TestEscalator:
             plans = [EscalationPlan(30, lambda: True) for _ in range(number)]
             for plan in plans:
                 escalator.add(plan)
-            began = time.monotonic()
+            began = time.thread_time()
             for plan in plans:
                 escalator.drop(plan)
-            return (time.monotonic() - began) / number
+            return (time.thread_time() - began) / number
 
         few = seconds_for_each(200)
         assert seconds_for_each(10_000) < 10 * few
