@@ -142,8 +142,12 @@ def limited(alias: str, *, writes: bool, is_durable: bool = True) -> Iterator[No
 
 
 def close_own(alias: str) -> None:
-    """Close this thread's connection, whatever its state."""
+    """Close this thread's connection, whatever its state. It is no own one any more.
+
+    Django would open it again by itself, without what :func:`open_own` has set.
+    """
     with suppress(Exception):  # MySQL's raises if it is closed already
+        _own.discard(connections[alias])
         connections[alias].close()
 
 

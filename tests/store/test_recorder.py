@@ -300,6 +300,32 @@ def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
     assert rows.call(count) == 0
 
 
+def test_a_connection_has_its_settings_after_an_outage(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "mysql": "SELECT @@SESSION.max_statement_time > 0",
+        "postgresql": "SELECT true",  # it has none
+        "sqlite": "SELECT synchronous = 1 FROM pragma_synchronous",
+    }
+
+    def has_settings(alias: str) -> bool:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(settings[connection.vendor])
+            return bool(cursor.fetchone()[0])
+
+    def lose(alias: str) -> None:
+        connections[alias].close()
+        raise OperationalError("the server has closed the connection")
+
+    assert rows.call(has_settings)
+    with monkeypatch.context() as outage:
+        for key in ("HOST", "NAME"):
+            outage.setitem(connections.settings["default"], key, "/nowhere/at-all")
+        rows.call(lose)
+    assert rows.call(has_settings)
+
+
 def test_work_is_done_again_if_django_has_connected_again_meanwhile(rows: Recorder) -> None:
     """As it does when it leaves a transaction whose rollback failed."""
     attempts: list[object] = []
