@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import connections, transaction
 from django.db.utils import load_backend
 
+from run_abort._concurrency.clock import monotonic
+
 from . import database
 
 if TYPE_CHECKING:
@@ -22,7 +24,12 @@ _MYSQL: Final = "SET SESSION innodb_lock_wait_timeout = {whole}, lock_wait_timeo
 _MARIADB_LIMIT: Final = "max_statement_time = {seconds}"
 _MYSQL_LIMIT: Final = "max_execution_time = {milliseconds}"
 
-_own: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+# Seconds after which an error may be due to the connection, although that works: after a failover
+# its server may be a replica, which refuses to write.
+OLD: Final = 5.0
+
+# Each with the time when it was opened, in seconds of monotonic().
+_own: Final[weakref.WeakKeyDictionary[Any, float]] = weakref.WeakKeyDictionary()
 
 
 def is_own(alias: str) -> bool:
@@ -57,7 +64,7 @@ def open_own(alias: str) -> None:
         close_own(alias)
         connections[alias] = previous
         raise
-    _own.add(own)
+    _own[own] = monotonic()
 
 
 def _options(backend: type[BaseDatabaseWrapper], options: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def close_own(alias: str) -> None:
     Django would open it again by itself, without what :func:`open_own` has set.
     """
     with suppress(Exception):  # MySQL's raises if it is closed already
-        _own.discard(connections[alias])
+        _own.pop(connections[alias], None)
         connections[alias].close()
 
 
@@ -157,11 +164,13 @@ def link_of(alias: str) -> object:
 
 
 def is_lost(alias: str, link: object) -> bool:
-    """Whether this thread's connection is another one by now, or does not work.
+    """Whether this thread's connection is another one by now, does not work, or is old.
 
     Django opens another by itself, when it leaves a transaction whose rollback failed.
     """
-    return connections[alias].connection is not link or not is_usable()
+    connection = connections[alias]
+    is_old = monotonic() - _own.get(connection, 0.0) > OLD
+    return connection.connection is not link or is_old or not is_usable()
 
 
 def is_usable() -> bool:

@@ -19,6 +19,7 @@ from run_abort import RunAborted, aabort_run, abort_run, abortable_run
 from run_abort._concurrency import service
 from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
+from run_abort._store import connection as store_connection
 from run_abort._store import database, recorder
 from run_abort._store.connection import limited
 from run_abort._store.recorder import Operation, Recorder
@@ -298,6 +299,29 @@ def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
     if connection.vendor == "sqlite":  # a file cannot be lost
         return
     assert rows.call(count) == 0
+
+
+def test_a_server_that_has_become_a_replica_is_left(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a failover it keeps the connections that it has, and refuses to write on them."""
+    read_only = {
+        "mysql": "SET SESSION TRANSACTION READ ONLY",
+        "postgresql": "SET default_transaction_read_only = on",
+        "sqlite": "PRAGMA query_only = ON",
+    }
+
+    def fail_over(alias: str) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(read_only[connection.vendor])
+
+    def write(alias: str) -> RunProcess:
+        return RunProcess.objects.using(alias).create(origin="inst_1")
+
+    rows.call(fail_over)
+    assert rows.call(write) is None  # it is new, so another would have the same server
+    monkeypatch.setattr(store_connection, "OLD", 0.0)
+    assert rows.call(write) is not None
 
 
 def test_a_connection_has_its_settings_after_an_outage(
