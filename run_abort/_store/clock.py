@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.conf import settings
+from django.db import connections
 from django.db.models import DateTimeField, Func, Max
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -70,12 +71,10 @@ def aware(at: datetime) -> datetime:
 def before_repeated_hour(at: datetime) -> datetime:
     """``at``, or an hour before, so that no later time is stored as an earlier one.
 
-    That happens if ``USE_TZ`` is off, when the clocks are set back: the hour before is stored as
-    the same times again.
+    That happens if ``USE_TZ`` is off, or the database has a ``TIME_ZONE``, when the clocks are set
+    back: the hour before is stored as the same times again.
     """
-    if settings.USE_TZ:
-        return at
-    zone = timezone.get_default_timezone()
+    zone = connections[database.alias()].timezone or timezone.get_default_timezone()
     first, later = at.astimezone(zone), (at + timedelta(hours=1)).astimezone(zone)
     back = (first.utcoffset() or timedelta()) - (later.utcoffset() or timedelta())
     return at - max(back, timedelta())

@@ -32,13 +32,19 @@ def requested(run_id: str, at: datetime) -> Key:
 
 
 @pytest.mark.parametrize(("at", "hours"), [("00:30", 1), ("01:30", 0), ("23:30", 0), ("02:30", 0)])
-def test_an_hour_that_is_stored_twice_is_read_twice(settings: Any, at: str, hours: int) -> None:
+def test_an_hour_that_is_stored_twice_is_read_twice(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, at: str, hours: int
+) -> None:
     """In Berlin, on that day, 01:00 UTC is 02:00 again."""
     settings.TIME_ZONE = "Europe/Berlin"
     day = datetime(2026, 10, 25, int(at[:2]), int(at[3:]), tzinfo=UTC)
     assert before_repeated_hour(day) == day
     settings.USE_TZ = False
     assert before_repeated_hour(day) == day - timedelta(hours=hours)
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict, "TIME_ZONE", "Europe/Berlin")
+        settings.USE_TZ = True  # the connection reads its time zone again
+        assert before_repeated_hour(day) == day - timedelta(hours=hours)
 
 
 class TestCursor:
