@@ -324,6 +324,10 @@ def drive_tenant(page: Page) -> None:
         assert run_id != page["run_of"](Team(pk=page["job"].pk))
         assert page["may_abort"](admin, run_id, "abort")
         assert not page["may_abort"](admin, run_id.replace("alpha", "beta"), "abort")
+    page.run()
+    router = page["OneForAborts"]()
+    assert router.db_for_write(AbortRequest) == router.db_for_read(AbortRequest) == "default"
+    assert router.db_for_write(Team) is None
 
 
 class Stream:
