@@ -292,8 +292,8 @@ class Recorder:
             alias = database.alias()
         except ImportError:  # a finaliser leaves a block when nothing can be imported any more
             return
-        previous = connections[alias]
         with outside_of_event_loop():
+            previous = connections[alias]  # within an event loop, Django gives another
             try:
                 for group in _grouped([job for job in jobs if job is not None]):
                     self._perform(group)
