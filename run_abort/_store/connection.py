@@ -159,14 +159,15 @@ def close_own(alias: str) -> None:
 
 
 def link_of(alias: str) -> object:
-    """The driver's connection of this thread, for :func:`is_lost`."""
+    """The driver's connection of this thread, for :func:`is_suspect`."""
     return connections[alias].connection
 
 
-def is_lost(alias: str, link: object) -> bool:
-    """Whether this thread's connection is another one by now, does not work, or is old.
+def is_suspect(alias: str, link: object) -> bool:
+    """Whether an error may be due to this thread's connection, so that a new one may help.
 
-    Django opens another by itself, when it leaves a transaction whose rollback failed.
+    It may be another one than ``link`` by now, as Django opens one by itself when it leaves a
+    transaction whose rollback failed. It may not work, or be old.
     """
     connection = connections[alias]
     is_old = monotonic() - _own.get(connection, 0.0) > OLD

@@ -20,7 +20,7 @@ from run_abort._core.types import Aborted, Escalated, Event, Left, Request
 
 from . import database, requests
 from .clock import Now
-from .connection import is_lost, limited, link_of
+from .connection import is_suspect, limited, link_of
 from .database import tables
 from .entries import MAX_LABEL, MAX_STEPS, Entry, group_rows_of, row_of
 from .holds import still_there
@@ -274,7 +274,7 @@ class Holder:
             try:
                 self._insert(alias, held)
             except Exception as error:
-                if len(entries) > 1 or not options.REQUESTS or is_lost(alias, link):
+                if len(entries) > 1 or not options.REQUESTS or is_suspect(alias, link):
                     raise
                 self._outage.report(error)
                 self.failed()

@@ -352,10 +352,10 @@ class Recorder:
         try:
             return operation.run(alias, items)
         except Exception:  # of the driver, too: Django does not wrap all that a lost link raises
-            if not connection.is_lost(alias, link):
+            if not connection.is_suspect(alias, link):
                 raise
             connection.close_own(alias)
-            connection.open_own(alias)  # it was lost while it was idle
+            connection.open_own(alias)
             return operation.run(alias, items)
 
 
