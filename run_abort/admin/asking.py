@@ -114,8 +114,9 @@ def confirm_abort(
 
 def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple[str, str]]:
     """Hidden fields that make the confirmation page submit the same action on the same rows."""
-    # Since Django 6.1 the fields of a change form have a prefix.
-    field = next((name for name in request.POST if name.endswith("-action")), "action")
+    # Since Django 6.1 the field has a prefix on a change form. A model can have an "action", too.
+    naming = [name for name, values in request.POST.lists() if action in values]
+    field = next((name for name in naming if name.endswith("-action")), "action")
     fields = [(field, action), ("post", "yes")]
     if request.POST.get("select_across") == "1":
         # One field per row could exceed Django's limit, DATA_UPLOAD_MAX_NUMBER_FIELDS.

@@ -221,6 +221,14 @@ class TestAction:
         viewer.post(LIST, fields)
         assert aborted() == {f"job-{job.pk}" for job in jobs}
 
+    def test_a_list_whose_rows_have_a_field_called_action(
+        self, viewer: Client, jobs: list[Job]
+    ) -> None:
+        editable = {"form-0-action": "import", "form-1-action": "export"}
+        page = viewer.post(LIST, editable | ACTION | select(*jobs))
+        assert viewer.post(LIST, confirmed(page)).status_code == 302
+        assert aborted() == {f"job-{job.pk}" for job in jobs}
+
     def test_what_it_shows_is_escaped(self, viewer: Client) -> None:
         job = Job.objects.create(name="<script>x</script>")
         page = viewer.post(LIST, ACTION | select(job))
