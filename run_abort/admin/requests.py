@@ -68,7 +68,8 @@ class _LatestFilter(admin.SimpleListFilter):
     parameter_name: str
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        requests = AbortRequest.objects.using(database.alias()).order_by("-requested_at")
+        # Not of all: a project's subclass may hide some requests.
+        requests = model_admin.get_queryset(request).order_by("-requested_at")
         values = dict.fromkeys(requests.values_list(self.parameter_name, flat=True)[:LATEST])
         values.pop("", None)
         latest = list(values)[:CHOICES]

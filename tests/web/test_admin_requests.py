@@ -11,6 +11,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import connection, connections
 from django.db.models import Model
+from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -20,7 +21,7 @@ from django.utils.html import escape
 from run_abort import RunAborted, abort_run, abortable_run
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import holds
-from run_abort.admin import requests, story
+from run_abort.admin import AbortRequestAdmin, requests, story
 from run_abort.models import AbortRequest, RunProcess
 from tests.blocks import held
 from tests.conftest import Configure
@@ -240,6 +241,20 @@ class TestFiltersAndSearch:
         assert '<a href="?run_id=stopping">' in page
         page = text(client.get(LIST, {"actor": "bob"}))
         assert re.search(r'class="selected">\s*<a href="\?actor=bob">bob</a>', page)
+
+    def test_offers_nothing_of_requests_that_a_subclass_hides(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def get_queryset(self: AbortRequestAdmin, request: HttpRequest) -> Any:
+            return shown(self, request).filter(actor="ann")
+
+        shown = AbortRequestAdmin.get_queryset
+        monkeypatch.setattr(AbortRequestAdmin, "get_queryset", get_queryset)
+        page = text(client.get(LIST))
+        assert '<a href="?actor=ann">' in page
+        assert '<a href="?run_id=asked">' in page
+        for hidden in ("bob", "eve", "stopped", "lost"):
+            assert f"={hidden}" not in page.replace(f"outcome={hidden}", "")
 
     def test_looks_for_what_to_offer_among_few(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
