@@ -12,7 +12,7 @@ from django.contrib.admin.utils import model_ngettext, unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.loader import select_template
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -64,9 +64,6 @@ class AbortRunsMixin(ModelAdmin):
         super().__init__(*args, **kwargs)
         if self.actions is not None and "abort_selected_runs" not in self.actions:
             self.actions = [*self.actions, "abort_selected_runs"]
-        # Our template extends the configured one, so that several mixins can be combined.
-        self._wrapped_change_form_template: Any = self.change_form_template
-        self.change_form_template = "run_abort/admin/change_form.html"  # type: ignore[misc]
 
     def get_run_id(self, obj: Any) -> Any:
         """What names the run of a row, as ``abort_run`` takes it; by default the row itself.
@@ -145,12 +142,17 @@ class AbortRunsMixin(ModelAdmin):
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
         obj = context.get("original")
-        if obj is not None and self._may_abort(request, obj) and self.is_abortable(obj):
-            context["abort_url"] = self._url(request, "abort", obj)
-        context["abort_wrapped_template"] = select_template(
-            self._templates(self._wrapped_change_form_template, "admin/change_form.html")
-        )
-        return super().render_change_form(request, context, *args, **kwargs)
+        is_offered = obj is not None and self._may_abort(request, obj) and self.is_abortable(obj)
+        response = super().render_change_form(request, context, *args, **kwargs)
+        if is_offered and isinstance(response, TemplateResponse):
+            # Our template extends the one that was chosen, whoever chose it.
+            response.context_data = {
+                **(response.context_data or {}),
+                "abort_url": self._url(request, "abort", obj),
+                "abort_wrapped_template": response.resolve_template(response.template_name),
+            }
+            response.template_name = "run_abort/admin/change_form.html"
+        return response
 
     def _url(self, request: HttpRequest, name: str, obj: Any) -> str:
         filters: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}

@@ -4,14 +4,16 @@ import re
 import uuid
 from datetime import timedelta
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import django
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
 from django.http import HttpResponse
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.html import escape, strip_tags
@@ -377,14 +379,38 @@ class TestButton:
         assert page.status_code == 200
         assert "abortlink" not in text(page)
 
+    @pytest.mark.parametrize("is_list", [False, True])
     def test_a_template_of_the_projects_own_is_extended(
-        self, viewer: Client, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+        self,
+        viewer: Client,
+        jobs: list[Job],
+        settings: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        is_list: bool,
     ) -> None:
-        job_admin = admin.site._registry[Job]
-        monkeypatch.setattr(
-            job_admin, "_wrapped_change_form_template", "admin/change_form_object_tools.html"
-        )
-        assert viewer.get(f"{LIST}{jobs[0].pk}/change/").status_code == 200
+        own = "{% extends 'admin/change_form.html' %}{% block footer %}of our own{% endblock %}"
+        (tmp_path / "own.html").write_text(own)
+        settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+        template = ["missing.html", "own.html"] if is_list else "own.html"
+        monkeypatch.setattr(admin.site._registry[Job], "change_form_template", template)
+        page = text(viewer.get(f"{LIST}{jobs[0].pk}/change/"))
+        assert "of our own" in page
+        assert "abortlink" in page
+
+    def test_another_app_may_choose_the_template_by_a_property(self, jobs: list[Job]) -> None:
+        class PolymorphicAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+            @property
+            def change_form_template(self) -> list[str]:  # type: ignore[override]
+                return ["admin/missing.html", "admin/change_form.html"]
+
+        class Both(AbortRunsMixin, PolymorphicAdmin):
+            pass
+
+        request = RequestFactory().get("/")
+        request.user = User.objects.create_superuser("root")
+        response = Both(Job, admin.site).change_view(request, str(jobs[0].pk))
+        assert "abortlink" in text(response.render())
 
 
 class TestWaiting:
