@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
 from django.http import JsonResponse
 from django.utils.cache import add_never_cache_headers
 
@@ -47,7 +46,7 @@ async def aabort_response(user: Any, run: object, *, reason: str = "") -> JsonRe
     """:func:`abort_response` for asyncio code. ``user`` must be loaded: ``request.auser()``."""
     run_id, form = _clean(run), AbortForm({"reason": reason})
     if run_id is None or not await amay(user, run_id, "abort"):
-        return _response(await sync_to_async(denial)(user, run_id))
+        return _response(denial(user, run_id))
     if not form.is_valid():
         return _response(_invalid(form))
     reason = form.cleaned_data["reason"]
@@ -74,7 +73,7 @@ async def aprogress_response(user: Any, run: object, request_id: object) -> Json
     """:func:`progress_response` for asyncio code. ``user`` must be loaded: ``request.auser()``."""
     run_id = _clean(run)
     if run_id is None or not await amay(user, run_id, "see"):
-        return _response(await sync_to_async(denial)(user, run_id))
+        return _response(denial(user, run_id))
     asked = asked_of(run_id, request_id)
     return _response(progress_answer(asked, await _threaded(partial(find, asked))))
 

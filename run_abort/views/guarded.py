@@ -13,7 +13,7 @@ from django.views import View
 
 from run_abort._core.ids import clean_id
 
-from .permissions import UNKNOWN, Action, is_known, is_missing, is_true, may
+from .permissions import UNKNOWN, Action, is_known, is_true, may
 
 
 class Answer(NamedTuple):
@@ -37,8 +37,7 @@ def denial(user: Any, run_id: str | None) -> Answer:
         return refusal(404, _("There is no such run."))
     if not is_known(user):
         return refusal(401, _("Log in to abort a run."))
-    if is_missing(run_id):
-        return refusal(404, _("There is no such run."))
+    # Also if there is no such instance: else anybody could ask which rows of any model exist.
     return refusal(403, _("You may not abort this run."))
 
 
@@ -109,8 +108,6 @@ class GuardedView(View):
         answer = denial(visitor(self.request), self.run_id)
         if self._prefers_json():
             return self._json(answer)
-        if answer.status == 404:
-            raise Http404
         if answer.status == 403:
             raise PermissionDenied(answer.data["error"])
         # Importing it needs django.contrib.auth in INSTALLED_APPS, which a check asks for.

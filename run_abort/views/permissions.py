@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
-from django.db import DatabaseError
 from django.db.models import Model
 from django.http import Http404
 from django.utils.module_loading import import_string
@@ -120,17 +119,6 @@ def run_object(run_id: str) -> Model | None:
 def is_known(user: Any) -> bool:
     """Whether somebody has logged in."""
     return bool(getattr(user, "is_authenticated", False))
-
-
-def is_missing(run_id: str) -> bool:
-    """Whether the ID has the form of a model instance's, and there is no such instance.
-
-    False if the database does not tell, such as for a model without a table.
-    """
-    try:
-        return _model_of(run_id) is not None and run_object(run_id) is None
-    except DatabaseError:
-        return False
 
 
 def is_true(answer: object, rule: object) -> bool:

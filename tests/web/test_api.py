@@ -94,7 +94,7 @@ def test_who_may_not_is_refused(abort: Call, progress: Call) -> None:
         for call in (abort, lambda user, run: progress(user, run, uuid.uuid4()))
         for user, run in ((bob, job), (AnonymousUser(), job), (None, job), (bob, "jobs.job:x"))
     ]
-    assert [status for _user, _run, status in found] == [403, 401, 401, 404] * 2
+    assert [status for _user, _run, status in found] == [403, 401, 401, 403] * 2
     assert not AbortRequest.objects.exists()
 
 

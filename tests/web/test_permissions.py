@@ -266,19 +266,31 @@ class TestObjects:
         assert caplog.messages == []
 
     @pytest.mark.parametrize("key", ["999999", "9" * 100, "05", " 5", "\u0665", "abc", "", "5:5"])
-    def test_an_unknown_key_is_not_found(self, client: Client, ann: User, key: str) -> None:
+    def test_an_unknown_key_is_nobodys(self, client: Client, ann: User, key: str) -> None:
         Job.objects.create(pk=5, name="mine", owner=ann)
         assert run_object(f"jobs.job:{key}") is None
-        assert post(client, f"jobs.job:{key}") == 404
+        assert post(client, f"jobs.job:{key}") == 403
         assert not button(ann, f"jobs.job:{key}")
         assert not AbortRequest.objects.exists()
 
     @pytest.mark.parametrize("run_id", ["jobs.lap:1", "jobs.lap:x", "jobs.photo:1", "jobs.photo:é"])
-    def test_a_key_that_its_field_cannot_take_is_not_found(
-        self, client: Client, run_id: str
-    ) -> None:
+    def test_a_key_that_its_field_cannot_take_is_nobodys(self, client: Client, run_id: str) -> None:
         assert run_object(run_id) is None
-        assert post(client, run_id) == 404
+        assert post(client, run_id) == 403
+
+    @pytest.mark.parametrize("view", ["abort", "progress"])
+    @pytest.mark.parametrize("accept", ["application/json", "text/html"])
+    def test_who_may_not_does_not_learn_which_rows_there_are(
+        self, client: Client, ann: User, view: str, accept: str
+    ) -> None:
+        def ask(run_id: str) -> tuple[int, bytes]:
+            url = reverse(f"run_abort:{view}", args=[run_id])
+            response = client.get(url, headers={"accept": accept})
+            return response.status_code, response.content
+
+        there, not_there = ask(f"auth.user:{ann.pk}"), ask("auth.user:999999")
+        assert there == not_there
+        assert there[0] == 403
 
     def test_a_model_without_a_table_is_nobodys(self, client: Client, ann: User) -> None:
         """Such as one with ``managed = False``, and any while the database fails."""
@@ -291,7 +303,7 @@ class TestObjects:
         seat = Seat.objects.create(row=1, number=2)
         run_id = "jobs.seat:(1, 2)"
         assert run_object(run_id) is None
-        assert post(client, run_id) == 403  # not 404: there may be such a seat
+        assert post(client, run_id) == 403
         assert abort_response(ann, seat).status_code == 403
         assert button(User.objects.create_superuser("root"), seat)
 
