@@ -38,8 +38,8 @@ def abort_button(
 ) -> dict[str, Any]:
     """Render the abort button. Shown only to users who may abort this run.
 
-    The template context must contain ``request``. With ``DEBUG`` a comment in the page says why
-    there is no button.
+    The template must be rendered with the request, or have it in its context. With ``DEBUG`` a
+    comment in the page says why there is no button.
 
     :param run: the run's ID or model instance, as for ``abort_run``.
     :param name: what people call the run; by default the text of the instance, or the ID.
@@ -55,7 +55,7 @@ def abort_button(
     :raises django.urls.NoReverseMatch: if there is no URL of that name.
     :raises ImproperlyConfigured: if the URL name does not belong to an abort view.
     """
-    request = context.get("request")
+    request = _request(context)
     if request is None:
         return _nothing("the context of the template has no “request”")
     if getattr(request, "user", None) is None:
@@ -87,11 +87,16 @@ def abort_button_media(context: Context) -> dict[str, Any]:
     Under a content security policy with nonces they have the nonce of the request.
     """
     nonce = context.get("csp_nonce")
-    request = context.get("request")
+    request = _request(context)
     for name in ("_csp_nonce", "csp_nonce"):  # of Django 6 and of django-csp
         nonce = nonce if nonce is not None else getattr(request, name, None)
     # As text, because Django adds a nonce to the policy once it was used.
     return {} if nonce is None else {"csp_nonce": str(nonce)}
+
+
+def _request(context: Context) -> Any:
+    """The request; None if there is none. A loop or ``include … only`` hides only the variable."""
+    return getattr(context, "request", None) or context.get("request")
 
 
 def _nothing(why: str) -> dict[str, Any]:

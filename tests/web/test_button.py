@@ -359,6 +359,19 @@ def test_with_context_processors_it_is_the_same(ann: User) -> None:
     assert Parsed(button).field("csrfmiddlewaretoken")
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["{% include part only %}", "{% for request in 'a' %}{% include part %}{% endfor %}"],
+)
+def test_the_request_is_found_where_the_template_hides_it(ann: User, source: str) -> None:
+    part = Template("{% load run_abort %}{% abort_button 'run-1' %}{% abort_button_media %}")
+    request = request_of(ann)
+    request.csp_nonce = "abc"  # type: ignore[attr-defined]  # as django-csp does
+    page = Template(source).render(RequestContext(request, {"part": part}))
+    assert Parsed(page).field("csrfmiddlewaretoken")
+    assert 'nonce="abc"' in page
+
+
 def test_the_recipe_for_jinja_renders_the_same_button(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/reference/templates.md").read_text()
     recipe = ModuleType("jinja_of_the_page")
