@@ -98,7 +98,8 @@ class Dispatch:
     """Hands requests to the registry, to receivers and to handlers.
 
     :ivar dispatched: called with each request once receivers have returned and handlers have it
-        in their queues, in the thread that received it.
+        in their queues, in the thread that received it. If two threads received it at once, in the
+        one that is done last.
     :ivar fell_behind: called when the full queue of a handler has refused a request that can be
         read again from the database.
     """
@@ -109,8 +110,8 @@ class Dispatch:
         self.fell_behind: Hook[[]] = Hook()
         self._seen = _Seen()
         self._recent: deque[str] = deque(maxlen=RECENT)
-        # The threads in tell().
-        self._receiving: set[int] = set()
+        # The threads in tell(), and what each passes on.
+        self._receiving: dict[int, Key] = {}
         self._adding = threading.Lock()  # guards _lanes against two lanes for one handler
         self._lanes: list[_Lane] = []  # only ever appended to
         self._overflow = Throttle()
@@ -180,13 +181,15 @@ class Dispatch:
 
     def tell(self, request: Request) -> None:
         """Pass a request to receivers and handlers; abort nothing. Raises nothing."""
-        thread = threading.get_ident()
-        self._receiving.add(thread)
+        thread, key = threading.get_ident(), (request.id, request.run_id)
+        self._receiving[thread] = key
         try:
             self._pass_on(request)
         finally:
-            self._receiving.discard(thread)
-        self.dispatched(request)
+            self._receiving.pop(thread, None)
+        # A push and a read may bring the same request at once, and receivers may take long.
+        if not request.id or key not in tuple(self._receiving.values()):
+            self.dispatched(request)
 
     def _pass_on(self, request: Request) -> None:
         is_new = not request.id or self._seen.add((request.id, request.run_id))
@@ -235,7 +238,7 @@ class Dispatch:
     def after_fork_in_child(self) -> None:
         """Forget the threads of the parent, and the lock that one of them may have held."""
         self._adding = threading.Lock()
-        self._receiving = set()
+        self._receiving = {}
         for lane in self._lanes:
             lane.gap = None
 

@@ -134,6 +134,26 @@ class TestReceive:
         assert late.signal.aborted
         assert received == handled == ["run-1"]
 
+    def test_a_request_that_comes_twice_at_once_is_dispatched_when_its_receivers_are_done(
+        self, dispatch: Dispatch
+    ) -> None:
+        """Else a listener that is killed meanwhile has stored that it had handled it."""
+        message = heard_of("run-1", str(uuid.uuid4()))
+        told: list[str] = []
+        dispatched: list[list[str]] = []
+        dispatch.dispatched.add(lambda request: dispatched.append(told.copy()))
+
+        def receiver(run_id: str, **kwargs: Any) -> None:
+            again = threading.Thread(target=dispatch.tell, args=[message])
+            again.start()
+            again.join()
+            told.append(run_id)
+
+        with connected(run_abort_received, receiver):
+            dispatch.tell(message)
+            dispatch.tell(message)
+        assert dispatched == [["run-1"], ["run-1"]]
+
     def test_an_id_that_was_heard_for_another_run_keeps_no_request_back(
         self, dispatch: Dispatch
     ) -> None:
