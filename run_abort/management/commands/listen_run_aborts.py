@@ -207,8 +207,12 @@ class Place:
         return is_complete and self.cursor.save()
 
     def touch(self) -> None:
-        """Keep the cursor of a listener to which nothing comes from being pruned."""
-        if current().dispatch.is_idle():
+        """Keep the cursor of a listener to which nothing comes from being pruned.
+
+        Not while it is cut off from Redis: it has yet to get what is requested meanwhile.
+        """
+        runtime = current()
+        if runtime.listener.is_listening() and runtime.dispatch.is_idle():
             self.cursor.touch()
 
     def leave(self) -> None:
