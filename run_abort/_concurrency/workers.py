@@ -155,7 +155,7 @@ class SerialWorker(Generic[T]):
         # a signal handler may abort while its own thread is inside put().
         self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
-        self._running = False
+        self._running: object = None  # of the thread that takes the items, if there is one
         self._idle = Latch()
         self._idle.set()
 
@@ -168,29 +168,38 @@ class SerialWorker(Generic[T]):
             if len(self._waiting) >= self._limit:
                 return False
             self._waiting.append(item)
-            if self._running:
+            if self._running is not None:
                 return True
-            self._running = True
-            self._idle.clear()
-            # Within the lock: if the interpreter exits next, it waits for threads already started.
-            body = partial(_body, self._drain)
-            if _start(body, name=self._name, daemon=not self._ours, joined=self._ours):
-                return True
-        call_logged(self._drain)
+            drain = partial(self._drain, running := object())
+            try:
+                self._running = running
+                self._idle.clear()
+                # Within the lock: if the interpreter exits next, it waits for threads already
+                # started.
+                body = partial(_body, drain)
+                if _start(body, name=self._name, daemon=not self._ours, joined=self._ours):
+                    return True
+            except BaseException:  # of a signal handler: the thread may or may not have started
+                self._running = None  # the next item starts another
+                self._idle.set()
+                raise
+        call_logged(drain)
         return True
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until no item is left; return whether that is so."""
         return self._idle.wait(timeout)
 
-    def _drain(self) -> None:
+    def _drain(self, running: object) -> None:
         while True:
             with self._lock:
+                if self._running is not running:
+                    return
                 if not self._waiting:
                     self._idle.set()
                     # A signal handler or a finaliser may have put an item meanwhile.
                     if not self._waiting:
-                        self._running = False
+                        self._running = None
                         return
                     self._idle.clear()
                 item = self._waiting.popleft()

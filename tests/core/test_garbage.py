@@ -121,7 +121,7 @@ def test_a_worker_takes_an_item_at_any_step_of_its_own(core: Core) -> None:
                 worker.put("first")
             assert worker.wait_idle(TIMEOUT)
             with steps.taken():
-                worker._drain()  # finds nothing, and says so
+                worker._drain(None)  # finds nothing, and says so
             assert worker.wait_idle(TIMEOUT)
             assert sorted(handled) == ["first", "garbage"][: 1 + bool(steps.place)], steps.place
 

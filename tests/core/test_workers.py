@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from run_abort._concurrency import workers
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import SerialWorker
 from tests.core.scopes import TIMEOUT, wait_until
+from tests.core.steps import HandlerError, Steps, at_each_step
 from tests.guards import no_thread
 
 
@@ -28,6 +30,10 @@ def handled_although_the_first_raises(error: type[BaseException]) -> list[int]:
         worker.put(item)
     assert worker.wait_idle(20)
     return handled
+
+
+def fail() -> None:
+    raise HandlerError
 
 
 class TestSerialWorker:
@@ -103,6 +109,19 @@ class TestSerialWorker:
         assert not worker.wait_idle(0.01)
         release.set()
         assert worker.wait_idle(20)
+
+    def test_a_signal_handler_that_raises_as_it_begins_does_not_end_it_for_good(self) -> None:
+        def attempt(steps: Steps) -> None:
+            handled: list[int] = []
+            worker = SerialWorker(handled.append, name="run_abort-test")
+            with suppress(HandlerError), steps.taken():
+                worker.put(1)
+            worker.put(2)
+            wait_until(lambda: 2 in handled)
+            assert worker.wait_idle(TIMEOUT), steps.place
+            assert handled in ([1, 2], [2]), steps.place
+
+        assert at_each_step(fail, attempt) >= 3
 
     def test_has_no_thread_when_idle(self) -> None:
         worker: SerialWorker[int] = SerialWorker(lambda item: None, name="run_abort-test-idle")
