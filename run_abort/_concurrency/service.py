@@ -128,6 +128,10 @@ class Service:
                 line = "Cannot start the thread %s: %s"
                 call_logged(partial(logger.log, level, line, self._name, error))
                 return False
+            except BaseException:  # of a signal handler: the thread may or may not have started
+                self.abandon()  # the next start starts another
+                life.wake()
+                raise
             return True
 
     def wake(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from run_abort._concurrency import service as services
 from run_abort._concurrency.service import Life, Service
 from tests.core.scopes import TIMEOUT, wait_until
+from tests.core.steps import HandlerError
 from tests.guards import no_thread
 
 NAME = "run_abort-test"
@@ -88,6 +89,24 @@ class TestStart:
         break_log()
         with no_thread():
             assert not loop.service.start()
+
+    @pytest.mark.parametrize("has_begun", [False, True])
+    def test_forced_a_signal_handler_that_raises_meanwhile_does_not_end_it_for_good(
+        self, loop: Loop, has_begun: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = threading.Thread.start
+
+        def interrupted(thread: threading.Thread) -> None:
+            if has_begun:
+                start(thread)
+            raise HandlerError
+
+        with monkeypatch.context() as patch, pytest.raises(HandlerError):
+            patch.setattr(threading.Thread, "start", interrupted)
+            loop.service.ensure_started()
+        assert loop.service.ensure_started()
+        wait_until(lambda: any(map(loop.service.is_current, loop.lives)))
+        wait_until(lambda: threads() == 1)
 
 
 class TestStop:
