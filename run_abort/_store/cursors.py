@@ -64,7 +64,7 @@ class Cursor:
         self._heard: dict[Key, float] = {}
         self._until: datetime | None = None
         self._is_saved = True
-        self._is_touched = False
+        self._touched: float | None = None  # when, in seconds of monotonic()
 
     def load(self) -> Position | None:
         """Read the position. It is the present time if the name is new.
@@ -90,9 +90,10 @@ class Cursor:
     def touch(self) -> None:
         """Move the cursor to an hour ago when it is saved next, because unused ones are pruned.
 
-        Called if no request has come for longer, and none is being handled.
+        Called if no request has come for longer, and none is being handled. It counts from this
+        call: what is requested until the database is back may have been missed.
         """
-        self._is_touched = True
+        self._touched = monotonic()
         self._is_saved = False
 
     def note(self, key: Key) -> None:
@@ -133,11 +134,14 @@ class Cursor:
         with limited(alias, writes=True):
             if not rows.filter(pk=self._name).update(**values):
                 rows.create(pk=self._name, began_at=at, **values)
-        self._until, self._is_touched = until, False
+        self._until, self._touched = until, None
         return True
 
     def _touched_at(self, alias: str) -> datetime | None:
-        return aware(present(alias)) - REST if self._is_touched else None
+        touched = self._touched
+        if touched is None:
+            return None
+        return aware(present(alias)) - timedelta(seconds=monotonic() - touched) - REST
 
     def _forget_old(self, known: dict[str, datetime], until: datetime | None) -> None:
         since = None if until is None else before_repeated_hour(until - MEMORY)
