@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db.models import F
 
 from example.redis_server import RedisServer
 from run_abort import abort_run
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
-from tests.support import NO_REDIS, Child, Proxy, shared_rows, unmigrated, wait_until
+from tests.support import NO_REDIS, Child, shared_rows, unmigrated, wait_until
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -68,16 +66,6 @@ def slow(run_id, **kwargs):
     time.sleep(0.1)
 
 run_abort_received.connect(slow)
-"""
-
-    # As after a day without a request.
-    IDLE = """
-import datetime
-from run_abort._runtime import catch_up
-from run_abort._store import cursors
-from run_abort.management.commands import listen_run_aborts
-catch_up.MARGIN = cursors.REST = datetime.timedelta(0)
-listen_run_aborts.TOUCH_EVERY = 0.1
 """
 
     @pytest.fixture(autouse=True)
@@ -183,25 +171,6 @@ listen_run_aborts.TOUCH_EVERY = 0.1
                 process.wait_for("listening on")
             process.wait_for("handled missed")
             assert self.stop(process) == ["missed"]
-
-    def test_an_outage_of_more_than_a_day_does_not_move_its_position(
-        self, project: dict[str, Any], proxy: Proxy
-    ) -> None:
-        project["RUN_ABORT"]["REDIS_URL"] = proxy.url
-        script = "import django\ndjango.setup()\n" + self.IDLE + self.HANDLER
-        with Child("-c", script, "--name=one", settings=project) as process:
-            process.wait_for("listening on")
-            wait_until(ListenerCursor.objects.filter(heard_until__gt=F("began_at")).exists)
-            proxy.refusing = True
-            proxy.cut()
-            process.wait_for("Not listening for aborts")
-            abort_run("missed")
-            time.sleep(1)  # the command wakes up several times
-            assert self.stop(process) == []
-        proxy.refusing = False
-        with Child("-c", script, "--name=one", settings=project) as process:
-            process.wait_for("handled missed")
-            self.stop(process)
 
     def test_what_it_missed_does_not_make_it_say_that_it_listens(
         self, project: dict[str, Any]

@@ -14,6 +14,7 @@ from run_abort._runtime.runtime import current
 from run_abort._store import cursors, database
 from run_abort._store.clock import before_repeated_hour
 from run_abort._store.cursors import Cursor, Key
+from run_abort.management.commands.listen_run_aborts import Place
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
 from tests.rows import another_writer_of_sqlite
@@ -142,6 +143,17 @@ class TestCursor:
         assert position is not None
         age = timezone.now() - position.heard_until - timedelta(seconds=outage)
         assert timedelta(0) <= age - cursors.REST < timedelta(minutes=1)
+
+    @pytest.mark.parametrize("is_listening", [True, False])
+    def test_cut_off_from_redis_its_listener_does_not_touch_it(
+        self, monkeypatch: pytest.MonkeyPatch, is_listening: bool
+    ) -> None:
+        """It has yet to get what is requested meanwhile."""
+        monkeypatch.setattr(current().listener, "is_listening", lambda: is_listening)
+        place = Place("one", from_now=False)
+        assert place.take()
+        place.touch()
+        assert place.cursor.collect() is is_listening
 
     def test_so_it_does_where_times_are_kept_naive(self, settings: Any) -> None:
         settings.USE_TZ = False
