@@ -140,19 +140,18 @@ class AbortRequestAdmin(ClearRunsAdmin):
     def get_queryset(self, request: HttpRequest) -> Requests:
         # Not from a replica, which may lag behind a request that was just made.
         requests: Requests = super().get_queryset(request).using(database.alias())
+        unstopped = RunHold.objects.filter(left_at=None)
+        stopping = unstopped.filter(process__seen_until__gte=Now())
+        # Those that an earlier request had aborted.
+        ended = RunHold.objects.filter(left_at__gte=models.OuterRef("requested_at"))
         # Subqueries, so that the database counts only for the rows of the current page.
         return requests.annotate(
             holders=_count(RunHold.objects.all()),
-            unstopped=_count(RunHold.objects.filter(left_at=None)),
-            stopping=_count(RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())),
-            is_unreceived=_has_other(RunHold.objects.filter(left_at=None)),
-            is_awaited=_has_other(
-                RunHold.objects.filter(left_at=None, process__seen_until__gte=Now())
-            ),
-            # Those that an earlier request had aborted.
-            has_ended=_has_other(
-                RunHold.objects.filter(left_at__gte=models.OuterRef("requested_at"))
-            ),
+            unstopped=_count(unstopped),
+            stopping=_count(stopping),
+            is_unreceived=_has_other(unstopped),
+            is_awaited=_has_other(stopping),
+            has_ended=_has_other(ended),
         )
 
     @admin.display(description=gettext_lazy("run ID"), ordering="run_id")
