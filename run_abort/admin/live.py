@@ -89,8 +89,7 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def live_url(self, request: HttpRequest) -> str:
         """URL of the page, with the search in the URL of ``request``."""
         url = reverse("admin:run_abort_live", current_app=self.admin_site.name)
-        query = Search.of(request.GET).query
-        return f"{url}?{query}" if query else url
+        return url + Search.of(request.GET).suffix
 
     def live_view(self, request: HttpRequest) -> HttpResponse:
         """Show the active runs; with ``?fragment=1`` only the part of the page that changes."""
@@ -242,6 +241,11 @@ class Search(NamedTuple):
     def query(self) -> str:
         """For a URL."""
         return urlencode({"q": self.text, "age": self.age}) if self.text or self.age else ""
+
+    @property
+    def suffix(self) -> str:
+        """For the end of a URL without a query."""
+        return f"?{self.query}" if self.query else ""
 
     @classmethod
     def of(cls, data: Mapping[str, str]) -> Search:
