@@ -128,14 +128,11 @@ def refusal(signal: AbortSignal) -> RunAborted:
 
     Its request may have come as a push, before the block has read it.
     """
-    aborted = signal.exception()
-    request = None if signal.aborted_by is None else signal.aborted_by.request
-    if request is None or not request.stands:
-        return aborted
-    at = request.requested_at
-    return RunAborted(
-        signal.run_id, request.reason, request.actor, at, request.id, standing_id=request.run_id
-    )
+    refused, aborted = signal.exception(), signal.aborted_by
+    if aborted is None or not aborted.request.stands:
+        return refused
+    facts = [*refused.args[:-1], aborted.request.run_id]  # the last one is the standing_id
+    return RunAborted(*facts)
 
 
 def end_aborted(
