@@ -14,10 +14,22 @@ import pytest
 from run_abort._runtime.runtime import current
 from tests.blocks import Work
 from tests.conftest import Configure
-from tests.support import TIMEOUT, wait_until
+from tests.support import ROOT, TIMEOUT, wait_until
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w/]+)\.py\b")
+
+
+def recipe(page: str, heading: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The first block under a heading of a page, as a module that can be imported."""
+    _before, found, section = (ROOT / page).read_text().partition(f"\n## {heading}\n")
+    block = BLOCK.search(section)
+    assert found, heading
+    assert block is not None
+    module = ModuleType("recipe")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(block[1], vars(module))
+    return module
 
 
 class Page:

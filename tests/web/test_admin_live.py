@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from html import escape, unescape
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,8 +26,9 @@ from run_abort.models import AbortRequest, RunHold
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job, UrgentJob
+from tests.project.pages import recipe
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import ROOT, unmigrated
+from tests.support import unmigrated
 from tests.web.conftest import messages, staff, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -483,15 +482,8 @@ class TestWho:
 def test_the_recipe_for_another_site_has_both_pages(
     aborter: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (recipe,) = re.findall(
-        r"^## An admin site of your own.*^```python\n(.*?)^```$",
-        (ROOT / "docs/reference/admin.md").read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-    urls = ModuleType("urls_of_another_site")
-    exec(recipe, vars(urls))
+    urls = recipe("docs/reference/admin.md", "An admin site of your own", monkeypatch)
     urls.urlpatterns = [path("operations/", urls.site.urls)]
-    monkeypatch.setitem(sys.modules, urls.__name__, urls)
     hold_row("run-1", process_row())
     with override_settings(ROOT_URLCONF=urls.__name__):
         page = text(aborter.get("/operations/run_abort/runningnow/"))

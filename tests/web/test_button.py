@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import html
 import re
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from types import ModuleType
 from typing import Any
 
 import django
@@ -26,7 +24,7 @@ from run_abort.views.abort import AbortView
 from run_abort.views.progress import AbortProgressView
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import ROOT
+from tests.project.pages import recipe
 from tests.web.conftest import logged_in
 
 pytestmark = pytest.mark.django_db
@@ -373,16 +371,13 @@ def test_the_request_is_found_where_the_template_hides_it(ann: User, source: str
 
 
 def test_the_recipe_for_jinja_renders_the_same_button(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs/reference/templates.md").read_text()
-    recipe = ModuleType("jinja_of_the_page")
-    exec(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0], vars(recipe))
-    monkeypatch.setitem(sys.modules, recipe.__name__, recipe)
+    jinja = recipe("docs/reference/templates.md", "Jinja templates", monkeypatch)
     engine = Jinja2(
         {
             "NAME": "jinja",
             "DIRS": [],
             "APP_DIRS": False,
-            "OPTIONS": {"environment": f"{recipe.__name__}.environment"},
+            "OPTIONS": {"environment": f"{jinja.__name__}.environment"},
         }
     )
     request = request_of(User.objects.create_superuser("ada"))
