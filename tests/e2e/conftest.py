@@ -106,7 +106,8 @@ class Silent:
         """It has received an abort of the run a while ago."""
         self._database.execute(
             "UPDATE run_abort_runhold SET state = 'aborting', way = 'channel', "
-            "received_at = datetime('now', '-1 minute') WHERE run_id = ?",
+            "received_at = datetime('now', '-1 minute') "
+            "WHERE run_id = ? AND process_id = 'inst_silent'",
             [run_id],
         )
 
