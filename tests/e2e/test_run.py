@@ -351,6 +351,7 @@ def test_events_that_a_script_dispatches_at_the_document_are_none_of_its_own(
 
 def test_a_double_click_asks_once(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(1)))
+    wait_until_it_moves(page, 1)
     asked = requests_of(page, "/abort/")
     opener(page).click()
     question(page).dblclick()
@@ -360,6 +361,7 @@ def test_a_double_click_asks_once(tabs: Tabs, start_run: StartRun) -> None:
 
 def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(1)))
+    wait_until_it_moves(page, 1)
     for _ in range(10):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.localName") == "summary":
@@ -399,6 +401,7 @@ def test_the_keyboard_is_enough(tabs: Tabs, start_run: StartRun) -> None:
 
 def test_a_server_that_does_not_answer_is_asked_again(tabs: Tabs, start_run: StartRun) -> None:
     page = tabs.open(path_of(start_run(1)))
+    wait_until_it_moves(page, 1)
     tabs.watch_over(page).provokes("ERR_INTERNET_DISCONNECTED")
     opener(page).click()
     page.context.set_offline(True)
