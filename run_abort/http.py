@@ -157,9 +157,9 @@ def abortable_view(
                 async with open_block(request, *args, **kwargs) as request.abort_signal:
                     try:
                         return cast(HttpResponseBase, await view(request, *args, **kwargs))
-                    except asyncio.CancelledError:
+                    except asyncio.CancelledError as error:
                         if abort_on_disconnect == "run":
-                            await _abort_everywhere(request.abort_signal)
+                            await _abort_everywhere(request.abort_signal, error)
                         raise
             except RunAborted as aborted:
                 answer = on_abort(request, aborted)
@@ -204,12 +204,12 @@ def _roll_back() -> None:
             each.set_rollback(True)
 
 
-async def _abort_everywhere(signal: AbortSignal) -> None:
-    """Abort the run whose request was cancelled.
-
-    The abort also cancels this task, so wait until the request has been made.
-    """
-    if signal.aborted:
+async def _abort_everywhere(signal: AbortSignal, error: BaseException) -> None:
+    """Abort the run whose client is gone, and wait for it: the abort cancels this task, too."""
+    task = asyncio.current_task()
+    # Else only something that the view awaits was cancelled, which tells nothing of the client.
+    is_gone = isinstance(error, GeneratorExit) or (task is not None and task.cancelling())
+    if signal.aborted or not is_gone:
         return
     asking = asyncio.ensure_future(aabort_disconnected(signal.run_id, LOST))
     while not asking.done():
@@ -331,9 +331,9 @@ async def _async_chunks(
                     with suppress(StopAsyncIteration):
                         while True:
                             yield await _next(chunks, signal)
-                except (GeneratorExit, asyncio.CancelledError):
+                except (GeneratorExit, asyncio.CancelledError) as error:
                     if everywhere:
-                        await _abort_everywhere(signal)
+                        await _abort_everywhere(signal, error)
                     raise
     except RunAborted as aborted:
         yield end(aborted)

@@ -914,6 +914,33 @@ class TestDisconnect:
         with connected(run_abort_requested, slowly):
             asyncio.run(main())
 
+    def test_a_task_that_the_view_awaits_is_no_client(self) -> None:
+        """Somebody else has cancelled it."""
+
+        async def rows(signal: AbortSignal) -> AsyncGenerator[str, None]:
+            await cancelled()
+            yield "1"
+
+        @abortable_view(by_name, abort_on_disconnect="run")
+        async def view(request: HttpRequest, name: str) -> HttpResponse:
+            await cancelled()
+            return HttpResponse()
+
+        async def cancelled() -> None:
+            task = asyncio.ensure_future(asyncio.sleep(TIMEOUT))
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+
+        async def main() -> None:
+            with pytest.raises(asyncio.CancelledError):
+                await view(factory.get("/"), name="run-1")
+            with pytest.raises(asyncio.CancelledError):
+                await anext(abortable_stream("run-1", rows, abort_on_disconnect="run"))
+
+        with other_holder() as other:
+            asyncio.run(main())
+            assert not other.aborted
+
     @in_event_loop
     async def test_what_was_attached_to_it_hears_of_it(self) -> None:
         heard = threading.Event()
