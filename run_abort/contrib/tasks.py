@@ -104,8 +104,7 @@ def abortable_task(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(function, "enqueue"):
             raise TypeError(_ORDER)
-        wrap = _within_async_block if iscoroutinefunction(function) else _within_block
-        return wrap(function, block, tell)
+        return _within_block(function, block, tell)
 
     return decorate if function is None else decorate(function)
 
@@ -129,16 +128,8 @@ def _within_block(
         finally:
             _settle()
 
-    return execute
-
-
-def _within_async_block(
-    function: Callable[..., Any],
-    block: Callable[[Any], abortable_run],
-    tell: Callable[[Any, TaskAborted], object],
-) -> Callable[..., Any]:
     @wraps(function)
-    async def execute(context: Any, *args: Any, **kwargs: Any) -> Any:
+    async def execute_async(context: Any, *args: Any, **kwargs: Any) -> Any:
         run = block(context)
         try:
             async with run:
@@ -151,7 +142,7 @@ def _within_async_block(
         finally:
             _settle()
 
-    return execute
+    return execute_async if iscoroutinefunction(function) else execute
 
 
 def _settle() -> None:
