@@ -172,24 +172,20 @@ def _message(requested: Requested) -> tuple[int, str]:
     """Level and text of the message about the outcome; the run is to be filled in."""
     (outcome,) = requested.outcomes
     if not outcome.asked:
-        level = messages.ERROR
-        text = _(
+        return messages.ERROR, _(
             "Run “%(run)s” was not asked to abort: neither the database nor Redis accepted the "
             "request."
         )
-    elif requested.is_known and not outcome.holds and not outcome.local:
-        level = messages.WARNING
-        text = _("Run “%(run)s” was asked to abort; no process is known to work on it.")
-    elif outcome.published:
+    if requested.is_known and not outcome.holds and not outcome.local:
+        return messages.WARNING, _(
+            "Run “%(run)s” was asked to abort; no process is known to work on it."
+        )
+    if outcome.published:
         level = messages.SUCCESS if requested.is_known else messages.INFO
-        text = _("Run “%(run)s” was asked to abort.")
-    elif outcome.recorded:
-        level = messages.INFO
-        text = _(
+        return level, _("Run “%(run)s” was asked to abort.")
+    if outcome.recorded:
+        return messages.INFO, _(
             "Run “%(run)s” was asked to abort. Other processes read the request from the "
             "database some seconds later."
         )
-    else:
-        level = messages.WARNING
-        text = _("Run “%(run)s” was asked to abort in this process only.")
-    return level, text
+    return messages.WARNING, _("Run “%(run)s” was asked to abort in this process only.")
