@@ -33,11 +33,11 @@ CHOICES: Final = 20
 IS_STOPPING: Final = Q(stopping__gt=0) | Q(is_awaited=True)
 IS_LOST: Final = ~IS_STOPPING & (Q(unstopped__gt=0) | Q(is_unreceived=True))
 IS_HELD: Final = Q(holders__gt=0) | Q(has_ended=True)
-OUTCOMES: Final[Mapping[str, Q]] = {
-    "stopping": IS_STOPPING,
-    "lost": IS_LOST,
-    "stopped": IS_HELD & Q(unstopped=0, is_unreceived=False),
-    "nobody": ~IS_HELD & Q(is_unreceived=False),
+OUTCOMES: Final[Mapping[str, tuple[Any, Q]]] = {
+    "stopping": (gettext_lazy("still not stopped"), IS_STOPPING),
+    "lost": (gettext_lazy("lost"), IS_LOST),
+    "stopped": (gettext_lazy("stopped"), IS_HELD & Q(unstopped=0, is_unreceived=False)),
+    "nobody": (gettext_lazy("no process held it"), ~IS_HELD & Q(is_unreceived=False)),
 }
 
 Requests = models.QuerySet[AbortRequest]
@@ -50,15 +50,11 @@ class OutcomeFilter(admin.SimpleListFilter):
     parameter_name = "outcome"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
-        return [
-            ("stopping", gettext_lazy("still not stopped")),
-            ("lost", gettext_lazy("lost")),
-            ("stopped", gettext_lazy("stopped")),
-            ("nobody", gettext_lazy("no process held it")),
-        ]
+        return [(name, text) for name, (text, _condition) in OUTCOMES.items()]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Requests:
-        rows: Requests = queryset.filter(OUTCOMES.get(self.value() or "", Q()))
+        _text, condition = OUTCOMES.get(self.value() or "", ("", Q()))
+        rows: Requests = queryset.filter(condition)
         return rows
 
 
