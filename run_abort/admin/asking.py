@@ -145,8 +145,19 @@ def tell(
     :param is_known: whether the outcomes have the holds.
     """
     for level, text, some, states in _facts(outcomes, is_known=is_known):
-        if some:
-            yield level, _filled(text, some, items, link, states)
+        if not some:
+            continue
+        holds = [hold for outcome in some for hold in outcome.holds if hold.state in states]
+        processes = len({hold.origin for hold in holds})
+        named = ngettext("%(count)d process", "%(count)d processes", processes)
+        message = filled(
+            text,
+            count=str(len(some)),
+            items=items(len(some)),
+            runs=names([outcome.run_id for outcome in some], link),
+            processes=named % {"count": processes},
+        )
+        yield level, message
 
 
 def _facts(outcomes: Sequence[AbortOutcome], *, is_known: bool) -> Iterator[Fact]:
@@ -223,22 +234,3 @@ def _is_under_way(outcome: AbortOutcome) -> bool:
 
 def _has(outcome: AbortOutcome, *states: HoldState) -> bool:
     return any(hold.state in states for hold in outcome.holds)
-
-
-def _filled(
-    text: str,
-    outcomes: Sequence[AbortOutcome],
-    items: Items,
-    link: Link,
-    states: Sequence[HoldState],
-) -> SafeString:
-    holds = [hold for outcome in outcomes for hold in outcome.holds if hold.state in states]
-    processes = len({hold.origin for hold in holds})
-    named = ngettext("%(count)d process", "%(count)d processes", processes)
-    return filled(
-        text,
-        count=str(len(outcomes)),
-        items=items(len(outcomes)),
-        runs=names([outcome.run_id for outcome in outcomes], link),
-        processes=named % {"count": processes},
-    )
