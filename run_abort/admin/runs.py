@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +34,12 @@ else:
     ModelAdmin = object
 
 MAX_AWAITED: Final = 100  # runs
+
+WHY_NOT: Final[Mapping[str, Any]] = {
+    "": "",
+    "denied": gettext_lazy("you may not abort it"),
+    "over": gettext_lazy("there is nothing to abort"),
+}
 
 
 class AbortRunsMixin(ModelAdmin):
@@ -158,13 +164,6 @@ class AbortRunsMixin(ModelAdmin):
         filters: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
         return add_preserved_filters(filters, object_url(self, obj.pk, name))
 
-    def _templates(self, chosen: str | None, fallback: str) -> list[str]:
-        if chosen:
-            return [chosen]
-        app = f"admin/{self.opts.app_label}"
-        name = fallback.rpartition("/")[2]
-        return [f"{app}/{self.opts.model_name}/{name}", f"{app}/{name}", fallback]
-
     def _ask(
         self,
         request: HttpRequest,
@@ -174,8 +173,10 @@ class AbortRunsMixin(ModelAdmin):
         back: str = "",
         echoed: Iterable[tuple[str, str]] = (),
     ) -> HttpResponse:
-        runs = [(visible(obj), self._why_not(request, obj)) for obj in objs]
-        fallback = "run_abort/admin/abort_confirmation.html"
+        runs = [(visible(obj), str(WHY_NOT[self._why_not(request, obj)])) for obj in objs]
+        app, name = f"admin/{self.opts.app_label}", "abort_confirmation.html"
+        usual = [f"{app}/{self.opts.model_name}/{name}", f"{app}/{name}", f"run_abort/admin/{name}"]
+        chosen = self.abort_confirmation_template
         return confirm_abort(
             self,
             request,
@@ -186,7 +187,7 @@ class AbortRunsMixin(ModelAdmin):
             back=back or request.get_full_path(),
             echoed=echoed,
             max_display=self.abort_confirmation_max_display,
-            templates=self._templates(self.abort_confirmation_template, fallback),
+            templates=[chosen] if chosen else usual,
         )
 
     def _run_id(self, obj: Any) -> str:
@@ -203,23 +204,15 @@ class AbortRunsMixin(ModelAdmin):
         return may_abort and self.has_view_or_change_permission(request, obj)
 
     def _why_not(self, request: HttpRequest, obj: Any) -> str:
-        if self._run_id(obj) and not self._may_abort(request, obj):
-            return _("you may not abort it")
-        if not self._run_id(obj) or not self.is_abortable(obj):
-            return _("there is nothing to abort")
-        return ""
+        """Why the action leaves out a row, as a key of ``WHY_NOT``; empty if it does not."""
+        run_id = self._run_id(obj)
+        if run_id and not self._may_abort(request, obj):
+            return "denied"
+        return "" if run_id and self.is_abortable(obj) else "over"
 
     def _abort(self, request: HttpRequest, objs: Iterable[Any], reason: str) -> None:
-        asked = []
-        denied = over = 0
-        for obj in objs:
-            run_id = self._run_id(obj)
-            if run_id and not self._may_abort(request, obj):
-                denied += 1
-            elif not run_id or not self.is_abortable(obj):
-                over += 1
-            else:
-                asked.append((run_id, obj))
+        judged = [(obj, self._why_not(request, obj)) for obj in objs]
+        asked = [(self._run_id(obj), obj) for obj, why_not in judged if not why_not]
         run_ids = [run_id for run_id, _obj in asked]
         wait = self.abort_wait if len(run_ids) <= MAX_AWAITED else None
         found = request_aborts(run_ids, user=request.user, reason=reason, wait=wait)
@@ -235,10 +228,9 @@ class AbortRunsMixin(ModelAdmin):
 
         for level, message in tell(found.outcomes, items, link_to, is_known=found.is_known):
             self.message_user(request, message, level)
-        skipped = [
-            (over, messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
-            (denied, messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
-        ]
-        for count, level, text in skipped:
-            if count:
+        for skipped, level, text in (
+            ("over", messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
+            ("denied", messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
+        ):
+            if count := sum(why_not == skipped for _obj, why_not in judged):
                 self.message_user(request, text % {"count": count, "items": items(count)}, level)
