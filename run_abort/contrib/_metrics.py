@@ -21,27 +21,25 @@ class Counted(NamedTuple):
 
     :ivar name: without the prefix.
     :ivar label: the attribute of the fact by which it counts; empty for none.
-    :ivar amount: returns by how much a fact increases it.
     """
 
     name: str
     description: str
     label: Literal["", "way", "rung"] = ""
-    amount: Callable[[Fact], int] = lambda fact: 1
 
 
 COUNTED: Final[dict[FactName, Counted]] = {
     "requested": Counted("requested", "Aborts that this process requested"),
     "published": Counted("published", "Requested aborts that Redis accepted"),
-    "aborted": Counted(
-        "aborted",
-        "Blocks aborted in this process",
-        label="way",
-        amount=lambda fact: fact.controllers or 0,
-    ),
+    "aborted": Counted("aborted", "Blocks aborted in this process", label="way"),
     "insisted": Counted("insisted", "Escalations in this process", label="rung"),
 }
 STOP_SECONDS: Final = ("stop_seconds", "From an abort until its last block here was left")
+
+
+def amount_of(fact: Fact) -> int:
+    """By how much a fact increases its counter."""
+    return 1 if fact.controllers is None else fact.controllers
 
 
 class Observed(NamedTuple):

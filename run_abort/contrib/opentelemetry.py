@@ -30,7 +30,7 @@ from run_abort._runtime.facts import Fact
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 
-from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS, Observed
+from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS, Observed, amount_of
 
 __all__ = ["install"]
 
@@ -94,7 +94,7 @@ class _Metrics:
             return
         label = COUNTED[fact.name].label
         attributes = {str(label): getattr(fact, label)} if label else {}
-        self._counters[fact.name].add(COUNTED[fact.name].amount(fact), attributes)
+        self._counters[fact.name].add(amount_of(fact), attributes)
 
 
 def _observe(meter: metrics.Meter, observed: Observed) -> None:

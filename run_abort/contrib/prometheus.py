@@ -28,7 +28,7 @@ except ImportError as error:
 from run_abort._runtime.facts import Fact
 from run_abort._runtime.runtime import current
 
-from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS
+from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS, amount_of
 
 __all__ = ["install"]
 
@@ -67,10 +67,10 @@ class _Metrics:
         if fact.name == "stopped":
             self._stop_seconds.observe(fact.seconds or 0)
             return
-        counter, counted = self._counters[fact.name], COUNTED[fact.name]
-        if counted.label:
-            counter = counter.labels(getattr(fact, counted.label))
-        counter.inc(counted.amount(fact))
+        counter, label = self._counters[fact.name], COUNTED[fact.name].label
+        if label:
+            counter = counter.labels(getattr(fact, label))
+        counter.inc(amount_of(fact))
 
 
 class _AtScrape(Collector):
