@@ -44,15 +44,16 @@ class Aborts(list[RequestedAbort]):
         return [each.run_id for each in self]
 
 
-class _Replaces(TestContextDecorator):
-    """A context manager, and a decorator of functions and test classes.
+class _CutOff(TestContextDecorator):
+    """A context manager, and a decorator of functions and test classes: the app is local.
 
     Functions may be asynchronous; classes are those of ``unittest``, and get it from ``setUp`` on.
-    The settings are those of the process, and of no process that it starts.
+    The settings are those of the process, and of no process that it starts. The subclasses give
+    some of the outside back.
     """
 
     def _values(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        return conf.LOCAL
 
     def __enter__(self) -> str:  # type: ignore[override]
         return self.enable()
@@ -67,7 +68,7 @@ class _Replaces(TestContextDecorator):
         conf.restore()
 
 
-class use_rows(_Replaces):  # noqa: N801  reads as override_settings does
+class use_rows(_CutOff):  # noqa: N801  reads as override_settings does
     """Keep requests and holds in the test's database; publish nothing::
 
         with use_rows():
@@ -85,7 +86,7 @@ class use_rows(_Replaces):  # noqa: N801  reads as override_settings does
         return {**conf.LOCAL, "REQUESTS": True, "HOLDS": True}
 
 
-class use_push(_Replaces):  # noqa: N801
+class use_push(_CutOff):  # noqa: N801
     """Keep rows as :func:`use_rows`, and publish over the Redis that the settings name::
 
         with use_push() as channel:
@@ -103,7 +104,7 @@ class use_push(_Replaces):  # noqa: N801
         return {**rows, "LISTEN": "auto", "CHANNEL": channel}
 
 
-class use_settings(_Replaces):  # noqa: N801
+class use_settings(_CutOff):  # noqa: N801
     """Use the settings as they are, as outside of tests, task queues included.
 
     For test suites whose settings name nothing that is real.
@@ -113,11 +114,6 @@ class use_settings(_Replaces):  # noqa: N801
 
     def _values(self) -> Mapping[str, Any]:
         return {}
-
-
-class _cut_off(_Replaces):  # noqa: N801
-    def _values(self) -> Mapping[str, Any]:
-        return conf.LOCAL
 
 
 @contextmanager
@@ -140,7 +136,7 @@ def record_aborts() -> Iterator[Aborts]:
         aborts.append(RequestedAbort(run_id, reason, actor, abort_id))
 
     others = set(threading.enumerate())
-    with _cut_off():
+    with _CutOff():
         run_abort_requested.connect(note)
         try:
             yield aborts
