@@ -195,8 +195,7 @@ def abort_everywhere(
     __tracebackhide__ = True
 
     def attempt(watch: Watch) -> BaseException | None:
-        if before is not None:
-            _complete(before)
+        _complete(before)
         try:
             with watch:
                 _complete(job, in_steps=awaits)
@@ -211,8 +210,7 @@ def abort_everywhere(
         with _noted(watch):
             violations += _judge(watch, number, attempt(watch), raises)
             try:
-                if after is not None:
-                    _complete(after)
+                _complete(after)
             except Exception as broken:
                 violations.append(Violation(watch.aborted_at, number, _described(broken), broken))
         if watch.aborted_at is None:
@@ -238,8 +236,7 @@ def _count(
             ) from error
         if error is not None:
             raise error
-        if after is not None:
-            _complete(after)
+        _complete(after)
     if not watch.checkpoints:
         raise AssertionError("the job has no checkpoint: it enters no abortable_run")
     return watch.checkpoints
@@ -285,13 +282,13 @@ def _noted(watch: Watch) -> Iterator[None]:
         raise
 
 
-def _complete(function: Callable[[], object], *, in_steps: bool = False) -> None:
-    """Call the function; if it returns a coroutine, run that in a new event loop.
+def _complete(function: Callable[[], object] | None, *, in_steps: bool = False) -> None:
+    """Call the function, if there is one; if it returns a coroutine, run that in a new event loop.
 
     The loop has a thread of its own, so that what ``sync_to_async`` calls, such as the ORM, runs in
     the calling thread, on the connection whose transaction is that of the test.
     """
-    result = function()
+    result = None if function is None else function()
     if not inspect.iscoroutine(result):
         return
     if in_event_loop():
