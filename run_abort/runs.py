@@ -81,14 +81,12 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     def _look(self, controller: AbortController) -> None:
         found = self._enter(controller)
         if found is not None:
-            request = self._process.recorder.wait(found)
-            self._found(controller, found, request)
+            self._found(controller, found, self._process.recorder.wait(found))
 
     async def _alook(self, controller: AbortController) -> None:
         found = self._enter(controller)
         if found is not None:
-            request = await self._process.recorder.await_(found)
-            self._found(controller, found, request)
+            self._found(controller, found, await self._process.recorder.await_(found))
 
     def _enter(self, controller: AbortController) -> Future[Request | None] | None:
         process = self._process
