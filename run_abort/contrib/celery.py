@@ -19,19 +19,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Final
 
-try:
-    from celery.app.task import Task
-    from celery.backends.base import DisabledBackend
-    from celery.contrib.django.task import DjangoTask
-    from celery.exceptions import Ignore
-    from celery.exceptions import TimeoutError as NotReadyError
-    from celery.result import AsyncResult
-    from celery.signals import worker_process_shutdown
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.celery needs Celery: pip install 'django-run-abort[celery]'"
-    ) from error
-
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current
@@ -41,6 +28,17 @@ from run_abort._core.types import Escalation
 from run_abort._runtime import runtime
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
+
+from ._needs import needs
+
+with needs("Celery", "celery"):
+    from celery.app.task import Task
+    from celery.backends.base import DisabledBackend
+    from celery.contrib.django.task import DjangoTask
+    from celery.exceptions import Ignore
+    from celery.exceptions import TimeoutError as NotReadyError
+    from celery.result import AsyncResult
+    from celery.signals import worker_process_shutdown
 
 __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 

@@ -19,23 +19,21 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, Final
 
-try:
-    from dramatiq import Actor, Broker, Message
-    from dramatiq.asyncio import async_to_sync
-    from dramatiq.broker import MessageProxy
-    from dramatiq.middleware import Middleware, SkipMessage
-    from dramatiq.results import Results
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.dramatiq needs Dramatiq: pip install 'django-run-abort[dramatiq]'"
-    ) from error
-
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.ids import RunID, clean_ids
 from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
+
+from ._needs import needs
+
+with needs("Dramatiq", "dramatiq"):
+    from dramatiq import Actor, Broker, Message
+    from dramatiq.asyncio import async_to_sync
+    from dramatiq.broker import MessageProxy
+    from dramatiq.middleware import Middleware, SkipMessage
+    from dramatiq.results import Results
 
 __all__ = ["Abortable", "TaskAborted"]
 

@@ -22,19 +22,17 @@ from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any
 
-try:
-    from huey.api import Huey, Task, TaskWrapper
-    from huey.exceptions import CancelExecution
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.huey needs Huey: pip install 'django-run-abort[huey]'"
-    ) from error
-
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.ids import RunID
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
+
+from ._needs import needs
+
+with needs("Huey", "huey"):
+    from huey.api import Huey, Task, TaskWrapper
+    from huey.exceptions import CancelExecution
 
 __all__ = ["AbortableHuey", "TaskCanceled"]
 

@@ -16,14 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-try:
-    from opentelemetry import metrics, trace
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.opentelemetry needs opentelemetry-api: "
-        "pip install 'django-run-abort[opentelemetry]'"
-    ) from error
-
 from run_abort._concurrency.clock import since_epoch
 from run_abort._core.types import Event, Left
 from run_abort._runtime.facts import Fact
@@ -31,6 +23,10 @@ from run_abort._runtime.runtime import current
 from run_abort.exceptions import visible
 
 from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS, Observed, amount_of
+from ._needs import needs
+
+with needs("opentelemetry-api", "opentelemetry"):
+    from opentelemetry import metrics, trace
 
 __all__ = ["install"]
 

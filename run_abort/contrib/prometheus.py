@@ -15,20 +15,16 @@ from collections.abc import Iterator
 from typing import Final
 from weakref import WeakKeyDictionary
 
-try:
-    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
-    from prometheus_client import core as client
-    from prometheus_client.registry import Collector
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.prometheus needs prometheus_client: "
-        "pip install 'django-run-abort[prometheus]'"
-    ) from error
-
 from run_abort._runtime.facts import Fact
 from run_abort._runtime.runtime import current
 
 from ._metrics import BUCKETS, COUNTED, OBSERVED, STOP_SECONDS, amount_of
+from ._needs import needs
+
+with needs("prometheus_client", "prometheus"):
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+    from prometheus_client import core as client
+    from prometheus_client.registry import Collector
 
 __all__ = ["install"]
 

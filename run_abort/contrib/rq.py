@@ -22,17 +22,6 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import django.db.models.sql.compiler  # noqa: F401  else each job's own process imports it
 
-try:
-    from redis.exceptions import RedisError
-    from rq import Queue, Worker
-    from rq.exceptions import InvalidJobOperation
-    from rq.job import Job, JobStatus
-    from rq.registry import CanceledJobRegistry, FailedJobRegistry
-except ImportError as error:
-    raise ImportError(
-        "run_abort.contrib.rq needs RQ: pip install 'django-run-abort[rq]'"
-    ) from error
-
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortSignal
@@ -41,6 +30,15 @@ from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
 from run_abort.runs import abortable_run
+
+from ._needs import needs
+
+with needs("RQ", "rq"):
+    from redis.exceptions import RedisError
+    from rq import Queue, Worker
+    from rq.exceptions import InvalidJobOperation
+    from rq.job import Job, JobStatus
+    from rq.registry import CanceledJobRegistry, FailedJobRegistry
 
 __all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "cancel_aborted"]
 

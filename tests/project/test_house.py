@@ -66,7 +66,7 @@ def is_internal(name: str) -> bool:
     """Whether projects import nothing from this module itself."""
     package, *rest = name.split(".")[1:] or [""]
     is_part = bool(rest) and package in {"admin", "testing", "views"}
-    return is_part or package in PRIVATE | {"management"} or name.endswith("._metrics")
+    return is_part or package in PRIVATE | {"management"} or name.startswith("run_abort.contrib._")
 
 
 @pytest.mark.parametrize("name", MODULES)
