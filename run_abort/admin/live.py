@@ -33,6 +33,7 @@ from run_abort.views.requesting import request_aborts
 
 from .asking import Link, confirm, confirm_abort, context_of, log_text, tell
 from .linking import run_links
+from .requests import ReadOnlyAdmin
 from .story import STEPS, duration
 
 MAX_BLOCKS: Final = 500
@@ -55,7 +56,7 @@ STATES: Final = {
 
 
 @admin.register(RunningNow)
-class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class RunningNowAdmin(ReadOnlyAdmin):
     """The page, for users who may view requests. Each button is for users who may abort the run.
 
     :cvar abort_wait: see ``AbortRunsMixin``.
@@ -76,15 +77,6 @@ class RunningNowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("run_abort.view_abortrequest")
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     def live_url(self, request: HttpRequest) -> str:
         """URL of the page, with the search in the URL of ``request``."""

@@ -97,8 +97,21 @@ class RunFilter(_LatestFilter):
     parameter_name = "run_id"
 
 
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Rows that the admin shows to those who may view them, and changes for nobody."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
 @admin.register(AbortRequest)
-class AbortRequestAdmin(ClearRunsAdmin):
+class AbortRequestAdmin(ClearRunsAdmin, ReadOnlyAdmin):
     """Lists the requests, with the timeline of each.
 
     Read-only, but for letting runs start again.
@@ -123,15 +136,6 @@ class AbortRequestAdmin(ClearRunsAdmin):
 
     class Media:
         css = {"all": ("run_abort/run_abort.css", "run_abort/admin.css")}  # noqa: RUF012  Django's API
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AbortRequest | None = None) -> bool:
-        return False
 
     def get_queryset(self, request: HttpRequest) -> Requests:
         # Not from a replica, which may lag behind a request that was just made.
