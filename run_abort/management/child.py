@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -23,8 +23,9 @@ SIGNALLED: Final = 128  # plus the number of the signal
 LONGEST_WAIT: Final = 0.5
 
 
-class Program:
-    """A program that gets our signals while the ``with`` block is open.
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program, which gets our signals while the ``with`` block is open.
 
     In the foreground of a terminal the program is in our process group. So it can read from the
     terminal, which sends Ctrl-C and Ctrl-Z to both of us, and only the program reacts to Ctrl-C.
@@ -32,49 +33,37 @@ class Program:
 
     Enter it in the main thread. Entering raises ``OSError`` if the program cannot be started.
     """
+    is_interactive = _is_in_foreground()
+    kill = os.kill if is_interactive else os.killpg
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that arrived before the process started
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_interactive = _is_in_foreground()
-        self._kill = os.kill if self._is_interactive else os.killpg
-        self._early: list[int] = []  # signals that arrived before the process started
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        # Install the handlers first: without them, a signal could kill us and leave the program.
-        # One that is ignored, as under nohup, stays so. The program inherits that.
-        self._handlers = {
-            number: signal.signal(number, self._handle)
-            for number in (*FROM_TERMINAL, *OTHERS)
-            if signal.getsignal(number) != signal.SIG_IGN
-        }
-        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # the exit code would be lost
-            self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        group = None if self._is_interactive else 0
-        try:
-            self._process = subprocess.Popen(self._command, process_group=group)  # noqa: S603
-        except BaseException:
-            self._restore()
-            raise
-        for number in self._early:
-            self._handle(number)
-        return self._process
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._restore()
-
-    def _handle(self, number: int, frame: FrameType | None = None) -> None:
-        if self._is_interactive and number in FROM_TERMINAL:
+    def handle(number: int, frame: FrameType | None = None) -> None:
+        if is_interactive and number in FROM_TERMINAL:
             return  # not SIG_IGN instead of this handler: the program would inherit it
-        if self._process is None:
-            self._early.append(number)
-        elif self._process.returncode is None:
+        if process is None:
+            early.append(number)
+        elif process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
-                self._kill(self._process.pid, number)
+                kill(process.pid, number)
 
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
+    # Install the handlers first: without them, a signal could kill us and leave the program.
+    # One that is ignored, as under nohup, stays so. The program inherits that.
+    handlers: dict[int, Any] = {
+        number: signal.signal(number, handle)
+        for number in (*FROM_TERMINAL, *OTHERS)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # the exit code would be lost
+        handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    group = None if is_interactive else 0
+    try:
+        process = subprocess.Popen(command, process_group=group)  # noqa: S603
+        for number in early:
+            handle(number)
+        yield process
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

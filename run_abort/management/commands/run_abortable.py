@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort.exceptions import RunAborted
 from run_abort.management.arguments import add_grace, run_id
-from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, Program, exit_code_of
+from run_abort.management.child import NOT_EXECUTABLE, NOT_FOUND, exit_code_of, running
 from run_abort.runs import abortable_run
 
 ABORTED: Final = 130  # as after a Ctrl-C
@@ -67,7 +67,7 @@ class Command(BaseCommand):
         label = Path(command[0]).name if label is None else label
         try:
             block = abortable_run(run_id, groups=groups, label=label, grace=grace)
-            with block as signal, Program(command) as process:
+            with block as signal, running(command) as process:
                 detach = signal.attach(process)
                 code = exit_code_of(process)
                 detach()
