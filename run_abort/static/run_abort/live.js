@@ -21,11 +21,6 @@
   let isAsking = false;
   let touched = performance.now();
 
-  function later() {
-    clearTimeout(timer);
-    timer = setTimeout(refresh, INTERVAL);
-  }
-
   async function refresh() {
     clearTimeout(timer);
     if (isAsking || document.hidden) return; // visibilitychange refreshes at once
@@ -35,7 +30,7 @@
     isAsking = false;
     if (problem) return stop(problem);
     if (!isInUse()) show(news);
-    if (!document.hidden) later();
+    timer = setTimeout(refresh, INTERVAL);
   }
 
   /** The new tables, or the problem to show. */
@@ -110,11 +105,10 @@
 
   button.addEventListener("click", goOn);
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden) clearTimeout(timer);
-    else goOn();
+    if (!document.hidden) goOn();
   });
   for (const name of ["pointermove", "pointerdown", "keydown", "scroll"]) {
     document.addEventListener(name, () => (touched = performance.now()), { passive: true });
   }
-  later();
+  timer = setTimeout(refresh, INTERVAL);
 })();
