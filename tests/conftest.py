@@ -41,6 +41,9 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, lambda *args: None)
 
+# What is meant for a project is not meant for its tests.
+os.environ.pop("REDIS_URL", None)
+
 STATE = pytest.StashKey[dict[str, object]]()
 
 

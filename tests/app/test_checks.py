@@ -149,13 +149,8 @@ def test_tests_are_not_warned_of_their_isolation(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_where_redis_is(
-    settings: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caches: dict[str, Any],
-    run_abort: dict[str, Any],
-    expected: list[str],
+    settings: Any, caches: dict[str, Any], run_abort: dict[str, Any], expected: list[str]
 ) -> None:
-    monkeypatch.delenv("REDIS_URL", raising=False)
     settings.CACHES = caches
     settings.RUN_ABORT = run_abort
     assert ids() == expected
@@ -254,8 +249,7 @@ class OurMiddleware(AuthenticationMiddleware):
     """A project's own."""
 
 
-def test_a_sharded_client_is_not_one_redis(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REDIS_URL", raising=False)
+def test_a_sharded_client_is_not_one_redis(settings: Any) -> None:
     options = {"CLIENT_CLASS": "django_redis.client.ShardClient"}
     settings.CACHES = {"default": REDIS | {"OPTIONS": options}}
     settings.RUN_ABORT = {"CACHE_ALIAS": "default"}
@@ -392,13 +386,8 @@ class TestDeployment:
         ],
     )
     def test_tells_what_only_matters_there(
-        self,
-        settings: Any,
-        monkeypatch: pytest.MonkeyPatch,
-        run_abort: dict[str, Any],
-        expected: list[str],
+        self, settings: Any, run_abort: dict[str, Any], expected: list[str]
     ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
         settings.CACHES = {"default": LOCMEM}
         settings.RUN_ABORT = {"UNSIGNED": "refuse", **run_abort}
         found = check_deployment()
@@ -415,9 +404,8 @@ class TestDeployment:
         ],
     )
     def test_looks_at_the_cache_alias_too(
-        self, settings: Any, monkeypatch: pytest.MonkeyPatch, cache: Any, lacks: str | None
+        self, settings: Any, cache: Any, lacks: str | None
     ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
         settings.CACHES = {"default": cache}
         settings.RUN_ABORT = {"UNSIGNED": "refuse"}
         found = check_deployment()

@@ -129,9 +129,8 @@ class TestRequestedBefore:
 
 
 def test_needs_no_listener_where_there_is_no_redis(
-    settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delenv("REDIS_URL", raising=False)
     settings.RUN_ABORT = {"REQUESTS": False, "HOLDS": False}
     with caplog.at_level(logging.DEBUG, "run_abort"), abortable_run("run-1"):
         assert current().listener.status().state == "off"

@@ -103,10 +103,6 @@ def publish(push: Push, run_id: str = "run-1") -> bool:
 
 
 class TestWhichRedis:
-    @pytest.fixture(autouse=True)
-    def no_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
-
     def source(self, push: Push) -> str | None:
         found = push.transport()
         return found.source if found else None
@@ -263,10 +259,7 @@ class TestPublish:
         assert push.publish([]) == []
         assert caplog.text == ""
 
-    def test_without_a_transport(
-        self, push: Push, configure: Configure, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
+    def test_without_a_transport(self, push: Push, configure: Configure) -> None:
         configure(REDIS_URL=None)
         assert push.publish([Request("run-1"), Request("run-2")]) == [None, None]
         assert push.subscription() is None

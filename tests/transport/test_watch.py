@@ -116,11 +116,9 @@ class TestWatch:
         configure: Configure,
         push: Push,
         request_id: str,
-        monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
         url: str | None,
     ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
         configure(REDIS_URL=url)
         push.notify([request_id])
         assert push.watch([request_id]) is None
