@@ -212,6 +212,7 @@ class TestAbortRun:
             raise asyncio.CancelledError
 
         async def behind(*, run_id: str, **kwargs: Any) -> None:
+            await asyncio.sleep(0)
             heard.append(run_id)
 
         nameless = [functools.partial(fails, error) for error in (ValueError(), RunAborted("x"))]
@@ -230,22 +231,11 @@ class TestAbortRun:
 
 
 class TestUnwell:
-    def test_without_redis_it_is_recorded(
-        self, with_all: None, configure: Configure, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
+    def test_without_redis_it_is_recorded(self, with_all: None, configure: Configure) -> None:
         configure(REDIS_URL=None, REQUESTS=True)
         outcome = abort_run("run-1")
         assert (outcome.recorded, outcome.published) == (True, False)
         assert AbortRequest.objects.get().published_at is None
-
-    def test_with_redis_down_it_is_recorded(
-        self, with_all: None, configure: Configure, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        configure(REDIS_URL=NO_REDIS, REQUESTS=True, LISTEN=False)
-        outcome = abort_run("run-1")
-        assert (outcome.recorded, outcome.published) == (True, False)
-        assert "was not published" in caplog.text
 
     def test_without_a_database_it_is_published(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
@@ -283,10 +273,7 @@ class TestUnwell:
         assert (outcome.recorded, outcome.published) == (False, True)
         release.set()
 
-    def test_with_neither_nothing_was_asked(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
+    def test_with_neither_nothing_was_asked(self, configure: Configure) -> None:
         configure(REDIS_URL=None)
         assert abort_run("run-1").asked is False
 
@@ -347,17 +334,6 @@ class TestAsync:
         assert not task.done()
         release.set()
         await task
-
-    def test_async_receivers_are_awaited(self, with_all: None) -> None:
-        seen: list[str] = []
-
-        async def receiver(run_id: str, **kwargs: Any) -> None:
-            await asyncio.sleep(0)
-            seen.append(run_id)
-
-        with connected(run_abort_requested, receiver):
-            asyncio.run(aabort_run("run-1"))
-        assert seen == ["run-1"]
 
     def test_abort_run_in_a_coroutine_works_too(self, with_all: None) -> None:
         async def main() -> AbortOutcome:
