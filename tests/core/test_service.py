@@ -139,17 +139,6 @@ class TestStop:
         assert waiting.wait(TIMEOUT)
         assert service.stop()
 
-    def test_the_thread_may_stop_itself(self) -> None:
-        outcome: list[bool] = []
-
-        def run(life: Life) -> None:
-            outcome.append(service.stop())
-            assert life.stopping
-
-        service = Service(NAME, run)
-        service.start()
-        wait_until(lambda: outcome == [False])
-
     def test_one_that_is_busy_is_said_to_run_on(self) -> None:
         waiting, released = threading.Event(), threading.Event()
 

@@ -34,21 +34,6 @@ class TestLife:
         assert threads_of_ours() == []
         assert listener.stop() is True
 
-    def test_starts_again_after_a_stop(
-        self, configure: Configure, node: Node, foreign: Foreign
-    ) -> None:
-        for run_id in ("first", "second"):
-            node.listen()
-            assert foreign.publish(run_id) == 1
-            wait_until(lambda run_id=run_id: run_id in node.heard)
-            node.listener.stop()
-        assert node.heard == ["first", "second"]
-
-    def test_stops_promptly(self, configure: Configure, node: Node) -> None:
-        configure(HEARTBEAT=2 * TIMEOUT)
-        node.listen()
-        assert node.listener.stop(TIMEOUT)
-
     def test_stops_promptly_while_it_waits_for_redis(
         self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -70,7 +55,7 @@ class TestLife:
         assert node.listener.status().state == "stopped"
         wait_until(lambda: not threads_of_ours())
 
-    def test_a_stop_lets_it_handle_the_current_message(
+    def test_a_thread_that_did_not_end_in_time_handles_its_message_and_changes_no_state(
         self, listening: None, node: Node, foreign: Foreign
     ) -> None:
         release, at_work, done = (threading.Event() for _ in range(3))
@@ -84,26 +69,11 @@ class TestLife:
         foreign.publish("run-1")
         assert at_work.wait(20)
         assert node.listener.stop(timeout=0.05) is False
-        release.set()
-        wait_until(done.is_set)
-
-    def test_a_thread_that_did_not_end_in_time_does_not_change_the_state(
-        self, listening: None, node: Node, foreign: Foreign
-    ) -> None:
-        release, at_work = threading.Event(), threading.Event()
-
-        def receiver(run_id: str) -> None:
-            at_work.set()
-            release.wait(20)
-
-        node.receivers.append(receiver)
-        foreign.publish("run-1")
-        assert at_work.wait(20)
-        assert node.listener.stop(timeout=0.05) is False
         node.receivers.clear()
         node.listen()
         since = node.listener.status().since
         release.set()
+        wait_until(done.is_set)
         wait_until(lambda: threads_of_ours() == ["run_abort-listener"])
         status = node.listener.status()
         assert (status.state, status.since) == ("listening", since)
@@ -119,9 +89,8 @@ class TestLife:
             assert node.push.publish([Request("run-1")]) == [1]
 
     def test_started_without_redis_its_thread_ends(
-        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
+        self, configure: Configure, listener: Listener
     ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
         configure(REDIS_URL=None)
         assert listener.start()
         wait_until(lambda: not threads_of_ours())
@@ -338,8 +307,8 @@ class TestBackoff:
 
 
 class TestIdle:
-    def test_wakes_up_for_nothing_but_the_heartbeat(
-        self, configure: Configure, node: Node, monkeypatch: pytest.MonkeyPatch
+    def test_wakes_up_for_nothing_but_the_heartbeat_and_keeps_its_link(
+        self, configure: Configure, node: Node, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads: list[float] = []
         read = Subscription._read
@@ -357,6 +326,8 @@ class TestIdle:
         assert beats >= 3
         assert node.listener.status().reconnects == 0
         assert threads_of_ours() == ["run_abort-listener"]
+        foreign.publish("run-1")
+        wait_until(lambda: node.heard == ["run-1"])
 
 
 class TestFork:
@@ -373,17 +344,6 @@ class TestFork:
         os.close(writer)
         with os.fdopen(reader) as pipe:
             assert sorted(map(int, pipe)) == sorted([pid, os.getpid()])
-
-    def test_starting_while_another_thread_forks_waits_for_the_end_of_it(
-        self, configure: Configure, listener: Listener
-    ) -> None:
-        listener.service.before_fork()
-        assert listener.ensure_started()
-        assert threads_of_ours() == []
-        assert listener.status().state == "stopped"
-        listener.after_fork()
-        assert threads_of_ours() == ["run_abort-listener"]
-        assert listener.status().state == "starting"
 
 
 def test_two_listeners_of_one_process_are_independent(
