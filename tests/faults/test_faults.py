@@ -13,11 +13,10 @@ import pytest
 from example.redis_server import RedisServer
 from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
-from run_abort._transport.redis.connections import Subscription
 from run_abort.signals import run_abort_received
 from tests.blocks import connected
 from tests.conftest import Configure
-from tests.support import Foreign, Proxy, wait_until
+from tests.support import Foreign, wait_until
 
 
 def state() -> str:
@@ -100,24 +99,6 @@ def test_a_frozen_server_is_noticed_by_our_own_ping(
         wait_until(lambda: state() == "reconnecting")
     assert "PING" in current().listener.status().last_error
     own_redis.thaw()
-    ear.hears("after it")
-
-
-def test_a_quiet_link_stays(
-    configure: Configure, proxy: Proxy, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers: list[bytes] = []
-    read = Subscription._read
-
-    def noting(link: Subscription) -> bytes:
-        answers.append(read(link))
-        return answers[-1]
-
-    monkeypatch.setattr(Subscription, "_read", noting)
-    configure(REDIS_URL=proxy.url, HEARTBEAT=0.1)
-    ear = Ear(foreign)
-    wait_until(lambda: len(answers) > 6)
-    assert current().listener.status().reconnects == 0
     ear.hears("after it")
 
 
