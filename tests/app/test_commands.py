@@ -29,11 +29,14 @@ def call(*args: str, **options: Any) -> str:
     return out.getvalue()
 
 
+@pytest.fixture
+def recording(configure: Configure, transactional_db: None) -> None:
+    """Requests are kept in the database."""
+    configure(REQUESTS=True)
+
+
 class TestAbortRun:
-    def test_prints_what_happened_to_each(
-        self, configure: Configure, transactional_db: None
-    ) -> None:
-        configure(REQUESTS=True)
+    def test_prints_what_happened_to_each(self, recording: None) -> None:
         out = call("abort_run", "run-1", "run-2", "--reason", "because", "--actor", "ann")
         assert out.splitlines() == [
             "run-1: asked to abort, recorded, published",
@@ -42,10 +45,7 @@ class TestAbortRun:
         rows = AbortRequest.objects.values_list("run_id", "reason", "actor")
         assert set(rows) == {("run-1", "because", "ann"), ("run-2", "because", "ann")}
 
-    def test_the_actor_is_the_systems_user_by_default(
-        self, configure: Configure, transactional_db: None
-    ) -> None:
-        configure(REQUESTS=True)
+    def test_the_actor_is_the_systems_user_by_default(self, recording: None) -> None:
         call("abort_run", "run-1")
         assert "@" in AbortRequest.objects.get().actor
 
@@ -68,12 +68,11 @@ class TestAbortRun:
         ]
 
     def test_ctrl_c_ends_the_wait_and_not_the_request(
-        self, configure: Configure, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+        self, recording: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupt(lookout: Lookout, seconds: float) -> None:
             raise KeyboardInterrupt
 
-        configure(REQUESTS=True)
         hold_row("run-1", process_row())
         monkeypatch.setattr(Lookout, "_pause", interrupt)
         with pytest.raises(CommandError, match="clear_run_abort takes it back") as raised:
@@ -113,44 +112,28 @@ class TestAbortRun:
         ]
 
     @pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "3601", "long"])
-    def test_a_bad_wait_aborts_nothing(
-        self, configure: Configure, transactional_db: None, wait: str
-    ) -> None:
-        configure(REQUESTS=True)
+    def test_a_bad_wait_aborts_nothing(self, recording: None, wait: str) -> None:
         with pytest.raises(CommandError, match="not a number of seconds"):
             call("abort_run", "run-1", f"--wait={wait}")
         assert not AbortRequest.objects.exists()
 
-    def test_too_many_to_wait_for(self, configure: Configure, transactional_db: None) -> None:
-        configure(REQUESTS=True)
+    def test_too_many_to_wait_for(self, recording: None) -> None:
         with pytest.raises(CommandError, match="wait is for 1000 runs at most") as raised:
             call("abort_run", *(f"run-{i}" for i in range(1001)), "--wait=1")
         assert raised.value.returncode == 2
         assert not AbortRequest.objects.exists()
 
-    def test_if_nobody_could_be_asked_it_fails(
-        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("REDIS_URL", raising=False)
+    def test_if_nobody_could_be_asked_it_fails(self, configure: Configure) -> None:
         configure(REDIS_URL=None)
         with pytest.raises(CommandError, match="Not asked: neither") as raised:
             call("abort_run", "run-1")
         assert raised.value.returncode == 1
 
     @pytest.mark.parametrize("run_ids", [["", "run-1"], ["run-1", "x" * 256]])
-    def test_bad_ids_abort_nothing(
-        self, configure: Configure, transactional_db: None, run_ids: list[str]
-    ) -> None:
-        configure(REQUESTS=True)
+    def test_bad_ids_abort_nothing(self, recording: None, run_ids: list[str]) -> None:
         with pytest.raises(CommandError, match="run ID"):
             call("abort_run", *run_ids)
         assert not AbortRequest.objects.exists()
-
-
-@pytest.fixture
-def recording(configure: Configure, transactional_db: None) -> None:
-    """Requests are kept in the database."""
-    configure(REQUESTS=True)
 
 
 class TestClearRunAbort:
