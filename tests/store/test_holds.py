@@ -23,6 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from run_abort import (
     AbortController,
+    AbortOutcome,
     RunAborted,
     aabort_run,
     abort_run,
@@ -42,10 +43,10 @@ from run_abort._store.holder import Holder
 from run_abort._store.retention import forget_process, prune, prune_holds
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from run_abort.signals import run_abort_requested
-from tests.blocks import receive
+from tests.blocks import Work, receive
 from tests.conftest import Configure
 from tests.rows import hold_row, process_row
-from tests.support import TIMEOUT, unmigrated, wait_until
+from tests.support import TIMEOUT, in_threads, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -76,6 +77,12 @@ def hold_in(process: Runtime) -> AbortController:
     assert entered is not None
     entered.result(TIMEOUT)
     return controller
+
+
+def aborted_elsewhere(run_id: str, **how: Any) -> AbortOutcome:
+    """Abort in another thread, so that this one can stay in its block."""
+    (outcome,) = in_threads(partial(abort_run, run_id, **how))
+    return outcome
 
 
 def open_here(runtime: Runtime) -> list[Hold]:
@@ -201,10 +208,12 @@ def test_who_waits_learns_of_a_holder_elsewhere(
     monkeypatch.setattr(
         Lookout, "_pause", lambda self, seconds: (has_looked.set(), pause(self, seconds))
     )
-    with threading_abort("import-1", wait=TIMEOUT) as outcomes:
-        assert has_looked.wait(TIMEOUT)
-        elsewhere.holder.leave(controller)
-    assert outcomes[0].stopped
+    aborting = Work(lambda: abort_run("import-1", wait=TIMEOUT))
+    aborting.start()
+    assert has_looked.wait(TIMEOUT)
+    elsewhere.holder.leave(controller)
+    aborting.join(TIMEOUT)
+    assert aborting.outcome.stopped
 
 
 def test_who_waits_for_a_group_learns_of_a_holder_that_has_received_nothing() -> None:
@@ -258,9 +267,7 @@ def test_nobody_works_on_it() -> None:
 def test_lost_is_not_stopped(runtime: Runtime) -> None:
     with pytest.raises(RunAborted), abortable_run("import-1"):
         RunProcess.objects.update(seen_until=F("seen_until") - timedelta(days=1))
-        with threading_abort("import-1", wait=0.3) as outcomes:
-            pass
-        (outcome,) = outcomes
+        outcome = aborted_elsewhere("import-1", wait=0.3)
         assert [hold.state for hold in outcome.holds] == ["lost"]
         assert not outcome.stopped
         # It comes back when its process is heard of again.
@@ -342,23 +349,6 @@ def test_of_more_blocks_than_are_read_the_open_ones_count(
     find = partial(holds.of_requests, asked=[holds.Asked(request.pk, "import-1")])
     (found,) = runtime.recorder.call(find) or [[]]
     assert [hold.state for hold in found] == ["stopped", "aborting"]
-
-
-class threading_abort:  # noqa: N801
-    """Aborts from another thread, so that this one can stay in its block."""
-
-    def __init__(self, run_id: str, **how: Any) -> None:
-        self._outcomes: list[Any] = []
-        self._thread = threading.Thread(
-            target=lambda: self._outcomes.append(abort_run(run_id, **how))
-        )
-
-    def __enter__(self) -> list[Any]:
-        self._thread.start()
-        return self._outcomes
-
-    def __exit__(self, *exc: object) -> None:
-        self._thread.join(TIMEOUT)
 
 
 def test_a_missing_hold_and_a_missing_process_are_written_again(runtime: Runtime) -> None:
@@ -563,9 +553,7 @@ def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runt
 def test_holds_can_be_turned_off(configure: Configure) -> None:
     configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
     with pytest.raises(RunAborted), abortable_run("import-1"):
-        with threading_abort("import-1", wait=TIMEOUT) as outcomes:
-            pass
-        (outcome,) = outcomes
+        outcome = aborted_elsewhere("import-1", wait=TIMEOUT)
         assert (outcome.local, outcome.holds, outcome.stopped) == (1, (), False)
     assert not RunHold.objects.exists()
     with pytest.raises(RunAborted), abortable_run("import-1"):
@@ -597,9 +585,7 @@ def test_a_block_here_that_has_no_row_has_not_stopped(
     with pytest.raises(RunAborted), abortable_run("import-1"):
         RunHold.objects.exclude(pk=other.pk).delete()
         monkeypatch.setattr(Holder, "_put", lambda *args: None)
-        with threading_abort("import-1", wait=0.3) as outcomes:
-            pass
-        (outcome,) = outcomes
+        outcome = aborted_elsewhere("import-1", wait=0.3)
         assert outcome.local == 1
         assert [hold.state for hold in outcome.holds] == ["stopped"]
         assert not outcome.stopped
@@ -608,9 +594,8 @@ def test_a_block_here_that_has_no_row_has_not_stopped(
 def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
     with pytest.raises(RunAborted), abortable_run("import-1"):
         abort_run("import-1")
-        with threading_abort("import-1", wait=0.1) as outcomes:
-            pass
-        assert [hold.state for hold in outcomes[0].holds] == ["aborting"]
+        outcome = aborted_elsewhere("import-1", wait=0.1)
+        assert [hold.state for hold in outcome.holds] == ["aborting"]
 
 
 def test_of_many_requests_not_each_is_compared_with_every_block(
@@ -654,10 +639,9 @@ def test_a_signal_handler_that_raises_while_a_block_is_left_keeps_no_row_open(
 def test_point_of_no_return_is_told() -> None:
     with abortable_run("import-1") as signal:
         signal.finish()
-        with threading_abort("import-1", wait=0.2) as outcomes:
-            pass
-        assert [hold.state for hold in outcomes[0].holds] == ["finishing"]
-        assert not outcomes[0].stopped
+        outcome = aborted_elsewhere("import-1", wait=0.2)
+        assert [hold.state for hold in outcome.holds] == ["finishing"]
+        assert not outcome.stopped
 
 
 def test_an_actor_who_was_deleted() -> None:
