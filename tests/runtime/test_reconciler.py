@@ -88,18 +88,6 @@ class TestWithoutRedis:
                 assert signal.wait(20)
         assert (caught.value.run_id, caught.value.actor) == ("run-1", "ann")
 
-    def test_other_runs_go_on_and_those_of_requests_that_do_not_stand(
-        self, polling: None, looks: Looks
-    ) -> None:
-        with abortable_run("run-1") as signal:
-            request("run-2")
-            request("RUN-1")
-            request(cleared_at=timezone.now())
-            request(requested_at=timezone.now() - timedelta(days=8))
-            seen = len(looks)
-            wait_until(lambda: len(looks) > seen + 2)
-            assert not signal.aborted
-
     def test_of_several_requests_the_first_gives_its_reason(self, polling: None) -> None:
         now = timezone.now()
         with pytest.raises(RunAborted, match="first"), abortable_run("run-1") as signal:
@@ -524,12 +512,9 @@ class TestPushAmidTheFirstRead:
         monkeypatch.setattr(requests, "known_for", push_and_read)
         return late
 
-    def test_forced_in_a_block(self) -> None:
-        with abortable_run("run-1") as signal:
-            assert not signal.aborted
-
-    def test_forced_in_a_block_that_may_be_interrupted(self) -> None:
-        with abortable_run("run-1", insist="interrupt") as signal:
+    @pytest.mark.parametrize("insist", [(), "interrupt"])
+    def test_forced_in_a_block(self, insist: Any) -> None:
+        with abortable_run("run-1", insist=insist) as signal:
             assert not signal.aborted
 
     def test_forced_in_a_task(self) -> None:
