@@ -111,8 +111,3 @@ def test_the_old_sender_is_the_sender() -> None:
 def test_the_readme_leads_with_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert readme.index("make demo") < readme.index("make test") < 1500
-
-
-def test_no_source_file_is_silent_about_its_types() -> None:
-    for path in [*PACKAGE.rglob("*.py"), *(Path(ROOT) / "example").rglob("*.py")]:
-        assert "type: ignore\n" not in path.read_text()
