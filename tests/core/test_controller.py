@@ -37,7 +37,7 @@ class TestMade:
         with pytest.raises((TypeError, ValueError), match="a run ID must"):
             AbortController(run_id)
 
-    @pytest.mark.parametrize("grace", ["5", None, True, -1, 86_401, float("nan")])
+    @pytest.mark.parametrize("grace", ["5", None, True, -1, 86_401, float("nan"), float("inf")])
     def test_with_a_grace_that_is_none_it_is_not(self, grace: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="grace must"):
             AbortController("run-1", grace)

@@ -837,11 +837,6 @@ class TestArguments:
             ({"insist": 7}, TypeError),
             ({"insist": [7]}, TypeError),
             ({"grace": -1}, ValueError),
-            ({"grace": float("nan")}, ValueError),
-            ({"grace": float("inf")}, ValueError),
-            ({"grace": 86_401}, ValueError),
-            ({"grace": "1"}, TypeError),
-            ({"grace": True}, TypeError),
             ({"grace": None}, TypeError),
         ],
     )
