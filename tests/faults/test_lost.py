@@ -46,35 +46,6 @@ def test_stopped_cut_off_and_continued_a_worker_stops(
         assert process.wait() == 0
 
 
-def test_aborted_before_its_start_and_before_redis_was_restarted_empty_it_never_runs(
-    project: dict[str, Any], own_redis: RedisServer
-) -> None:
-    assert abort_run("run-1", reason="because").published
-    own_redis.kill()
-    own_redis.start()
-    code = """
-from tests.child import *
-try:
-    with abortable_run("run-1"):
-        say("it runs")
-except RunAborted as error:
-    say("never ran:", error.reason)
-"""
-    with Child("-c", code, settings=project) as process:
-        process.wait_for("never ran: because")
-
-
-def test_aborted_while_redis_is_down_it_stops_before_redis_is_back(
-    project: dict[str, Any], own_redis: RedisServer
-) -> None:
-    with worker(project) as process:
-        process.wait_for("holding")
-        own_redis.kill()
-        outcome = abort_run("run-1", reason="because")
-        assert (outcome.recorded, outcome.published) == (True, False)
-        process.wait_for("aborted run-1 because")
-
-
 def test_an_aborter_that_dies_right_after_the_row_has_aborted(project: dict[str, Any]) -> None:
     project["RUN_ABORT"]["RECONCILE_INTERVAL"] = 0.5
     code = """
