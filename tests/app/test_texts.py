@@ -138,17 +138,6 @@ class TestPage:
         assert SHOWN_RUN in page
         assert "\u202e" not in page
 
-    def test_of_the_admin(self, configure: Configure, admin_client: Client) -> None:
-        configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
-        abort_run(RUN, reason=NASTY, actor=NASTY)
-        (request,) = AbortRequest.objects.all()
-        changelist = reverse("admin:run_abort_abortrequest_changelist")
-        change = reverse("admin:run_abort_abortrequest_change", args=[request.pk])
-        for url in (changelist, change):
-            page = admin_client.get(url).content.decode()
-            assert SHOWN_RUN in page
-            assert "\u202e" not in page
-
     def test_of_the_admins_question(self, admin_client: Client) -> None:
         job = Job.objects.create(name="job\u202e-1")
         changelist = reverse("admin:jobs_job_changelist")

@@ -365,13 +365,14 @@ class TestTimeline:
         assert '<time datetime="2024-11-24T10:12:03.250000+00:00">' in page
 
     def test_what_others_have_written_is_escaped(self, story_page: Story) -> None:
-        row = request(reason=NASTY, actor=NASTY, host=NASTY, origin=NASTY)
+        row = request("<b>\u202e", reason=NASTY, actor=NASTY, host=NASTY, origin=NASTY)
         abort(row, process_row(NASTY), label=NASTY)
         page = story_page(row)
         told = facts(page)
         assert sum(fact.count(SHOWN) for fact in told) == 4 + 2 * 2
-        assert "\x1b" not in " ".join(told)
-        assert "<b>" not in page
+        assert r"&lt;b&gt;\u202e" in page.replace(SHOWN, "")  # the run
+        for strange in ("<b>", "\x1b", "\u202e"):
+            assert strange not in page
 
     def test_is_asked_for_in_few_queries_and_bounded(
         self, story_page: Story, monkeypatch: pytest.MonkeyPatch
