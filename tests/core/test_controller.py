@@ -205,10 +205,6 @@ class TestRaising:
         assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
         assert isinstance(controller.signal, AbortSignal)
 
-    def test_run_aborted_is_not_an_exception_that_a_job_catches(self) -> None:
-        assert issubclass(RunAborted, BaseException)
-        assert not issubclass(RunAborted, Exception)
-
     def test_run_aborted_says_what_it_knows(self) -> None:
         assert str(RunAborted("run-1")) == "run 'run-1' was aborted"
         text = "run 'run-1' was aborted by ann: because"
