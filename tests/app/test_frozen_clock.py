@@ -12,7 +12,7 @@ import pytest
 from freezegun import freeze_time
 
 from run_abort import RunAborted, abort_run, abortable_run
-from tests.blocks import held
+from tests.blocks import Work, held
 from tests.conftest import Configure
 from tests.support import TIMEOUT
 
@@ -47,21 +47,17 @@ def test_what_stops_is_seen_to_stop() -> None:
 
 
 def test_an_interrupt_comes() -> None:
-    outcome: list[str] = []
-
     def work() -> None:
-        try:
-            with abortable_run("run-1", insist="interrupt", grace=0.05):
-                entered.set()
-                for _ in range(round(TIMEOUT / 0.01)):
-                    threading.Event().wait(0.01)
-        except RunAborted:
-            outcome.append("interrupted")
+        with abortable_run("run-1", insist="interrupt", grace=0.05):
+            entered.set()
+            for _ in range(round(TIMEOUT / 0.01)):
+                threading.Event().wait(0.01)
+            pytest.fail("it went on")
 
     entered = threading.Event()
-    thread = threading.Thread(target=work)
+    thread = Work(work)
     thread.start()
     entered.wait()
     abort_run("run-1")
     thread.join()
-    assert outcome == ["interrupted"]
+    assert isinstance(thread.outcome, RunAborted)

@@ -24,6 +24,7 @@ from run_abort._core import children, process_tree
 from run_abort._core.children import THREAD
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
+from tests.blocks import Work
 from tests.conftest import Configure
 from tests.support import is_there, wait_until
 
@@ -287,22 +288,18 @@ class TestBlock:
         self, configure: Configure, library: Library
     ) -> None:
         configure(REDIS_URL=None, LISTEN=False)
-        seen: list[BaseException] = []
 
         def work() -> None:
-            try:
-                with abortable_run("run-1", grace=0.1, insist="interrupt") as signal:
-                    with signal.ends_children():
-                        library.convert_stubbornly()
-            except RunAborted as error:
-                seen.append(error)
+            with abortable_run("run-1", grace=0.1, insist="interrupt") as signal:
+                with signal.ends_children():
+                    library.convert_stubbornly()
 
-        thread = threading.Thread(target=work)
+        thread = Work(work)
         thread.start()
         wait_until(lambda: len(library.pids()) == 2)
         current().registry.abort(Request("run-1"))
         thread.join(20)
-        assert len(seen) == 1
+        assert isinstance(thread.outcome, RunAborted)
         assert not any(map(is_there, library.pids()))
         wait_until(lambda: not watchers())
 

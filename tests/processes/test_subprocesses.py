@@ -19,6 +19,7 @@ from run_abort._core import process_tree, procfs
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
 from run_abort.http import abortable_stream
+from tests.blocks import Work
 from tests.conftest import Configure
 from tests.processes.conftest import ONE_THREAD_LEFT, pid_in, python
 from tests.support import TIMEOUT, is_there, wait_until
@@ -341,21 +342,17 @@ time.sleep(600)
     def test_an_interrupt_leaves_nobody_behind(self, configure: Configure, tmp_path: Path) -> None:
         configure(REDIS_URL=None, LISTEN=False)
         path = tmp_path / "pid"
-        seen: list[BaseException] = []
 
         def work() -> None:
-            try:
-                with abortable_run("run-1", grace=0, insist="interrupt") as signal:
-                    signal.run(["sh", "-c", f"trap '' TERM; echo $$ > {path}; exec sleep 600"])
-            except RunAborted as error:
-                seen.append(error)
+            with abortable_run("run-1", grace=0, insist="interrupt") as signal:
+                signal.run(["sh", "-c", f"trap '' TERM; echo $$ > {path}; exec sleep 600"])
 
-        thread = threading.Thread(target=work)
+        thread = Work(work)
         thread.start()
         pid = pid_in(path)
         current().registry.abort(Request("run-1"))
         thread.join(20)
-        assert len(seen) == 1
+        assert isinstance(thread.outcome, RunAborted)
         assert not is_there(pid)
 
     def test_one_that_is_stopped_obeys_all_the_same(self, tmp_path: Path) -> None:
