@@ -28,7 +28,7 @@ import ctypes
 from tests.child import *
 run_id, label, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
-    with abortable_run(run_id, label=label) as signal:
+    with abortable_run(run_id, groups=[f"group of {run_id}"], label=label) as signal:
         say_holding(run_id)
         if label == "in C code":
             ctypes.PyDLL(None).usleep(8_000_000)  # keeps the interpreter's lock
@@ -149,7 +149,7 @@ def test_each_holder_tells_when_it_left(hold: Any, options: dict[str, Any]) -> N
     children = [hold(label=f"part {n}", seconds=n / 2) for n in range(3)]
     other = hold("run-2")
     began = time.monotonic()
-    outcome = abort_run("run-1", reason="because", wait=TIMEOUT)
+    outcome = abort_run("group of run-1", reason="because", wait=TIMEOUT)
     assert 1 <= time.monotonic() - began < TIMEOUT
     assert outcome.stopped
     assert [each.pid for each in outcome.holds] == [child.process.pid for child in children]
