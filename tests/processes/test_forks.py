@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from run_abort import RunAborted, abort_run, abortable_run, subscribe_to_run_aborts
+from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._concurrency.workers import SerialWorker
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import connected, held
 from tests.conftest import Configure, threads_of_ours
-from tests.processes.conftest import fork, holds_of, open_holds, succeeds
+from tests.processes.conftest import fork, open_holds, succeeds
 from tests.support import TIMEOUT, Child, Foreign, wait_until
 
 
@@ -181,23 +181,6 @@ class TestRows:
             finally:
                 os.kill(pid, signals.SIGKILL)
                 os.waitpid(pid, 0)
-
-    def test_what_a_child_did_is_written_once_it_has_settled(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("run_abort._runtime.runtime.EXIT_TIMEOUT", TIMEOUT)
-
-        def work() -> bool:
-            with pytest.raises(RunAborted), abortable_run("run-1") as signal:
-                signal.wait(TIMEOUT)
-            current().settle()
-            return True
-
-        pid = fork(work)
-        wait_until(lambda: open_holds("run-1"))
-        outcome = abort_run("run-1")
-        assert succeeds(pid)
-        assert [(each.pid, each.state) for each in holds_of(outcome)] == [(pid, "stopped")]
 
     def test_a_fork_loses_no_row_and_doubles_none(self, runtime: Runtime) -> None:
         done: list[int] = []
