@@ -258,7 +258,10 @@ class TestThread:
 
 
 class TestShield:
-    def test_what_comes_within_is_raised_at_its_end(self, core: Core) -> None:
+    @pytest.mark.parametrize("error", [None, ValueError("within")])
+    def test_what_comes_within_is_raised_at_its_end_and_no_error_is_lost(
+        self, core: Core, error: ValueError | None
+    ) -> None:
         steps: list[str] = []
         inside = threading.Event()
 
@@ -268,30 +271,17 @@ class TestShield:
                     inside.set()
                     wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
                     steps.append("finished")
+                    if error:
+                        raise error
                 steps.append("went on")
 
         worker = Worker(work)
         assert inside.wait(20)
         core.abort_when_held()
-        assert isinstance(worker.join(), RunAborted)
+        aborted = worker.join()
+        assert isinstance(aborted, RunAborted)
+        assert aborted.__context__ is error
         assert steps == ["finished"]
-
-    def test_an_error_within_is_not_lost(self, core: Core) -> None:
-        inside = threading.Event()
-
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt") as signal:
-                with signal.shield():
-                    inside.set()
-                    wait_until(lambda: interrupts._target().owed is not None)  # type: ignore[union-attr]
-                    raise ValueError("within")
-
-        worker = Worker(work)
-        assert inside.wait(20)
-        core.abort()
-        error = worker.join()
-        assert isinstance(error, RunAborted)
-        assert isinstance(error.__context__, ValueError)
 
     def test_one_that_was_sent_before_it_is_taken_back_until_its_end(self, core: Core) -> None:
         """Forced: it is sent while the thread is in C code, from which it comes to the shield."""
