@@ -35,25 +35,6 @@ class TestHealth:
             assert health().held == 2
         assert health().held == 0
 
-    def test_while_redis_goes_away_and_comes_back(self, configure: Configure, proxy: Proxy) -> None:
-        configure(REDIS_URL=proxy.url, REQUESTS=True)
-        proxy.refusing = True
-        assert current().listener.ensure_started()
-        wait_until(lambda: state() == (False, "reconnecting"))
-        proxy.refusing = False
-        wait_until(lambda: state() == (True, "listening"))
-        before = health().since
-        proxy.refusing = True
-        proxy.cut()
-        wait_until(lambda: state() == (False, "reconnecting"))
-        now = health()
-        assert now.last_error
-        assert now.since > before
-        assert (now.redis, now.database) == (True, True)
-        proxy.refusing = False
-        wait_until(lambda: state() == (True, "listening"))
-        assert health().reconnects == 1
-
     def test_before_the_first_connection(self, configure: Configure) -> None:
         current().listener.start(rest=20)
         assert state() == (False, "starting")

@@ -249,10 +249,12 @@ class TestLostLink:
         node.listen()
         foreign.publish("run-1")
         wait_until(lambda: node.heard == ["run-1"])
+        since = node.listener.status().since
 
         lose_the_link(node, proxy, lost)
 
         assert node.listener.status().reconnects == 1
+        assert node.listener.status().since > since
         assert 0 <= gaps[0] <= gaps[1] <= time.monotonic() - before
         assert states == ["starting", "reconnecting"]
         assert node.listener.status().last_error
