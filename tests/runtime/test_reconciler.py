@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 import threading
@@ -177,19 +176,6 @@ class TestLife:
         with pytest.raises(RunAborted):
             wait_until(lambda: blocks[0]._controller.signal.aborted)
             blocks[0].__exit__(None, None, None)
-
-    def test_a_database_error_is_logged_once_and_it_looks_again(
-        self, polling: None, looks: Looks, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with caplog.at_level(logging.INFO, "run_abort"), pytest.raises(RunAborted):
-            with abortable_run("run-1") as signal:
-                with unmigrated():
-                    seen = len(looks)
-                    wait_until(lambda: len(looks) > seen + 3)
-                request()
-                assert signal.wait(20)
-        told = [record for record in caplog.records if not hasattr(record, "abort_id")]
-        assert [record.levelname for record in told] == ["WARNING", "INFO"]
 
     def test_after_an_error_it_looks_again_soon_also_while_it_listens(
         self, configure: Configure, runtime: Runtime
