@@ -11,22 +11,11 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer
 from run_abort import abort_run
 from run_abort.models import AbortRequest, ListenerCursor
-from tests.conftest import Configure
-from tests.support import NO_REDIS, Child, shared_rows, unmigrated, wait_until
+from tests.support import NO_REDIS, Child, unmigrated, wait_until
 
-pytestmark = pytest.mark.usefixtures("transactional_db")
-
-
-@pytest.fixture
-def project(shared_redis: RedisServer, channel_name: str) -> dict[str, Any]:
-    """The settings of the listener, and here: one Redis, one database."""
-    return {
-        "RUN_ABORT": {"REDIS_URL": shared_redis.url, "CHANNEL": channel_name},
-        "DATABASES": shared_rows(),
-    }
+pytestmark = pytest.mark.usefixtures("shared")
 
 
 def handled(process: Child) -> list[str]:
@@ -67,10 +56,6 @@ def slow(run_id, **kwargs):
 
 run_abort_received.connect(slow)
 """
-
-    @pytest.fixture(autouse=True)
-    def recording(self, configure: Configure, project: dict[str, Any]) -> None:
-        configure(**project["RUN_ABORT"], REQUESTS=True, LISTEN=False)
 
     def listen(self, project: dict[str, Any], *args: str) -> Child:
         return Child("-c", self.HANDLER, *args, settings=project)
