@@ -201,7 +201,7 @@ class TestBeforeStart:
         assert job.get_status() == "canceled"
         assert work.UNPICKLED == []
 
-    def test_the_product_is_told_of_what_is_canceled(self, driver: RqDriver, settings: Any) -> None:
+    def test_the_product_is_told_of_what_is_canceled(self, driver: RqDriver) -> None:
         def on_run_aborted(way: str, controllers: int, run_id: str, **facts: Any) -> None:
             told.append((run_id, way, controllers))
 

@@ -552,7 +552,7 @@ class TestPushAgain:
         assert [kind["type"] for kind in kinds if kind] in (["subscribe"], ["subscribe", "message"])
 
     def test_a_handler_with_a_link_of_its_own_hears_of_it_once(
-        self, configure: Configure, proxy: Proxy, foreign: Foreign, settings: Any
+        self, configure: Configure, proxy: Proxy, foreign: Foreign
     ) -> None:
         with foreign.client.pubsub() as subscriber:
             subscriber.subscribe(foreign.channel)

@@ -1149,7 +1149,7 @@ def test_waiting_needs_no_thread_of_the_loop(elsewhere: Runtime) -> None:
     elsewhere.holder.leave(controller)
 
 
-def test_a_fork_does_not_wait_for_one_who_waits(runtime: Runtime, elsewhere: Runtime) -> None:
+def test_a_fork_does_not_wait_for_one_who_waits(elsewhere: Runtime) -> None:
     controller = hold_in(elsewhere)
 
     async def main() -> float:

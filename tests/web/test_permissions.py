@@ -258,7 +258,7 @@ class TestObjects:
         assert [row.run_id for row in AbortRequest.objects.all()] == [f"jobs.job:{mine.pk}"]
 
     def test_a_backend_need_not_know_the_permission_of_the_objects_app(
-        self, client: Client, ann: User, settings: Any, caplog: pytest.LogCaptureFixture
+        self, ann: User, settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         settings.AUTHENTICATION_BACKENDS = ["tests.web.test_permissions.StrictBackend"]
         job = Job.objects.create(name="one", owner=ann)
