@@ -139,7 +139,7 @@ class TestPage:
         assert "\u202e" not in page
 
     def test_of_the_admins_question(self, admin_client: Client) -> None:
-        job = Job.objects.create(name="job\u202e-1")
+        job = Job.objects.create(name="<b>job\u202e-1")
         changelist = reverse("admin:jobs_job_changelist")
         data = {"action": "abort_selected_runs", "_selected_action": str(job.pk)}
         for answer in (
@@ -147,7 +147,8 @@ class TestPage:
             admin_client.post(changelist, data),
         ):
             page = answer.content.decode()
-            assert r"job\u202e-1" in page
+            assert r"&lt;b&gt;job\u202e-1" in page
+            assert "<b>" not in page
             assert "\u202e" not in page
 
     @pytest.mark.parametrize("by", ["button", "live", "force"])
