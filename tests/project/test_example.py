@@ -106,17 +106,12 @@ def test_an_abort_stops_each_kind_of_work(rows: Rows, manage: Manage, worker: Ch
     assert worker.wait(timeout=PATIENCE) == 0, worker
 
 
-def test_a_worker_that_stops_hands_back_each_kind_of_work(rows: Rows, worker: Child) -> None:
-    worker.send(signal.SIGTERM)
-    assert worker.wait(timeout=PATIENCE) == 0, worker
-    check_left(rows, "waiting")
-
-
-def test_another_worker_goes_on_where_the_first_one_stopped(
+def test_a_worker_that_stops_hands_back_each_kind_of_work_and_another_goes_on(
     rows: Rows, manage: Manage, worker: Child
 ) -> None:
     worker.send(signal.SIGTERM)
     assert worker.wait(timeout=PATIENCE) == 0, worker
+    check_left(rows, "waiting")
     before = rows.of("done")
     other = manage("work", "--threads", str(len(KINDS)))
     wait_until(
