@@ -239,16 +239,6 @@ class TestRetire:
 
 
 class TestFork:
-    def test_no_thread_is_alive_at_a_fork_and_one_is_after_it(self, loop: Loop) -> None:
-        loop.service.start()
-        loop.begun(1)
-        loop.service.before_fork()
-        assert threads() == 0
-        assert loop.service.after_fork() is True
-        loop.service.start()
-        loop.begun(2)
-        assert threads() == 1
-
     def test_none_before_is_none_after(self, loop: Loop) -> None:
         forks(loop.service)
         assert not loop.service.is_running
@@ -387,24 +377,6 @@ class TestFork:
         service.before_fork()
         assert threads() == 0
         assert service.after_fork() is False
-
-    def test_its_own_thread_may_fork(self) -> None:
-        forked = threading.Event()
-        lives: list[Life] = []
-
-        def run(life: Life) -> None:
-            lives.append(life)
-            forks(service)
-            forked.set()
-            while not life.stopping:
-                life.pause(TIMEOUT)
-
-        service = Service(NAME, run)
-        service.start()
-        assert forked.wait(TIMEOUT)
-        assert service.is_running
-        assert len(lives) == 1
-        assert service.stop()
 
     def test_its_own_thread_does_not_go_on_in_the_child(self) -> None:
         outcome: list[tuple[bool, bool]] = []
