@@ -68,8 +68,6 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         ``"cancel"`` without an event loop.
     """
 
-    __slots__ = ()
-
     _find_process = staticmethod(current)
     _process: Runtime
 

@@ -78,8 +78,6 @@ class _Target:
     :ivar obeying_until: nothing is sent before, in seconds of ``monotonic()``.
     """
 
-    __slots__ = ("lock", "obeying_until", "open", "owed", "sent", "shields", "thread")
-
     def __init__(self) -> None:
         # Guards shields, owed, and the sending. The thread itself sets sent to None without it.
         # Reentrant, because a signal handler may abort while its own thread holds the lock.
@@ -123,17 +121,6 @@ class Interruption:
     :raises RuntimeError: if this Python has no asynchronous exceptions, or no global lock, or if
         this is a greenlet of gevent or eventlet.
     """
-
-    __slots__ = (
-        "_cleanup_time",
-        "_exception",
-        "_over",
-        "_raised",
-        "_target",
-        "_transactions",
-        "delayed_by",
-        "is_open",
-    )
 
     def __init__(
         self,

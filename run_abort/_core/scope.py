@@ -80,23 +80,6 @@ class Scope:
     :param catch: whether leaving the block swallows its own ``RunAborted``.
     """
 
-    __slots__ = (
-        "_around",
-        "_catch",
-        "_controller",
-        "_grace",
-        "_has_told",
-        "_ids",
-        "_interruption",
-        "_is_kept",
-        "_label",
-        "_plan",
-        "_process",
-        "_unguarded",
-        "held",
-        "insists",
-    )
-
     def __init__(
         self,
         run_id: RunID,
