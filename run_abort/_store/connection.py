@@ -19,11 +19,6 @@ from . import database
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-# MariaDB's limit is in seconds, MySQL's in milliseconds and for SELECT only.
-_MYSQL: Final = "SET SESSION innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole}, "
-_MARIADB_LIMIT: Final = "max_statement_time = {seconds}"
-_MYSQL_LIMIT: Final = "max_execution_time = {milliseconds}"
-
 # Seconds after which an error may be due to the connection, although that works: after a failover
 # its server may be a replica, which refuses to write.
 OLD: Final = 5.0
@@ -93,14 +88,14 @@ def _run_init_command(own: BaseDatabaseWrapper, options: dict[str, Any]) -> None
 
 def _limit_session(own: BaseDatabaseWrapper) -> None:
     seconds = database.timeout()
-    is_mariadb = getattr(own, "mysql_is_mariadb", False)
-    template = _MYSQL + (_MARIADB_LIMIT if is_mariadb else _MYSQL_LIMIT)
+    whole = math.ceil(seconds)
+    # MariaDB's limit is in seconds, MySQL's in milliseconds and for SELECT only.
+    limit = f"max_execution_time = {math.ceil(seconds * 1000)}"
+    if getattr(own, "mysql_is_mariadb", False):
+        limit = f"max_statement_time = {seconds}"
+    locks = f"innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole}"
     with own.cursor() as cursor:
-        cursor.execute(
-            template.format(
-                whole=math.ceil(seconds), seconds=seconds, milliseconds=math.ceil(seconds * 1000)
-            )
-        )
+        cursor.execute(f"SET SESSION {locks}, {limit}")
 
 
 def uncached() -> AbstractContextManager[None]:
