@@ -131,7 +131,12 @@ class Requests:
         :param limit: the largest number of requests.
         :return: None if the database failed.
         """
-        read = partial(_since, since=since, but_by=but_by, limit=limit)
+
+        def read(alias: str) -> list[Request]:
+            with limited(alias, writes=False):
+                rows = _standing(alias).filter(requested_at__gt=stored(since(alias)))
+                return _in_order(rows.exclude(origin=but_by), limit)
+
         return self._recorder.call(read)
 
     def unpublished(self, origin: str, *, within: float, limit: int) -> list[Request] | None:
@@ -140,7 +145,12 @@ class Requests:
         :param within: seconds since they were made.
         :return: None if the database failed.
         """
-        read = partial(_unpublished, origin=origin, within=within, limit=limit)
+
+        def read(alias: str) -> list[Request]:
+            rows = _standing(alias, origin=origin, published_at=None)
+            with limited(alias, writes=False):
+                return _in_order(rows.filter(requested_at__gt=Now(-within)), limit)
+
         return self._recorder.call(read)
 
 
@@ -257,19 +267,8 @@ def _clear(alias: str, run_id: str, by: str) -> int:
         )
 
 
-def _since(alias: str, since: Callable[[str], datetime], but_by: str, limit: int) -> list[Request]:
-    with limited(alias, writes=False):
-        after = stored(since(alias))
-        rows = _standing(alias).filter(requested_at__gt=after).exclude(origin=but_by)
-        rows = rows.order_by("requested_at")
-        return [_request(row) for row in rows.values_list(*_FIELDS)[:limit]]
-
-
-def _unpublished(alias: str, origin: str, within: float, limit: int) -> list[Request]:
-    rows = _standing(alias).filter(requested_at__gt=Now(-within), origin=origin, published_at=None)
-    rows = rows.order_by("requested_at")
-    with limited(alias, writes=False):
-        return [_request(row) for row in rows.values_list(*_FIELDS)[:limit]]
+def _in_order(rows: QuerySet[AbortRequest], limit: int) -> list[Request]:
+    return [_request(row) for row in rows.order_by("requested_at").values_list(*_FIELDS)[:limit]]
 
 
 def _request(row: Sequence[Any]) -> Request:
