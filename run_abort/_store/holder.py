@@ -23,7 +23,7 @@ from .clock import Now
 from .connection import is_suspect, limited, link_of
 from .database import tables
 from .entries import MAX_LABEL, MAX_STEPS, Entry, group_rows_of, row_of
-from .holds import still_there
+from .holds import delete_holds, still_there
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
@@ -331,10 +331,7 @@ class Holder:
             # being written.
             for late in requests.chunks(list(rows - entries.keys()), alias):
                 ended = mine.filter(pk__in=late)
-                gone = ended.exclude(state="aborting")
-                groups = tables().RunHoldGroup.objects.using(alias)
-                groups.filter(hold_id__in=gone.values("pk"))._raw_delete(alias)
-                gone._raw_delete(alias)
+                delete_holds(ended.exclude(state="aborting"))
                 ended.update(state="stopped", left_at=Now())
         self._checked_at = monotonic()
         missing = [entry for key, entry in entries.items() if key not in rows]

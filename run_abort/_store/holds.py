@@ -20,7 +20,9 @@ from .database import tables
 from .requests import chunks
 
 if TYPE_CHECKING:
-    from run_abort.models import AbortRequest, RunProcess
+    from django.db.models import QuerySet
+
+    from run_abort.models import AbortRequest, RunHold, RunProcess
 
 MAX_ROWS: Final = 10_000
 
@@ -75,6 +77,13 @@ def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:
         with limited(alias, writes=False):
             found.update(rows.values_list("pk", flat=True))
     return found
+
+
+def delete_holds(rows: QuerySet[RunHold]) -> int:
+    """Delete these holds with their groups; return how many there were."""
+    groups = tables().RunHoldGroup.objects.using(rows.db)
+    groups.filter(hold_id__in=rows.values("pk"))._raw_delete(rows.db)
+    return rows._raw_delete(rows.db)
 
 
 class Overview(NamedTuple):

@@ -18,6 +18,7 @@ from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup
 
 from . import database
 from .clock import present
+from .holds import delete_holds
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -125,7 +126,7 @@ def prune_holds(older_than: timedelta | float) -> int:
     deleted = 0
     while keys := list(old.values_list("pk", flat=True)[:BATCH]):
         with transaction.atomic(using=alias):
-            deleted += _delete_holds(alias, holds.filter(pk__in=keys))
+            deleted += delete_holds(holds.filter(pk__in=keys))
     gone = _without_holds(alias, processes.filter(seen_until__lt=cutoff))
     while origins := list(gone.values_list("pk", flat=True)[:BATCH]):
         gone.filter(pk__in=origins)._raw_delete(alias)
@@ -155,7 +156,7 @@ def forget_process(host: str, pid: int) -> int:
         raise LookupError(f"The process {pid} on {host!r} is {why}")
     with transaction.atomic(using=alias):
         holds = RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None).order_by()
-        deleted = _delete_holds(alias, holds)
+        deleted = delete_holds(holds)
         _without_holds(alias, lost.filter(pk__in=origins))._raw_delete(alias)
     return deleted
 
@@ -183,19 +184,13 @@ def _delete(alias: str, keys: Sequence[UUID]) -> int:
     # By key, because not every database supports DELETE with ORDER BY and LIMIT. With _raw_delete,
     # because Django's delete() reads all the holds first.
     with transaction.atomic(using=alias):
-        _delete_holds(alias, RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
+        delete_holds(RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
         return AbortRequest.objects.using(alias).filter(pk__in=keys)._raw_delete(alias)
 
 
 def _without_holds(alias: str, processes: QuerySet[RunProcess]) -> QuerySet[RunProcess]:
     holds = RunHold.objects.using(alias).order_by()
     return processes.exclude(Exists(holds.filter(process_id=OuterRef("pk"))))
-
-
-def _delete_holds(alias: str, holds: QuerySet[RunHold]) -> int:
-    groups = RunHoldGroup.objects.using(alias).filter(hold_id__in=holds.values("pk"))
-    groups._raw_delete(alias)
-    return holds._raw_delete(alias)
 
 
 def _cutoff(now: datetime, older_than: timedelta | float) -> datetime:
