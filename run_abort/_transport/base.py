@@ -93,8 +93,5 @@ class Transport(Protocol):
             this host.
         """
 
-    def rest(self) -> None:
-        """Close a connection kept for publishing if it was not used since the last call."""
-
     def close(self) -> None:
         """Close connections kept for publishing; the next :meth:`publish` opens a new one."""

@@ -276,6 +276,7 @@ class RedisTransport:
         return listeners
 
     def rest(self) -> None:
+        """Close the kept connection if it was not used since the last call."""
         if not self._was_used:
             self.close()
         self._was_used = False
