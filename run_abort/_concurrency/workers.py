@@ -44,8 +44,7 @@ def spawn(fn: Callable[[], object], *, name: str) -> None:
     An exception of ``fn`` is logged. If no thread can be started (thread limit, late stage of the
     interpreter's exit), ``fn`` is called at once in the calling thread.
     """
-    if not _start(partial(_body, fn), name=name):
-        call_logged(fn)
+    submit(partial(call_logged, fn), name=name, daemon=False, joined=False)
 
 
 def _start(
