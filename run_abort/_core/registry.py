@@ -99,9 +99,7 @@ class Registry:
         :return: emits the event; None if no controller answers to the ID.
         """
         holders = self._holders.get(request.run_id)
-        if not holders:
-            return None
-        controllers = _not_spared(holders.copy(), request)
+        controllers = _not_spared(holders.copy(), request) if holders else ()
         if not controllers:
             return None
         with Shield():

@@ -144,7 +144,7 @@ class Run:
         signal = self._signal
         signal.raise_if_aborted()
         # The shield keeps an interrupt from leaving the process behind. An abort ends it anyway.
-        with signal.shield(), self._start() as process:
+        with signal.shield(), subprocess.Popen(self._args, **self._options) as process:  # noqa: S603
             output, errors = self._communicate(process)
             code, is_aborted = process.wait(), signal.aborted
             # The end of an aborted one may have cut a character in two.
@@ -159,9 +159,6 @@ class Run:
         if self._check:
             ended.check_returncode()
         return ended
-
-    def _start(self) -> subprocess.Popen[Any]:
-        return subprocess.Popen(self._args, **self._options)  # noqa: S603  the caller's program
 
     def stop(self) -> None:
         """End the program as an abort does. Any thread may call this; it does not wait."""
