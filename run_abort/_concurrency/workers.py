@@ -213,11 +213,7 @@ def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:
 
 def in_event_loop() -> bool:
     """Whether an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    return asyncio._get_running_loop() is not None
 
 
 @contextmanager
