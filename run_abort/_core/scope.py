@@ -58,10 +58,8 @@ _here: Final = _Here()
 class Process(Protocol):
     """What a block needs of its process."""
 
-    @property
-    def registry(self) -> Registry: ...
-    @property
-    def escalator(self) -> Escalator: ...
+    registry: Registry
+    escalator: Escalator
 
 
 class Scope:

@@ -60,8 +60,7 @@ class Transport(Protocol):
     :ivar source: the setting that names the server, for messages to people.
     """
 
-    @property
-    def source(self) -> str: ...
+    source: str
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
         """Publish the messages, each on its channel, in this order, within a bounded time.
