@@ -61,7 +61,8 @@ class Programs:
             If the process is being ended, it waits until all of its processes have exited, and
             returns False. It also returns False if the process had exited before.
         """
-        return attach(self, process, _grace(self, grace))
+        attachment = attach(self, process, _grace(self, grace))
+        return (lambda: False) if attachment is None else attachment.detach
 
     def ends_children(
         self: Signal, *, grace: float | None = None, all_threads: bool = False

@@ -26,12 +26,10 @@ SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 class Signal(Protocol):
     """The part of ``AbortSignal`` that this module uses."""
 
-    @property
-    def aborted(self) -> bool: ...
-    @property
-    def cancellation(self) -> Cancellation | None: ...
-    @property
-    def grace(self) -> float: ...
+    aborted: bool
+    cancellation: Cancellation | None
+    grace: float
+
     def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
     def exception(self) -> RunAborted: ...
     def raise_if_aborted(self) -> None: ...
@@ -99,13 +97,8 @@ class Attachment:
             kill(self._left)
 
 
-def attach(signal: Signal, process: Process, grace: float) -> Callable[[], bool]:
-    """End ``process`` and its descendants on an abort; see ``AbortSignal.attach``."""
-    attachment = _attachment(signal, process, grace)
-    return (lambda: False) if attachment is None else attachment.detach
-
-
-def _attachment(signal: Signal, process: Process, grace: float) -> Attachment | None:
+def attach(signal: Signal, process: Process, grace: float) -> Attachment | None:
+    """End ``process`` and its descendants on an abort; None if it has exited."""
     family = family_of(process.pid)
     # Checked afterwards: a process that was reaped before may have passed its ID on.
     if family is None or process.returncode is not None:
@@ -174,7 +167,7 @@ class Run:
     def _communicate(self, process: subprocess.Popen[Any]) -> tuple[Any, Any]:
         attachment = None
         try:
-            self._attachment = attachment = _attachment(self._signal, process, self._grace)
+            self._attachment = attachment = attach(self._signal, process, self._grace)
             if self._is_to_stop:
                 self.stop()
             if self._input is not None:
