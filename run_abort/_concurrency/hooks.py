@@ -86,11 +86,6 @@ class Hook(Generic[P]):
         # Needs no lock: each step is one call of C code.
         self._functions: dict[Callable[P, object], None] = {}
 
-    @property
-    def functions(self) -> tuple[Callable[P, object], ...]:
-        """The functions."""
-        return tuple(self._functions.copy())
-
     def add(self, function: Callable[P, object]) -> Callable[[], None]:
         """Call ``function`` from now on; adding it again changes nothing.
 
@@ -105,7 +100,7 @@ class Hook(Generic[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         # No generator: what a signal handler raises as it is closed would be lost.
-        call_each([partial(function, *args, **kwargs) for function in self.functions])
+        call_each([partial(function, *args, **kwargs) for function in self._functions.copy()])
 
 
 class _Calls(threading.local):

@@ -1120,13 +1120,14 @@ def test_an_abort_of_ones_own_run_that_ends_the_loop(runtime: Runtime) -> None:
             await aabort_run(run_id, wait=TIMEOUT)
             await asyncio.sleep(TIMEOUT)
 
-    before = runtime.holder.written.functions
+    written = runtime.holder.written
+    before = dict(written._functions)
     for number in range(5):
         with pytest.raises(RunAborted):
             asyncio.run(main(f"import-{number}"))
         wait_until(AbortRequest.objects.filter(run_id=f"import-{number}").exists)
     # Nothing is left of the waits that never began.
-    wait_until(lambda: runtime.holder.written.functions == before, timeout=TIMEOUT / 4)
+    wait_until(lambda: written._functions == before, timeout=TIMEOUT / 4)
 
 
 def test_waiting_needs_no_thread_of_the_loop(elsewhere: Runtime) -> None:
