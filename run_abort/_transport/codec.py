@@ -59,13 +59,9 @@ def encode(request: Request, signature: Signature | None) -> bytes:
     fields: dict[str, object] = {"runId": request.run_id, "origin": request.origin}
     if signature is not None:
         fields |= {"at": signature.at, "sig": signature.value.hex(), "key": signature.key}
-        texts = {
-            "id": request.id,
-            "reason": request.reason,
-            "actor": request.actor,
-            "cause": request.cause,
-        }
-        fields |= {key: text for key, text in texts.items() if text}
+        for key in ("id", "reason", "actor", "cause"):
+            if text := getattr(request, key):
+                fields[key] = text
     data = _encoder.encode(fields).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"an abort message must not be larger than {MAX_MESSAGE_BYTES} bytes")
