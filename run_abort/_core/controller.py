@@ -106,14 +106,9 @@ class AbortSignal(Programs):
         if aborted is None:
             return RunAborted(self.run_id)
         request = aborted.request
-        return RunAborted(
-            self.run_id,
-            request.reason,
-            request.actor,
-            request.requested_at,
-            request.id,
-            request.run_id if aborted.way == "start" else "",
-        )
+        standing_id = request.run_id if aborted.way == "start" else ""
+        facts = request.reason, request.actor, request.requested_at, request.id
+        return RunAborted(self.run_id, *facts, standing_id)
 
     def raise_if_aborted(self) -> None:
         """Raise ``RunAborted`` if the run was aborted; else return at once.

@@ -23,13 +23,7 @@ from .controller import GRACE, AbortController, AbortSignal
 from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, clean_insist
 from .exits import Held, end_aborted, kept_exit, put_up, refusal
 from .ids import RunID, clean_ids
-from .interrupts import (
-    Interruption,
-    Shield,
-    hold_off,
-    is_interruptible,
-    open_interruptions,
-)
+from .interrupts import Interruption, Shield, hold_off, is_interruptible, open_interruptions
 from .registry import Registry
 from .statements import stop_instead
 from .types import Escalation, Left
