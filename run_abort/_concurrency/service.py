@@ -21,16 +21,14 @@ RETRY_DELAY: Final = 1.0  # seconds
 class Life:
     """One thread of a service, from its start to its end.
 
-    :param rest: seconds that the thread rests before it begins, unless it is woken.
     :ivar stopping: whether the thread has to end.
     :ivar on_stop: ends a wait of the thread other than :meth:`pause`. Called by the thread that
         stops this one, after it has set ``stopping``. The service's thread sets ``on_stop``, and
         checks ``stopping`` afterwards.
     """
 
-    def __init__(self, rest: float) -> None:
+    def __init__(self) -> None:
         self.stopping = False
-        self.rest = rest
         self.on_stop: Callable[[], object] | None = None
         self._wake = Latch()
         self.thread: threading.Thread | None = None
@@ -101,6 +99,7 @@ class Service:
     def start(self, *, rest: float = 0.0) -> bool:
         """Start the thread. If it runs already, wake it, unless ``rest`` is given.
 
+        :param rest: seconds that the thread rests before it begins, unless it is woken.
         :return: whether it runs, or will run once the process has forked. False if no thread can
             be started, which is logged.
         """
@@ -112,13 +111,13 @@ class Service:
                 if not rest:
                     self.wake()
                 return True
-            life = Life(rest)
+            life = Life()
             if self._is_awaited:
                 self._is_awaited = False
                 life.wake()
             try:
                 life.thread = threading.Thread(
-                    target=self._body, args=(life,), name=self._name, daemon=True
+                    target=self._body, args=(life, rest), name=self._name, daemon=True
                 )
                 self._life = self._latest = life
                 life.thread.start()
@@ -188,9 +187,9 @@ class Service:
             self._life = life
         return False
 
-    def _body(self, life: Life) -> None:
-        if life.rest:
-            life.pause(life.rest)
+    def _body(self, life: Life, rest: float) -> None:
+        if rest:
+            life.pause(rest)
         while not life.stopping and not call_logged(partial(self._run, life)):
             life.pause(RETRY_DELAY)
 

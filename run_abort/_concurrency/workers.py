@@ -47,9 +47,7 @@ def spawn(fn: Callable[[], object], *, name: str) -> None:
     submit(partial(call_logged, fn), name=name, daemon=False, joined=False)
 
 
-def _start(
-    body: Callable[[], object], *, name: str, daemon: bool = False, joined: bool = False
-) -> bool:
+def _start(body: Callable[[], object], *, name: str, daemon: bool, joined: bool) -> bool:
     """Call ``body`` on a thread of its own.
 
     :param daemon: whether the interpreter may exit meanwhile.

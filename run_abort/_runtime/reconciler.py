@@ -110,7 +110,7 @@ class Reconciler:
     def _begin(self) -> None:
         if not self.hurry():
             # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
-            self.reconcile(Life(0.0))
+            self.reconcile(Life())
 
     def _has_use(self) -> bool:
         """Whether there is something here that a request may be for."""

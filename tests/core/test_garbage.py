@@ -97,7 +97,7 @@ def test_a_pause_can_be_ended_from_within_it() -> None:
     """The thread of a service collects the garbage, and leaving the block wakes the thread."""
 
     def pause() -> None:
-        life = Life(0)
+        life = Life()
 
         def attempt(steps: Steps) -> None:
             with steps.taken():

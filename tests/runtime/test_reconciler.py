@@ -419,7 +419,7 @@ class TestMissed:
             monkeypatch.setattr(runtime.requests, "since", lambda *args, **options: None)
             for _ in range(5):
                 runtime.reconciler.look()
-                runtime.reconciler.reconcile(Life(0.0))
+                runtime.reconciler.reconcile(Life())
             assert len(runtime.reconciler._catch_up._gaps) == 1
             request("missed")
             monkeypatch.undo()
@@ -445,7 +445,7 @@ class TestMissed:
             for name in ("slow", "run-1"):
                 request(name)
             runtime.reconciler.look()
-            runtime.reconciler.reconcile(Life(0.0))
+            runtime.reconciler.reconcile(Life())
             assert [signal.aborted for signal in signals] == [False]
         wait_until(lambda: heard == self.received == ["slow", "run-1"])
 

@@ -231,7 +231,7 @@ def test_a_queue_that_is_not_written_in_c(rows: Recorder, monkeypatch: pytest.Mo
     monkeypatch.setattr(rows, "_jobs", jobs)
     job = recorder._Job(recorder._CALL, lambda alias: 1, Future())
     jobs.put(job)
-    assert rows._take(Life(0)) == [job]
+    assert rows._take(Life()) == [job]
 
 
 def test_flush_does_not_rest(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
