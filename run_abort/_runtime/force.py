@@ -90,25 +90,23 @@ class Force:
         for each in left:
             each.signal.escalated("end")
         if not was_asked_by_others:
-            self._end(left, partial(os._exit, EXIT_CODE) if was_asked else _terminate)
+            self._end(left, at_once=was_asked)
         return True
 
-    def _end(self, left: list[AbortController], end: Callable[[], object]) -> None:
+    def _end(self, left: list[AbortController], *, at_once: bool) -> None:
         _within(SETTLE_TIME, self._settle)
         if not any(each.is_open for each in left):
             return
         text = "Process %d is ended by force: the aborted run %r goes on, in %d block(s)"
         about = os.getpid(), left[0].signal.run_id, len(left)
         _within(LOG_TIME, partial(logger.warning, text, *about))
-        end()
+        if at_once:
+            os._exit(EXIT_CODE)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def after_fork_in_child(self) -> None:
         """Forget everything: the child reads the requests for its own blocks."""
         self._reset()
-
-
-def _terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _within(seconds: float, function: Callable[[], object]) -> None:
