@@ -82,6 +82,14 @@ def with_the_bare_driver() -> None:
             pass
 
 
+def in_a_copy() -> None:
+    """Each read of a row takes a while, and is a call of its own."""
+    rows = "SELECT repeat('x', 10000), pg_sleep(0.001) FROM generate_series(1, 100000)"
+    with connection.cursor() as cursor, cursor.copy(f"COPY ({rows}) TO STDOUT") as copy:
+        for _row in copy:
+            pass
+
+
 class Worker:
     """Runs jobs one after the other, in one thread, on one connection."""
 
@@ -128,6 +136,8 @@ JOBS = [
     (over_new_connections, 20),
     (with_the_bare_driver, 20),
 ]
+if connection.vendor == "postgresql":
+    JOBS.append((in_a_copy, 20))
 if connection.vendor != "mysql":  # only the thread itself can prepare the cancelling there
     JOBS.append((in_one_long_statement, 20))
 
