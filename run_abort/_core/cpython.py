@@ -86,17 +86,20 @@ class Statement(NamedTuple):
     """A database statement that runs in a thread.
 
     :ivar connection: Django's, or that of psycopg where Django's is not used.
-    :ivar frame: of the function that runs the statement, the same for as long as it runs. None if
-        it must not be cancelled: Django opens a connection, or begins or ends a transaction.
+    :ivar marker: the same object for as long as the statement runs: the frame of the function that
+        runs it, or psycopg's connection, because there each read of a ``COPY`` has a frame of its
+        own. None if it must not be cancelled: Django opens a connection, or begins or ends a
+        transaction.
     """
 
     connection: Any
-    frame: FrameType | None
+    marker: object
 
 
 def running_statement(ident: int) -> Statement | None:
     """The statement that runs in the thread ``ident``; None if there is none."""
-    connection, found = None, None
+    connection: Any = None
+    found: object = None
     frame = sys._current_frames().get(ident)
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
@@ -108,7 +111,7 @@ def running_statement(ident: int) -> Statement | None:
         elif module == "django.db.backends.utils" and "db" in fields:
             connection, found = fields["db"], frame
         elif module == "psycopg.connection" and connection is None and owner is not None:
-            connection, found = owner, frame
+            connection, found = owner, owner
         frame = frame.f_back
     return None if connection is None else Statement(connection, found)
 

@@ -198,9 +198,7 @@ def stop_instead(interruption: Interruption, signal: AbortSignal) -> bool:
     """Stop a block that could not be interrupted because a database statement runs in its thread.
 
     Its next statement on this connection is refused: by the time that a short one is to be
-    cancelled, it is over. A statement that already ran at the last attempt is cancelled. So is what
-    the driver does by itself at two attempts, such as the reads of a ``COPY``: Django's execute
-    wrappers do not hear of these.
+    cancelled, it is over. A statement that already ran at the last attempt is cancelled.
 
     :return: whether it is being cancelled, on a thread of its own.
     """
@@ -208,17 +206,14 @@ def stop_instead(interruption: Interruption, signal: AbortSignal) -> bool:
     running = running_statement(interruption.ident) if interruption.is_due() else None
     if running is None:
         return False
-    wrappers = getattr(running.connection, "execute_wrappers", None)
-    if wrappers is None:
-        is_long = before is not None and before.connection is running.connection
-    else:
-        is_long = before is not None and before.frame is running.frame is not None
+    is_long = before is not None and before.marker is running.marker is not None
     cancel = _cancel_from_outside(running.connection) if is_long else None
     if cancel is not None:
         spawn(partial(interruption.instead, cancel), name="run_abort-cancel")
         return True
     interruption.delayed_by = running
     refusal = _Refusal(interruption, signal)
+    wrappers = getattr(running.connection, "execute_wrappers", None)
     if wrappers is not None and refusal not in wrappers:
         # Not at the end, from which Django's execute_wrapper() removes that of the job.
         wrappers.insert(0, refusal)
