@@ -173,7 +173,7 @@ class AbortRunsMixin(ModelAdmin):
         back: str = "",
         echoed: Iterable[tuple[str, str]] = (),
     ) -> HttpResponse:
-        runs = [(visible(obj), str(WHY_NOT[self._why_not(request, obj)])) for obj in objs]
+        runs = [(visible(obj), str(WHY_NOT[self._judge(request, obj)[1]])) for obj in objs]
         app, name = f"admin/{self.opts.app_label}", "abort_confirmation.html"
         usual = [f"{app}/{self.opts.model_name}/{name}", f"{app}/{name}", f"run_abort/admin/{name}"]
         chosen = self.abort_confirmation_template
@@ -203,16 +203,19 @@ class AbortRunsMixin(ModelAdmin):
         may_abort = is_true(answer, self.has_abort_permission)
         return may_abort and self.has_view_or_change_permission(request, obj)
 
-    def _why_not(self, request: HttpRequest, obj: Any) -> str:
-        """Why the action leaves out a row, as a key of ``WHY_NOT``; empty if it does not."""
+    def _judge(self, request: HttpRequest, obj: Any) -> tuple[str, str]:
+        """The ID of the run of a row, and why the action leaves the row out.
+
+        :return: the second is a key of ``WHY_NOT``, empty if the row is not left out.
+        """
         run_id = self._run_id(obj)
         if run_id and not self._may_abort(request, obj):
-            return "denied"
-        return "" if run_id and self.is_abortable(obj) else "over"
+            return run_id, "denied"
+        return run_id, "" if run_id and self.is_abortable(obj) else "over"
 
     def _abort(self, request: HttpRequest, objs: Iterable[Any], reason: str) -> None:
-        judged = [(obj, self._why_not(request, obj)) for obj in objs]
-        asked = [(self._run_id(obj), obj) for obj, why_not in judged if not why_not]
+        judged = [(*self._judge(request, obj), obj) for obj in objs]
+        asked = [(run_id, obj) for run_id, why_not, obj in judged if not why_not]
         run_ids = [run_id for run_id, _obj in asked]
         wait = self.abort_wait if len(run_ids) <= MAX_AWAITED else None
         found = request_aborts(run_ids, user=request.user, reason=reason, wait=wait)
@@ -232,5 +235,5 @@ class AbortRunsMixin(ModelAdmin):
             ("over", messages.WARNING, _("Skipped, nothing to abort: %(count)d %(items)s.")),
             ("denied", messages.ERROR, _("Skipped, not permitted: %(count)d %(items)s.")),
         ):
-            if count := sum(why_not == skipped for _obj, why_not in judged):
+            if count := sum(why_not == skipped for _run_id, why_not, _obj in judged):
                 self.message_user(request, text % {"count": count, "items": items(count)}, level)
