@@ -11,7 +11,7 @@ import pytest
 from tests.faults.chaos.bounds import ALLOWANCE, nanoseconds
 from tests.faults.chaos.checker import CHECKS, violations
 from tests.faults.chaos.figures import decisive, totals
-from tests.faults.chaos.history import KILLED, STALLED, STOPPED, History, reason_of
+from tests.faults.chaos.history import KILLED, NODE_FROZEN, STALLED, STOPPED, History, reason_of
 from tests.faults.chaos.journal import Fact
 from tests.faults.chaos.plan import Plan
 from tests.faults.chaos.proof import Options, prove
@@ -202,6 +202,11 @@ VIOLATIONS = [
     ),
     ("heard twice", good().tell("heard", 5, "handler.5", by="handler", run="run", id="")),
     ("never heard", good().asked(9, "unheard", number=3)),
+    ("never heard", good().asked(9, "unheard", number=3).broke(NODE_FROZEN, 4, 6)),
+    (
+        "never heard",
+        good().lived("pool.1", 0, 20).heard(3.01, process="pool.1").broke(NODE_FROZEN, 6, 7),
+    ),
     ("never heard, not published", good().asked(9, "unheard", number=3, published=False)),
     ("leaked", good().lived("loop.2", 9, 10, threads=["run_abort-listener"])),
     ("leaked", good().lived("loop.2", 9, 10, sockets=2)),
@@ -225,6 +230,7 @@ def test_what_need_not_be_heard() -> None:
     story = good().asked(20 - ALLOWANCE / 2, "at the end", number=3)
     story.asked(9, "its own", number=4, process="handler.5").asked(9, "lost", number=5, killed=True)
     story.lived("loop.2", 0, 20, listening=False)
+    story.asked(13, "dropped", number=6).broke(NODE_FROZEN, 12, 14)
     assert story.counts == {}
 
 
@@ -267,4 +273,4 @@ def test_no_abort_is_lost() -> None:
     assert counts["heard"] > 200
     kinds = {window.kind for window in history.windows} - {STALLED}
     assert counts["stopped"] > 5
-    assert len(kinds) == (15 if options.database == "postgresql" else 12)
+    assert len(kinds) == (16 if options.database == "postgresql" else 13)

@@ -22,6 +22,10 @@ ALLOWANCE: Final = RECONCILE_INTERVAL + SLACK
 # Seconds that a block waits for the database on entering: ``DATABASE_TIMEOUT``.
 ENTERING: Final = 1.0
 
+# Seconds after which a node of the cluster that does not answer is given up, and after which it is
+# linked again when it does.
+NODE_TIMEOUT: Final = 2.0
+
 CHANNEL: Final = "chaos:run-abort"
 
 

@@ -6,8 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from .bounds import ALLOWANCE, ENTERING, nanoseconds
-from .history import DATABASE, Block, Heard, History, Life, Request, Window, member_of
+from .bounds import ALLOWANCE, ENTERING, NODE_TIMEOUT, nanoseconds
+from .history import (
+    DATABASE,
+    NODE_FROZEN,
+    Block,
+    Heard,
+    History,
+    Life,
+    Request,
+    Window,
+    member_of,
+)
+from .plan import HANDLER
 
 # Sockets to Redis that a process may have open once its listener was stopped: the publisher's.
 KEPT_SOCKETS: Final = 1
@@ -185,7 +196,11 @@ def _never_heard(history: History, *, published: bool) -> Iterator[tuple[object,
     told = Counter((heard.process, heard.by, heard.run_id) for heard in history.heard)
     received = {(heard.process, heard.id) for heard in history.heard if heard.id}
     for life in history.lives.values():
-        expected = [request for request in history.requests.values() if _should_hear(life, request)]
+        expected = [
+            request
+            for request in history.requests.values()
+            if _should_hear(life, request) and not _may_be_dropped(life, request, history.windows)
+        ]
         for request in expected:
             if (life.process, request.id) not in received and request.published is published:
                 yield "receiver", life.process, request
@@ -209,6 +224,19 @@ def _should_hear(life: Life, request: Request) -> bool:
         and request.process != life.process
         and request.requested > life.ready
         and request.returned < life.over - nanoseconds(ALLOWANCE)
+    )
+
+
+def _may_be_dropped(life: Life, request: Request, windows: Sequence[Window]) -> bool:
+    """Whether the nodes of a cluster may have dropped the message, and nothing repeats it.
+
+    A process that holds runs reads the requests every now and then, one that holds none does not.
+    """
+    return member_of(life.process) == HANDLER and any(
+        window.kind == NODE_FROZEN
+        and window.began < (request.returned or 0)
+        and window.ended + nanoseconds(NODE_TIMEOUT) > request.requested
+        for window in windows
     )
 
 

@@ -19,7 +19,7 @@ from example.redis_server import RedisServer
 
 from .databases import Database
 from .fleet import Fleet, Member
-from .history import KILLED, LOCKED, STOPPED
+from .history import KILLED, LOCKED, NODE_FROZEN, STOPPED
 from .journal import Journal
 from .plan import ABORTER, ASKING_HOLDERS, HANDLER, HOLDERS, MORTAL
 
@@ -112,12 +112,14 @@ def server_flushed(world: World, seconds: float) -> str:
 
 
 def server_paused(world: World, seconds: float) -> str:
+    with world.server().client() as client:
+        client.client_pause(int(seconds * 1000))
+    world.pause(seconds)
+    return ""
+
+
+def server_frozen(world: World, seconds: float) -> str:
     server = world.server()
-    if world.rng.random() < 0.5:
-        with server.client() as client:
-            client.client_pause(int(seconds * 1000))
-        world.pause(seconds)
-        return ""
     server.freeze()
     try:
         world.pause(seconds)
@@ -204,8 +206,9 @@ def _outage(name: str, world: World, seconds: float) -> str:
     return ""
 
 
-def faults(database: Database) -> dict[str, Fault]:
+def faults(database: Database, servers: Sequence[RedisServer]) -> dict[str, Fault]:
     """All of them, by name."""
+    frozen = "server frozen" if len(servers) == 1 else NODE_FROZEN
     return {
         "link cut": Fault(link_cut, 0.5, 3),
         "link frozen": Fault(link_frozen, 1.5, 8),
@@ -213,6 +216,7 @@ def faults(database: Database) -> dict[str, Fault]:
         "server killed": Fault(server_killed, 0.6, 3),
         "server flushed": Fault(server_flushed, 0.3, 0.5),
         "server paused": Fault(server_paused, 1, 7.5),
+        frozen: Fault(server_frozen, 1, 7.5),
         "aborter killed": Fault(aborter_killed, 0.8, 2),
         STOPPED: Fault(process_stopped, 2.5, 7.5),
         KILLED: Fault(holder_killed, 2.5, 4),
@@ -225,7 +229,7 @@ def strike_all(world: World, journal: Journal, until: float) -> None:
 
     At first each once, briefly, so that a short proof has seen them all.
     """
-    kinds = faults(world.database)
+    kinds = faults(world.database, world.servers)
     for kind, is_brief in _order(world.rng, list(kinds)):
         strike, least, most = kinds[kind]
         seconds = least if is_brief else world.rng.uniform(least, most)

@@ -13,6 +13,7 @@ STOPPED: Final = "process stopped"
 STALLED: Final = "machine stalled"
 LOCKED: Final = "interpreter locked"
 KILLED: Final = "holder killed"
+NODE_FROZEN: Final = "node of the cluster frozen"
 DATABASE: Final = "database"  # how the names of the faults of the database begin
 
 

@@ -9,6 +9,8 @@ from typing import Final
 
 from example.redis_server import RedisServer, free_port
 
+from .bounds import NODE_TIMEOUT
+
 JOIN_TIMEOUT: Final = 20.0  # seconds
 SLOTS: Final = 16384
 
@@ -41,7 +43,7 @@ def _options(bus_port: int) -> list[tuple[str, str]]:
     return [
         ("cluster-enabled", "yes"),
         ("cluster-port", str(bus_port)),
-        ("cluster-node-timeout", "2000"),
+        ("cluster-node-timeout", f"{NODE_TIMEOUT * 1000:.0f}"),
     ]
 
 
