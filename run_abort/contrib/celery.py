@@ -4,7 +4,7 @@
     def import_file(path):
         current_signal().raise_if_aborted()
 
-The run ID is the task's ID. The IDs of the root task and of the task's group also abort it, so one
+The run ID is the task's ID. The IDs of the root task and of the task's groups also abort it, so one
 ID aborts a whole chain, group or chord. An aborted task ends in the state ``"ABORTED"`` and is not
 retried. Its result contains the actor and the reason.
 
@@ -138,8 +138,12 @@ class AbortableTask(DjangoTask):
         return str(request.id)
 
     def get_run_groups(self, request: Any) -> Iterable[RunID]:
-        """Further IDs that abort the execution; by default those of its root and its group."""
-        return [each for each in (request.root_id, request.group) if each]
+        """Further IDs that abort the execution; by default those of its root and its groups.
+
+        A task of a chain belongs to the group of the chain, and one of a chord to that of its body.
+        """
+        groups = request.group, *_groups(request.chain, request.chord)
+        return [each for each in (request.root_id, *groups) if each]
 
     def on_abort_before_start(self, error: TaskAborted) -> None:
         """Called if the task was aborted before it began. Meant to be overridden.
@@ -238,6 +242,24 @@ def _task_ids(signature: Any) -> Iterator[str]:
         yield from _task_ids([signature["kwargs"].get(part) or () for part in parts])
     elif task_id := (signature.get("options") or {}).get("task_id"):
         yield task_id
+
+
+def _groups(chain: Any, chord: Any) -> Iterator[str]:
+    """The IDs of the groups that a task belongs to by what follows it, as its message contains it.
+
+    Celery notes the group of a chain at its last task, which is the first in the message, and that
+    of a chord at its body.
+    """
+    for later in (*(chain or ())[:1], chord):
+        if later:
+            parts, options = later.get("kwargs") or {}, later.get("options") or {}
+            if group_id := options.get("group_id"):
+                yield group_id
+            yield from _groups(options.get("chain"), options.get("chord"))
+            if later.get("subtask_type") == "chain":
+                yield from _groups(list(parts["tasks"])[-1:], None)
+            elif later.get("subtask_type") == "chord":
+                yield from _groups(None, parts["body"])
 
 
 def _settle(**kwargs: Any) -> None:

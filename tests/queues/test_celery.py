@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from celery import Celery, Task, chain, chord, current_task, group
+from celery import VERSION, Celery, Signature, Task, chain, chord, current_task, group
 from celery.app.trace import build_tracer
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -114,6 +114,41 @@ class TestCanvas:
         known = [each.result for each in results]
         assert results.get(timeout=TIMEOUT, propagate=False) == known
         driver.end(worker)
+
+    def assert_aborted_as_a_whole(self, canvas: Signature, worker: Child) -> None:
+        """By the ID that is known before its first task begins."""
+        result = whole = canvas.delay()
+        worker.wait_for("began one")
+        while whole.parent is not None:
+            whole = whole.parent
+        assert abort(whole.id, wait=TIMEOUT).stopped
+        with pytest.raises(TaskAborted):
+            result.get(timeout=TIMEOUT)
+
+    def test_a_group_of_chains(self, driver: CeleryDriver, worker: Child) -> None:
+        """Celery tells only the last task of a chain to which group the chain belongs."""
+        look, done = driver.tasks["look"], driver.tasks["done"]
+        steps = chain(look.si("one"), done.si("two"))
+        nested = chain(chord([steps, done.si("three")], done.si("four")), done.si("five"))
+        for each in (steps, nested):
+            self.assert_aborted_as_a_whole(group(each, done.si("six")), worker)
+        assert not {"two", "four", "five"} & set(began(worker))
+
+    @pytest.mark.skipif(VERSION < (5, 6), reason="Celery 5.5 tells no body its group")
+    def test_a_chain_after_a_group(self, driver: CeleryDriver, worker: Child) -> None:
+        look, done = driver.tasks["look"], driver.tasks["done"]
+        before = group(done.si("three"), done.si("four"))
+        self.assert_aborted_as_a_whole(chain(before, look.si("one"), done.si("two")), worker)
+        assert "two" not in began(worker)
+
+    def test_a_chord_of_chains(self, driver: CeleryDriver, worker: Child) -> None:
+        look, done = driver.tasks["look"], driver.tasks["done"]
+        header = [chain(look.si("one"), done.si("two")), done.si("three")]
+        body = chord(header, driver.tasks["collect"].s())()
+        worker.wait_for("began one")
+        assert abort(body.parent.id, wait=TIMEOUT).stopped
+        wait_until(lambda: body.state == "FAILURE")
+        assert "began collect" not in str(worker)
 
 
 class WhateverKeepsTheResults:
