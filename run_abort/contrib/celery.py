@@ -197,10 +197,21 @@ class AbortableTask(DjangoTask):
         :raises RunAborted: if the execution was aborted.
         """
         # Code may fail because of the abort, say at a closed socket, and be retried for that.
+        self._raise_if_aborted()
+        return super().retry(*args, **options)
+
+    def replace(self, sig: Any) -> Any:
+        """Like Celery's, but sends nothing if the execution was aborted.
+
+        :raises RunAborted: if the execution was aborted.
+        """
+        self._raise_if_aborted()
+        return super().replace(sig)
+
+    def _raise_if_aborted(self) -> None:
         signal = getattr(self.request, "abort_signal", None)
         if signal is not None:
             signal.raise_if_aborted()
-        return super().retry(*args, **options)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableResult:  # noqa: N802
         """The result of a task by its ID."""

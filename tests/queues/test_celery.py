@@ -365,6 +365,17 @@ class TestRetry(ByTheTracer):
             assert self.execute(task, name) == "ABORTED"
         assert sent == []
 
+    def test_one_that_is_aborted_is_not_replaced(
+        self, app: Celery, base: type[AbortableTask], sent: list[str]
+    ) -> None:
+        @app.task(shared=False, base=base, bind=True)
+        def work(self: Any) -> None:
+            abort_run(self.request.id)
+            self.replace(group(work.si(), work.si()))
+
+        assert self.execute(work, "one") == "ABORTED"
+        assert sent == []
+
     def test_one_that_fails_without_an_abort_is(
         self, app: Celery, base: type[AbortableTask], sent: list[str]
     ) -> None:
