@@ -387,6 +387,45 @@ class TestRetry(ByTheTracer):
         assert sent == ["one"]
 
 
+class TestEachTask(ByTheTracer):
+    """All tasks of an app are abortable, those of Celery's own, too."""
+
+    @pytest.fixture
+    def app(self) -> Celery:
+        name = "run_abort.contrib.celery:AbortableTask"
+        options = {"task_cls": name, "set_as_current": False}
+        return Celery(broker="memory://", backend="cache+memory://", **options)
+
+    def test_several_in_one(self, app: Celery) -> None:
+        @app.task(shared=False)
+        def work(name: str) -> None:
+            noted.append(own_signal().run_id)
+
+        noted: list[str] = []
+        many = app.tasks["celery.map"]
+        arguments = {"task": dict(work.s()), "it": ["one", "two"]}
+        build_tracer(many.name, many, app=app)("many", (), arguments, {"id": "many"})
+        assert noted == ["many", "many"]
+
+    def test_the_body_of_an_aborted_chord_fails(self, app: Celery) -> None:
+        """Celery looks at some backends with a task of its own, of the same root."""
+
+        @app.task(shared=False)
+        def work() -> None: ...
+
+        app.backend.store_result("one", {}, "ABORTED")
+        abort_run("root")
+        unlock = app.tasks["celery.chord_unlock"]
+        arguments = {
+            "group_id": "group",
+            "callback": dict(work.s().set(task_id="body")),
+            "result": [work.AsyncResult("one").as_tuple()],
+        }
+        request = {"id": "unlock", "root_id": "root"}
+        build_tracer(unlock.name, unlock, app=app)("unlock", (), arguments, request)
+        assert work.AsyncResult("body").state == "FAILURE"
+
+
 class TestInProcess:
     def test_called_as_a_function_it_belongs_to_the_run_around_it_if_there_is_one(
         self, driver: CeleryDriver
