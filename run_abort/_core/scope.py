@@ -24,6 +24,7 @@ from .escalation import Cancellation, EscalationPlan, Escalator, clean_grace, cl
 from .exits import Held, end_aborted, kept_exit, put_up, refusal
 from .ids import RunID, clean_ids
 from .interrupts import Interruption, Shield, hold_off, is_interruptible, open_interruptions
+from .loops import LoopInterruption
 from .registry import Registry
 from .statements import stop_instead
 from .types import Escalation, Left
@@ -90,6 +91,7 @@ class Scope:
         self._controller: AbortController | None = None
         self._plan: EscalationPlan | None = None
         self._interruption: Interruption | None = None
+        self._in_loop: LoopInterruption | None = None
         self._has_told = False
         # Whether the block is open and has to be left even if an interrupt prevents __exit__.
         self._is_kept = False
@@ -309,6 +311,7 @@ class Scope:
                 with Shield():  # against interrupts of this block
                     signal = self.__enter__()
                     if self._interruption is not None:
+                        self._in_loop = LoopInterruption(self._interruption, signal)
                         send = partial(self._interrupt, signal)
                         warn = partial(self._interruption.warn_of_delay, signal.run_id)
                         self._escalate_by("interrupt", send, on_stuck=warn)
@@ -318,12 +321,14 @@ class Scope:
             raise
 
     def _interrupt(self, signal: AbortSignal) -> bool:
-        interruption = self._interruption
-        if interruption is None:
+        interruption, in_loop = self._interruption, self._in_loop
+        if interruption is None or in_loop is None:
             return False
         if interruption.is_orphaned():
             self._close()
             return False
+        if in_loop.send():
+            return False  # the loop tells it when it does it
         return interruption.send() or stop_instead(interruption, signal)
 
     def abandon(self, *, is_caught: bool = False) -> None:
@@ -358,7 +363,8 @@ class Scope:
         finally:
             if shield.is_up:
                 shield.take_down()
-        if signal is not None and end_aborted(signal, ended_by, catch=self._catch):
+        is_ours = self._in_loop is not None and self._in_loop.has_raised(ended_by)
+        if signal is not None and end_aborted(signal, ended_by, catch=self._catch, is_ours=is_ours):
             return True
         if ended_by is not None and ended_by is not exc:
             raise ended_by

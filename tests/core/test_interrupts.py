@@ -449,6 +449,114 @@ class TestStatements:
         assert {each["depth"] for each in states} == {0}
 
 
+class TestLoop:
+    """An event loop runs in the thread of the block."""
+
+    def test_one_that_waits_is_interrupted_at_once(self, core: Core) -> None:
+        ended_by = []
+
+        async def main() -> None:
+            try:
+                await asyncio.sleep(60)
+            except BaseException as error:
+                ended_by.append(type(error))
+                await asyncio.sleep(0.01)  # the cleanup may await
+                ended_by.append(type(error))
+                raise
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                asyncio.run(main())
+
+        assert type(abort(core, work)) is RunAborted
+        assert ended_by == [asyncio.CancelledError] * 2
+        assert core.happened() == ["Aborted", "Escalated", "Left"]
+        assert core.escalations() == ["interrupt"]
+
+    def test_no_callback_of_the_loop_is_hit(self, core: Core) -> None:
+        """The loop would log the exception, and the task would wait for ever."""
+        begun = threading.Event()
+
+        def wake(waiting: asyncio.Future[None]) -> None:
+            begun.set()
+            until = time.monotonic() + 0.3  # the abort comes meanwhile
+            while time.monotonic() < until:
+                pass
+            waiting.set_result(None)
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            waiting: asyncio.Future[None] = loop.create_future()
+            loop.call_soon(wake, waiting)
+            await waiting
+            await asyncio.sleep(60)
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                asyncio.run(main())
+
+        worker = Worker(work)
+        assert begun.wait(20)
+        core.abort("run-1")
+        assert isinstance(worker.join(), RunAborted)
+
+    def test_a_coroutine_that_does_not_await_is_interrupted(self, core: Core) -> None:
+        async def main() -> None:
+            while True:
+                pass
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                asyncio.run(main())
+
+        assert isinstance(abort(core, work), RunAborted)
+
+    def test_a_shield_delays_it(self, core: Core) -> None:
+        saved = []
+
+        async def main(signal: AbortSignal) -> None:
+            with signal.shield():
+                while not signal.aborted:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.2)
+                saved.append(signal.run_id)
+            await asyncio.sleep(60)
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt") as signal:
+                asyncio.run(main(signal))
+
+        assert isinstance(abort(core, work), RunAborted)
+        assert saved == ["run-1"]
+
+    @pytest.mark.usefixtures("quick_cleanups")
+    def test_one_that_swallows_it_is_interrupted_again(self, core: Core) -> None:
+        swallowed = []
+
+        async def main() -> None:
+            while len(swallowed) < 2:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError as error:
+                    swallowed.append(error)
+            await asyncio.sleep(60)
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                asyncio.run(main())
+
+        assert isinstance(abort(core, work), RunAborted)
+        assert len(swallowed) == 2
+
+    def test_a_cancellation_of_its_own_stays_one(self, core: Core) -> None:
+        def work() -> None:
+            with core.block("run-1", grace=60, insist="interrupt") as signal:
+                assert signal.wait(20)
+                raise asyncio.CancelledError
+
+        assert type(abort(core, work)) is asyncio.CancelledError
+
+
 class TestNested:
     @pytest.mark.parametrize("inner", [(), "interrupt"])
     def test_the_inner_block_is_left_properly(self, core: Core, inner: Any) -> None:
