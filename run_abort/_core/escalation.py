@@ -18,7 +18,7 @@ from typing import Any, Final
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._concurrency.service import Life, Service
-from run_abort._concurrency.workers import submit
+from run_abort._concurrency.workers import in_event_loop, submit
 
 from . import interrupts
 from .effects import call_in_loop
@@ -253,7 +253,7 @@ class Cancellation:
         return task.cancelling() - self._sent <= self._before
 
     def withdraw(self) -> bool:
-        """Undo the cancellations, and send no more. Called by the task itself.
+        """Undo the cancellations, and send no more. Called by the task that leaves the block.
 
         :return: whether a CancelledError that arrived was sent only by this object.
         """
@@ -263,4 +263,6 @@ class Cancellation:
         left = self._before
         for _ in range(self._sent):
             left = task.uncancel()
+        if not in_event_loop() or task is not asyncio.current_task():
+            return False  # what another task gets is a cancellation of its own
         return self._sent > 0 and left <= self._before

@@ -381,6 +381,26 @@ class TestAsync:
                 await asyncio.sleep(20)
 
     @in_event_loop
+    async def test_left_by_another_task_the_cancellation_of_that_stays_one(
+        self, core: Core
+    ) -> None:
+        block = core.block("run-1")
+        await asyncio.create_task(block.__aenter__())
+        core.abort("run-1")
+        await asyncio.sleep(0)  # the task that has entered it has ended
+
+        async def leave() -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_exit(block)
+                await asyncio.sleep(30)
+
+        task = asyncio.create_task(leave())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    @in_event_loop
     async def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
         with pytest.raises(RunAborted):
             async with core.block("run-1"):
