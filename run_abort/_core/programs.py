@@ -55,7 +55,8 @@ class Programs:
 
         :param process: a child of this process, a ``subprocess.Popen`` or an
             ``asyncio.subprocess.Process``. If it leads a process group, the whole group gets the
-            signals: start it with ``process_group=0``.
+            signals: start it with ``process_group=0``, or under uvloop with
+            ``start_new_session=True``.
         :param grace: seconds, as for :class:`abortable_run`; None takes the grace of the block.
         :return: a function that detaches the process. It returns True if the process was detached.
             If the process is being ended, it waits until all of its processes have exited, and
