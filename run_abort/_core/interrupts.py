@@ -46,7 +46,13 @@ from typing import Any, Final
 from run_abort._concurrency.clock import monotonic
 from run_abort.exceptions import RunAborted
 
-from .cpython import Statement, asynchronously, check_thread, raise_outside_of_statements
+from .cpython import (
+    Statement,
+    asynchronously,
+    check_thread,
+    note_that_none_is_pending,
+    raise_outside_of_statements,
+)
 from .transactions import end_interrupted_exit, end_transactions, open_transactions
 
 logger = logging.getLogger("run_abort")
@@ -368,13 +374,12 @@ class Shield:
 
 
 def _take_back(target: _Target) -> None:
-    # Not in vain: up to CPython 3.12 it makes each later call of this thread slower, and in
-    # CPython 3.11 a thread that is traced, by a debugger or for coverage, hangs then.
     if target.sent is not None:
         asynchronously()(target.thread.ident, None)
     # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None
+        note_that_none_is_pending()
 
 
 def after_fork_in_child() -> None:

@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from operator import call
 from types import FrameType
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from run_abort._core import exits, interrupts, scope
+from run_abort._core import cpython, exits, interrupts, loops, scope
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.interrupts import Interruption, Shield
 from run_abort._core.types import Aborted, Escalation, Event
@@ -308,6 +308,31 @@ class TestShield:
         assert isinstance(worker.join(), RunAborted)
         assert "went on" not in steps
 
+    def test_forced_after_one_was_taken_back_none_is_pending(self, core: Core) -> None:
+        """CPython 3.11 would take one for pending, and a thread that is traced would hang."""
+        called: list[str] = []
+
+        def trace(frame: FrameType, event: str, value: object) -> None:
+            called.append(frame.f_code.co_name)
+
+        def work() -> None:
+            sys.settrace(trace)
+            locked()
+            sys.settrace(None)
+
+        with core.block("run-1", grace=60, insist="interrupt"):
+            (interruption,) = interrupts.open_interruptions
+            interruption._target.sent = interruption  # and the thread overlooks it
+            with pytest.raises(RunAborted), Shield():
+                pass
+        worker = Worker(work)
+        worker._thread.join(5)
+        hangs = worker._thread.is_alive()
+        cpython.note_that_none_is_pending()  # otherwise it would hang for ever
+        worker.join()
+        assert not hangs
+        assert called == ["locked"]
+
     def test_forced_one_that_arrives_as_it_takes_its_lock_leaves_that_free(
         self, core: Core
     ) -> None:
@@ -452,10 +477,45 @@ class TestStatements:
 class TestLoop:
     """An event loop runs in the thread of the block."""
 
-    def test_one_that_waits_is_interrupted_at_once(self, core: Core) -> None:
+    @pytest.fixture(autouse=True)
+    def patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However slow the machine is, the loop is not taken for one that is held up."""
+        monkeypatch.setattr(loops, "PATIENCE", 60)
+
+    @pytest.fixture
+    def loop(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """Made and closed outside of the block: interrupted there, it would leave sockets open."""
+        with closing(asyncio.new_event_loop()) as loop:
+            yield loop
+
+    @pytest.fixture
+    def abort_within(
+        self, core: Core, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[Callable[[AbortSignal], Awaitable[None]]], BaseException | None]:
+        """Abort the run once a coroutine function of the block was called; how the block ended."""
+
+        def abort(main: Callable[[AbortSignal], Awaitable[None]]) -> BaseException | None:
+            begun = threading.Event()
+
+            async def begin(signal: AbortSignal) -> None:
+                begun.set()
+                await main(signal)
+
+            def work() -> None:
+                with core.block("run-1", grace=0, insist="interrupt") as signal:
+                    loop.run_until_complete(begin(signal))
+
+            worker = Worker(work)
+            assert begun.wait(20)
+            core.abort()
+            return worker.join()
+
+        return abort
+
+    def test_one_that_waits_is_interrupted_at_once(self, core: Core, abort_within: Any) -> None:
         ended_by = []
 
-        async def main() -> None:
+        async def main(signal: AbortSignal) -> None:
             try:
                 await asyncio.sleep(60)
             except BaseException as error:
@@ -464,54 +524,42 @@ class TestLoop:
                 ended_by.append(type(error))
                 raise
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt"):
-                asyncio.run(main())
-
-        assert type(abort(core, work)) is RunAborted
+        assert type(abort_within(main)) is RunAborted
         assert ended_by == [asyncio.CancelledError] * 2
         assert core.happened() == ["Aborted", "Escalated", "Left"]
         assert core.escalations() == ["interrupt"]
 
-    def test_no_callback_of_the_loop_is_hit(self, core: Core) -> None:
+    def test_no_callback_of_the_loop_is_hit(self, abort_within: Any) -> None:
         """The loop would log the exception, and the task would wait for ever."""
-        begun = threading.Event()
 
-        def wake(waiting: asyncio.Future[None]) -> None:
-            begun.set()
-            until = time.monotonic() + 0.3  # the abort comes meanwhile
+        def wake(waiting: asyncio.Future[None], signal: AbortSignal) -> None:
+            assert signal.wait(20)
+            until = time.monotonic() + 0.1  # an interrupt comes meanwhile
             while time.monotonic() < until:
                 pass
             waiting.set_result(None)
 
-        async def main() -> None:
+        async def main(signal: AbortSignal) -> None:
             loop = asyncio.get_running_loop()
             waiting: asyncio.Future[None] = loop.create_future()
-            loop.call_soon(wake, waiting)
-            await waiting
+            loop.call_soon(wake, waiting, signal)
+            await asyncio.shield(waiting)  # the cancellation may come first
             await asyncio.sleep(60)
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt"):
-                asyncio.run(main())
+        assert isinstance(abort_within(main), RunAborted)
 
-        worker = Worker(work)
-        assert begun.wait(20)
-        core.abort("run-1")
-        assert isinstance(worker.join(), RunAborted)
+    def test_a_coroutine_that_does_not_await_is_interrupted(
+        self, abort_within: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loops, "PATIENCE", 0.01)
 
-    def test_a_coroutine_that_does_not_await_is_interrupted(self, core: Core) -> None:
-        async def main() -> None:
+        async def main(signal: AbortSignal) -> None:
             while True:
                 pass
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt"):
-                asyncio.run(main())
+        assert isinstance(abort_within(main), RunAborted)
 
-        assert isinstance(abort(core, work), RunAborted)
-
-    def test_a_shield_delays_it(self, core: Core) -> None:
+    def test_a_shield_delays_it(self, abort_within: Any) -> None:
         saved = []
 
         async def main(signal: AbortSignal) -> None:
@@ -522,18 +570,14 @@ class TestLoop:
                 saved.append(signal.run_id)
             await asyncio.sleep(60)
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt") as signal:
-                asyncio.run(main(signal))
-
-        assert isinstance(abort(core, work), RunAborted)
+        assert isinstance(abort_within(main), RunAborted)
         assert saved == ["run-1"]
 
     @pytest.mark.usefixtures("quick_cleanups")
-    def test_one_that_swallows_it_is_interrupted_again(self, core: Core) -> None:
+    def test_one_that_swallows_it_is_interrupted_again(self, abort_within: Any) -> None:
         swallowed = []
 
-        async def main() -> None:
+        async def main(signal: AbortSignal) -> None:
             while len(swallowed) < 2:
                 try:
                     await asyncio.sleep(60)
@@ -541,11 +585,7 @@ class TestLoop:
                     swallowed.append(error)
             await asyncio.sleep(60)
 
-        def work() -> None:
-            with core.block("run-1", grace=0, insist="interrupt"):
-                asyncio.run(main())
-
-        assert isinstance(abort(core, work), RunAborted)
+        assert isinstance(abort_within(main), RunAborted)
         assert len(swallowed) == 2
 
     def test_a_cancellation_of_its_own_stays_one(self, core: Core) -> None:
