@@ -57,19 +57,18 @@ class _Arrived(BaseException):
     """Sent by a thread to itself, which catches it."""
 
 
-def note_that_none_is_pending() -> None:
-    """Have CPython know that no exception is on its way, after one to this thread was taken back.
+def take_back() -> None:
+    """Take back an exception that was sent to this thread and has not arrived.
 
-    CPython 3.11 and 3.12 learn that only from an exception that arrives. Until then each call of
-    each thread is slower, and in 3.11 a thread that is traced, by a debugger or for coverage,
-    hangs.
+    CPython 3.11 and 3.12 learn only from an exception that arrives that none is pending any more.
+    Until then each call of each thread is slower, and in 3.11 a thread that is traced, by a
+    debugger or for coverage, hangs. So another one is sent, and caught.
     """
-    if sys.version_info >= (3, 13):
-        return
     send, ident = asynchronously(), threading.get_ident()
     try:
-        for _ in range(100):  # the first one arrives, unless another thread resets CPython's flag
-            send(ident, id(_Arrived))
+        send(ident, None)
+        for _ in range(100 if sys.version_info < (3, 13) else 0):
+            send(ident, id(_Arrived))  # the first arrives, unless CPython overlooks it
     except _Arrived:
         return
     except BaseException:  # of a signal handler
@@ -81,9 +80,10 @@ def note_that_none_is_pending() -> None:
 def check_thread() -> None:
     """Check that an exception can be sent to what ``threading`` takes for this thread.
 
-    :raises RuntimeError: if it is a greenlet; and without the global lock, because then the thread
-        goes on between the search and the sending.
+    :raises RuntimeError: as :func:`asynchronously`; if it is a greenlet; and without the global
+        lock, because then the thread goes on between the search and the sending.
     """
+    asynchronously()
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise RuntimeError("a thread cannot be interrupted in a Python without its global lock")
     if in_greenlets():

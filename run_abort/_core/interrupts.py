@@ -46,13 +46,7 @@ from typing import Any, Final
 from run_abort._concurrency.clock import monotonic
 from run_abort.exceptions import RunAborted
 
-from .cpython import (
-    Statement,
-    asynchronously,
-    check_thread,
-    note_that_none_is_pending,
-    raise_outside_of_statements,
-)
+from .cpython import Statement, check_thread, raise_outside_of_statements, take_back
 from .transactions import end_interrupted_exit, end_transactions, open_transactions
 
 logger = logging.getLogger("run_abort")
@@ -134,7 +128,6 @@ class Interruption:
         over: Sequence[object] = (),
         grace: float = 0.0,
     ) -> None:
-        asynchronously()
         check_thread()
         if not hasattr(_here, "target"):
             _here.target = _Target()
@@ -375,11 +368,10 @@ class Shield:
 
 def _take_back(target: _Target) -> None:
     if target.sent is not None:
-        asynchronously()(target.thread.ident, None)
+        take_back()
     # An interrupt that had arrived would have been raised by now. So this one was taken back.
     if target.sent is not None:
         target.owed, target.sent = target.sent, None
-        note_that_none_is_pending()
 
 
 def after_fork_in_child() -> None:

@@ -312,7 +312,7 @@ class Scope:
                     signal = self.__enter__()
                     if self._interruption is not None:
                         self._in_loop = LoopInterruption(self._interruption, signal)
-                        send = partial(self._interrupt, signal)
+                        send = partial(self._interrupt, self._interruption, self._in_loop, signal)
                         warn = partial(self._interruption.warn_of_delay, signal.run_id)
                         self._escalate_by("interrupt", send, on_stuck=warn)
             return signal
@@ -320,10 +320,9 @@ class Scope:
             self.abandon(is_caught=True)
             raise
 
-    def _interrupt(self, signal: AbortSignal) -> bool:
-        interruption, in_loop = self._interruption, self._in_loop
-        if interruption is None or in_loop is None:
-            return False
+    def _interrupt(
+        self, interruption: Interruption, in_loop: LoopInterruption, signal: AbortSignal
+    ) -> bool:
         if interruption.is_orphaned():
             self._close()
             return False

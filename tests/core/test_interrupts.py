@@ -328,7 +328,7 @@ class TestShield:
         worker = Worker(work)
         worker._thread.join(5)
         hangs = worker._thread.is_alive()
-        cpython.note_that_none_is_pending()  # otherwise it would hang for ever
+        cpython.take_back()  # otherwise it would hang for ever
         worker.join()
         assert not hangs
         assert called == ["locked"]
@@ -767,10 +767,12 @@ def test_forced_one_that_was_sent_as_entering_failed_is_taken_back(
             super().abandon(**options)
 
     monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args: True)
-    monkeypatch.setattr(interrupts, "asynchronously", lambda: lambda *args: taken_back.append(args))
+    monkeypatch.setattr(
+        interrupts, "take_back", lambda: taken_back.append(threading.current_thread())
+    )
     with pytest.raises(ValueError, match="^$"), Failing(core, "run-1", insist="interrupt"):
         pytest.fail("It was entered")
-    assert taken_back == [(threading.get_ident(), None)]
+    assert taken_back == [threading.current_thread()]
 
 
 @pytest.mark.parametrize("is_postponed", [True, False])
