@@ -447,7 +447,7 @@ class TestWaiting:
         link = f'<a href="/admin/jobs/job/{jobs[0].pk}/change/">one</a>'
         assert messages(response) == [("success", f"1 job stopped, on 1 process: “{link}”.")]
 
-    def test_without_redis_the_rest_is_told_to_take_longer(
+    def test_without_redis_the_rows_tell_what_stopped(
         self, viewer: Client, jobs: list[Job], configure: Configure
     ) -> None:
         configure(REDIS_URL=NO_REDIS, REQUESTS=True, POLL_INTERVAL=0.05)
