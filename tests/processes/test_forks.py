@@ -8,12 +8,14 @@ import signal as signals
 import socket
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._concurrency.workers import SerialWorker
+from run_abort._runtime import catch_up
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
@@ -102,6 +104,44 @@ class TestListener:
             assert foreign.publish("run-2") == 1
             wait_until(lambda: codes == [True, True])
         assert is_listening()
+
+    def test_the_child_keeps_the_hooks(self, listening: None) -> None:
+        reader, writer = os.pipe()
+        current().listener.subscribed.add(lambda gap: os.write(writer, b"%d\n" % os.getpid()))
+        pid = fork(lambda: wait_until(is_listening) is None)
+        assert succeeds(pid)
+        wait_until(is_listening)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            assert sorted(map(int, pipe)) == sorted([pid, os.getpid()])
+
+    @pytest.mark.django_db(transaction=True)
+    def test_nothing_is_lost_that_waits_behind_a_slow_receiver(
+        self, configure: Configure, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(catch_up, "MARGIN", timedelta(0))
+        configure(REQUESTS=True, POLL_INTERVAL=0.05)
+        heard: list[str] = []
+        received: list[str] = []
+        assert subscribe_to_run_aborts(heard.append)
+        wait_until(is_listening)
+        life = current().listener.service._life
+        assert life is not None
+        names = [f"run-{number}" for number in range(100)]
+
+        def receiver(run_id: str, **kwargs: Any) -> None:
+            received.append(run_id)
+            if len(received) == 6:
+                wait_until(lambda: life.stopping)
+
+        with connected(run_abort_received, receiver):
+            for name in names:
+                request = AbortRequest.objects.create(run_id=name, origin="inst_x")
+                foreign.publish_signed(name, id=str(request.pk))
+            wait_until(lambda: len(heard) >= 5)
+            assert succeeds(fork(lambda: len(heard) < 80))
+            wait_until(lambda: len(heard) >= 100 and len(received) >= 100)
+        assert sorted(heard) == sorted(received) == sorted(names)
 
 
 # Python prints what is raised around a fork, and forks all the same.

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import threading
 import time
@@ -326,31 +325,6 @@ class TestMissed:
         wait_until(current().listener.is_listening)
         wait_until(lambda: not is_running())
         assert heard == []
-
-    def test_a_fork_loses_nothing_that_waits_behind_a_slow_receiver(
-        self, heard: list[str], foreign: Foreign, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(catch_up, "MARGIN", timedelta(0))
-        names = [f"run-{number}" for number in range(100)]
-
-        life = current().listener.service._life
-        assert life is not None
-
-        def wait_for_the_fork(**kwargs: Any) -> None:
-            if len(self.received) == 6:
-                wait_until(lambda: life.stopping)
-
-        with connected(run_abort_received, wait_for_the_fork):
-            for name in names:
-                foreign.publish_signed(name, id=str(request(name).pk))
-            wait_until(lambda: len(heard) >= 5)
-            pid = os.fork()
-            if pid == 0:
-                os._exit(len(heard))
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 80
-            wait_until(lambda: len(heard) >= 100)
-            wait_until(lambda: not is_running())
-        assert sorted(heard) == sorted(self.received) == sorted(names)
 
     def test_what_the_full_queue_of_a_handler_refuses_is_read_again(
         self, heard: list[str], foreign: Foreign

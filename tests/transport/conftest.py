@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -48,20 +47,6 @@ class Node:
         """Wait until it is subscribed."""
         assert self.listener.ensure_started()
         wait_until(self.listener.is_listening)
-
-    def fork(self) -> int:
-        """Fork as the runtime does."""
-        self.listener.service.before_fork()
-        self.push.close()
-        pid = os.fork()
-        if pid:
-            self.listener.after_fork()
-        else:
-            self.origin = new_origin()
-            self.push.after_fork_in_child()
-            self.listener.after_fork_in_child()
-            self.listener.after_fork()
-        return pid
 
 
 class Trickling:

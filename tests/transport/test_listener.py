@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -330,22 +329,6 @@ class TestIdle:
         assert threads_of_ours() == ["run_abort-listener"]
         foreign.publish("run-1")
         wait_until(lambda: node.heard == ["run-1"])
-
-
-class TestFork:
-    def test_the_child_keeps_the_hooks(self, configure: Configure, node: Node) -> None:
-        node.listen()
-        reader, writer = os.pipe()
-        node.listener.subscribed.add(lambda gap: os.write(writer, b"%d\n" % os.getpid()))
-        pid = node.fork()
-        if pid == 0:
-            wait_until(node.listener.is_listening)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        wait_until(node.listener.is_listening)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            assert sorted(map(int, pipe)) == sorted([pid, os.getpid()])
 
 
 def test_two_listeners_of_one_process_are_independent(
