@@ -26,3 +26,16 @@ def test_a_system_without_it_has_pythons(monkeypatch: pytest.MonkeyPatch) -> Non
     monotonic = runpy.run_path(clock.__file__)["monotonic"]
     before = time.monotonic()
     assert before <= monotonic() <= time.monotonic()
+
+
+def test_a_thread_that_is_held_up_between_two_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, pauses = time.time, iter([0.2])
+
+    def read_and_pause() -> float:
+        now = read()
+        time.sleep(next(pauses, 0.0))
+        return now
+
+    at, now = clock.monotonic(), time.time()
+    monkeypatch.setattr(time, "time", read_and_pause)
+    assert clock.since_epoch(at) == pytest.approx(now, abs=0.1)
