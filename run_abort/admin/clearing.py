@@ -19,7 +19,7 @@ from run_abort.aborts import clear_run_abort
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest
 from run_abort.views.links import filled
-from run_abort.views.permissions import may, may_some
+from run_abort.views.permissions import may_of_row, may_some
 
 from .asking import confirm, echoed, names
 from .linking import object_url, run_links
@@ -42,7 +42,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def clear_url(self, request: HttpRequest, row: AbortRequest) -> str:
         """URL that the button posts to; empty if the user may not clear, or nothing is left to."""
-        if row.cleared_at is not None or not may(request.user, row.run_id, "clear"):
+        if row.cleared_at is not None or not may_of_row(request.user, row.run_id, "clear"):
             return ""
         name = "admin:run_abort_clear"
         return reverse(name, args=[quote(row.pk)], current_app=self.admin_site.name)
@@ -59,7 +59,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if "post" in request.POST:
             self._clear(request, rows)
             return None
-        allowed = partial(may, request.user, action="clear")
+        allowed = partial(may_of_row, request.user, action="clear")
         why_not = _("you may not let it start again")
         runs = [(visible(each), "" if allowed(each) else why_not) for each in rows]
         asked = sum(not why_not for _run, why_not in runs)
@@ -90,7 +90,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         if row is None:
             raise Http404
-        if not may(request.user, row.run_id, "clear"):
+        if not may_of_row(request.user, row.run_id, "clear"):
             raise PermissionDenied
         self._clear(request, {row.run_id: row})
         return HttpResponseRedirect(object_url(self, row.pk))
@@ -98,7 +98,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def _clear(self, request: HttpRequest, rows: Mapping[str, AbortRequest]) -> None:
         cleared, unchanged, denied = [], [], []
         for run_id, row in rows.items():
-            if not may(request.user, run_id, "clear"):
+            if not may_of_row(request.user, run_id, "clear"):
                 denied.append(run_id)
             elif clear_run_abort(run_id, by=request.user):
                 cleared.append(run_id)

@@ -28,7 +28,7 @@ from run_abort.aborts import AbortOutcome, Batch, ask
 from run_abort.exceptions import visible
 from run_abort.models import AbortRequest, RunningNow
 from run_abort.views.abort import AbortForm
-from run_abort.views.permissions import may, may_some
+from run_abort.views.permissions import may, may_of_row, may_some
 from run_abort.views.requesting import request_aborts
 
 from .asking import Link, confirm, confirm_abort, context_of, log_text, tell
@@ -141,7 +141,7 @@ class RunningNowAdmin(ReadOnlyAdmin):
             self.message_user(request, text, messages.WARNING)
             return HttpResponseRedirect(self.live_url(request))
         if not _may_force(request.user) or not all(
-            may(request.user, each, "abort") for each in runs
+            may_of_row(request.user, each, "abort") for each in runs
         ):
             raise PermissionDenied
         form = AbortForm(request.POST if "post" in request.POST else None)
@@ -341,8 +341,5 @@ def _names(block: Hold) -> dict[str, str]:
 
 
 def _key(run_id: str, user: Any) -> str:
-    """Percent-encoded ID for the form; empty if it is invalid or the user may not abort it."""
-    try:
-        return quote(run_id, safe="") if may(user, run_id, "abort") else ""
-    except ValueError:
-        return ""
+    """Percent-encoded ID for the form; empty if the user may not abort it."""
+    return quote(run_id, safe="") if may_of_row(user, run_id, "abort") else ""

@@ -73,6 +73,14 @@ async def amay(user: object, run: object, action: Action) -> bool:
         return _refuse(error)
 
 
+def may_of_row(user: object, run_id: str, action: Action) -> bool:
+    """:func:`may` for the ID in a row. False for an ID of another program that names no run."""
+    try:
+        return may(user, run_id, action)
+    except ValueError:
+        return False
+
+
 def may_some(user: object, action: Action) -> bool:
     """Whether to offer the action at all; :func:`may` then decides for each run.
 

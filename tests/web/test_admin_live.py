@@ -386,6 +386,10 @@ class TestForce:
         assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 302
         assert AbortRequest.objects.get().cause == "force"
 
+    def test_not_beside_an_id_of_another_program_that_names_no_run(self, forcer: Client) -> None:
+        hold_row("run\x1b", RunHold.objects.get(run_id="run-1").process)
+        assert forcer.post(force_url(), {"run": "run-1", "post": "yes"}).status_code == 403
+
     def test_those_that_work_for_the_run_as_a_group_count(self, forcer: Client) -> None:
         hold_row("run-4", process_row("web-2", 1), groups=["run-1"])
         question = text(forcer.post(force_url(), {"run": "run-1"}))

@@ -492,6 +492,16 @@ class TestClear:
         for gone in (uuid.uuid4(), "nonsense"):
             assert clearer.post(f"{LIST}{gone}/clear/").status_code == 404
 
+    def test_of_an_id_of_another_program_that_names_no_run(self, clearer: Client) -> None:
+        row = request("run\x1b")
+        assert "/clear/" not in text(clearer.get(f"{LIST}{row.pk}/change/"))
+        assert clearer.post(f"{LIST}{row.pk}/clear/").status_code == 403
+        chosen = {"action": "clear_selected_requests", "_selected_action": [str(row.pk)]}
+        assert r"<del>run\x1b</del>" in text(clearer.post(LIST, chosen))
+        assert messages(clearer.post(LIST, chosen | {"post": "yes"})) == [
+            ("error", r"Skipped, not permitted: “run\x1b”.")
+        ]
+
     def test_a_csrf_token_is_needed(self, clearer: Client) -> None:
         clearer.handler.enforce_csrf_checks = True
         assert clearer.post(f"{LIST}{request().pk}/clear/").status_code == 403
