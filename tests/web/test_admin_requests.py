@@ -168,6 +168,14 @@ class TestList:
         assert count(27) == few
         assert few <= 10
 
+    def test_a_search_does_not_count_the_holds_of_all_that_it_finds(self, client: Client) -> None:
+        abort(request("run-1"), process_row("web-7"))
+        with CaptureQueriesContext(connection) as queries:
+            assert rows(client, q="web-7") == ["run-1"]
+        totals = [each["sql"] for each in queries if each["sql"].startswith("SELECT COUNT(*)")]
+        assert totals
+        assert not any("COUNT(DISTINCT" in each for each in totals)
+
     def test_is_not_read_from_a_replica(
         self, client: Client, story_page: Story, settings: Any
     ) -> None:
