@@ -119,8 +119,9 @@ _UTF8_RULE: Final = "text that UTF-8 can encode, without lone surrogates"
 _MIN_KEY_LENGTH: Final = 32  # characters
 _URL_SCHEMES: Final = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 URL_RULE: Final = (
-    "a URL that begins with redis://, rediss://, valkey://, valkeys:// or unix://, in whose "
-    "password special characters are percent-encoded, such as %2F for /"
+    "a URL that begins with redis://, rediss://, valkey://, valkeys:// or unix://, with a valid "
+    "port and valid options, in whose password special characters are percent-encoded, such as "
+    "%2F for /"
 )
 
 

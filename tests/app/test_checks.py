@@ -249,6 +249,13 @@ class OurMiddleware(AuthenticationMiddleware):
     """A project's own."""
 
 
+@pytest.mark.parametrize(("url", "wrong"), [("h:99999", "port"), ("h?db=zero", "options")])
+def test_what_may_be_wrong_in_a_url_is_named(settings: Any, url: str, wrong: str) -> None:
+    settings.RUN_ABORT = {"REDIS_URL": f"redis://{url}"}
+    (message,) = check_settings()
+    assert f"valid {wrong}" in message.msg
+
+
 def test_a_sharded_client_is_not_one_redis(settings: Any) -> None:
     options = {"CLIENT_CLASS": "django_redis.client.ShardClient"}
     settings.CACHES = {"default": REDIS | {"OPTIONS": options}}
