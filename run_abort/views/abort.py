@@ -121,6 +121,8 @@ class AbortView(GuardedView):
             raise ValueError(_("The body is not valid JSON.")) from error
         if not isinstance(data, dict):
             raise ValueError(_("The body must be a JSON object."))
+        if not isinstance(data.get("reason"), str | None):
+            raise ValueError(_("The reason must be a text."))
         return data
 
     def _next(self, data: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ class TestPost:
         assert response.status_code == 202
         assert AbortRequest.objects.get().reason == "because"
 
-    @pytest.mark.parametrize("body", ["", "{}"])
+    @pytest.mark.parametrize("body", ["", "{}", '{"reason": null}'])
     def test_takes_an_empty_body(self, client: Client, body: str) -> None:
         response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
         assert response.status_code == 202
@@ -121,6 +121,7 @@ class TestPost:
             "[" * 100_000,
             b"\xff",
             '{"reason": "' + "x" * 10_000 + '"}',
+            '{"reason": ["x"]}',
             r'{"next": "/\ud800"}',
         ],
         ids=lambda body: str(body[:9]),
