@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Final
 
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
@@ -35,6 +35,10 @@ with needs("Huey", "huey"):
     from huey.exceptions import CancelExecution
 
 __all__ = ["AbortableHuey", "TaskCanceled"]
+
+# Huey's own task, by which djhuey executes each task of Django. It notes the end only of what has
+# begun, and only by an Exception, so ``abortable_task`` opens the block.
+DJANGO_TASK: Final = "djtasks.run"
 
 
 class TaskCanceled(TaskAborted, CancelExecution):
@@ -87,7 +91,8 @@ class _TaskWrapper(TaskWrapper):
     def create_task(self, *args: Any, **settings: Any) -> type[Task]:
         options = {"abort_grace": GRACE, "abort_insist": ()} | settings
         task_class = super().create_task(*args, **options)
-        task_class.execute = _within_block(self.huey, task_class.execute)
+        if task_class.__name__ != DJANGO_TASK:
+            task_class.execute = _within_block(self.huey, task_class.execute)
         return task_class
 
 

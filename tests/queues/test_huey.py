@@ -6,7 +6,8 @@ import os
 import pickle
 import signal
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,24 @@ class TestUnwell:
         assert worker.session() == []
 
 
+# Sends a task of Django and says its ID, and what became of it.
+SEND = """if True:
+    import time, django
+    django.setup()
+    from shop.jobs import look
+    result = look.enqueue("one")
+    print("sent", result.id, flush=True)
+    while not result.is_finished:
+        time.sleep(0.1)
+        result.refresh()
+    print("ended", result.status, result.errors[0].traceback.splitlines()[-1], flush=True)
+"""
+
+
 class TestDjango:
-    def test_run_huey(self, driver: HueyDriver, place: Place, tmp_path: Path) -> None:
+    @pytest.fixture
+    def shop(self, place: Place, tmp_path: Path) -> Callable[..., Child]:
+        """Starts a program of a project that has configured Huey for djhuey."""
         shop = tmp_path / "shop"
         shop.mkdir()
         (shop / "__init__.py").touch()
@@ -89,6 +106,27 @@ class TestDjango:
                     current_signal().sleep(60)
             """)
         )
+        (shop / "jobs.py").write_text(
+            textwrap.dedent("""
+                try:
+                    from django.tasks import task
+                except ImportError:
+                    from django_tasks import task
+
+                from run_abort.contrib.tasks import abortable_task
+                from tests.queues import work
+
+
+                def never(result, error):
+                    work.say("never begins:", result.args[0], error)
+
+
+                @task(takes_context=True)
+                @abortable_task(on_abort_before_start=never)
+                def look(context, name):
+                    work.look(name)
+            """)
+        )
         installed = place.project | {
             "INSTALLED_APPS": [*settings.INSTALLED_APPS, "huey.contrib.djhuey", "shop"],
             "HUEY": {
@@ -97,17 +135,44 @@ class TestDjango:
                 "immediate": False,
                 "connection": {"url": place.broker.url},
             },
+            "TASKS": {"default": {"BACKEND": "huey.contrib.djhuey.tasks_backend.HueyBackend"}},
         }
-        worker = place.start(
-            *("-W", "ignore", "-m", "django", "run_huey", "-k", "process"),
+        return partial(
+            place.start,
+            "-W",
+            "ignore",
             settings=installed,
             environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
         )
+
+    def test_run_huey(self, driver: HueyDriver, shop: Callable[..., Child]) -> None:
+        worker = shop("-m", "django", "run_huey", "-k", "process")
         look = driver.task(driver.connect("shop"), "shop.tasks", "look")
         result = look("one")
         wait_until_it_hears(worker, "one")
         assert abort(result.id, wait=TIMEOUT).stopped
         driver.assert_aborted(result)
+        driver.end(worker)
+
+    @pytest.mark.parametrize("has_begun", [True, False])
+    def test_a_task_of_django_ends_as_failed(
+        self, driver: HueyDriver, shop: Callable[..., Child], has_begun: bool
+    ) -> None:
+        """Huey executes each by a task of its own, which is no run."""
+        sender = shop("-c", SEND)
+        run_id = sender.wait_for("sent").split()[1]
+        if not has_begun:
+            abort(run_id)
+        worker = shop("manage.py", "run_huey")
+        if has_begun:
+            wait_until_it_hears(worker, "one")
+            (hold,) = abort(run_id, wait=TIMEOUT).holds
+            assert hold.label == "shop.jobs.look"
+        assert sender.wait_for("ended") == (
+            "ended FAILED run_abort.exceptions.TaskAborted: "
+            f"run {run_id!r} was aborted by ann: because"
+        )
+        assert (f"never begins: one run {run_id!r}" in str(worker)) is not has_begun
         driver.end(worker)
 
 
