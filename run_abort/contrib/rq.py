@@ -64,6 +64,7 @@ class AbortableJob(Job):
     abort_grace: ClassVar[float] = GRACE
     abort_insist: ClassVar[Escalation | Iterable[Escalation]] = ()
     _ended_as: JobStatus | None = None
+    _knows_end: bool = False  # whether _ended_as is set if the job was aborted
     _aborted_since: float | None = None  # in the worker; on the monotonic clock
 
     def get_run_id(self) -> RunID:
@@ -86,6 +87,7 @@ class AbortableJob(Job):
 
         :raises TaskAborted: if the job was aborted, before or during its execution.
         """
+        self._knows_end = True
         function = self.func  # import it first: its module may set up Django
         block = abortable_run(
             self.get_run_id(),
@@ -130,8 +132,7 @@ class AbortableJob(Job):
 
         :param pid: of the job's process.
         """
-        ids = clean_ids(self.get_run_id(), self.get_run_groups())
-        request = next(iter(current().requests.standing_for(ids) or ()), None)
+        request = self._standing()
         if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
             return False
         now = monotonic()
@@ -141,23 +142,40 @@ class AbortableJob(Job):
         self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
         return True
 
+    def _standing(self) -> Request | None:
+        ids = clean_ids(self.get_run_id(), self.get_run_groups())
+        return next(iter(current().requests.standing_for(ids) or ()), None)
+
+    def _find_end(self) -> JobStatus | None:
+        """The status of an aborted job that has ended; None for another job.
+
+        If the process of a job is killed, RQ ends the job elsewhere. The request tells of it.
+        """
+        if not self._knows_end:
+            self._knows_end = True
+            request = self._standing()
+            if request is not None and not self.connection.hexists(self.key, FINISHING):
+                self._ended_as = JobStatus.STOPPED
+                self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
+        return self._ended_as
+
     # RQ's worker uses the methods below. It treats every job that raises as failed.
 
     def set_status(self, status: JobStatus, pipeline: Any = None) -> None:
         """Like RQ's; but an aborted job has not failed."""
-        if status == JobStatus.FAILED and self._ended_as is not None:
-            status = self._ended_as
+        if status == JobStatus.FAILED:
+            status = self._find_end() or status
         super().set_status(status, pipeline=pipeline)
 
     @property
     def should_retry(self) -> bool:
         """Like RQ's; but an aborted job is not retried."""
-        return self._ended_as is None and super().should_retry
+        return self._find_end() is None and super().should_retry
 
     @property
     def failure_callback(self) -> Any:
         """Like RQ's; for an aborted job that had begun, its ``on_stopped`` callback."""
-        if self._ended_as is None:
+        if self._find_end() is None:
             return super().failure_callback
         stopped = self.stopped_callback
         if stopped is None or self._ended_as is not JobStatus.STOPPED:

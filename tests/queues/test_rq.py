@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from django.conf import settings
-from rq import Callback, Queue, get_current_job
+from rq import Callback, Queue, Retry, get_current_job
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
 from rq.worker import BaseWorker
@@ -326,6 +327,28 @@ class TestLastRung:
 
 
 class TestUnwell:
+    @pytest.mark.parametrize("retry", [None, Retry(3)])
+    def test_when_the_process_of_an_aborted_job_is_killed(
+        self, driver: RqDriver, worker: Child, retry: Retry | None
+    ) -> None:
+        job = driver.send("clean_up", "one", retry=retry)
+        after = driver.send("done", "two", depends_on=Dependency(job, allow_failure=True))
+        pid = worker.wait_for("began one").split()[2]
+        abort(job.id)
+        os.kill(int(pid), signal.SIGKILL)
+        driver.assert_aborted(job)
+        assert driver.result(driver.send("done", "three")) == "three"
+        assert after.get_status() == "deferred"
+        wait_until(lambda: began(worker) == ["one", "three"])
+
+    def test_when_the_process_of_another_job_is_killed(
+        self, driver: RqDriver, worker: Child
+    ) -> None:
+        job = driver.send("clean_up", "one")
+        pid = worker.wait_for("began one").split()[2]
+        os.kill(int(pid), signal.SIGKILL)
+        driver.assert_failed(job)
+
     def test_when_the_server_of_rq_restarts(
         self, driver: RqDriver, own_redis: RedisServer, worker: Child
     ) -> None:
