@@ -161,9 +161,10 @@ class AbortableTask(DjangoTask):
             return self.run(*args, **kwargs)
         if getattr(request, "abort_signal", None) is not None:  # the task calls itself
             return super().__call__(*args, **kwargs)
+        around = current.current_signal() if request.is_eager else None
         block = abortable_run(
             self.get_run_id(request),
-            groups=self.get_run_groups(request),
+            groups=[*self.get_run_groups(request), *([around.run_id] if around else [])],
             label=self.name,
             grace=self.abort_grace,
             insist=self.abort_insist,

@@ -528,6 +528,20 @@ class TestInProcess:
         assert isinstance(result.result, TaskAborted)
         assert result.result.reason == "because"
 
+    def test_eagerly_in_another_run_it_is_aborted_with_that(self, driver: CeleryDriver) -> None:
+        """Such as a task that another one executes by ``apply()``."""
+
+        @driver.client.task(shared=False, base=AbortableTask)
+        def work() -> None:
+            abort_run("one")
+            own_signal().raise_if_aborted()
+
+        with abortable_run("one", catch=True) as signal:
+            result = work.apply()
+            assert isinstance(result.result, TaskAborted)
+            assert result.result.run_id == result.id
+        assert signal.aborted
+
     def test_a_project_may_name_the_run(self, driver: CeleryDriver) -> None:
         class Named(AbortableTask):
             abstract = True
