@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from django.conf import settings
 from rq import Callback, Queue, Retry, get_current_job
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
+from rq.registry import StartedJobRegistry
 from rq.worker import BaseWorker
 
 from example.redis_server import RedisServer
@@ -340,6 +342,18 @@ class TestUnwell:
         assert driver.result(driver.send("done", "three")) == "three"
         assert after.get_status() == "deferred"
         wait_until(lambda: began(worker) == ["one", "three"])
+
+    def test_when_the_worker_of_an_aborted_job_is_killed_with_it(self, driver: RqDriver) -> None:
+        worker = driver.start()
+        job = driver.send("clean_up", "one", on_failure=Callback(driver.label + "on_failure"))
+        worker.wait_for("began one")
+        abort(job.id)
+        for pid in worker.session():
+            os.kill(pid, signal.SIGKILL)
+        worker.wait()
+        registry = StartedJobRegistry(queue=driver.queue, job_class=AbortableJob)
+        registry.cleanup(timestamp=time.time() + 3600)  # as another worker does later
+        driver.assert_aborted(job)
 
     def test_when_the_process_of_another_job_is_killed(
         self, driver: RqDriver, worker: Child
