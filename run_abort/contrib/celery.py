@@ -38,7 +38,7 @@ with needs("Celery", "celery"):
     from celery.exceptions import Ignore
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
-    from celery.signals import worker_process_shutdown
+    from celery.signals import worker_process_shutdown, worker_shutdown
 
 __all__ = ["ABORTED", "AbortableResult", "AbortableTask", "TaskAborted"]
 
@@ -278,8 +278,9 @@ def _groups(chain: Any, chord: Any) -> Iterator[str]:
 
 
 def _settle(**kwargs: Any) -> None:
-    """A process of the prefork pool ends without Python's exit."""
+    """A process of the prefork pool, and a worker after SIGHUP, end without Python's exit."""
     runtime.current().settle()
 
 
-worker_process_shutdown.connect(_settle, weak=False, dispatch_uid="run_abort")
+for ending in (worker_process_shutdown, worker_shutdown):
+    ending.connect(_settle, weak=False, dispatch_uid="run_abort")

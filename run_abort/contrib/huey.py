@@ -25,6 +25,7 @@ from typing import Any, Final
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE
 from run_abort._core.ids import RunID
+from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
@@ -70,6 +71,14 @@ class AbortableHuey(Huey):
 
         Called in the consumer, in the thread of the task. Exceptions are logged.
         """
+
+    def notify_interrupted_tasks(self) -> None:
+        """Like Huey's, which the consumer calls last.
+
+        After SIGHUP another program then takes its place, without Python's exit.
+        """
+        super().notify_interrupted_tasks()
+        current().settle()
 
     def get_task_wrapper_class(self) -> type[TaskWrapper]:
         """Called by Huey."""

@@ -26,7 +26,7 @@ app.conf.update(
 )
 
 
-run_aborted.connect(work.tell)
+run_aborted.connect(work.tell_slowly)
 
 
 class TestsTask(AbortableTask):

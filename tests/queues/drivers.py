@@ -141,7 +141,7 @@ class CeleryDriver(Driver):
     def start(self, kind: str = "", *, concurrency: int = 2) -> Child:
         kind = kind or self.kind
         child = self.place.start(
-            *("-W", "ignore", "-m", "celery", "-A", "tests.queues.celery_app"),
+            *("-W", "ignore", program("celery"), "-A", "tests.queues.celery_app"),
             *("worker", "-P", kind, "-c", str(concurrency), "-l", "info", "--without-gossip"),
             environment={"BROKER": self.place.broker.url, "RESULTS": self.backend},
         )

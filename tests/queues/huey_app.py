@@ -16,7 +16,7 @@ from tests.queues.work import say
 django.setup()
 
 
-run_aborted.connect(work.tell)
+run_aborted.connect(work.tell_slowly)
 
 
 class Tasks(AbortableHuey, RedisHuey):  # type: ignore[misc]

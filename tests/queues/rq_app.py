@@ -64,9 +64,4 @@ def on_failure(job: Any, connection: Any, *exc_info: Any) -> None:
     say("on_failure")
 
 
-def tell_slowly(**facts: Any) -> None:
-    time.sleep(0.3)
-    work.tell(**facts)
-
-
-run_aborted.connect(tell_slowly)
+run_aborted.connect(work.tell_slowly)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from run_abort.contrib import celery as module
 from run_abort.contrib.celery import AbortableTask, TaskAborted
 from tests.processes.conftest import holds_of, package
 from tests.queues.drivers import DJANGO_DB, CeleryDriver, Place, elsewhere
-from tests.queues.work import abort, began, own_signal
+from tests.queues.work import abort, began, own_signal, wait_until_it_hears
 from tests.support import TIMEOUT, Child, wait_until
 
 
@@ -68,6 +69,22 @@ class TestUnwell:
             assert driver.tasks["look"].AsyncResult(result.id).state == "PENDING"
             driver.end(worker)
             assert not [line for line in worker.output if line.startswith("signal task_failure")]
+
+    @pytest.mark.parametrize("kind", ["threads", "solo"])
+    def test_one_that_restarts_tells_of_the_abort_first(
+        self, driver: CeleryDriver, kind: str
+    ) -> None:
+        """It replaces itself with another program, so Python's exit does not come."""
+        worker = driver.start(kind)
+        result = driver.send("look", "one")
+        wait_until_it_hears(worker, "one")
+        worker.send(signal.SIGHUP)
+        worker.wait_for("Restarting celery worker")
+        abort(result.id)
+        driver.assert_aborted(result)
+        worker.wait_for("ready.")
+        assert f"told of {result.id} channel" in worker.output
+        driver.end(worker)
 
 
 class TestCanvas:

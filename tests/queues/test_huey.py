@@ -58,6 +58,19 @@ class TestUnwell:
         assert worker.wait() == 0, str(worker)
         assert worker.session() == []
 
+    def test_one_that_restarts_tells_of_the_abort_first(self, driver: HueyDriver) -> None:
+        """It replaces itself with another program, so Python's exit does not come."""
+        worker = driver.start("thread")
+        result = driver.tasks["look"]("one")
+        wait_until_it_hears(worker, "one")
+        worker.send(signal.SIGHUP)
+        worker.wait_for(driver.draining)
+        abort(result.id)
+        worker.wait_for("Huey consumer started")
+        assert f"told of {result.id} channel" in worker.output
+        assert driver.result(driver.send("done", "two")) == "two"
+        driver.end(worker)
+
 
 # Sends a task of Django and says its ID, and what became of it.
 SEND = """if True:

@@ -28,6 +28,11 @@ def tell(run_id: str, way: str, **facts: Any) -> None:
     say("told of", run_id, way)
 
 
+def tell_slowly(**facts: Any) -> None:
+    time.sleep(0.3)
+    tell(**facts)
+
+
 INSISTING = {"abort_grace": 0.2, "abort_insist": "interrupt"}
 BLOCKING = {"abort_grace": 0, "abort_insist": "interrupt"}
 
