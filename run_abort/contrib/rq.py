@@ -153,11 +153,14 @@ class AbortableJob(Job):
         """
         if not self._knows_end:
             self._knows_end = True
-            request = self._standing()
-            if request is not None and not self.connection.hexists(self.key, FINISHING):
-                self._ended_as = JobStatus.STOPPED
-                self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
+            call_logged(self._read_end)  # RQ's worker, which may not know Django, would end
         return self._ended_as
+
+    def _read_end(self) -> None:
+        request = self._standing()
+        if request is not None and not self.connection.hexists(self.key, FINISHING):
+            self._ended_as = JobStatus.STOPPED
+            self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
 
     # RQ's worker uses the methods below. It treats every job that raises as failed.
 

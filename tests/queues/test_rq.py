@@ -14,6 +14,7 @@ from uuid import UUID
 
 import pytest
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from rq import Callback, Queue, Retry, get_current_job
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
@@ -481,6 +482,20 @@ class TestInProcess:
 
         inline = Queue(connection=driver.queue.connection, is_async=False, job_class=Named)
         assert inline.enqueue(own_run_id, 7).return_value() == "import-7"
+
+    def test_a_worker_that_cannot_find_the_abort_goes_on(
+        self, driver: RqDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as one that does not know Django: the module of the job sets that up."""
+
+        def ask(*args: object) -> None:
+            raise ImproperlyConfigured
+
+        monkeypatch.setattr(current().requests, "standing_for", ask)
+        job = AbortableJob.create("module.job", connection=driver.queue.connection)
+        assert job.should_retry is False
+        job.set_status(JobStatus.FAILED)
+        assert job.get_status() == "failed"
 
 
 def abort_own_run() -> None:
