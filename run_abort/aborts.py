@@ -57,7 +57,8 @@ class AbortOutcome:
     :ivar run_id: the requested ID.
     :ivar request_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
     :ivar local: number of blocks aborted in this process.
-    :ivar recorded: whether the request is in the database, which aborts blocks entered later.
+    :ivar recorded: whether the request is in the database, which aborts blocks entered later. False
+        if that has not said so within ``DATABASE_TIMEOUT``; it may be there all the same.
     :ivar published: whether the server accepted the push.
     :ivar holds: with ``wait``: the blocks that the request aborted or has to abort, in all
         processes, as their rows said at the end of the wait.
