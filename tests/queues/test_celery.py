@@ -571,3 +571,20 @@ class TestInProcess:
             return own_signal().run_id
 
         assert work.apply((7,)).get() == "import-7"
+
+    def test_a_single_group_that_is_not_in_a_list_is_an_error(self, driver: CeleryDriver) -> None:
+        """Else each of its characters would be a group."""
+
+        class Grouped(AbortableTask):
+            abstract = True
+
+            def get_run_groups(self, request: Any) -> str:
+                return "tenant"
+
+        @driver.client.task(shared=False, base=Grouped)
+        def work() -> None:
+            """Never begins."""
+
+        assert isinstance(work.apply().result, TypeError)
+        with abortable_run("one"):
+            assert isinstance(work.apply().result, TypeError)
