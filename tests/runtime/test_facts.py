@@ -69,7 +69,7 @@ class TestFacts:
         assert published.listeners == 1
         assert (by_name["aborted"].way, by_name["aborted"].controllers) == ("local", 1)
         seconds = by_name["stopped"].at - by_name["aborted"].at
-        assert by_name["stopped"].seconds == pytest.approx(seconds.total_seconds(), abs=1e-4)
+        assert by_name["stopped"].seconds == pytest.approx(seconds.total_seconds(), abs=2e-6)
         # What a fact does not tell of is None.
         assert (requested.way, published.actor, by_name["aborted"].seconds) == (None, None, None)
 
@@ -126,7 +126,7 @@ class TestWithTheDatabase:
             assert aborted.at <= stopped.at
             # Of this block, and not since the first one.
             seconds = (stopped.at - aborted.at).total_seconds()
-            assert stopped.seconds == pytest.approx(seconds, abs=1e-4)
+            assert stopped.seconds == pytest.approx(seconds, abs=2e-6)
 
 
 class TestTheLog:
