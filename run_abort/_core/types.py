@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Request(NamedTuple):
     :ivar actor: the requester, as text; may be empty.
     :ivar origin: the ID of the process that made the request; empty if unknown.
     :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
-    :ivar requested_at: aware, by the clock of the requesting host; None if unknown.
+    :ivar made_at: when, by the clock of the requesting host: aware, or in milliseconds since the
+        epoch; None if unknown.
     :ivar cause: of what kind it is: ``"disconnect"``, ``"force"``, or empty for a usual one.
     """
 
@@ -52,8 +53,14 @@ class Request(NamedTuple):
     actor: str = ""
     origin: str = ""
     user_pk: Any = None
-    requested_at: datetime | None = None
+    made_at: datetime | int | None = None
     cause: str = ""
+
+    @property
+    def requested_at(self) -> datetime | None:
+        """When, aware. Not made for each push, because that would delay its abort."""
+        at = self.made_at
+        return datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int) else at
 
     @property
     def stands(self) -> bool:

@@ -274,9 +274,7 @@ def _in_order(rows: QuerySet[AbortRequest], limit: int) -> list[Request]:
 def _request(row: Sequence[Any]) -> Request:
     """A request from ``_FIELDS`` of its row."""
     at, run_id, request_id, reason, actor, origin, cause = row
-    return Request(
-        run_id, str(request_id), reason, actor, origin, requested_at=aware(at), cause=cause
-    )
+    return Request(run_id, str(request_id), reason, actor, origin, made_at=aware(at), cause=cause)
 
 
 def _standing(alias: str, **more: Any) -> QuerySet[AbortRequest]:

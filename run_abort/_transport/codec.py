@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, NoReturn
 
 from run_abort._core.ids import as_uuid, clean_id
@@ -58,7 +57,7 @@ def encode(request: Request, signature: Signature | None) -> bytes:
     """
     fields: dict[str, object] = {"runId": request.run_id, "origin": request.origin}
     if signature is not None:
-        fields |= {"at": signature.at, "sig": signature.value.hex(), "key": signature.key}
+        fields |= {"at": signature.at, "sig": signature.value, "key": signature.key}
         for key in ("id", "reason", "actor", "cause"):
             if text := getattr(request, key):
                 fields[key] = text
@@ -87,37 +86,29 @@ def decode(data: bytes) -> Message | None:
     origin = fields.get("origin")
     if type(origin) is not str:
         origin = ""
-    if "sig" in fields:
-        signature = _signature(fields)
-        return Message(_request(fields, run_id, origin, signature.at), signature)
-    # Without the named tuples' own __new__: most messages come this way, and it takes half.
-    bare: Message = _tuple(
-        Message, (_tuple(Request, (run_id, "", "", "", origin, None, None, "")), None)
-    )
-    return bare
-
-
-def _request(fields: dict[str, Any], run_id: str, origin: str, at: int) -> Request:
-    return Request(
+    if "sig" not in fields:
+        # Without the named tuples' own __new__: most messages come this way, and it takes half.
+        bare: Message = _tuple(
+            Message, (_tuple(Request, (run_id, "", "", "", origin, None, None, "")), None)
+        )
+        return bare
+    at, value, key = fields.get("at"), fields["sig"], fields.get("key")
+    if type(at) is not int or not 0 <= at < MAX_AT:
+        at = 0
+    if type(value) is not str or not value.isascii():
+        value = ""
+    if type(key) is not str:
+        key = ""
+    request = Request(
         run_id,
-        id=_id(fields.get("id")),
-        reason=_text(fields.get("reason"), MAX_REASON_LENGTH),
-        actor=_text(fields.get("actor"), MAX_ACTOR_LENGTH),
-        origin=origin,
-        requested_at=datetime.fromtimestamp(at / 1000, UTC) if at else None,
+        _id(fields.get("id")),
+        _text(fields.get("reason"), MAX_REASON_LENGTH),
+        _text(fields.get("actor"), MAX_ACTOR_LENGTH),
+        origin,
+        made_at=at or None,
         cause=_text(fields.get("cause"), MAX_CAUSE_LENGTH),
     )
-
-
-def _signature(fields: dict[str, Any]) -> Signature:
-    at, key = fields.get("at"), fields.get("key")
-    try:
-        value = bytes.fromhex(fields["sig"])
-    except (TypeError, ValueError):
-        value = b""
-    return Signature(
-        at if type(at) is int and 0 <= at < MAX_AT else 0, value, key if type(key) is str else ""
-    )
+    return Message(request, Signature(at, value.lower(), key))
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

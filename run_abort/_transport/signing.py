@@ -28,26 +28,26 @@ class Key:
         block = (sha256(secret).digest() if len(secret) > BLOCK else secret).ljust(BLOCK, b"\0")
         self._inner = sha256(block.translate(_INNER))
         self._outer = sha256(block.translate(_OUTER))
-        self.fingerprint = self.hmac(b"fingerprint")[:4].hex()
+        self.fingerprint = self.hmac(b"fingerprint")[:8]
 
-    def hmac(self, data: bytes) -> bytes:
-        """HMAC-SHA256 of the data."""
+    def hmac(self, data: bytes) -> str:
+        """HMAC-SHA256 of the data, in lower-case hex digits."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(data)
         outer.update(inner.digest())
-        return outer.digest()
+        return outer.hexdigest()
 
 
 class Signature(NamedTuple):
     """What a signed message says of its signature.
 
     :ivar at: when it was signed, in milliseconds since the epoch, by the clock of the signer.
-    :ivar value: the HMAC; empty if it was not sent.
+    :ivar value: the HMAC in lower-case hex digits; empty if it was not sent.
     :ivar key: the fingerprint of its key; empty if the signer did not send it.
     """
 
     at: int
-    value: bytes
+    value: str
     key: str = ""
 
 

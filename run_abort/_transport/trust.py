@@ -40,7 +40,7 @@ class Trust:
         self.refused = 0
         self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
         self._settings = object()  # another one whenever settings change
-        self._heard: OrderedDict[bytes, None] = OrderedDict()  # the last valid signatures
+        self._heard: OrderedDict[str, None] = OrderedDict()  # the last valid signatures
         self._throttle = Throttle()
 
     def forget_keys(self) -> None:

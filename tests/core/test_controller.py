@@ -216,7 +216,7 @@ class TestRaising:
     @pytest.mark.parametrize("way", ["channel", "start"])
     def test_run_aborted_knows_the_request(self, way: Way) -> None:
         at = datetime(2026, 5, 17, 9, 30, tzinfo=UTC)
-        request = Request("group", "a1", "because", "ann", requested_at=at)
+        request = Request("group", "a1", "because", "ann", made_at=at)
         controller = AbortController("run-1")
         controller.flip(Aborted(request, way, time.monotonic(), (controller,)))
         error = pickle.loads(pickle.dumps(controller.signal.exception()))

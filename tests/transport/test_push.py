@@ -240,7 +240,7 @@ class TestPublish:
             assert push.publish([request]) == [1]
             message = decode(hear())
         assert message is not None
-        assert message.request._replace(requested_at=None) == request
+        assert message.request._replace(made_at=None) == request
 
     def test_fills_in_the_origin_where_there_is_none(
         self, configure: Configure, node: Node, foreign: Foreign
