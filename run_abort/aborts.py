@@ -18,7 +18,7 @@ from django.db import transaction
 from . import conf
 from ._concurrency.clock import monotonic
 from ._concurrency.workers import shielded, submit
-from ._core.ids import RunID, clean_id
+from ._core.ids import RunID, clean_id, new_request_id
 from ._core.interrupts import Shield
 from ._core.types import DISCONNECT, Hold, Request
 from ._runtime.outcome import Lookout, can_look
@@ -324,9 +324,9 @@ class Batch(NamedTuple):
         if seconds is not None and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         origin = current().origin()
-        at = datetime.now(UTC)
+        at = time.time()
         some = [
-            Request(run_id, str(uuid.uuid4()), text, name, origin, user_pk, at, cause)
+            Request(run_id, new_request_id(), text, name, origin, user_pk, at, cause)
             for run_id in ids
         ]
         return cls(some, seconds, monotonic())

@@ -42,8 +42,8 @@ class Request(NamedTuple):
     :ivar actor: the requester, as text; may be empty.
     :ivar origin: the ID of the process that made the request; empty if unknown.
     :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
-    :ivar made_at: when, by the clock of the requesting host: aware, or in milliseconds since the
-        epoch; None if unknown.
+    :ivar made_at: when, by the clock of the requesting host: aware, or in seconds since the epoch;
+        None if unknown.
     :ivar cause: of what kind it is: ``"disconnect"``, ``"force"``, or empty for a usual one.
     """
 
@@ -53,14 +53,14 @@ class Request(NamedTuple):
     actor: str = ""
     origin: str = ""
     user_pk: Any = None
-    made_at: datetime | int | None = None
+    made_at: datetime | float | None = None
     cause: str = ""
 
     @property
     def requested_at(self) -> datetime | None:
-        """When, aware. Not made for each push, because that would delay its abort."""
+        """When, aware. Made when it is asked for: it takes long in a thread that has slept."""
         at = self.made_at
-        return datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int) else at
+        return datetime.fromtimestamp(at, UTC) if isinstance(at, float) else at
 
     @property
     def stands(self) -> bool:

@@ -105,7 +105,7 @@ def decode(data: bytes) -> Message | None:
         _text(fields.get("reason"), MAX_REASON_LENGTH),
         _text(fields.get("actor"), MAX_ACTOR_LENGTH),
         origin,
-        made_at=at or None,
+        made_at=at / 1000 if at else None,
         cause=_text(fields.get("cause"), MAX_CAUSE_LENGTH),
     )
     return Message(request, Signature(at, value.lower(), key))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from run_abort._core.controller import AbortController
-from run_abort._core.ids import clean_id, clean_ids, new_origin
+from run_abort._core.ids import clean_id, clean_ids, new_origin, new_request_id
 from run_abort._core.registry import Registry
 from run_abort._core.types import Aborted, Event, Request
 
@@ -30,6 +30,14 @@ class Lazy:
 
     def __str__(self) -> str:
         return "import"
+
+
+def test_a_request_id_is_a_random_uuid() -> None:
+    some = {new_request_id() for _ in range(200)}
+    made = [uuid.UUID(each) for each in some]
+    assert len(some) == 200
+    assert {str(each) for each in made} == some
+    assert {(each.version, each.variant) for each in made} == {(4, uuid.RFC_4122)}
 
 
 class TestIds:

@@ -55,7 +55,7 @@ def sent(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Sent:
     sent: Sent = []
 
     def publish(some: Sequence[Request], *, quiet: bool = False) -> list[int]:
-        sent.extend(request._replace(requested_at=None) for request in some)
+        sent.extend(request._replace(made_at=None) for request in some)
         return [3] * len(some)
 
     monkeypatch.setattr(runtime.push, "publish", publish)

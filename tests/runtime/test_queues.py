@@ -58,7 +58,7 @@ def test_it_gets_the_whole_request_on_a_thread_of_its_own(queue: Queue) -> None:
     assert queue.run_ids == ["a"]
     (request,) = queue.notified
     expected = Request("a", str(outcome.request_id), "because", "ann", current().origin())
-    assert request._replace(requested_at=None) == expected
+    assert request._replace(made_at=None) == expected
     assert queue.threads == {"run_abort-one"}
 
 
