@@ -114,7 +114,7 @@ class TestRows:
             rows.unpublished(ORIGIN, within=60, limit=9),
         ):
             assert found is not None
-            assert [each._replace(requested_at=None) for each in found] == [first, second]
+            assert [each._replace(made_at=None) for each in found] == [first, second]
             times = [each.requested_at for each in found]
             assert all(at and before <= at <= datetime.now(UTC) for at in times)
         assert rows.since(lambda alias: before, but_by=ORIGIN, limit=9) == []
