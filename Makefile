@@ -92,9 +92,15 @@ messages: $(VENV)/.installed-test
 		--add-location file && ../$(RUN) -m django compilemessages
 
 # A dependency group of pyproject.toml: $(VENV)/.installed-test, $(VENV)/.installed-lint, ...
-$(VENV)/.installed-%: $(VENV)/.made pyproject.toml
-	@echo "Installing this project and its dependency group $* into $(VENV) ..."
-	@$(PIP) --group $* -e .
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo "Installing the dependency group $* into $(VENV) ..."
+	@$(PIP) --group $*
+	@touch $@
+
+# Once, not with each group: pip builds it each time.
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	@echo "Installing this project into $(VENV) ..."
+	@$(PIP) -e .
 	@touch $@
 
 # It has to be compiled. Where that cannot be, its tests are skipped and say so; they fail with CI=1.
