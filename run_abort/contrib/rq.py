@@ -15,7 +15,6 @@ there.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
@@ -46,7 +45,8 @@ logger = logging.getLogger("run_abort")
 
 META: Final = "run_abort"  # the key in job.meta
 TOLD: Final = "run_abort_told"  # field of a job: the request of which cancel_aborted told its hook
-FINISHING: Final = "run_abort_finishing"  # field of a job: the process that called signal.finish()
+# Field of a job: the start of the attempt that called signal.finish(), as RQ writes it.
+FINISHING: Final = "run_abort_finishing"
 
 # States of a job that has begun, or never begins.
 BEGUN: Final = ("started", "finished", "failed", "stopped", "canceled")
@@ -125,15 +125,19 @@ class AbortableJob(Job):
 
     def _note_finishing(self, signal: AbortSignal) -> None:
         if signal.run_id == clean_id(self.get_run_id()):
-            self.connection.hset(self.key, FINISHING, os.getpid())
+            # Not self.started_at, which RQ sets again without writing it.
+            started_at = self.connection.hget(self.key, "started_at")
+            self.connection.hset(self.key, FINISHING, started_at or b"")
 
-    def _is_overdue(self, seconds: float, pid: int) -> bool:
-        """In the worker: whether the job goes on ``seconds`` seconds after its abort was seen.
+    def _is_finishing(self) -> bool:
+        """Whether this attempt, and not an earlier one, has called ``signal.finish()``."""
+        noted, started_at = self.connection.hmget(self.key, FINISHING, "started_at")
+        return bool(noted) and noted == started_at
 
-        :param pid: of the job's process.
-        """
+    def _is_overdue(self, seconds: float) -> bool:
+        """In the worker: whether the job goes on ``seconds`` seconds after its abort was seen."""
         request = self._standing()
-        if request is None or self.connection.hget(self.key, FINISHING) == str(pid).encode():
+        if request is None or self._is_finishing():
             return False
         now = monotonic()
         self._aborted_since = self._aborted_since or now
@@ -158,7 +162,7 @@ class AbortableJob(Job):
 
     def _read_end(self) -> None:
         request = self._standing()
-        if request is not None and not self.connection.hexists(self.key, FINISHING):
+        if request is not None and not self._is_finishing():
             self._ended_as = JobStatus.STOPPED
             self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
 
@@ -220,7 +224,7 @@ class AbortableWorker(Worker):
     def maintain_heartbeats(self, job: Job, execution: Any) -> None:
         """Like RQ's, which calls it in the main thread of the worker while a job runs."""
         super().maintain_heartbeats(job, execution)
-        if isinstance(job, AbortableJob) and job._is_overdue(self.abort_kill_after, self.horse_pid):
+        if isinstance(job, AbortableJob) and job._is_overdue(self.abort_kill_after):
             logger.warning("Killing the process of the aborted job %r: it goes on", job.id)
             self.request_stop_execution(execution.id)
 

@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import django
+from rq import get_current_job
 
 from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, abort_options
@@ -54,6 +55,16 @@ def finish(name: str) -> str:
     begin(name)
     time.sleep(4)
     return "finished"
+
+
+def clean_up_after_a_failure(name: str) -> None:
+    """Fail behind the point of no return; at the second attempt, wait for the abort."""
+    job = get_current_job()
+    assert job is not None
+    if job.retries_left == 1:
+        work.own_signal().finish()
+        raise ValueError(name)
+    clean_up(name)
 
 
 def on_stopped(job: Any, connection: Any) -> None:

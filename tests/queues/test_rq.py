@@ -344,6 +344,15 @@ class TestUnwell:
         assert after.get_status() == "deferred"
         wait_until(lambda: began(worker) == ["one", "three"])
 
+    def test_when_an_earlier_attempt_had_passed_the_point_of_no_return(
+        self, driver: RqDriver, worker: Child
+    ) -> None:
+        job = driver.send("clean_up_after_a_failure", "one", retry=Retry(1))
+        pid = worker.wait_for("began one").split()[2]
+        abort(job.id)
+        os.kill(int(pid), signal.SIGKILL)
+        driver.assert_aborted(job)
+
     def test_when_the_worker_of_an_aborted_job_is_killed_with_it(self, driver: RqDriver) -> None:
         worker = driver.start()
         job = driver.send("clean_up", "one", on_failure=Callback(driver.label + "on_failure"))
@@ -452,11 +461,15 @@ class TestOverdue:
             def get_run_id(self) -> RunID:
                 return run_id
 
-        inline = Queue(connection=driver.queue.connection, is_async=False, job_class=Named)
-        job = inline.enqueue(function)
-        assert not job._is_overdue(0, os.getpid())
+        job = Named.create(function, connection=driver.queue.connection)
+        job.save()
+        with job.connection.pipeline() as pipeline:  # as a worker does
+            job.prepare_for_execution("worker", pipeline)
+            pipeline.execute()
+        job.perform()
+        assert not job._is_overdue(0)
         abort_run(run_id)
-        assert job._is_overdue(0, os.getpid()) == (function is work.return_at_once)
+        assert job._is_overdue(0) == (function is work.return_at_once)
 
 
 class TestInProcess:
