@@ -20,7 +20,7 @@ from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Request, Way
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import wait_until
-from tests.guards import in_event_loop, no_thread
+from tests.guards import in_event_loop
 
 T = TypeVar("T")
 
@@ -108,19 +108,6 @@ class TestAbort:
 
 
 class TestClose:
-    def test_after_the_end_nothing_aborts(self) -> None:
-        controller = AbortController()
-        assert controller.close() is True
-        assert controller.abort("late") is False
-        assert not controller.signal.aborted
-        assert controller.close() is True
-
-    def test_after_an_abort_it_says_so(self) -> None:
-        controller = AbortController()
-        controller.abort("early")
-        assert controller.close() is False
-        assert controller.close() is False
-
     def test_a_lost_close_finds_the_flag_set_though_the_aborter_was_stopped_before(self) -> None:
         controller = AbortController("run-1")
         # What abort() does first; its thread may be stopped right after.
@@ -162,16 +149,6 @@ def finish(controller: AbortController) -> None:
 
 
 class TestFinish:
-    def test_after_it_nothing_aborts(self) -> None:
-        controller = AbortController()
-        assert not controller.finishing
-        controller.signal.finish()
-        controller.signal.finish()
-        assert controller.finishing
-        assert controller.abort("late") is False
-        assert not controller.signal.aborted
-        assert controller.close() is True
-
     def test_after_an_abort_it_raises(self) -> None:
         controller = AbortController("run-1")
         controller.abort("early")
@@ -304,16 +281,6 @@ class TestWaitAsync:
 
 
 class TestCallbacks:
-    def test_runs_once_on_a_thread_of_its_own(self) -> None:
-        controller = AbortController()
-        called: list[int] = []
-        controller.signal.add_callback(lambda: called.append(threading.get_ident()))
-        controller.abort()
-        controller.abort()
-        wait_until(lambda: called)
-        assert len(called) == 1
-        assert called != [threading.get_ident()]
-
     def test_runs_at_once_when_aborted_before(self, caplog: pytest.LogCaptureFixture) -> None:
         controller = AbortController()
         controller.abort()
@@ -348,11 +315,14 @@ class TestCallbacks:
         controller = AbortController()
         release = threading.Event()
         called = threading.Event()
-        controller.signal.add_callback(lambda: release.wait(20))
+        released: list[bool] = []
+        controller.signal.add_callback(lambda: released.append(release.wait(20)))
         controller.signal.add_callback(called.set)
         controller.abort()
         assert called.wait(20)
         release.set()
+        wait_until(lambda: released)
+        assert released == [True]  # rather than after its time
 
     def test_one_that_raises_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         def fails() -> None:
@@ -364,10 +334,6 @@ class TestCallbacks:
             controller.abort()
             wait_until(lambda: "of another run" in caplog.text)
         assert "fails failed" in caplog.text
-
-    def test_has_to_be_callable(self) -> None:
-        with pytest.raises(TypeError, match="callable"):
-            AbortController().signal.add_callback("not a function")  # type: ignore[arg-type]
 
     def test_must_not_be_a_coroutine_function_because_nothing_would_await_it(self) -> None:
         async def callback() -> None:
@@ -393,32 +359,8 @@ class TestCallbacks:
             wait_until(lambda called=called: called)
             assert called == [1]
 
-    def test_where_no_thread_can_be_had_it_runs_in_the_callers(self) -> None:
-        controller = AbortController()
-        called: list[int] = []
-        controller.signal.add_callback(lambda: called.append(1))
-        with no_thread():
-            controller.abort()
-        assert called == [1]
-
 
 class TestEvents:
-    def test_the_signal_knows_its_abort_when_the_flag_is_set(self) -> None:
-        controller = AbortController("run-1")
-        seen: list[bool] = []
-        controller.signal._when_aborted(lambda: seen.append(controller.signal.aborted))
-        aborted = Aborted(Request("group", "id", "because"), "channel", 1.5, (controller,))
-
-        assert controller.flip(aborted) is True
-        assert controller.signal.aborted
-        assert controller.signal.aborted_by is aborted
-        assert seen == []  # nothing is woken yet
-        controller.take_effect()
-        assert seen == [True]
-        later = Aborted(Request("run-1"), "local", 2.5, (controller,))
-        assert controller.flip(later) is False
-        assert controller.signal.aborted_by is aborted
-
     def test_an_abort_of_its_own_is_a_local_request(self) -> None:
         controller = AbortController("run-1")
         controller.abort("because", "ann")

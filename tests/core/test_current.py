@@ -59,15 +59,6 @@ def test_blocks_may_be_left_in_any_order(core: Core) -> None:
         assert first is not third
 
 
-def test_another_thread_is_outside(core: Core) -> None:
-    seen: list[object] = []
-    with core.block("run-1"):
-        thread = threading.Thread(target=lambda: seen.append(current_signal()))
-        thread.start()
-        thread.join()
-    assert seen == [None]
-
-
 @in_event_loop
 async def test_tasks_do_not_see_the_blocks_of_others(core: Core) -> None:
     async def work(run_id: str, barrier: asyncio.Barrier) -> None:

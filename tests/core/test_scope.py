@@ -35,13 +35,6 @@ class TestSync:
         assert core.abort("run-1") == 0
         assert not signal.aborted
 
-    def test_an_abort_is_raised_where_the_signal_is_looked_at(self, core: Core) -> None:
-        with pytest.raises(RunAborted) as raised, core.block("run-1") as signal:
-            abort_soon(core, "run-1", "because")
-            signal.sleep(20)
-        assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
-        assert raised.value.__cause__ is None
-
     def test_an_abort_that_nobody_looked_at_is_raised_at_the_end(self, core: Core) -> None:
         with pytest.raises(RunAborted, match="because"), core.block("run-1"):
             core.abort("run-1", "because")
@@ -51,11 +44,6 @@ class TestSync:
             core.block("")
         with pytest.raises(ValueError, match="must not"):
             core.block("x", groups=[""])
-
-    def test_groups_are_answered_to_under_the_runs_own_name(self, core: Core) -> None:
-        with pytest.raises(RunAborted) as raised, core.block("child", groups=("parent", "all")):
-            core.abort("all", "because")
-        assert raised.value.run_id == "child"
 
     def test_is_entered_once(self, core: Core) -> None:
         block = core.block("run-1")
@@ -209,20 +197,6 @@ class TestExceptions:
 
 
 class TestNesting:
-    def test_an_inner_abort_ends_the_inner_block(self, core: Core) -> None:
-        with pytest.raises(RunAborted) as raised, core.block("outer") as outer:
-            with core.block("inner"):
-                core.abort("inner")
-        assert raised.value.run_id == "inner"  # as it is
-        assert not outer.aborted
-
-    def test_an_outer_abort_waits_for_the_inner_block(self, core: Core) -> None:
-        with pytest.raises(RunAborted) as raised, core.block("outer"):
-            with core.block("inner") as inner:
-                core.abort("outer")
-            assert not inner.aborted
-        assert raised.value.run_id == "outer"
-
     def test_where_both_are_aborted_each_raises_its_own(self, core: Core) -> None:
         with pytest.raises(RunAborted) as raised, core.block("outer", groups=["all"]):
             with core.block("inner", groups=["all"]) as inner:
@@ -247,13 +221,6 @@ def cancelling() -> int:
 
 
 class TestAsync:
-    @in_event_loop
-    async def test_not_aborted_it_leaves_normally(self, core: Core) -> None:
-        async with core.block("run-1") as signal:
-            await asyncio.sleep(0)
-        assert not signal.aborted
-        assert cancelling() == 0
-
     @pytest.mark.parametrize("thread", [True, False])
     @in_event_loop
     async def test_an_abort_cancels_the_body_and_leaves_as_run_aborted(
@@ -346,29 +313,6 @@ class TestAsync:
                     await asyncio.sleep(30)
 
     @in_event_loop
-    async def test_an_exception_of_the_body_becomes_the_cause(self, core: Core) -> None:
-        with pytest.raises(RunAborted) as raised:
-            async with core.block("run-1"):
-                abort_soon(core, "run-1")
-                try:
-                    await asyncio.sleep(30)
-                except asyncio.CancelledError:
-                    raise ValueError("cleaned up badly") from None
-        assert isinstance(raised.value.__cause__, ValueError)
-        with pytest.raises(ValueError, match="before"):
-            async with core.block("run-1"):
-                raise ValueError("before")
-
-    @in_event_loop
-    async def test_a_swallowed_cancellation_does_not_hide_the_abort(self, core: Core) -> None:
-        with pytest.raises(RunAborted):
-            async with core.block("run-1"):
-                abort_soon(core, "run-1")
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(30)
-        assert cancelling() == 0
-
-    @in_event_loop
     async def test_catching_it_swallows_its_own_abort(self, core: Core) -> None:
         async with core.block("run-1", catch=True) as signal:
             abort_soon(core, "run-1")
@@ -399,35 +343,6 @@ class TestAsync:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-    @in_event_loop
-    async def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
-        with pytest.raises(RunAborted):
-            async with core.block("run-1"):
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(3):
-                        group.create_task(asyncio.sleep(30))
-                    abort_soon(core, "run-1")
-
-    @in_event_loop
-    async def test_in_the_tasks_of_a_task_group_it_comes_in_an_exception_group(
-        self, core: Core
-    ) -> None:
-        async def part(is_last: bool) -> None:
-            async with core.block("run-1"):
-                if is_last:
-                    abort_soon(core, "run-1")
-                await asyncio.sleep(30)
-
-        aborted: list[BaseException] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for is_last in (False, False, True):
-                    group.create_task(part(is_last))
-        except* RunAborted as raised:
-            aborted.extend(raised.exceptions)
-        # The group cancels the others as soon as one has raised it.
-        assert 1 <= len(aborted) <= 3
 
     @in_event_loop
     async def test_nested(self, core: Core) -> None:
@@ -488,13 +403,6 @@ class TestEntering:
 
     def requested_before(self, core: Core, controller: AbortController) -> None:
         core.registry.abort_controllers([controller], Request("run-1", "id", "because"), "start")
-
-    def test_it_registers_then_looks(self, core: Core) -> None:
-        steps: list[tuple[str, list[str]]] = []
-        core.look = lambda controller: steps.append(("looked", list(core.registry.holders())))
-        with core.block():
-            steps.append(("entered", list(core.registry.holders())))
-        assert steps == [("looked", ["run-1"]), ("entered", ["run-1"])]
 
     @pytest.mark.parametrize("insist", [(), "interrupt"])
     def test_what_was_requested_before_never_runs(self, core: Core, insist: Any) -> None:
