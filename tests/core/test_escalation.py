@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator
 
@@ -10,7 +9,6 @@ import pytest
 from run_abort._core import escalation, interrupts
 from run_abort._core.escalation import Cancellation, EscalationPlan, Escalator
 from tests.core.scopes import wait_until
-from tests.guards import in_event_loop
 
 
 @pytest.fixture
@@ -169,34 +167,6 @@ class TestPlan:
 
 
 class TestCancellation:
-    @in_event_loop
-    async def test_it_is_sent_from_any_thread_and_taken_back(self) -> None:
-        cancellation = Cancellation()
-        thread = threading.Thread(target=cancellation.send)
-        thread.start()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.sleep(30)
-        thread.join()
-        assert cancellation.withdraw() is True
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-        assert cancellation.send() is True  # too late: nothing is cancelled
-        await asyncio.sleep(0.01)
-
-    @in_event_loop
-    async def test_beside_one_from_elsewhere_it_is_not_the_only_one(self) -> None:
-        cancellation = Cancellation()
-        cancellation.send()
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.sleep(30)
-        assert task.cancelling() == 2
-        assert cancellation.withdraw() is False
-        assert task.uncancel() == 0
-
     def test_after_the_end_of_the_loop_it_is_not_sent(self) -> None:
         async def main() -> Cancellation:
             return Cancellation()

@@ -27,9 +27,9 @@ def abort_soon(core: Core, run_id: str, reason: str = "") -> threading.Timer:
 
 class TestSync:
     def test_not_aborted_it_leaves_normally_and_nothing_behind(self, core: Core) -> None:
-        with core.block("run-1", groups=["parent"], label="shard 1") as signal:
+        with core.block("run-1", groups=["parent"], label="shard 1", grace=7) as signal:
             assert isinstance(signal, AbortSignal)
-            assert signal.run_id == "run-1"
+            assert (signal.run_id, signal.grace) == ("run-1", 7.0)
             assert list(core.registry.holders()) == ["run-1", "parent"]
         assert list(core.registry.holders()) == []
         assert core.abort("run-1") == 0
@@ -527,17 +527,3 @@ class TestOneClass:
         with core.block("outer", insist="interrupt"), (inner := core.block(insist=insist)):
             assert type(inner) is Block
         assert repr(inner) == "Block('run-1')"
-
-    def test_its_controller_is_made_by_the_registry(self, core: Core) -> None:
-        made: list[tuple[str, float]] = []
-
-        class Watched(AbortController):
-            def __init__(self, run_id: str, grace: float) -> None:
-                super().__init__(run_id, grace)
-                made.append((run_id, grace))
-
-        core.registry.controller_class = Watched
-        with pytest.raises(RunAborted), core.block(grace=7):
-            assert [type(each) for each in core.registry.controllers()] == [Watched]
-            core.abort()
-        assert made == [("run-1", 7.0)]

@@ -139,19 +139,6 @@ class TestStop:
         assert waiting.wait(TIMEOUT)
         assert service.stop()
 
-    def test_one_that_is_busy_is_said_to_run_on(self) -> None:
-        waiting, released = threading.Event(), threading.Event()
-
-        def run(life: Life) -> None:
-            waiting.set()
-            released.wait(TIMEOUT)
-
-        service = Service(NAME, run)
-        service.start()
-        assert waiting.wait(TIMEOUT)
-        assert not service.stop(0.01)
-        released.set()
-
 
 def test_one_that_raises_goes_on_although_the_log_raises_too(
     break_log: Callable[[], None], monkeypatch: pytest.MonkeyPatch

@@ -209,23 +209,6 @@ class TestDelivery:
 class TestInterleavings:
     """Blocks that go on before the thread that aborts them has emitted its event."""
 
-    def test_nothing_is_told_of_a_block_that_leaves_until_its_abort_is(
-        self, process: Process
-    ) -> None:
-        signal, leave = process.hold()
-        request = new_request()
-        told_before: list[str] = []
-
-        def leave_first() -> None:
-            leave()
-            told_before.extend(process.told)
-
-        signal._when_aborted(leave_first)
-        process.registry.abort(request, "channel")
-        assert told_before == []
-        assert process.told == ["aborted", "stopped"]
-        assert process.counted(request) == 1
-
     def test_it_has_not_stopped_while_others_of_the_batch_work(self, process: Process) -> None:
         blocks = [process.hold() for _ in range(3)]
         (fast, leave_fast), (_, leave_second), (_, leave_third) = blocks

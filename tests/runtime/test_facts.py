@@ -277,14 +277,6 @@ class TestHooks:
             on_fact("hook")  # type: ignore[arg-type]
         assert runtime.facts._hooks == []
 
-    def test_it_must_not_be_a_coroutine_function(self, runtime: Runtime) -> None:
-        async def hook(fact: Fact) -> None:
-            pytest.fail("nothing awaits it")
-
-        with pytest.raises(TypeError, match="hook must not be a coroutine function"):
-            on_fact(hook)
-        assert runtime.facts._hooks == []
-
     def test_one_that_is_too_far_behind_misses_facts_and_that_is_logged(
         self,
         configure: Configure,

@@ -117,8 +117,14 @@ def test_the_metrics_are_those_of_prometheus(
     }
 
 
-def test_without_opentelemetry_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "run_abort.contrib.opentelemetry")
-    with pytest.raises(ImportError, match=r"pip install 'django-run-abort\[opentelemetry\]'"):
-        __import__("run_abort.contrib.opentelemetry")
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("opentelemetry", "opentelemetry"), ("prometheus_client", "prometheus")],
+)
+def test_without_its_package_a_module_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, package: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"run_abort.contrib.{module}", raising=False)
+    with pytest.raises(ImportError, match=rf"pip install 'django-run-abort\[{module}\]'"):
+        __import__(f"run_abort.contrib.{module}")

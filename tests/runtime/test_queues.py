@@ -62,11 +62,6 @@ def test_it_gets_the_whole_request_on_a_thread_of_its_own(queue: Queue) -> None:
     assert queue.threads == {"run_abort-one"}
 
 
-def test_many_requests_come_in_order(queue: Queue) -> None:
-    abort_runs(["a", "b", "c"])
-    assert queue.run_ids == ["a", "b", "c"]
-
-
 def test_a_queue_that_misses_requests_is_told_in_the_log(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
