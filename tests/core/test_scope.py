@@ -345,6 +345,35 @@ class TestAsync:
             await task
 
     @in_event_loop
+    async def test_in_a_task_group_the_siblings_of_the_body_stop(self, core: Core) -> None:
+        with pytest.raises(RunAborted):
+            async with core.block("run-1"):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(3):
+                        group.create_task(asyncio.sleep(30))
+                    abort_soon(core, "run-1")
+
+    @in_event_loop
+    async def test_in_the_tasks_of_a_task_group_it_comes_in_an_exception_group(
+        self, core: Core
+    ) -> None:
+        async def part(is_last: bool) -> None:
+            async with core.block("run-1"):
+                if is_last:
+                    abort_soon(core, "run-1")
+                await asyncio.sleep(30)
+
+        aborted: list[BaseException] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for is_last in (False, False, True):
+                    group.create_task(part(is_last))
+        except* RunAborted as raised:
+            aborted.extend(raised.exceptions)
+        # The group cancels the others as soon as one has raised it.
+        assert 1 <= len(aborted) <= 3
+
+    @in_event_loop
     async def test_nested(self, core: Core) -> None:
         async with core.block("outer") as outer:
             with pytest.raises(RunAborted) as raised:
