@@ -49,15 +49,19 @@ class Rows:
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Rows:
-    rows = Rows(tmp_path / "example.sqlite3")
-    with Child("-c", START_RUN, str(rows.path)) as child:
-        assert child.wait(timeout=PATIENCE) == 0, child
-    return rows
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "example.sqlite3"
 
 
 @pytest.fixture
-def manage(rows: Rows, shared_redis: RedisServer, channel_name: str) -> Iterator[Manage]:
+def rows(database: Path) -> Rows:
+    with Child("-c", START_RUN, str(database)) as child:
+        assert child.wait(timeout=PATIENCE) == 0, child
+    return Rows(database)
+
+
+@pytest.fixture
+def manage(database: Path, shared_redis: RedisServer, channel_name: str) -> Iterator[Manage]:
     """Starts a command of the example."""
     children = []
 
@@ -65,7 +69,7 @@ def manage(rows: Rows, shared_redis: RedisServer, channel_name: str) -> Iterator
         environment = {
             "DJANGO_SETTINGS_MODULE": "example.settings",
             "EXAMPLE_CHANNEL": channel_name,
-            "EXAMPLE_DB": str(rows.path),
+            "EXAMPLE_DB": str(database),
             "REDIS_URL": shared_redis.url,
         }
         children.append(Child("manage.py", *args, environment=environment))
@@ -97,16 +101,7 @@ def check_left(rows: Rows, state: str) -> None:
     assert rows.select("SELECT count(*) FROM runs_customer") == rows.of("done")[:1]
 
 
-def test_an_abort_stops_each_kind_of_work(rows: Rows, manage: Manage, worker: Child) -> None:
-    assert manage("abort_run", "example-1").wait(timeout=PATIENCE) == 0
-    wait_until(lambda: set(rows.of("state")) == {"stopped"}, timeout=PATIENCE)
-    check_left(rows, "stopped")
-    assert all(rows.of("stopped_at"))
-    worker.send(signal.SIGTERM)
-    assert worker.wait(timeout=PATIENCE) == 0, worker
-
-
-def test_a_worker_that_stops_hands_back_each_kind_of_work_and_another_goes_on(
+def test_a_worker_that_stops_hands_back_each_kind_of_work_and_another_goes_on_until_an_abort(
     rows: Rows, manage: Manage, worker: Child
 ) -> None:
     worker.send(signal.SIGTERM)
@@ -118,9 +113,12 @@ def test_a_worker_that_stops_hands_back_each_kind_of_work_and_another_goes_on(
         lambda: all(now > then for now, then in zip(rows.of("done"), before, strict=True)),
         timeout=PATIENCE,
     )
+    assert manage("abort_run", "example-1").wait(timeout=PATIENCE) == 0
+    wait_until(lambda: set(rows.of("state")) == {"stopped"}, timeout=PATIENCE)
+    check_left(rows, "stopped")
+    assert all(rows.of("stopped_at"))
     other.send(signal.SIGTERM)
     assert other.wait(timeout=PATIENCE) == 0, other
-    check_left(rows, "waiting")
 
 
 def test_a_program_does_not_outlive_its_worker(rows: Rows, worker: Child) -> None:
