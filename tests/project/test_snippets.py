@@ -170,6 +170,7 @@ def drive_readme(page: Page) -> None:
 @drives("celery")
 def drive_celery(page: Page) -> None:
     app = Celery("page", broker="memory://", backend="cache+memory://", set_as_current=True)
+    app.conf.broker_transport_options = {"polling_interval": 0.01}
     page.run()
     # Else the worker would set the level of the root logger, and later tests see no warnings.
     with (
