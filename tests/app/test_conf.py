@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core import mail
-from django.core.exceptions import ImproperlyConfigured
-from django.test import override_settings
 
 from run_abort import conf
 from tests import settings as started_with
@@ -39,13 +37,6 @@ class TestSettings:
             LISTEN="auto",
         )
 
-    def test_follow_override_settings(self) -> None:
-        with override_settings(RUN_ABORT={"CHANNEL": "one"}):
-            assert conf.settings().CHANNEL == "one"
-            with override_settings(RUN_ABORT={"CHANNEL": "two"}):
-                assert conf.settings().CHANNEL == "two"
-            assert conf.settings().CHANNEL == "one"
-
     def test_durations_are_seconds_or_timedeltas(self, settings: Any) -> None:
         settings.RUN_ABORT = {"HEARTBEAT": timedelta(seconds=3), "POLL_INTERVAL": 2}
         assert conf.settings().HEARTBEAT == 3.0
@@ -70,11 +61,6 @@ class TestSettings:
         monkeypatch.setattr(conf, "_make", changed_by_another_thread)
         conf.settings()
         assert conf.settings().CHANNEL == "two"
-
-    def test_a_bad_one_is_named_with_what_it_has_to_be(self, settings: Any) -> None:
-        settings.RUN_ABORT = {"HEARTBEAT": "10"}
-        with pytest.raises(ImproperlyConfigured, match=r"RUN_ABORT\['HEARTBEAT'\] is '10'.*number"):
-            conf.settings()
 
 
 BASE = {"REDIS_URL": "redis://real", "HOLDS": True, "LISTEN": "auto"}
@@ -141,6 +127,7 @@ class TestProblems:
 
     def test_a_long_value_is_cut(self) -> None:
         (problem,) = conf.problems({"LISTEN": "x" * 1000})
+        assert problem.message.startswith("RUN_ABORT['LISTEN'] is 'xxx")
         assert len(problem.message) < 100
 
     @pytest.mark.parametrize("key", conf.KEYS)
