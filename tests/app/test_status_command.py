@@ -211,19 +211,3 @@ def test_the_document() -> None:
 def stamp(at: datetime | None) -> str:
     assert at is not None
     return at.isoformat(timespec="milliseconds")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--min-listening=0"],
-        ["--min-listening=1.5"],
-        [""],
-        ["x" * 256],
-        ["\0"],
-    ],
-    ids=str,
-)
-def test_bad_arguments(arguments: list[str]) -> None:
-    with pytest.raises(CommandError, match="Error: argument"):
-        call(*arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import pickle
 from typing import Any
@@ -12,7 +11,6 @@ from urllib.parse import quote
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.core.management import call_command
 from django.template import RequestContext, Template
 from django.test import Client, RequestFactory
 from django.urls import reverse
@@ -102,18 +100,6 @@ class TestLog:
         assert runtime.listener.stop()
         assert runtime.listener.status().last_error == f"OSError: {SHOWN[:-6]}"
         self.check(caplog, SHOWN[:-6])
-
-
-@pytest.mark.django_db(transaction=True)
-class TestTerminal:
-    def test_of_commands(self, configure: Configure) -> None:
-        configure(REQUESTS=True)
-        for command in ("abort_run", "clear_run_abort"):
-            out = io.StringIO()
-            call_command(command, RUN, stdout=out)
-            shown = out.getvalue()
-            assert SHOWN_RUN in shown
-            assert shown.rstrip("\n").isprintable()
 
 
 @pytest.mark.django_db
