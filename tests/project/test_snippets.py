@@ -77,21 +77,8 @@ def drives(name: str) -> Callable[[Driver], Driver]:
 
 
 @pytest.fixture
-def ann() -> User:
-    return User.objects.create_superuser("ann")
-
-
-@pytest.fixture
-def job(ann: User) -> Job:
-    team = Team.objects.create()
-    return Job.objects.create(name="customers.csv", owner=ann, team=team, status="running")
-
-
-@pytest.fixture
 def page(
     request: pytest.FixtureRequest,
-    ann: User,
-    job: Job,
     configure: Configure,
     shared_redis: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -103,6 +90,9 @@ def page(
     page = Page(str(path.relative_to(ROOT)), text, configure, monkeypatch, settings)
     monkeypatch.setitem(sys.modules, "jobs", tests.jobs)
     monkeypatch.setitem(sys.modules, "jobs.models", tests.jobs.models)
+
+    ann, team = User.objects.create_superuser("ann"), Team.objects.create()
+    job = Job.objects.create(name="customers.csv", owner=ann, team=team, status="running")
 
     async def auser() -> User:
         return ann
