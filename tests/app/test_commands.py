@@ -221,7 +221,7 @@ class TestPruneRunAborts:
         assert set(AbortRequest.objects.values_list("run_id", flat=True)) == {"run-6", "run-1"}
         assert not RunHold.objects.exists()
         assert not RunProcess.objects.exists()
-        out = call("prune_run_aborts", "--older-than", "90")
+        out = call("prune_run_aborts", older_than="90")  # as code may pass it
         assert out == "Older than 90 day(s): deleted 0, kept 0 that still stand\n"
 
     @pytest.mark.parametrize(
@@ -249,12 +249,7 @@ class TestPruneRunAborts:
         )
         assert not RunHold.objects.exists()
         with pytest.raises(CommandError, match="is not known.*run_abort_status"):
-            call("prune_run_aborts", "--ended", "web-1:17")
-
-    def test_code_may_pass_options_as_keywords(self, recording: None) -> None:
-        hold_row("run-1", process_row("web-1", 17, silent=2 * LEASE))
-        assert "deleted 1 block(s)" in call("prune_run_aborts", ended="web-1:17")
-        assert "Older than 2.5 day(s)" in call("prune_run_aborts", older_than="2.5")
+            call("prune_run_aborts", ended="web-1:17")  # as code may pass it
 
     @pytest.mark.parametrize(
         ("args", "told"),
