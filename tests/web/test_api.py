@@ -25,7 +25,6 @@ from run_abort.views import (
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.jobs.models import Job
-from tests.support import NO_REDIS
 from tests.web.conftest import logged_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -115,10 +114,3 @@ def test_a_request_that_is_no_good_is_refused(abort: Call, progress: Call, ann: 
     assert progress(ann, "run-1", "17").status_code == 400
     assert progress(ann, "run-1", uuid.uuid4()).status_code == 404
     assert not AbortRequest.objects.exists()
-
-
-def test_an_abort_that_reaches_nobody_says_so(abort: Call, ann: User, configure: Configure) -> None:
-    configure(REDIS_URL=NO_REDIS)
-    response = abort(ann, "run-1")
-    assert response.status_code == 503
-    assert "was not asked to abort" in data(response)["error"]
