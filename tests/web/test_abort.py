@@ -101,16 +101,15 @@ class TestPost:
             told = messages(client.post(url()))
         assert told == [("info", "Run “run-1” was asked to abort.")]
 
-    def test_takes_a_json_body(self, client: Client) -> None:
-        body = json.dumps({"reason": "because"})
-        response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [('{"reason": "because"}', "because"), ("", ""), ("{}", ""), ('{"reason": null}', "")],
+    )
+    def test_takes_a_json_body(self, client: Client, body: str, reason: str) -> None:
+        # With ``content_type``, Django's client would send no type beside an empty body.
+        response = client.generic("POST", url(), body, CONTENT_TYPE=JSON, headers={"accept": JSON})
         assert response.status_code == 202
-        assert AbortRequest.objects.get().reason == "because"
-
-    @pytest.mark.parametrize("body", ["", "{}", '{"reason": null}'])
-    def test_takes_an_empty_body(self, client: Client, body: str) -> None:
-        response = client.post(url(), body, content_type=JSON, headers={"accept": JSON})
-        assert response.status_code == 202
+        assert AbortRequest.objects.get().reason == reason
 
     @pytest.mark.parametrize(
         "body",
@@ -163,6 +162,7 @@ class TestPost:
         response = client.post(url(), headers={"accept": JSON})
         assert response.status_code == 503
         assert response.json()["ok"] is False
+        assert "was not asked to abort" in response.json()["error"]
 
     def test_if_only_this_process_was_asked_it_says_so(
         self, client: Client, configure: Configure
@@ -195,8 +195,11 @@ class TestNext:
 
     @pytest.mark.parametrize("again", ["{}", "{}?next=/runs/", "http://testserver{}"])
     def test_the_question_is_not_asked_again(self, client: Client, again: str) -> None:
-        response = client.post(url(), {"next": again.format(url())})
-        assert response["Location"] == "/"
+        question = url("a b/ümlaut")
+        for asked_from in ({"next": again.format(question)}, {}):
+            referer = again.format(question)
+            response = client.post(question, asked_from, headers={"referer": referer})
+            assert response["Location"] == "/"
 
     def test_one_of_this_host_is(self, client: Client) -> None:
         response = client.post(url(), {"next": "http://testserver/runs/"})
@@ -231,12 +234,6 @@ class TestNext:
         assert page.context["run_id"] == "a b/ü"
         assert page.context["next"] == target
 
-    @pytest.mark.parametrize("run_id", ["run-1", "a b", "a/b", "ümlaut"])
-    def test_but_not_to_the_question_itself(self, client: Client, run_id: str) -> None:
-        address = url(run_id)
-        response = client.post(address, headers={"referer": f"http://testserver{address}"})
-        assert response["Location"] == "/"
-
 
 class TestGet:
     def test_asks_and_acts_on_nothing(self, client: Client) -> None:
@@ -249,19 +246,11 @@ class TestGet:
         assert "csrfmiddlewaretoken" in page
         assert_nothing_happened()
 
-    def test_what_it_shows_is_escaped(self, client: Client) -> None:
-        page = client.get(url('<script>alert("x")</script>')).content.decode()
-        assert "<script>" not in page
-        assert "&lt;script&gt;" in page
-
-    def test_head_and_options_act_on_nothing(self, client: Client) -> None:
+    def test_other_methods_act_on_nothing(self, client: Client) -> None:
         assert client.head(url()).status_code == 200
         assert client.options(url())["Allow"] == "GET, HEAD, OPTIONS, POST"
-        assert_nothing_happened()
-
-    @pytest.mark.parametrize("method", ["put", "patch", "delete"])
-    def test_other_methods_are_refused(self, client: Client, method: str) -> None:
-        assert getattr(client, method)(url()).status_code == 405
+        found = [getattr(client, each)(url()).status_code for each in ("put", "patch", "delete")]
+        assert found == [405, 405, 405]
         assert_nothing_happened()
 
     def test_speaks_the_visitors_language(self, client: Client) -> None:
@@ -293,6 +282,7 @@ class TestHooks:
     def test_the_page_has_its_name(self, http: HttpRequest) -> None:
         page = self.View.as_view()(http).content.decode()
         assert "import of &lt;a.csv&gt;" in page
+        assert "<a.csv>" not in page
         assert "run-1" not in page
 
     def test_the_message_has_its_name_and_its_link(self, http: HttpRequest) -> None:
@@ -495,13 +485,7 @@ class TestClicks:
 
 
 class TestCsrf:
-    def test_without_a_token_it_is_refused(self, ann: User) -> None:
-        client = Client(enforce_csrf_checks=True)
-        client.force_login(ann)
-        assert client.post(url()).status_code == 403
-        assert_nothing_happened()
-
-    def test_also_where_the_project_has_no_middleware_for_it(
+    def test_without_a_token_it_is_refused_also_where_the_project_has_no_middleware_for_it(
         self, ann: User, settings: Any
     ) -> None:
         settings.MIDDLEWARE = [each for each in settings.MIDDLEWARE if "Csrf" not in each]
@@ -509,14 +493,6 @@ class TestCsrf:
         client.force_login(ann)
         assert client.post(url()).status_code == 403
         assert_nothing_happened()
-
-    def test_with_the_token_of_the_page_it_is_taken(self, ann: User) -> None:
-        client = Client(enforce_csrf_checks=True)
-        client.force_login(ann)
-        client.get(url())
-        token = client.cookies["csrftoken"].value
-        assert client.post(url(), {"csrfmiddlewaretoken": token}).status_code == 302
-        assert AbortRequest.objects.exists()
 
 
 class TestIds:

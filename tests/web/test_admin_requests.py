@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -206,33 +207,30 @@ class TestFiltersAndSearch:
         lost = request("lost", actor="eve")
         abort(lost, process_row(silent=LEASE + 1), "aborting")
 
-    @pytest.mark.parametrize(
-        ("query", "expected"),
-        [
-            ({"outcome": "stopping"}, {"stopping"}),
-            ({"outcome": "lost"}, {"lost"}),
-            ({"outcome": "stopped"}, {"stopped"}),
-            ({"outcome": "nobody"}, {"asked"}),
-            ({"outcome": "nonsense"}, {"asked", "stopped", "stopping", "lost"}),
-            ({"actor": "ann"}, {"asked", "stopping"}),
-            ({"actor": "ann", "outcome": "stopping"}, {"stopping"}),
-            ({"actor": "nobody"}, set()),
-            ({"actor": "a\0b"}, set()),
-            ({"run_id": "stopped"}, {"stopped"}),
-            ({"published_at__isempty": "0"}, {"asked"}),
-            ({"requested_at__year": "2023"}, set()),
-            ({"q": "stopp"}, {"stopped", "stopping"}),
-            ({"q": "bob"}, {"stopped"}),
-            ({"q": "too slow"}, {"asked"}),
-            ({"q": "worker-7"}, {"stopped"}),
-            ({"q": "web-2"}, {"stopped"}),
-            ({"q": "a\0b"}, {"asked", "stopped", "stopping", "lost"}),
-        ],
-    )
-    def test_finds(self, client: Client, query: dict[str, str], expected: set[str]) -> None:
-        found = rows(client, **query)
-        assert set(found) == expected
-        assert len(found) == len(expected)
+    def test_finds(self, client: Client) -> None:
+        everything = ["asked", "lost", "stopped", "stopping"]
+        expected = {
+            "outcome=stopping": ["stopping"],
+            "outcome=lost": ["lost"],
+            "outcome=stopped": ["stopped"],
+            "outcome=nobody": ["asked"],
+            "outcome=nonsense": everything,
+            "actor=ann": ["asked", "stopping"],
+            "actor=ann&outcome=stopping": ["stopping"],
+            "actor=nobody": [],
+            "actor=a%00b": [],
+            "run_id=stopped": ["stopped"],
+            "published_at__isempty=0": ["asked"],
+            "requested_at__year=2023": [],
+            "q=stopp": ["stopped", "stopping"],
+            "q=bob": ["stopped"],
+            "q=too slow": ["asked"],
+            "q=worker-7": ["stopped"],
+            "q=web-2": ["stopped"],
+            "q=a%00b": everything,
+        }
+        found = {query: sorted(rows(client, **dict(parse_qsl(query)))) for query in expected}
+        assert found == expected
 
     def test_finds_by_the_id_of_the_abort(self, client: Client) -> None:
         row = AbortRequest.objects.get(run_id="stopped")
