@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer, free_port
+from example.redis_server import RedisServer
 from tests.processes.conftest import Start
 from tests.support import NO_REDIS, ROOT, Child, Foreign
 
@@ -84,14 +84,9 @@ class TestCommands:
     @pytest.mark.parametrize(
         "command",
         [
-            ["check"],
             ["migrate", "--verbosity=0"],
             ["collectstatic", "--noinput", "--dry-run", "--verbosity=0"],
-            ["shell", "--command", "pass"],
-            ["help"],
-            ["--version"],
             ["no_such_command"],
-            [],
             ["abort_run"],
         ],
         ids=" ".join,
@@ -183,16 +178,8 @@ class TestBoot:
         process.wait_for("booted off")
         assert process.wait() == 0
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "redis://127.0.0.1:{port}/0",  # refused
-            "redis://10.255.255.1:6379/0",  # dropped
-            "redis://no.such.host.invalid/0",
-        ],
-    )
-    def test_with_redis_away(self, start: Start, url: str) -> None:
-        settings = {"RUN_ABORT": {"REDIS_URL": url.format(port=free_port())}}
+    def test_with_a_redis_that_drops_what_it_gets(self, start: Start) -> None:
+        settings = {"RUN_ABORT": {"REDIS_URL": "redis://10.255.255.1:6379/0"}}
         process = start("-c", SCRIPT, settings=settings)
         process.wait_for("booted starting")
         assert process.wait() == 0
@@ -201,10 +188,6 @@ class TestBoot:
         "settings",
         [
             {"RUN_ABORT": {"HEARTBEAT": "soon"}},
-            {"RUN_ABORT": None},
-            {"RUN_ABORT": {"REDIS_URL": "nonsense"}},
-            {"RUN_ABORT": {"CACHE_ALIAS": "nowhere"}},
-            {"CACHES": {}},
             {"CACHES": {"default": {"BACKEND": "no.such.Backend"}}},
         ],
         ids=str,
@@ -249,55 +232,20 @@ except RunAborted:
         assert process.wait() == 0
 
 
-# Two threads that import a package with circular imports at once break each other. Here each of the
-# main thread and the listener's is within redis-py before the other one goes on.
-IMPORT = """
-import sys, threading, time
-import django
-django.setup()
-
-def is_importing(frame):
-    while frame is not None:
-        if frame.f_code.co_name == "_find_and_load" and frame.f_locals["name"].startswith("redis"):
-            return True
-        frame = frame.f_back
-    return False
-
-def wait_for_other(is_over):
-    until = time.monotonic() + 10
-    while time.monotonic() < until and not is_over():
-        others = sys._current_frames()
-        del others[threading.get_ident()]
-        if any(map(is_importing, others.values())):
-            return
-        time.sleep(0.01)
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "redis":
-            wait_for_other(lambda: False)
-
-sys.meta_path.insert(0, Finder())
-if sys.argv[1:]:
-    wait_for_other(lambda: "redis" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize("args", [(), ("listener first",)])
 @pytest.mark.parametrize("backend", ["", "django_redis.cache.RedisCache"])
-@pytest.mark.parametrize("name", ["redis", "redis.exceptions", "django_redis.client"])
-def test_the_project_may_import_redis_after_the_setup(
-    start: Start, args: tuple[str, ...], backend: str, name: str, shared_redis: RedisServer
+def test_redis_py_is_loaded_before_the_setup_is_over(
+    start: Start, backend: str, shared_redis: RedisServer
 ) -> None:
+    """Two threads that import a package with circular imports at once break each other."""
     alias = {"default": {"BACKEND": backend, "LOCATION": shared_redis.url}}
     settings = (
         {"CACHES": alias, "RUN_ABORT": {}}
         if backend
         else {"RUN_ABORT": {"REDIS_URL": shared_redis.url}}
     )
-    code = f"{IMPORT}\nimport {name}\nprint('imported')"
-    process = start("-c", code, *args, settings=settings)
-    process.wait_for("imported")
+    code = "import sys, django\ndjango.setup()\nprint('loaded', 'redis' in sys.modules)"
+    process = start("-c", code, settings=settings)
+    process.wait_for("loaded True")
     assert process.wait() == 0
 
 
