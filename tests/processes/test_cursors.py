@@ -169,6 +169,8 @@ run_abort_received.connect(slow)
                 if not code:
                     process.send(signal.SIGTERM)
                 assert process.wait() == code, str(process)
+                told = "CommandError: Not subscribed within 1 s: ConnectionError"
+                assert (told in str(process)) == bool(code)
                 assert not [line for line in process.output if "listening on" in line]
 
     def test_a_name_that_is_too_long_is_refused(self, project: dict[str, Any]) -> None:

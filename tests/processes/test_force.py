@@ -223,6 +223,8 @@ def test_the_process_is_told_once_for_all_of_its_runs(start: Start) -> None:
 # What is done before the end takes so long that the block is left meanwhile.
 SLOW = """
 from tests.child import *
+from run_abort._core import interrupts
+interrupts.CLEANUP_TIME = 0.3
 with abortable_run("run-1", grace=0, catch=True) as block:
     is_settling, was_left, settle = threading.Event(), threading.Event(), current().force._settle
     def slow():

@@ -83,7 +83,10 @@ class TestListenRunAborts:
             assert process.wait() == 0
             assert len(process.output) == 2, str(process)
 
-    def test_in_json(self, project: dict[str, Any], stranger: Foreign) -> None:
+    def test_in_json_although_other_processes_do_not_listen(
+        self, project: dict[str, Any], stranger: Foreign
+    ) -> None:
+        project["RUN_ABORT"]["LISTEN"] = False
         abort_id = "01234567-89ab-cdef-0123-456789abcdef"
         with listen("--format", "json", settings=project) as process:
             ready = json.loads(process.wait_for("listening"))
@@ -105,7 +108,7 @@ class TestListenRunAborts:
             process.send(signal.SIGINT)
             assert process.wait() == 0
 
-    @pytest.mark.parametrize(("verbosity", "lines"), [("0", 0), ("1", 2), ("2", 3)])
+    @pytest.mark.parametrize(("verbosity", "lines"), [("0", 0), ("2", 3)])
     def test_obeys_verbosity(
         self, project: dict[str, Any], stranger: Foreign, verbosity: str, lines: int
     ) -> None:
@@ -209,14 +212,6 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
             process.send(signal.SIGTERM)
             assert process.wait() == 0
 
-    def test_required_redis_that_does_not_come_ends_it(
-        self, project: dict[str, Any], own_redis: RedisServer
-    ) -> None:
-        own_redis.stop()
-        with listen("--require-redis", "--timeout", "0.5", settings=project) as process:
-            assert process.wait() == 1
-            assert "CommandError: Not subscribed within 0.5 s: ConnectionError" in str(process)
-
     @pytest.mark.parametrize(
         ("run_abort", "told"),
         [
@@ -251,11 +246,3 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
             process.send(signal.SIGTERM)
             assert process.wait() == 0
             assert process.output == []
-
-    def test_listens_although_other_processes_do_not(
-        self, project: dict[str, Any], stranger: Foreign
-    ) -> None:
-        project["RUN_ABORT"]["LISTEN"] = False
-        with listen(settings=project) as process:
-            process.wait_for("listening on")
-            assert stranger.publish("run-1") == 1

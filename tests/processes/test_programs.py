@@ -248,20 +248,12 @@ class TestLife:
         assert len(list(directory.iterdir())) == 13
         assert str(child).count("ignored") == 1
 
-    def test_a_listener_that_ends_leaves_programs_alone(
-        self, start: Start, program: Program
-    ) -> None:
-        child = listener(start)
-        process = program("run-1.main")
-        wait_until_held("run-1")
-        child.send(signal.SIGTERM)
-        assert child.wait() == 0
-        assert process.poll() is None
-
-    def test_one_that_is_being_ended_is_waited_for(
+    def test_a_listener_that_ends_waits_for_one_that_is_being_ended_and_leaves_others_alone(
         self, start: Start, program: Program, foreign: Foreign
     ) -> None:
         child = listener(start)
+        other = program("run-2.main")
+        wait_until_held("run-2")
         process = program("run-1.main", "trap 'sleep 1; exit 3' TERM; while :; do sleep 0.1; done")
         wait_until_held("run-1")
         foreign.publish("run-1")
@@ -270,6 +262,7 @@ class TestLife:
         assert child.wait() == 0
         assert process.wait(20) == 3
         assert '"ended"' in str(child)
+        assert other.poll() is None
 
 
 class TestConfiguration:

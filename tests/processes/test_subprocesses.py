@@ -408,10 +408,9 @@ class TestWithoutPidfd:
     def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "pidfd_open")
 
-    @pytest.mark.parametrize("kind", ["obedient", "stubborn"])
-    def test_the_group_is_ended(self, tmp_path: Path, kind: str) -> None:
+    def test_the_group_is_ended(self, tmp_path: Path) -> None:
         controller = AbortController("run-1", grace=0.3)
-        runner = Runner(controller, tmp_path, FAMILY, kind)
+        runner = Runner(controller, tmp_path, FAMILY, "stubborn")
         controller.abort()
         assert isinstance(runner.join(), RunAborted)
         wait_until(lambda: not any(map(is_there, runner.pids)))
@@ -606,19 +605,6 @@ time.sleep(600)
 
         assert asyncio.run(main()) == ["aborted"]
         assert codes == [-signals.SIGTERM]
-
-    def test_it_does_not_block_the_loop(self, controller: AbortController, tmp_path: Path) -> None:
-        path = tmp_path / "may_end"
-
-        async def main() -> int:
-            program = ["sh", "-c", f"until [ -e {path} ]; do sleep 0.01; done"]
-            task = asyncio.ensure_future(controller.signal.run_async(program))
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            path.touch()
-            return (await task).returncode
-
-        assert asyncio.run(main()) == 0
 
     def test_a_fork_does_not_wait_for_it(self, controller: AbortController, tmp_path: Path) -> None:
         path = tmp_path / "runs"
