@@ -188,7 +188,7 @@ class TestBoot:
         "settings",
         [
             {"RUN_ABORT": {"HEARTBEAT": "soon"}},
-            {"CACHES": {"default": {"BACKEND": "no.such.Backend"}}},
+            {"RUN_ABORT": {}, "CACHES": {"default": {"BACKEND": "no.such.Backend"}}},
         ],
         ids=str,
     )

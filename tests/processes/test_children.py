@@ -147,23 +147,3 @@ def test_threads_of_a_child_that_is_not_set_up_wait_for_each_other(
     process.wait_for("it did not begin")
     assert process.wait() == 0
     assert "cannot be" not in str(process)
-
-
-def test_a_subprocess_with_a_preexec_fn_does_not_disturb_the_listener(
-    start: Start, foreign: Foreign
-) -> None:
-    code = """
-import subprocess
-from tests.child import *
-subscribe_to_run_aborts(lambda run_id: say("heard", run_id))
-wait_until_listening()
-for _ in range(5):
-    subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=True)
-wait_until_listening()
-say("listening")
-time.sleep(60)
-"""
-    process = start("-c", code)
-    process.wait_for("listening")
-    assert foreign.publish("run-1") == 1
-    process.wait_for("heard run-1")

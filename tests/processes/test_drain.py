@@ -152,8 +152,16 @@ def post_worker_init(worker):
 """
 
 
-@pytest.mark.parametrize("preload", [False, True], ids=["lazily", "preloaded"])
-@pytest.mark.parametrize("kind", ["gthread", "sync"])
+@pytest.mark.parametrize(
+    ("way", "kind", "preload"),
+    [
+        ("redis", "gthread", True),
+        ("redis", "sync", False),
+        ("database", "gthread", False),
+        ("database", "sync", True),
+    ],
+    indirect=["way"],
+)
 def test_gunicorn(start: Start, way: Way, tmp_path: Path, kind: str, preload: bool) -> None:
     port = free_port()
     config = tmp_path / "gunicorn.conf.py"
@@ -173,7 +181,9 @@ def test_gunicorn(start: Start, way: Way, tmp_path: Path, kind: str, preload: bo
     assert_ends(server, way)
 
 
-@pytest.mark.parametrize("view", ["hold", "hold-async"])
+@pytest.mark.parametrize(
+    ("way", "view"), [("redis", "hold-async"), ("database", "hold")], indirect=["way"]
+)
 def test_uvicorn(start: Start, way: Way, view: str) -> None:
     port = free_port()
     options = [f"--port={port}", "--log-level=info", "--lifespan=off"]
@@ -193,9 +203,7 @@ def test_uvicorn(start: Start, way: Way, view: str) -> None:
 
 # Over Redis, the tests of the queues do this with each pool.
 @pytest.mark.parametrize(
-    ("way", "pool"),
-    [("redis", "prefork"), *(("database", pool) for pool in ("prefork", "threads", "solo"))],
-    indirect=["way"],
+    ("way", "pool"), [("redis", "prefork"), ("database", "solo")], indirect=["way"]
 )
 def test_celery(
     start: Start, way: Way, shared_redis: RedisServer, channel_name: str, pool: str
