@@ -155,7 +155,9 @@ class TestJudge:
         self, tmp_path: Path, process: subprocess.Popen[bytes], age: float, verdict: str
     ) -> None:
         write(tmp_path, "run-1.main.pid", process.pid, age=age)
-        assert judge(only(tmp_path)).verdict == verdict
+        judgement = judge(only(tmp_path))
+        believed = procfs.entry_of(process.pid) if verdict == "believed" else None
+        assert (judgement.verdict, judgement.process) == (verdict, believed)
 
     def test_one_whose_process_is_gone_is_stale(
         self, tmp_path: Path, process: subprocess.Popen[bytes]
