@@ -260,6 +260,16 @@ class TestBlock:
             process = subprocess.Popen(["sleep", "60"])
         assert process.wait(20) == -signals.SIGTERM
 
+    def test_forced_without_a_thread_the_abort_does_not_wait_for_the_block(
+        self, controller: AbortController, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(RunAborted), controller.signal.ends_children():
+            process = subprocess.Popen(["sleep", "60"])
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", no_thread)
+                controller.abort()
+            assert process.wait(20) == -signals.SIGTERM
+
     @pytest.mark.parametrize("aborted", [True, False])
     def test_forced_one_whose_exit_was_prevented_ends_all_the_same(
         self, controller: AbortController, aborted: bool
