@@ -53,13 +53,12 @@ def assert_each_its_own(found: dict[str, str]) -> None:
     assert all(re.fullmatch("inst_[0-9a-f]{32}", origin) for origin in found.values())
 
 
-@pytest.mark.parametrize("preload", [False, True], ids=["lazily", "preloaded"])
-def test_gunicorn(start: Start, preload: bool) -> None:
+def test_gunicorn_that_preloads(start: Start) -> None:
     port = free_port()
-    options = ["--workers=3", f"--bind=127.0.0.1:{port}", *(["--preload"] if preload else [])]
+    options = ["--workers=3", f"--bind=127.0.0.1:{port}", "--preload"]
     server = start("-m", "gunicorn", *options, "tests.wsgi", program=PYTHON)
     # With the application in it, the master listens as well, once it has stopped forking.
-    assert_each_its_own(all_subscribed(server, 4 if preload else 3))
+    assert_each_its_own(all_subscribed(server, 4))
     hold_and_abort(port, server, holders=2)
     server.send(signal.SIGTERM)
     assert server.wait() == 0
