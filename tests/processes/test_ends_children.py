@@ -116,15 +116,6 @@ class TestAbort:
         assert not any(map(is_there, library.pids()))
         wait_until(lambda: not watchers())
 
-    def test_what_still_runs_when_the_block_is_left_is_ended_before(
-        self, controller: AbortController
-    ) -> None:
-        with pytest.raises(RunAborted), controller.signal.ends_children():
-            with subprocess.Popen(["sleep", "60"]) as process:
-                controller.abort()
-                return_code = process.wait(20)
-        assert return_code == -signals.SIGTERM
-
     def test_children_of_before_and_of_other_threads_are_left_alone(
         self, controller: AbortController
     ) -> None:
