@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort._store import holds
 from tests.conftest import Configure
-from tests.support import Child, shared_rows, wait_until
+from tests.support import ROOT, TIMEOUT, Child, shared_rows, wait_until
 
 Start = Callable[..., Child]
 
@@ -135,6 +136,24 @@ def holds_of(outcome: AbortOutcome) -> list[Hold]:
     asked = [holds.Asked(outcome.request_id, outcome.run_id)]
     look = partial(holds.of_requests, asked=asked)
     return (current().recorder.call(look) or [[]])[0]
+
+
+def run_in(
+    project: Path, *command: str, timeout: float = TIMEOUT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in the directory of a project, without what is meant for the tests here."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env.pop("DJANGO_SETTINGS_MODULE", None)
+    env["PYTHONPATH"] = f"{project}{os.pathsep}{ROOT}"
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=project,
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def program(name: str) -> str:

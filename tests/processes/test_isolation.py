@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from example.redis_server import RedisServer
-from tests.processes.conftest import Start
+from tests.processes.conftest import Start, run_in
 from tests.support import ROOT, TIMEOUT, Foreign
 
 # A real process: it works on the run that the tests of the project abort, too.
@@ -143,20 +141,9 @@ def names_redis(by: str, url: str, channel: str) -> tuple[str, dict[str, str]]:
     return settings, {"REDIS_URL": url} if by == "environment" else {}
 
 
-def run_tests(
-    runner: Sequence[str], shop: Path, environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    env |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": f"{shop}{os.pathsep}{ROOT}"}
-    return subprocess.run(
-        [sys.executable, *runner],
-        cwd=shop,
-        env=env | environment,
-        capture_output=True,
-        text=True,
-        timeout=2 * TIMEOUT,
-        check=False,
-    )
+def run_tests(runner: Sequence[str], shop: Path, **environment: str) -> CompletedProcess[str]:
+    environment["DJANGO_SETTINGS_MODULE"] = "settings"
+    return run_in(shop, *runner, timeout=2 * TIMEOUT, **environment)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +167,7 @@ def test_a_real_run_goes_on(
     (shop / "settings.py").write_text(dedent(SETTINGS) + settings)
     worker = start("-c", WORK)
     worker.wait_for("working")
-    done = run_tests(runner, shop, environment)
+    done = run_tests(runner, shop, **environment)
     # Messages arrive in order: if one had come before, it would have been obeyed.
     foreign.publish("last")
     assert "goes on" in worker.wait_for("result"), done.stdout + done.stderr
@@ -192,7 +179,7 @@ def test_a_real_run_goes_on(
 def test_the_rows_of_a_test_are_its_own(runner: Sequence[str], shop: Path) -> None:
     (shop / "settings.py").write_text(dedent(SETTINGS) + 'RUN_ABORT = {"PUSH": "none"}\n')
     (shop / "shop" / "tests.py").write_text(dedent(TESTS_WITH_ROWS))
-    done = run_tests(runner, shop, {})
+    done = run_tests(runner, shop)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cannot be written" not in done.stderr
     assert not (shop / "db.sqlite3").exists()  # the real database

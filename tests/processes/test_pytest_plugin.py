@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.support import ROOT
+from tests.processes.conftest import run_in
 
 SETTINGS = """
     SECRET_KEY = "project"
@@ -48,22 +47,9 @@ def run(tmp_path: Path) -> Run:
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(dedent(text))
         named = [f"-p{name}" for name in (*plugins, "run_abort.pytest_plugin", "no:cacheprovider")]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        env.pop("DJANGO_SETTINGS_MODULE", None)
-        env |= {
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-            "REDIS_URL": "redis://127.0.0.1:1",
-        }
-        return subprocess.run(
-            [sys.executable, "-X", "dev", "-m", "pytest", "-Werror", "-rA", *named, *arguments],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        pytest = ("-X", "dev", "-m", "pytest", "-Werror", "-rA", *named, *arguments)
+        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "REDIS_URL": "redis://127.0.0.1:1"}
+        return run_in(tmp_path, *pytest, **environment)
 
     return run
 
