@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from example.redis_server import RedisServer
 from run_abort import AbortOutcome, aabort_run, abort_run, abort_runs
 from run_abort._runtime.outcome import Lookout
 from tests.conftest import Configure, threads_of_ours
@@ -195,19 +193,6 @@ def test_without_redis(hold: Any, options: dict[str, Any], configure: Configure)
     outcome = abort_run("run-1", wait=TIMEOUT)
     assert (outcome.stopped, outcome.published) == (True, False)
     assert {(each.state, each.way) for each in outcome.holds} == {("stopped", "reconcile")}
-
-
-def test_redis_dies_while_the_caller_waits(
-    hold: Any, options: dict[str, Any], configure: Configure, own_redis: RedisServer
-) -> None:
-    options["REDIS_URL"] = own_redis.url
-    configure(REDIS_URL=own_redis.url, REQUESTS=True, LISTEN=False, POLL_INTERVAL=0.1)
-    child = hold(seconds=1)
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(abort_run, "run-1", wait=TIMEOUT)
-        child.wait_for("aborted")
-        own_redis.kill()
-        assert waiting.result().stopped
 
 
 @pytest.mark.parametrize("notifies", [True, False])
