@@ -43,8 +43,3 @@ for name, options in OPTIONS.items():
 @huey.task()
 def note_error(error: Any) -> None:
     say("on_error", type(error).__name__, error)
-
-
-@huey.signal()
-def note_signal(signal: str, task: Any, *error: Any) -> None:
-    say("signal", signal, task.name)

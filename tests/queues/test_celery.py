@@ -70,12 +70,9 @@ class TestUnwell:
             driver.end(worker)
             assert not [line for line in worker.output if line.startswith("signal task_failure")]
 
-    @pytest.mark.parametrize("kind", ["threads", "solo"])
-    def test_one_that_restarts_tells_of_the_abort_first(
-        self, driver: CeleryDriver, kind: str
-    ) -> None:
+    def test_one_that_restarts_tells_of_the_abort_first(self, driver: CeleryDriver) -> None:
         """It replaces itself with another program, so Python's exit does not come."""
-        worker = driver.start(kind)
+        worker = driver.start("solo")
         result = driver.send("look", "one")
         wait_until_it_hears(worker, "one")
         worker.send(signal.SIGHUP)
@@ -88,7 +85,9 @@ class TestUnwell:
 
 
 class TestCanvas:
-    def test_a_chain_that_goes_on_with_a_group(self, driver: CeleryDriver, worker: Child) -> None:
+    def test_a_chain_at_its_first_task_and_at_its_second(
+        self, driver: CeleryDriver, worker: Child
+    ) -> None:
         look, done = driver.tasks["look"], driver.tasks["done"]
         fork = group(done.si("two"), chain(done.si("three"), done.si("four")))
         last = chain(look.si("one"), fork).delay()
@@ -104,33 +103,13 @@ class TestCanvas:
         abort(body.parent.parent.id)
         for each in (*body.parent, body):
             driver.assert_aborted(each)
-
-    def test_a_chain_that_has_come_to_its_second_task(
-        self, driver: CeleryDriver, worker: Child
-    ) -> None:
-        look, done = driver.tasks["look"], driver.tasks["done"]
         last = chain(done.si("one"), look.si("two"), done.si("three")).delay()
         worker.wait_for("began two")
         first = last.parent.parent
-        outcome = abort(first.id, wait=TIMEOUT)
-        assert outcome.stopped
+        assert abort(first.id, wait=TIMEOUT).stopped
         for each in (last, last.parent):
             driver.assert_aborted(each)
         assert first.get(timeout=5) == "one"
-
-    def test_a_group(self, driver: CeleryDriver) -> None:
-        worker = driver.start(concurrency=2)
-        results = group(driver.tasks["look"].si(name) for name in ("one", "two", "three")).delay()
-        worker.wait_for("began")
-        worker.wait_for("began")
-        abort(results.id)
-        with pytest.raises(TaskAborted):
-            results.get(timeout=TIMEOUT)
-        for result in results:
-            driver.assert_aborted(result)
-        known = [each.result for each in results]
-        assert results.get(timeout=TIMEOUT, propagate=False) == known
-        driver.end(worker)
 
     def assert_aborted_as_a_whole(self, canvas: Signature, worker: Child) -> None:
         """By the ID that is known before its first task begins."""
@@ -142,14 +121,33 @@ class TestCanvas:
         with pytest.raises(TaskAborted):
             result.get(timeout=TIMEOUT)
 
-    def test_a_group_of_chains(self, driver: CeleryDriver, worker: Child) -> None:
-        """Celery tells only the last task of a chain to which group the chain belongs."""
+    def test_a_group(self, driver: CeleryDriver, worker: Child) -> None:
+        """Of tasks, and of chains: Celery tells only their last tasks which group they belong to.
+
+        The body of a chord, of which a chain is aborted, fails.
+        """
+        results = group(driver.tasks["look"].si(name) for name in ("one", "two", "three")).delay()
+        worker.wait_for("began")
+        worker.wait_for("began")
+        abort(results.id)
+        with pytest.raises(TaskAborted):
+            results.get(timeout=TIMEOUT)
+        for result in results:
+            driver.assert_aborted(result)
+        known = [each.result for each in results]
+        assert results.get(timeout=TIMEOUT, propagate=False) == known
+        already_began = len(began(worker))
         look, done = driver.tasks["look"], driver.tasks["done"]
         steps = chain(look.si("one"), done.si("two"))
         nested = chain(chord([steps, done.si("three")], done.si("four")), done.si("five"))
         for each in (steps, nested):
             self.assert_aborted_as_a_whole(group(each, done.si("six")), worker)
-        assert not {"two", "four", "five"} & set(began(worker))
+        body = chord([steps, done.si("three")], driver.tasks["collect"].s())()
+        worker.wait_for("began one")
+        assert abort(body.parent.id, wait=TIMEOUT).stopped
+        wait_until(lambda: body.state == "FAILURE")
+        later = began(worker)[already_began:]
+        assert not {"two", "four", "five", "collect"} & set(later)
 
     @pytest.mark.skipif(VERSION < (5, 6), reason="Celery 5.5 tells no body its group")
     def test_a_chain_after_a_group(self, driver: CeleryDriver, worker: Child) -> None:
@@ -157,15 +155,6 @@ class TestCanvas:
         before = group(done.si("three"), done.si("four"))
         self.assert_aborted_as_a_whole(chain(before, look.si("one"), done.si("two")), worker)
         assert "two" not in began(worker)
-
-    def test_a_chord_of_chains(self, driver: CeleryDriver, worker: Child) -> None:
-        look, done = driver.tasks["look"], driver.tasks["done"]
-        header = [chain(look.si("one"), done.si("two")), done.si("three")]
-        body = chord(header, driver.tasks["collect"].s())()
-        worker.wait_for("began one")
-        assert abort(body.parent.id, wait=TIMEOUT).stopped
-        wait_until(lambda: body.state == "FAILURE")
-        assert "began collect" not in str(worker)
 
 
 class WhateverKeepsTheResults:
@@ -203,47 +192,31 @@ class TestStates(WhateverKeepsTheResults):
         """Wait until the worker has executed what it was asked for through Celery's control."""
         assert driver.client.control.broadcast("ping", reply=True, limit=1, timeout=TIMEOUT)
 
-    def test_one_that_is_over_keeps_its_own(self, driver: CeleryDriver, worker: Child) -> None:
+    def test_only_its_own_end_changes_it(self, driver: CeleryDriver, tmp_path: Path) -> None:
+        """Neither of one that is over, nor of one that cleans up, nor of one that waits."""
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        worker = driver.start(concurrency=1)
         done, failed = driver.send("done", "one"), driver.send("fail", "two")
         assert driver.result(done) == "one"
         driver.assert_failed(failed)
-        for each in (done, failed):
-            abort(each.id)
-        self.wait_until_controlled(driver)
-        again = [driver.tasks["done"].AsyncResult(each.id).state for each in (done, failed)]
-        assert again == ["SUCCESS", "FAILURE"]
-
-    @pytest.mark.parametrize("task", ["block", "clean_up_until"])
-    def test_one_that_still_runs_is_not_ready(
-        self, driver: CeleryDriver, task: str, tmp_path: Path
-    ) -> None:
-        pipe = tmp_path / "pipe"
-        os.mkfifo(pipe)
-        worker = driver.start()
-        result = driver.send(task, str(pipe))
+        runs, waits = driver.send("clean_up_until", str(pipe)), driver.send("look", "four")
         worker.wait_for(f"began {pipe}")
-        outcome = abort(result.id)
+        for each in (done, failed, waits):
+            abort(each.id)
+        outcome = abort(runs.id)
         self.wait_until_controlled(driver)
         wait_until(lambda: [hold.state for hold in holds_of(outcome)] == ["aborting"])
-        if task == "clean_up_until":
-            worker.wait_for("cleaning up")
-        assert (result.state, result.ready()) == ("PENDING", False)
+        worker.wait_for("cleaning up")
+        again = [driver.tasks["done"].AsyncResult(each.id).state for each in (done, failed)]
+        assert again == ["SUCCESS", "FAILURE"]
+        for each in (runs, waits):
+            assert (each.state, each.ready()) == ("PENDING", False)
         with pipe.open("w"):
             pass  # it goes on
-        driver.assert_aborted(result)
-        driver.end(worker)
-
-    def test_one_that_waits_is_not_ready_before_its_turn(self, driver: CeleryDriver) -> None:
-        worker = driver.start(concurrency=1)
-        first, second = driver.send("look", "one"), driver.send("look", "two")
-        worker.wait_for("began one")
-        abort(second.id)
-        self.wait_until_controlled(driver)
-        assert second.state == "PENDING"
-        abort(first.id)
-        for each in (first, second):
+        for each in (runs, waits):
             driver.assert_aborted(each)
-        assert began(worker) == ["one"]
+        assert began(worker) == ["one", "two", str(pipe)]
         driver.end(worker)
 
 
@@ -477,19 +450,6 @@ class TestInProcess:
         assert [tuple(each) for each in outer.apply((1,)).get()] == expected
         assert not current_task
 
-    def test_one_that_calls_itself_keeps_its_signal(self, driver: CeleryDriver) -> None:
-        @driver.client.task(shared=False, base=AbortableTask, bind=True)
-        def work(self: Any, depth: int) -> None:
-            signals.append(own_signal())
-            if depth:
-                self(depth - 1)
-            signals.append(own_signal())
-
-        signals: list[AbortSignal] = []
-        work.apply((2,)).get()
-        assert len(signals) == 6
-        assert len(set(signals)) == 1
-
     def test_one_that_calls_itself_swallows_no_abort(self, driver: CeleryDriver) -> None:
         @driver.client.task(shared=False, base=AbortableTask, bind=True)
         def work(self: Any, depth: int) -> None:
@@ -533,17 +493,6 @@ class TestInProcess:
                 driver.tasks["done"].delay_on_commit("one")
                 assert broker.llen("celery") == 0
             assert broker.llen("celery") == 1
-
-    def test_eagerly_it_is_a_run_and_fails(self, driver: CeleryDriver) -> None:
-        @driver.client.task(shared=False, base=AbortableTask, bind=True)
-        def work(self: Any) -> None:
-            abort_run(self.request.id, reason="because")
-            own_signal().raise_if_aborted()
-
-        result = work.apply()
-        assert result.state == "FAILURE"
-        assert isinstance(result.result, TaskAborted)
-        assert result.result.reason == "because"
 
     def test_eagerly_in_another_run_it_is_aborted_with_that(self, driver: CeleryDriver) -> None:
         """Such as a task that another one executes by ``apply()``."""

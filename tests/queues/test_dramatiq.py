@@ -47,33 +47,27 @@ class TestWhileRunning:
 
 
 class TestAsync:
-    def test_is_cancelled_and_its_clean_up_waited_for(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
-        message = driver.actors["look_async"].send("one")
-        worker.wait_for("began one")
-        assert abort(message.message_id, wait=TIMEOUT).stopped
-        worker.wait_for("cleaned up one")
-        driver.assert_aborted(message)
-        assert driver.result(driver.actors["done"].send("two")) == "two"
-        driver.end(worker)
-        wait_until(lambda: began(worker) == ["one", "two"])
-
-    def test_one_that_swallows_its_cancellation_is_cancelled_again(
-        self, driver: DramatiqDriver
+    def test_is_cancelled_again_if_it_swallows_that_and_its_clean_up_is_waited_for(
+        self, driver: DramatiqDriver, worker: Child
     ) -> None:
-        worker = driver.start()
-        message = driver.actors["swallow_async"].send("one")
-        worker.wait_for("began one")
-        outcome = abort(message.message_id, wait=TIMEOUT)
-        assert outcome.stopped
-        assert escalations(outcome) == {"cancel"}
-        worker.wait_for("swallowed one")
-        driver.assert_aborted(message)
+        messages = {name: driver.actors[f"{name}_async"].send(name) for name in ("look", "swallow")}
+        wait_until(lambda: set(began(worker)) == set(messages))
+        for name, steps, said in (
+            ("look", set(), "cleaned up look"),
+            ("swallow", {"cancel"}, "swallowed swallow"),
+        ):
+            outcome = abort(messages[name].message_id, wait=TIMEOUT)
+            assert outcome.stopped
+            assert escalations(outcome) == steps
+            worker.wait_for(said)
+            driver.assert_aborted(messages[name])
+        assert driver.result(driver.actors["done"].send("two")) == "two"
+        wait_until(lambda: began(worker)[2:] == ["two"])
 
 
 class TestComposition:
-    def test_a_pipeline_by_its_first_message(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
+    def test_a_pipeline_by_its_first_message(self, driver: DramatiqDriver, worker: Child) -> None:
+        """While that is processed, and while the last one is."""
         steps = [
             driver.actors["look"].message("one"),
             *(driver.actors["done"].message() for _ in range(2)),
@@ -84,20 +78,16 @@ class TestComposition:
         abort(first)
         for message in pipe.messages:
             driver.assert_aborted(message, by=first)
-        driver.end(worker)
-        wait_until(lambda: began(worker) == ["one"])
-
-    def test_a_pipeline_that_has_come_to_its_last_message(self, driver: DramatiqDriver) -> None:
-        worker = driver.start()
         steps = [
             driver.actors[actor].message_with_options(args=(name,), pipe_ignore=True)
-            for actor, name in (("done", "one"), ("done", "two"), ("look", "three"))
+            for actor, name in (("done", "two"), ("done", "three"), ("look", "four"))
         ]
         pipe = pipeline(steps, broker=driver.client).run()
-        worker.wait_for("began three")
+        worker.wait_for("began four")
         assert abort(pipe.messages[0].message_id, wait=TIMEOUT).stopped
         driver.assert_aborted(pipe.messages[2])
-        assert driver.result(pipe.messages[0]) == "one"
+        assert driver.result(pipe.messages[0]) == "two"
+        wait_until(lambda: began(worker) == ["one", "two", "three", "four"])
 
     def test_a_group_by_an_id_that_its_messages_were_given(self, driver: DramatiqDriver) -> None:
         worker = driver.start()
@@ -145,14 +135,6 @@ class TestInProcess:
             worker.join()
         finally:
             worker.stop()
-
-    def test_called_as_a_function_it_is_one(self, broker: StubBroker) -> None:
-        @dramatiq.actor(broker=broker)
-        def double(number: int) -> int:
-            assert current_signal() is None
-            return 2 * number
-
-        assert double(4) == 8
 
     def test_an_actor_that_is_called_by_another_belongs_to_its_run(
         self, broker: StubBroker, results: Results

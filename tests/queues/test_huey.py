@@ -194,15 +194,6 @@ class TestInProcess:
     def inline(self, project: dict[str, Any]) -> AbortableHuey:
         return Memory("inline", immediate=True)
 
-    def test_immediately_it_is_a_run(self, inline: AbortableHuey, driver: HueyDriver) -> None:
-        @inline.task(retries=3, context=True)
-        def work(task: Any) -> None:
-            assert own_signal().run_id == task.id
-            abort(task.id)
-            own_signal().raise_if_aborted()
-
-        driver.assert_aborted(work())
-
     def test_called_locally_it_is_a_function(self, inline: AbortableHuey) -> None:
         @inline.task()
         def double(number: int) -> int:

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -48,14 +48,6 @@ def canceling(driver: RqDriver) -> None:
     cancel_aborted(driver.queue)
 
 
-ABORT = """if True:
-    import sys, django
-    django.setup()
-    from run_abort import abort_run
-    abort_run(sys.argv[1], reason="because", actor="ann")
-"""
-
-
 def program_with_canceling(driver: RqDriver, *args: str, broker: str = "") -> Child:
     """A program that has what it aborts canceled."""
     apps = [*settings.INSTALLED_APPS, "tests.queues.apps.CancelingConfig"]
@@ -87,46 +79,42 @@ class TestWhileRunning:
         wait_until(lambda: f"told of {job.id} channel" in worker.output)
         driver.end(worker)
 
-    def test_its_callback_for_what_failed_is_called(self, driver: RqDriver, worker: Child) -> None:
-        job = driver.send(
-            "fail", "one", retry=None, on_failure=Callback(driver.label + "on_failure")
-        )
-        driver.assert_failed(job)
-        wait_until(lambda: "on_failure" in worker.output)
-
-    def test_one_that_is_a_coroutine(self, driver: RqDriver, worker: Child) -> None:
-        job = driver.send("look_async", "one")
-        worker.wait_for("began one")
-        abort(job.id)
-        driver.assert_aborted(job)
-
     def test_its_callback_for_what_was_stopped_is_called(
         self, driver: RqDriver, worker: Child
     ) -> None:
-        job = driver.send(
-            "look",
-            "one",
-            on_stopped=Callback(driver.label + "on_stopped"),
-            on_failure=Callback(driver.label + "on_failure"),
-        )
-        worker.wait_for("began one")
+        """Of a coroutine. One that fails by itself has its callback for what failed called."""
+        failed = Callback(driver.label + "on_failure")
+        driver.assert_failed(driver.send("fail", "one", retry=None, on_failure=failed))
+        wait_until(lambda: worker.output.count("on_failure") == 1)
+        stopped = Callback(driver.label + "on_stopped")
+        job = driver.send("look_async", "two", on_stopped=stopped, on_failure=failed)
+        worker.wait_for("began two")
         abort(job.id)
         driver.assert_aborted(job)
         wait_until(lambda: "on_stopped because" in worker.output)
-        assert "on_failure" not in worker.output
+        assert worker.output.count("on_failure") == 1
 
-    def test_what_depends_on_it_does_not_begin(self, driver: RqDriver, worker: Child) -> None:
-        job = driver.send("look", "one")
-        after = [
-            driver.send("done", "two", depends_on=job),
-            driver.send("done", "three", depends_on=Dependency(job, allow_failure=True)),
+    def test_what_depends_on_it_does_not_begin(self, driver: RqDriver) -> None:
+        """On one that is aborted before its start, and canceled there, and on one that runs."""
+        never = driver.send("look", "one", on_failure=Callback(driver.label + "on_failure"))
+        after = [driver.send("done", "two", depends_on=never)]
+        assert abort(never.id).recorded
+        assert never.get_status() == "queued"
+        worker = driver.start()
+        driver.assert_aborted(never, has_begun=False)
+        job = driver.send("look", "three")
+        after += [
+            driver.send("done", "four", depends_on=job),
+            driver.send("done", "five", depends_on=Dependency(job, allow_failure=True)),
         ]
-        worker.wait_for("began one")
+        worker.wait_for("began three")
         abort(job.id)
         driver.assert_aborted(job)
-        assert driver.result(driver.send("done", "four")) == "four"
-        assert [each.get_status() for each in after] == ["deferred", "deferred"]
-        wait_until(lambda: began(worker) == ["one", "four"])
+        assert driver.result(driver.send("done", "six")) == "six"
+        assert [each.get_status() for each in after] == ["deferred"] * 3
+        wait_until(lambda: began(worker) == ["three", "six"])
+        assert "on_failure" not in worker.output
+        driver.end(worker)
 
     def test_a_group_by_its_id(self, driver: RqDriver, worker: Child) -> None:
         group = Group.create(connection=driver.queue.connection)
@@ -145,38 +133,12 @@ class TestWhileRunning:
 
 
 class TestBeforeStart:
-    @pytest.mark.parametrize("options", [{}, {"job_id": "import-7"}])
-    def test_with_every_worker_down(
-        self, driver: RqDriver, canceling: None, options: dict[str, str]
-    ) -> None:
-        job = driver.send("look", "one", **options)
-        assert abort(job.id).recorded
-        driver.assert_aborted(job, has_begun=False)
-        assert driver.queue.get_job_ids() == []
-
-    @pytest.mark.parametrize(
-        "program", [("manage.py", "abort_run", "--reason=because", "--actor=ann"), ("-c", ABORT)]
-    )
-    def test_by_a_program_that_ends_at_once(
-        self, driver: RqDriver, program: tuple[str, ...]
-    ) -> None:
+    def test_by_a_program_that_ends_at_once(self, driver: RqDriver) -> None:
         job = driver.send("look", "one")
-        assert program_with_canceling(driver, *program, job.id).wait() == 0
+        command = ("manage.py", "abort_run", "--reason=because", "--actor=ann", job.id)
+        assert program_with_canceling(driver, *command).wait() == 0
         driver.assert_aborted(job, has_begun=False)
         assert driver.queue.get_job_ids() == []
-
-    def test_what_nobody_canceled_is_when_it_comes_to_its_start(self, driver: RqDriver) -> None:
-        job = driver.send("look", "one", on_failure=Callback(driver.label + "on_failure"))
-        after = driver.send("done", "two", depends_on=job)
-        assert abort(job.id).recorded
-        assert job.get_status() == "queued"
-        worker = driver.start()
-        driver.assert_aborted(job, has_begun=False)
-        assert driver.result(driver.send("done", "three")) == "three"
-        assert after.get_status() == "deferred"
-        wait_until(lambda: began(worker) == ["three"])
-        assert "on_failure" not in worker.output
-        driver.end(worker)
 
     def test_what_is_scheduled_or_deferred_is_canceled(
         self, driver: RqDriver, canceling: None
@@ -274,21 +236,16 @@ class TestBeforeStart:
     def test_one_that_was_cleared_begins_when_it_is_put_back(
         self, driver: RqDriver, canceling: None
     ) -> None:
-        job = driver.send("done", "one")
-        abort(job.id)
+        """One that was canceled, and one that was stopped."""
+        job = driver.send("look", "one", job_id="import-7")
+        assert abort(job.id).recorded
         driver.assert_aborted(job, has_begun=False)
+        assert driver.queue.get_job_ids() == []
         clear_run_abort(job.id)
         worker = driver.start()
         driver.queue.canceled_job_registry.requeue(job.id)
-        wait_until(lambda: job.get_status() == "finished")
-        assert "run_abort" not in job.get_meta()
-        driver.end(worker)
-
-    def test_one_that_was_stopped_and_cleared_begins_again(
-        self, driver: RqDriver, worker: Child
-    ) -> None:
-        job = driver.send("look", "one")
         worker.wait_for("began one")
+        assert "run_abort" not in job.get_meta()
         abort(job.id)
         driver.assert_aborted(job)
         clear_run_abort(job.id)
@@ -297,52 +254,48 @@ class TestBeforeStart:
         assert "run_abort" not in job.get_meta()
         abort(job.id)
         driver.assert_aborted(job)
-
-
-class TestLastRung:
-    """A worker that kills."""
-
-    def start(self, driver: RqDriver) -> Child:
-        return driver.start(
-            driver.label + "TestsWorker", options=("--job-monitoring-interval", "1")
-        )
-
-    def test_one_that_is_in_c_code_and_keeps_the_interpreter(self, driver: RqDriver) -> None:
-        worker = self.start(driver)
-        job = driver.send(
-            "stick", "one", meta={"customer": 7}, on_stopped=Callback(driver.label + "on_stopped")
-        )
-        worker.wait_for("began one")
-        abort(job.id)
-        driver.assert_aborted(job)
-        assert job.get_meta()["customer"] == 7
-        wait_until(lambda: "on_stopped because" in worker.output)
-        assert driver.result(driver.send("done", "two")) == "two"
         driver.end(worker)
 
-    def test_one_that_has_passed_the_point_of_no_return_is_spared(self, driver: RqDriver) -> None:
-        worker = self.start(driver)
-        job = driver.send("finish", "one")
-        worker.wait_for("began one")
-        abort(job.id)
-        assert driver.result(job) == "finished"
-        driver.end(worker)
+
+def test_a_worker_that_kills_spares_what_has_passed_the_point_of_no_return(
+    driver: RqDriver,
+) -> None:
+    """It kills one that is in C code and keeps the interpreter."""
+    worker = driver.start(driver.label + "TestsWorker", options=("--job-monitoring-interval", "1"))
+    job = driver.send("finish", "one")
+    worker.wait_for("began one")
+    abort(job.id)
+    assert driver.result(job) == "finished"
+    job = driver.send(
+        "stick", "two", meta={"customer": 7}, on_stopped=Callback(driver.label + "on_stopped")
+    )
+    worker.wait_for("began two")
+    abort(job.id)
+    driver.assert_aborted(job)
+    assert job.get_meta()["customer"] == 7
+    wait_until(lambda: "on_stopped because" in worker.output)
+    assert driver.result(driver.send("done", "three")) == "three"
+    driver.end(worker)
 
 
 class TestUnwell:
-    @pytest.mark.parametrize("retry", [None, Retry(3)])
     def test_when_the_process_of_an_aborted_job_is_killed(
-        self, driver: RqDriver, worker: Child, retry: Retry | None
+        self, driver: RqDriver, worker: Child
     ) -> None:
-        job = driver.send("clean_up", "one", retry=retry)
+        """It is stopped; one that is killed without an abort has failed."""
+        job = driver.send("clean_up", "one", retry=Retry(3))
         after = driver.send("done", "two", depends_on=Dependency(job, allow_failure=True))
         pid = worker.wait_for("began one").split()[2]
         abort(job.id)
         os.kill(int(pid), signal.SIGKILL)
         driver.assert_aborted(job)
-        assert driver.result(driver.send("done", "three")) == "three"
+        another = driver.send("clean_up", "three")
+        pid = worker.wait_for("began three").split()[2]
+        os.kill(int(pid), signal.SIGKILL)
+        driver.assert_failed(another)
+        assert driver.result(driver.send("done", "four")) == "four"
         assert after.get_status() == "deferred"
-        wait_until(lambda: began(worker) == ["one", "three"])
+        wait_until(lambda: began(worker) == ["one", "three", "four"])
 
     def test_when_an_earlier_attempt_had_passed_the_point_of_no_return(
         self, driver: RqDriver, worker: Child
@@ -364,14 +317,6 @@ class TestUnwell:
         registry = StartedJobRegistry(queue=driver.queue, job_class=AbortableJob)
         registry.cleanup(timestamp=time.time() + 3600)  # as another worker does later
         driver.assert_aborted(job)
-
-    def test_when_the_process_of_another_job_is_killed(
-        self, driver: RqDriver, worker: Child
-    ) -> None:
-        job = driver.send("clean_up", "one")
-        pid = worker.wait_for("began one").split()[2]
-        os.kill(int(pid), signal.SIGKILL)
-        driver.assert_failed(job)
 
     def test_when_the_server_of_rq_restarts(
         self, driver: RqDriver, own_redis: RedisServer, worker: Child
@@ -453,23 +398,28 @@ class TestOverdue:
     """What a worker that kills looks at, by whatever names the run."""
 
     @pytest.mark.parametrize("run_id", ["one", UUID(int=7), jobs.Job(pk=7)])
-    @pytest.mark.parametrize("function", [work.finish_at_once, work.return_at_once])
     def test_is_one_that_was_aborted_and_has_not_finished(
-        self, driver: RqDriver, run_id: RunID, function: Callable[[], None]
+        self, driver: RqDriver, run_id: RunID
     ) -> None:
         class Named(AbortableJob):
             def get_run_id(self) -> RunID:
                 return run_id
 
-        job = Named.create(function, connection=driver.queue.connection)
-        job.save()
-        with job.connection.pipeline() as pipeline:  # as a worker does
-            job.prepare_for_execution("worker", pipeline)
-            pipeline.execute()
-        job.perform()
-        assert not job._is_overdue(0)
+        def performed(function: Callable[[], None]) -> Named:
+            job: Named = Named.create(function, connection=driver.queue.connection)
+            job.save()
+            with job.connection.pipeline() as pipeline:  # as a worker does
+                job.prepare_for_execution("worker", pipeline)
+                pipeline.execute()
+            job.perform()
+            return job
+
+        finishes, returns = performed(work.finish_at_once), performed(work.return_at_once)
+        assert not finishes._is_overdue(0)
+        assert not returns._is_overdue(0)
         abort_run(run_id)
-        assert job._is_overdue(0) == (function is work.return_at_once)
+        assert not finishes._is_overdue(0)
+        assert returns._is_overdue(0)
 
 
 class TestInProcess:
@@ -477,16 +427,13 @@ class TestInProcess:
     def inline(self, driver: RqDriver) -> Queue:
         return Queue(connection=driver.queue.connection, is_async=False, job_class=AbortableJob)
 
-    def test_inline_it_is_a_run(self, inline: Queue) -> None:
-        job = inline.enqueue(abort_own_run, job_id="one")
+    def test_inline_it_is_a_run_and_what_somebody_else_writes_into_its_meta_stays(
+        self, inline: Queue
+    ) -> None:
+        job = inline.enqueue(write_meta_elsewhere, job_id="one", meta={"customer": 7})
         assert job.get_status() == "stopped"
-        assert job.meta["run_abort"] == {"run_id": "one", "reason": "because", "actor": ""}
-
-    def test_what_somebody_else_writes_into_its_meta_stays(self, inline: Queue) -> None:
-        job = inline.enqueue(write_meta_elsewhere, meta={"customer": 7})
-        meta = job.get_meta()
-        assert meta.pop("run_abort")["reason"] == "because"
-        assert meta == {"customer": 7, "rows": 50}
+        known = {"run_id": "one", "reason": "because", "actor": ""}
+        assert job.get_meta() == {"customer": 7, "rows": 50, "run_abort": known}
 
     def test_a_project_may_name_the_run(self, driver: RqDriver) -> None:
         class Named(AbortableJob):
@@ -511,12 +458,6 @@ class TestInProcess:
         assert job.get_status() == "failed"
 
 
-def abort_own_run() -> None:
-    signal = own_signal()
-    abort_run(signal.run_id, reason="because")
-    signal.raise_if_aborted()
-
-
 def write_meta_elsewhere() -> None:
     """Write into the job's meta as another process does, which has fetched the job."""
     mine = get_current_job()
@@ -524,7 +465,8 @@ def write_meta_elsewhere() -> None:
     job = Job.fetch(mine.id, mine.connection)
     job.meta["rows"] = 50
     job.save_meta()  # type: ignore[no-untyped-call]
-    abort_own_run()
+    abort_run(mine.id, reason="because")
+    own_signal().raise_if_aborted()
 
 
 def own_run_id(number: int) -> str:

@@ -29,17 +29,6 @@ def driver(place: Place) -> Iterator[TasksDriver]:
 
 
 class TestWhileRunning:
-    def test_one_that_swallows_its_cancellation_is_cancelled_again(
-        self, driver: TasksDriver, worker: Child
-    ) -> None:
-        result = tasks.resist.enqueue("one")
-        wait_until_it_hears(worker, "one")
-        outcome = abort(result.id, wait=TIMEOUT)
-        assert outcome.stopped
-        assert escalations(outcome) == {"cancel"}
-        driver.assert_aborted(result)
-        assert driver.result(tasks.done.enqueue("two")) == "two"
-
     def test_a_project_may_name_the_run_and_its_groups(
         self, driver: TasksDriver, worker: Child
     ) -> None:
@@ -49,11 +38,17 @@ class TestWhileRunning:
         driver.assert_aborted(result, run_id="import-one")
         assert driver.result(tasks.named.enqueue("two", groups=[])) == "import-two 1"
 
-    def test_no_thread_is_left_of_an_aborted_task(self, driver: TasksDriver, worker: Child) -> None:
-        for task in (tasks.compute, tasks.resist):
+    def test_one_that_is_forced_to_stop_leaves_no_thread(
+        self, driver: TasksDriver, worker: Child
+    ) -> None:
+        """One that never looks is interrupted; one that swallows its cancellation gets another."""
+        for task, steps in ((tasks.compute, {"interrupt"}), (tasks.resist, {"cancel"})):
             result = task.enqueue(task.name)
             wait_until_it_hears(worker, task.name)
-            assert abort(result.id, wait=TIMEOUT).stopped
+            outcome = abort(result.id, wait=TIMEOUT)
+            assert outcome.stopped
+            assert escalations(outcome) == steps
+            driver.assert_aborted(result)
 
         def is_left_as_it_was() -> bool:
             result = tasks.threads.enqueue()
@@ -102,11 +97,6 @@ class TestInProcess:
         result = task(getattr(tasks, name)).enqueue()
         assert result.errors[0].exception_class is TaskAborted
         assert Job.objects.get().name == f"{result.id} because"
-
-    def test_it_returns_and_fails_as_without_us(self, task: Callable[[Any], Any]) -> None:
-        assert task(tasks.done).enqueue("one").return_value == "one"
-        assert task(tasks.named).enqueue("two", groups=[]).return_value == "import-two 1"
-        assert task(tasks.fail).enqueue("one").errors[0].exception_class is ValueError
 
     def test_the_dummy_keeps_it(self, task: Callable[[Any], Any]) -> None:
         result = task(tasks.look).using(backend="dummy").enqueue("one")
