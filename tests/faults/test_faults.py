@@ -6,7 +6,6 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -55,15 +54,11 @@ def ear(configure: Configure, own_redis: RedisServer, stranger: Foreign) -> Ear:
     return Ear(stranger)
 
 
-@pytest.mark.parametrize("end", [RedisServer.kill, RedisServer.stop])
-def test_the_server_is_killed_or_stopped_and_comes_back(
-    ear: Ear,
-    own_redis: RedisServer,
-    caplog: pytest.LogCaptureFixture,
-    end: Callable[[RedisServer], None],
+def test_the_server_is_killed_and_comes_back(
+    ear: Ear, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "run_abort"):
-        end(own_redis)
+        own_redis.kill()
         wait_until(lambda: state() == "reconnecting")
         time.sleep(0.5)  # several attempts
         own_redis.start()

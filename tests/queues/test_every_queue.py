@@ -22,7 +22,6 @@ from tests.queues.drivers import (
 from tests.queues.work import (
     CLEANUP_TIME,
     abort,
-    began,
     escalations,
     wait_until_it_hears,
 )
@@ -40,7 +39,10 @@ every_queue = pytest.mark.parametrize("driver", DRIVERS, indirect=True)
 def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(
     driver: Driver, worker: Child
 ) -> None:
-    """One looks at its signal, one swallows every exception, and one never looks."""
+    """One looks at its signal, one swallows every exception, and one never looks.
+
+    A task that fails by itself has failed, and is retried.
+    """
     tasks: dict[str, set[str]] = {"look": set(), "swallow": set(), "compute": {"interrupt"}}
     for name, steps in tasks.items():
         sent = driver.send(name, name)
@@ -50,16 +52,33 @@ def test_an_aborted_task_stops_whatever_it_does_and_is_not_retried(
         assert [hold.label for hold in outcome.holds] == [driver.label + name]
         assert escalations(outcome) == steps
         driver.assert_aborted(sent)
+    driver.assert_failed(driver.send("fail", "fail"))
     assert driver.result(driver.send("done", "next")) == "next"
-    began_all(worker, *tasks, "next")
+    began_all(worker, *tasks, *["fail"] * driver.attempts, "next")
     assert "swallowed" not in str(worker)
 
 
-@every_kind
-def test_a_task_that_has_ended_leaves_no_row(driver: Driver) -> None:
-    """Many workers end the process of a task without Python's exit."""
+@every_queue
+def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Driver) -> None:
+    sent = driver.send("look", "one")
+    assert abort(driver.run_id(sent)).recorded
     worker = driver.start()
-    assert driver.result(driver.send("done", "one")) == "one"
+    driver.assert_aborted(sent, has_begun=False)
+    run_id = driver.run_id(sent)
+    worker.wait_for_all(f"told of {run_id} start", f"never begins: one run {run_id!r} was aborted")
+    assert driver.result(driver.send("done", "next")) == "next"
+    began_all(worker, "next")
+    driver.end(worker)
+
+
+@every_kind
+def test_one_that_was_cleared_begins_and_leaves_no_row(driver: Driver) -> None:
+    """Many workers end the process of a task without Python's exit."""
+    sent = driver.send("done", "one")
+    abort(driver.run_id(sent))
+    clear_run_abort(driver.run_id(sent))
+    worker = driver.start()
+    assert driver.result(sent) == "one"
     driver.end(worker)
     wait_until(lambda: not RunHold.objects.exists() and not RunProcess.objects.exists())
 
@@ -99,60 +118,6 @@ def test_one_in_c_code_is_never_said_to_have_stopped(driver: Driver, tmp_path: P
     driver.end(worker)
 
 
-@every_queue
-def test_one_that_cleans_up_is_waited_for(driver: Driver, worker: Child) -> None:
-    sent = driver.send("clean_up", "one")
-    wait_until_it_hears(worker, "one")
-    started = time.monotonic()
-    assert abort(driver.run_id(sent), wait=TIMEOUT).stopped
-    assert time.monotonic() - started >= CLEANUP_TIME
-    worker.wait_for("cleaned up one")
-    driver.assert_aborted(sent)
-
-
-@every_queue
-def test_one_that_fails_by_itself_has_failed(driver: Driver, worker: Child) -> None:
-    driver.assert_failed(driver.send("fail", "one"))
-    began_all(worker, *["one"] * driver.attempts)
-
-
-@every_kind
-def test_one_that_is_aborted_while_every_worker_is_down_never_begins(driver: Driver) -> None:
-    sent = driver.send("look", "one")
-    assert abort(driver.run_id(sent)).recorded
-    worker = driver.start()
-    driver.assert_aborted(sent, has_begun=False)
-    run_id = driver.run_id(sent)
-    worker.wait_for_all(f"told of {run_id} start", f"never begins: one run {run_id!r} was aborted")
-    assert driver.result(driver.send("done", "next")) == "next"
-    began_all(worker, "next")
-    driver.end(worker)
-
-
-@every_queue
-def test_one_that_waits_behind_another_never_begins(driver: Driver) -> None:
-    worker = driver.start(concurrency=1)
-    first = driver.send("look", "one")
-    worker.wait_for("began one")
-    second = driver.send("look", "two")
-    abort(driver.run_id(second))
-    abort(driver.run_id(first))
-    driver.assert_aborted(first)
-    driver.assert_aborted(second, has_begun=False)
-    assert began(worker) == ["one"]
-    driver.end(worker)
-
-
-@every_queue
-def test_one_that_was_cleared_begins(driver: Driver) -> None:
-    sent = driver.send("done", "one")
-    abort(driver.run_id(sent))
-    clear_run_abort(driver.run_id(sent))
-    worker = driver.start()
-    assert driver.result(sent) == "one"
-    driver.end(worker)
-
-
 @pytest.mark.parametrize("driver", ["celery", "dramatiq", "huey-process"], indirect=True)
 def test_one_is_aborted_while_the_broker_is_away(
     driver: Driver, own_redis: RedisServer, worker: Child
@@ -173,13 +138,16 @@ def test_one_is_aborted_while_the_broker_is_away(
 
 
 @every_kind
-def test_one_is_aborted_while_its_worker_drains(driver: Driver) -> None:
+def test_one_that_is_aborted_while_its_worker_drains_may_clean_up(driver: Driver) -> None:
     worker = driver.start()
-    sent = driver.send("look", "one")
+    sent = driver.send("clean_up", "one")
     worker.wait_for("began one")
     worker.send(driver.end_signal)
     worker.wait_for(driver.draining)
-    abort(driver.run_id(sent))
+    started = time.monotonic()
+    assert abort(driver.run_id(sent), wait=TIMEOUT).stopped
+    assert time.monotonic() - started >= CLEANUP_TIME
+    worker.wait_for("cleaned up one")
     assert worker.wait() == 0, str(worker)
     assert worker.session() == []
     driver.assert_aborted(sent)
