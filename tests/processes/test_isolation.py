@@ -152,7 +152,7 @@ def run_tests(runner: Sequence[str], shop: Path, **environment: str) -> Complete
         (DJANGO, "environment"),
         ([*DJANGO, "--parallel", "2"], "setting"),
         (PYTEST, "django.core.cache.backends.redis.RedisCache"),
-        ([*PYTEST, "-n", "2"], "django_redis.cache.RedisCache"),
+        ([*PYTEST, "-n", "4"], "django_redis.cache.RedisCache"),
     ],
 )
 def test_a_real_run_goes_on(
