@@ -235,9 +235,10 @@ def problems(raw: object) -> Iterator[Problem]:
         return
     for key, value in raw.items():
         if key not in KEYS:
-            close = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
+            name = key.upper() if isinstance(key, str) else ""
+            close = difflib.get_close_matches(name, KEYS, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(KEYS)}."
-            yield Problem("key", f"RUN_ABORT has an unknown key {key!r}.", hint)
+            yield Problem("key", f"RUN_ABORT has an unknown key {_shown(key)}.", hint)
         elif value is not None or getattr(Settings, key) is not None:
             yield from _value_problems(key, value)
 
@@ -299,7 +300,8 @@ def is_plain_url(url: str) -> bool:
     except ValueError:
         return False
     is_path = parts.scheme == "unix"  # in which a plain @ is valid
-    return "@" not in parts.query and (is_path or "@" not in parts.path + parts.fragment)
+    is_meant = "@" not in parts.query and (is_path or "@" not in parts.path + parts.fragment)
+    return is_meant and _is_utf8(url)
 
 
 def _key_problems(value: object) -> Iterator[Problem]:

@@ -6,9 +6,10 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from inspect import iscoroutinefunction
+from types import BuiltinMethodType, MethodType
 from typing import Generic, ParamSpec
 
 logger = logging.getLogger("run_abort")
@@ -29,6 +30,15 @@ def check_function(function: object, name: str) -> None:
             f"{name} must not be a coroutine function, because it is called in a thread without "
             f"an event loop: pass a function, or async_to_sync({name}) of asgiref"
         )
+
+
+def identity(function: Callable[..., object]) -> Hashable:
+    """A key that is the same for one function, or for one method of one object.
+
+    Two equal objects are two functions. Each access to a method makes a new method object, and
+    Python compares these by the identity of their objects. Valid while the function is kept.
+    """
+    return function if isinstance(function, MethodType | BuiltinMethodType) else id(function)
 
 
 def call_logged(function: Callable[[], object]) -> bool:

@@ -15,14 +15,13 @@ import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import BuiltinMethodType, MethodType
 from typing import Final
 
 from django.db import close_old_connections
 
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
-from run_abort._concurrency.hooks import Hook, call_logged, check_function
+from run_abort._concurrency.hooks import Hook, call_logged, check_function, identity
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
@@ -223,7 +222,8 @@ class Dispatch:
         """
         check_function(on_abort, "on_abort")
         with self._adding:
-            if not any(_is_same(lane.worker.handle, on_abort) for lane in self._lanes):
+            known = {identity(lane.worker.handle) for lane in self._lanes}
+            if identity(on_abort) not in known:
                 self._lanes.append(_Lane(on_abort, self._seen.copy()))
 
     def wait_for_handlers(self, timeout: float) -> bool:
@@ -301,16 +301,6 @@ class Dispatch:
                 request.run_id,
                 before,
             )
-
-
-def _is_same(one: object, other: object) -> bool:
-    """Whether both are one function, or one method of one object.
-
-    Two equal objects are two handlers. Each access to a method makes a new method object, and
-    Python compares these by the identity of their objects.
-    """
-    is_method = isinstance(one, MethodType | BuiltinMethodType) and type(one) is type(other)
-    return one is other or (is_method and one == other)
 
 
 def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -> None:

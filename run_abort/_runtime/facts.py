@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
 
-from run_abort._concurrency.hooks import call_logged, check_function
+from run_abort._concurrency.hooks import call_logged, check_function, identity
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.types import Request, Way
@@ -96,7 +96,8 @@ class Facts:
 
     def __init__(self, origin: Callable[[], str]) -> None:
         self._origin = origin
-        self._hooks: list[SerialWorker[Fact]] = []  # one for each hook
+        # By the identity of the hook. Each step is one call of C code, so it needs no lock.
+        self._hooks: dict[Hashable, SerialWorker[Fact]] = {}
         self._overflow = Throttle()
         self._missed = 0  # facts that did not fit into the queue
         self._worker = SerialWorker(
@@ -107,12 +108,12 @@ class Facts:
         """See ``verbs.on_fact``."""
         check_function(hook, "hook")
 
-        def remove() -> None:
-            self._hooks[:] = [worker for worker in self._hooks if worker.handle != hook]
+        worker = SerialWorker(hook, name="run_abort-fact", limit=MAX_WAITING, ours=is_short)
+        self._hooks.setdefault(identity(hook), worker)
 
-        if all(worker.handle != hook for worker in self._hooks):
-            worker = SerialWorker(hook, name="run_abort-fact", limit=MAX_WAITING, ours=is_short)
-            self._hooks.append(worker)
+        def remove() -> None:
+            self._hooks.pop(identity(hook), None)
+
         return remove
 
     def requested(self, requests: Sequence[Request], *, recorded: bool) -> None:
@@ -156,7 +157,7 @@ class Facts:
 
     def wait_recorded(self, timeout: float) -> bool:
         """Wait for the log and for the hooks, as ``workers.wait_idle``."""
-        return wait_idle([self._worker, *self._hooks], timeout)
+        return wait_idle([self._worker, *self._hooks.copy().values()], timeout)
 
     def _record(self, values: dict[str, Any]) -> None:
         # Logged here, not in record_soon: a slow log handler would delay the abort.
@@ -165,7 +166,7 @@ class Facts:
             logger.error("The log is so far behind that it missed %d facts or more", missed)
         fact = Fact(**values, origin=self._origin(), host=database.host(), pid=os.getpid())
         call_logged(partial(_log, fact))
-        for hook in tuple(self._hooks):
+        for hook in self._hooks.copy().values():
             if not hook.put(fact) and (before := self._overflow.admit()) is not None:
                 logger.error(
                     "The hook %r is so far behind that it missed a fact about run %r and %d before",

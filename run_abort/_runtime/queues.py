@@ -35,8 +35,7 @@ class Queues:
         :param name: name of the queue's kind, for the thread.
         :param key: identifies the queue. Another call with the same key changes nothing.
         """
-        if key not in self._workers:
-            self._workers[key] = SerialWorker(revoke, name=f"run_abort-{name}")
+        self._workers.setdefault(key, SerialWorker(revoke, name=f"run_abort-{name}"))
 
     def notify(self, requests: Iterable[Request]) -> None:
         """Notify each queue of the requests, without waiting for any. Not in tests of projects."""

@@ -283,6 +283,7 @@ class TestPruneRunAborts:
             (["--older-than", "1", "--ended", "web-1:17"], "not allowed with"),
             (["--ended", "web-1"], "'web-1' is not HOST:PID"),
             (["--ended", "web-1:x"], "'web-1:x' is not HOST:PID"),
+            (["--ended", "web-1:" + "1" * 5000], "is not HOST:PID"),
         ],
     )
     def test_a_typo_is_told_and_deletes_nothing(

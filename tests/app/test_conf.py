@@ -130,5 +130,15 @@ class TestProblems:
         assert problem.message.startswith("RUN_ABORT['LISTEN'] is 'xxx")
         assert len(problem.message) < 100
 
+    @pytest.mark.parametrize("key", ["x" * 5000, 10**5000, None], ids=["long", "huge", "none"])
+    def test_a_key_that_is_none_is_told_in_a_line(self, key: object) -> None:
+        (problem,) = conf.problems({key: 1})
+        assert problem.message.startswith("RUN_ABORT has an unknown key ")
+        assert len(problem.message) < 100
+
+    def test_a_url_that_utf8_cannot_encode_is_refused(self) -> None:
+        (problem,) = conf.problems({"REDIS_URL": "redis://:x\udcff@127.0.0.1"})
+        assert "not shown" in problem.message
+
     def test_the_defaults_are_valid(self) -> None:
         assert list(conf.problems({key: getattr(conf.Settings(), key) for key in conf.KEYS})) == []

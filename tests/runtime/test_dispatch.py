@@ -241,6 +241,21 @@ class TestReceive:
 
 
 class TestHandlers:
+    def test_each_is_called_once_however_often_it_was_added(self, dispatch: Dispatch) -> None:
+        class Handler:
+            def __init__(self) -> None:
+                self.heard: list[str] = []
+
+            def on_abort(self, run_id: str) -> None:
+                self.heard.append(run_id)
+
+        handler = Handler()
+        for _ in range(3):
+            dispatch.add_handler(handler.on_abort)
+        receive(dispatch, heard_of("run-1"))
+        assert dispatch.wait_for_handlers(20)
+        assert handler.heard == ["run-1"]
+
     def test_those_of_equal_objects_are_different(self, dispatch: Dispatch) -> None:
         @dataclass
         class Handler:

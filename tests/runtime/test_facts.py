@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from run_abort import RunAborted, aabort_run, abort_run, abort_runs, abortable_run
+from run_abort._concurrency.workers import SerialWorker
 from run_abort._runtime import facts as facts_module
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.facts import Fact, on_fact
@@ -275,7 +276,48 @@ class TestHooks:
     def test_it_has_to_be_callable(self, runtime: Runtime) -> None:
         with pytest.raises(TypeError, match="hook must be callable, not str"):
             on_fact("hook")  # type: ignore[arg-type]
-        assert runtime.facts._hooks == []
+        assert not runtime.facts._hooks
+
+    def test_two_equal_ones_are_two(self, runtime: Runtime, told: Facts) -> None:
+        @dataclasses.dataclass
+        class Hook:
+            heard: list[str] = dataclasses.field(default_factory=list)
+
+            def __call__(self, fact: Fact) -> None:
+                self.heard.append(fact.name)
+
+        one, other = Hook(), Hook()
+        remove = on_fact(one)
+        on_fact(other)
+        abort_run("run-1")
+        names(told)
+        remove()
+        abort_run("run-2")
+        names(told)
+        assert (len(one.heard), len(other.heard)) == (1, 2)
+
+    def test_one_that_two_threads_add_at_once_is_one(
+        self, runtime: Runtime, told: Facts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both = threading.Barrier(2)
+
+        class Slow(SerialWorker[Fact]):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                both.wait(20)  # neither has found the other's
+                super().__init__(*args, **options)
+
+        heard: list[Fact] = []
+        hook = heard.append
+        with monkeypatch.context() as patch:
+            patch.setattr(facts_module, "SerialWorker", Slow)
+            threads = [threading.Thread(target=on_fact, args=(hook,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+        abort_run("run-1")
+        names(told)
+        assert [fact.name for fact in heard] == ["requested"]
 
     def test_one_that_is_too_far_behind_misses_facts_and_that_is_logged(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
@@ -15,6 +15,8 @@ from run_abort._store.database import ADVICE
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
 from run_abort.management.environment import CHECKS, printable
+
+MAX_DIGITS: Final = 18  # of a process ID; every database that Django supports can compare as many
 
 
 class Command(BaseCommand):
@@ -117,6 +119,6 @@ class Command(BaseCommand):
 
 def _process(text: str) -> tuple[str, int]:
     host, colon, pid = text.rpartition(":")
-    if not colon or not pid.isdecimal():
+    if not colon or not pid.isdecimal() or len(pid) > MAX_DIGITS:
         raise ArgumentTypeError(f"{text!r} is not HOST:PID")
     return host, int(pid)
