@@ -131,8 +131,12 @@ class TestLife:
         listener.ensure_started()
         wait_until(listener.is_listening)
 
-    def test_a_transport_that_cannot_be_used_is_logged(
-        self, configure: Configure, listener: Listener, caplog: pytest.LogCaptureFixture
+    def test_a_transport_that_cannot_be_used_is_logged_and_raises_nothing_although_the_log_does(
+        self,
+        configure: Configure,
+        listener: Listener,
+        caplog: pytest.LogCaptureFixture,
+        break_log: Callable[[], None],
     ) -> None:
         configure(REDIS_URL="redis://localhost:port")
         assert listener.ensure_started() is False
@@ -140,11 +144,7 @@ class TestLife:
         listener.start_soon()
         wait_until(lambda: listener.status().last_error)
         assert "is not a URL" in listener.status().last_error
-
-    def test_a_transport_that_cannot_be_used_raises_nothing_although_the_log_does(
-        self, configure: Configure, listener: Listener, break_log: Callable[[], None]
-    ) -> None:
-        configure(REDIS_URL="redis://localhost:port")
+        assert listener.stop()
         break_log()
         assert listener.ensure_started() is False
 

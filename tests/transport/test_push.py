@@ -128,13 +128,34 @@ class TestWhichRedis:
         assert self.source(push) == "CACHES['other']"
         assert push.may_be_configured()
 
+    @pytest.mark.parametrize(
+        ("backend", "may_be_redis"),
+        [
+            (None, False),
+            ("django.core.cache.backends.locmem.LocMemCache", False),
+            ("django.core.cache.backends.filebased.FileBasedCache", False),
+            (f"{__name__}.CacheWithClient", True),
+        ],
+    )
     def test_then_the_environment(
-        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
+        self,
+        push: Push,
+        settings: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        backend: str | None,
+        may_be_redis: bool,
     ) -> None:
-        settings.CACHES = {"default": LOCMEM}
+        cache = {"BACKEND": backend, "LOCATION": tmp_path}
+        settings.CACHES = {"default": cache} if backend else {}
         settings.RUN_ABORT = {}
         assert self.source(push) is None
-        assert not push.may_be_configured()
+        assert push.may_be_configured() is may_be_redis
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "django_redis", None)  # not installed
+            push.forget()
+            assert self.source(push) is None
+        push.forget()
         monkeypatch.setenv("REDIS_URL", "redis://localhost")
         assert self.source(push) == "the environment's REDIS_URL"
         assert push.may_be_configured()
@@ -170,32 +191,6 @@ class TestWhichRedis:
             assert each.connection_class is expected.connection_class
             for key in ("host", "port", "db", "username", "password"):
                 assert each.connection_kwargs.get(key) == expected.connection_kwargs.get(key), key
-
-    def test_an_alias_whose_location_is_a_path_is_none(
-        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        backend = "django.core.cache.backends.filebased.FileBasedCache"
-        settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": tmp_path}}
-        settings.RUN_ABORT = {}
-        assert self.source(push) is None
-        monkeypatch.setenv("REDIS_URL", "redis://localhost")
-        assert self.source(push) == "the environment's REDIS_URL"
-
-    def test_so_is_one_of_another_cache_that_has_a_client(
-        self, push: Push, settings: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings.CACHES = {"default": {"BACKEND": f"{CacheWithClient.__module__}.CacheWithClient"}}
-        settings.RUN_ABORT = {}
-        assert self.source(push) is None
-        monkeypatch.setitem(sys.modules, "django_redis", None)  # not installed
-        settings.RUN_ABORT = {"PUSH": "auto"}
-        assert self.source(push) is None
-
-    def test_an_alias_that_is_missing_is_none(self, push: Push, settings: Any) -> None:
-        settings.CACHES = {}
-        settings.RUN_ABORT = {}
-        assert self.source(push) is None
-        assert not push.may_be_configured()
 
     def test_is_found_once_and_again_after_a_change(self, push: Push, settings: Any) -> None:
         settings.RUN_ABORT = {"REDIS_URL": "redis://localhost:1"}
@@ -516,6 +511,7 @@ class TestAliasTraps:
             },
             {"PARSER_CLASS": "redis.connection._RESP2Parser"},
             {"COMPRESSOR": "django_redis.compressors.zlib.ZlibCompressor"},
+            {"CONNECTION_POOL_KWARGS": {"decode_responses": True}},
         ],
     )
     def test_of_django_redis(
@@ -529,15 +525,9 @@ class TestAliasTraps:
         if options.get("CLOSE_CONNECTION"):
             settings.DJANGO_REDIS_CLOSE_CONNECTION = True
         settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
-        self.hears(node, foreign, settings)
-
-    def test_of_one_that_decodes(
-        self, node: Node, settings: Any, shared_redis: RedisServer, foreign: Foreign
-    ) -> None:
-        options = {"CONNECTION_POOL_KWARGS": {"decode_responses": True}}
-        settings.CACHES = {"default": django_redis(shared_redis.url, **options)}
-        # It can hold no pickled values, so it is used through its raw connection alone.
-        self.hears(node, foreign, settings, use_cache=False)
+        # One that decodes can hold no pickled values.
+        decodes = "decode_responses" in options.get("CONNECTION_POOL_KWARGS", {})
+        self.hears(node, foreign, settings, use_cache=not decodes)
 
     @pytest.mark.parametrize("options", [{}, {"decode_responses": False, "socket_timeout": 0.1}])
     def test_of_djangos_own_cache(
