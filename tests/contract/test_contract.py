@@ -115,15 +115,6 @@ class TestSubscribeToRunAborts:
             subscribe_to_run_aborts(handler)
         assert current().listener.status().state == "off"
 
-    def test_again_it_is_one_subscription_and_one_dispatch(
-        self, heard: list[str], foreign: Foreign
-    ) -> None:
-        for _ in range(3):
-            assert subscribe_to_run_aborts(heard.append) is True
-        assert foreign.publish("run-1") == 1
-        foreign.publish("run-2")
-        wait_until(lambda: heard == ["run-1", "run-2"])
-
     def test_with_redis_away_it_is_true_and_heard_once_the_link_is_up(
         self, configure: Configure, channel_name: str
     ) -> None:
