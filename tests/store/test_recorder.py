@@ -216,13 +216,18 @@ def test_the_thread_ends_when_nothing_is_left(
     assert rows.call(lambda alias: 2) == 2
 
 
-def test_lazy_jobs_rest_and_others_do_not(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lazy_jobs_rest_and_neither_others_nor_a_flush_do(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recorder, "REST", TIMEOUT)
     done: list[str] = []
     lazy = rows.put(recorder._CALL_SOON, lambda alias: done.append("lazy"))
     assert rows.call(lambda alias: done.append("now") or True)
     lazy.result(TIMEOUT)
     assert done == ["now", "lazy"]
+    lazy = rows.put(recorder._CALL_SOON, lambda alias: True)
+    assert rows.flush(TIMEOUT / 2)
+    assert lazy.done()
 
 
 def test_a_queue_that_is_not_written_in_c(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,13 +237,6 @@ def test_a_queue_that_is_not_written_in_c(rows: Recorder, monkeypatch: pytest.Mo
     job = recorder._Job(recorder._CALL, lambda alias: 1, Future())
     jobs.put(job)
     assert rows._take(Life()) == [job]
-
-
-def test_flush_does_not_rest(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "REST", TIMEOUT)
-    lazy = rows.put(recorder._CALL_SOON, lambda alias: True)
-    assert rows.flush(TIMEOUT)
-    assert lazy.done()
 
 
 def test_too_many_jobs_are_refused(
