@@ -113,22 +113,14 @@ def test_any_label_is_stored(runtime: Runtime, label: Any, stored: str) -> None:
         assert hold.label == stored
 
 
-def test_a_process_of_any_name_writes_its_blocks(
+def test_a_process_and_a_host_of_any_name_write_blocks_and_requests(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/srv/\udcff.py"])
-    with abortable_run("import-1"):
-        (hold,) = open_here(runtime)
-        assert hold.kind == "?.py"
-
-
-def test_on_a_host_of_any_name_blocks_and_requests_are_written(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "host-\udce9")
     with abortable_run("import-1", catch=True):
         (hold,) = open_here(runtime)
-        assert hold.host == "host-?"
+        assert (hold.kind, hold.host) == ("?.py", "host-?")
         assert abort_run("import-1").recorded
     assert AbortRequest.objects.get().host == "host-?"
 
@@ -391,27 +383,22 @@ def test_a_deleted_hold_comes_back_with_its_groups_although_its_block_goes_on_fi
     assert not RunHoldGroup.objects.exists()
 
 
-@pytest.mark.parametrize("state", ["running", "finishing"])
-def test_a_hold_that_was_written_too_late_is_removed(runtime: Runtime, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "expected"), [("running", []), ("finishing", []), ("aborting", ["stopped"])]
+)
+def test_a_hold_that_was_written_too_late_is_removed_or_ended(
+    runtime: Runtime, state: str, expected: list[str]
+) -> None:
+    """By a thread that was stuck, and was replaced by another one."""
     with abortable_run("import-1"):
         late = RunHold.objects.create(run_id="import-0", process_id=runtime.origin(), state=state)
         RunHoldGroup.objects.create(hold=late, run_id="tenant-1")
         runtime.holder._seen_at = runtime.holder._checked_at = -1e9
         assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
-    assert not RunHoldGroup.objects.exists()
-
-
-def test_an_abort_that_was_written_after_the_end_of_its_block(runtime: Runtime) -> None:
-    """By a thread that was stuck, and was replaced by another one."""
-    with abortable_run("import-1"):
-        late = RunHold.objects.create(
-            run_id="import-0", process_id=runtime.origin(), state="aborting", way="channel"
-        )
-        runtime.holder._seen_at = runtime.holder._checked_at = -1e9
-        assert runtime.holder.refresh()
-        late.refresh_from_db()
-        assert (late.state, late.left_at is None) == ("stopped", False)
+        ended = RunHold.objects.exclude(left_at=None)
+        assert list(ended.values_list("state", flat=True)) == expected
+    assert RunHoldGroup.objects.count() == len(expected)
 
 
 def test_a_hold_that_is_written_twice_has_its_groups_once(runtime: Runtime) -> None:
@@ -866,18 +853,13 @@ def failing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class TestRefused:
     """What the database refuses once is written later."""
 
-    def test_an_abort(self, runtime: Runtime, failing: list[str]) -> None:
-        with abortable_run("import-1", catch=True):
-            runtime.registry.abort(Request("import-1"))
-        wait_until(lambda: RunHold.objects.filter(state="stopped").exists())
-        assert failing == ["_change"] * 2
-
-    def test_an_end_long_after_another_failure(
+    def test_an_abort_and_an_end_long_after_that(
         self, runtime: Runtime, failing: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with abortable_run("import-1", catch=True):
             runtime.registry.abort(Request("import-1"))
             wait_until(lambda: RunHold.objects.filter(state="aborting").exists())
+            assert failing == ["_change"] * 2
             assert runtime.recorder.flush(TIMEOUT)
             monkeypatch.setattr(holder, "monotonic", lambda: monotonic() + holder.RETRY_FOR)
             failing.clear()

@@ -47,6 +47,14 @@ def find(rows: Requests, *ids: str) -> list[str]:
     return [request.reason for request in found]
 
 
+def use_without_rows() -> None:
+    """What works although no row can be written or read."""
+    assert not abort_run("run-1").recorded
+    assert clear_run_abort("run-1") == 0
+    with abortable_run("run-1"):
+        pass
+
+
 def statements(runtime: Runtime) -> list[str]:
     """What the recorder sends to the database from now on."""
     sent: list[str] = []
@@ -189,10 +197,7 @@ class TestCost:
     ) -> None:
         settings.RUN_ABORT = {"REQUESTS": False, "HOLDS": False, "REDIS_URL": False}
         # No database is allowed in this test.
-        assert not abort_run("run-1").recorded
-        assert clear_run_abort("run-1") == 0
-        with abortable_run("run-1"):
-            pass
+        use_without_rows()
         assert not caplog.records
 
 
@@ -201,10 +206,7 @@ class TestTransactions:
     def test_a_failure_of_ours_does_not_spoil_the_callers_work(self, rows: Requests) -> None:
         with unmigrated(), transaction.atomic():
             User.objects.create_user("ann")
-            assert not abort_run("run-1").recorded
-            assert clear_run_abort("run-1") == 0
-            with abortable_run("run-1"):
-                pass
+            use_without_rows()
         assert User.objects.filter(username="ann").exists()
 
     def test_in_a_transaction_that_is_broken_it_is_written_all_the_same(
@@ -271,10 +273,7 @@ class TestUnwell:
         self, rows: Requests, caplog: pytest.LogCaptureFixture
     ) -> None:
         # Without a mark, pytest-django forbids the database.
-        assert not abort_run("run-1").recorded
-        with abortable_run("run-1"):
-            pass
-        assert clear_run_abort("run-1") == 0
+        use_without_rows()
         assert 1 <= caplog.text.count("cannot be written or read") <= 2
         assert "migrate" not in caplog.text
 
@@ -282,10 +281,7 @@ class TestUnwell:
         self, rows: Requests, settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         settings.INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
-        assert not abort_run("run-1").recorded
-        with abortable_run("run-1"):
-            pass
-        assert clear_run_abort("run-1") == 0
+        use_without_rows()
         assert "No installed app with label 'run_abort'" in caplog.text
 
     def test_invalid_settings_do_not_keep_an_abort_from_the_blocks_here(

@@ -64,7 +64,7 @@ class TestWhatGoes:
         assert prune(age) == 1
         assert left() == ["younger"]
 
-    def test_what_still_stands_is_kept_whatever_the_age(self) -> None:
+    def test_what_still_stands_is_kept_whatever_the_age(self, settings: Any) -> None:
         requested("over", days=7.01)
         requested("stands", days=6.99)
         requested("cleared", days=6.99, cleared=True)
@@ -72,10 +72,6 @@ class TestWhatGoes:
         assert prune(1) == 2
         assert left() == ["stands"]
         assert current().requests.standing_for(["stands"])
-        assert count(1) == Old(prunable=0, standing=1)
-
-    def test_intent_ttl_says_what_stands(self, settings: Any) -> None:
-        requested("run-1", days=2)
         assert count(1) == Old(prunable=0, standing=1)
         settings.RUN_ABORT = {"LISTEN": False, "REQUEST_TTL": timedelta(days=1)}
         assert count(1) == Old(prunable=1, standing=0)
@@ -324,16 +320,14 @@ class TestLostProcess:
 
 
 class TestCursors:
-    @pytest.mark.parametrize(("days_ago", "older_than", "left"), [(31, 30, 0), (29, 30, 1)])
+    @pytest.mark.parametrize(
+        ("days_ago", "older_than", "left"), [(31, 30, 0), (29, 30, 1), (6, 1, 1)]
+    )
     def test_those_not_used_for_so_long_go(
         self, days_ago: float, older_than: float, left: int
     ) -> None:
+        """But none whose listener may still have to hear of something: REQUEST_TTL is 7 days."""
         used = timezone.now() - timedelta(days=days_ago)
         ListenerCursor.objects.create(name="one", heard_until=used)
         assert prune_cursors(older_than) == 1 - left
         assert ListenerCursor.objects.count() == left
-
-    def test_none_goes_whose_listener_may_still_have_to_hear_of_something(self) -> None:
-        used = timezone.now() - timedelta(days=6)  # REQUEST_TTL is 7
-        ListenerCursor.objects.create(name="one", heard_until=used)
-        assert prune_cursors(1) == 0

@@ -70,19 +70,6 @@ def abort_soon(controller: AbortController) -> Iterator[Callable[[], None]]:
     timer.cancel()
 
 
-def test_a_running_statement_is_cancelled(
-    controller: AbortController, abort_soon: Callable[[], None]
-) -> None:
-    with pytest.raises(RunAborted) as raised:
-        with controller.signal.cancels(connection):
-            slow(abort_soon)
-            pytest.fail("it went on")
-    assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
-    assert isinstance(raised.value.__cause__, Error)
-    assert not connection.execute_wrappers
-    check_usable()
-
-
 def test_within_a_transaction_that_is_rolled_back(
     controller: AbortController, abort_soon: Callable[[], None]
 ) -> None:
@@ -94,8 +81,8 @@ def test_within_a_transaction_that_is_rolled_back(
     check_usable()
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_around_transactions(
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_running_statement_is_cancelled_with_the_transactions_around_it(
     controller: AbortController, abort_soon: Callable[[], None], depth: int
 ) -> None:
     def within(depth: int) -> None:
@@ -106,9 +93,13 @@ def test_around_transactions(
         else:
             slow(abort_soon)
 
-    with pytest.raises(RunAborted):
+    with pytest.raises(RunAborted) as raised:
         with controller.signal.cancels(connection):
             within(depth)
+            pytest.fail("it went on")
+    assert (raised.value.run_id, raised.value.reason) == ("run-1", "because")
+    assert isinstance(raised.value.__cause__, Error)
+    assert not connection.execute_wrappers
     assert not connection.in_atomic_block
     assert not connection.needs_rollback
     assert not ListenerCursor.objects.exists()
