@@ -348,15 +348,24 @@ class Recorder:
         alias = database.alias()
         if not connection.is_own(alias):
             connection.open_own(alias)
-        link = connection.link_of(alias)
         try:
-            return operation.run(alias, items)
-        except Exception:  # of the driver, too: Django does not wrap all that a lost link raises
-            if not connection.is_suspect(alias, link):
+            return _run(operation, alias, items)
+        except Exception:
+            if connection.is_own(alias):
                 raise
+        connection.open_own(alias)
+        return _run(operation, alias, items)
+
+
+def _run(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Sequence[Any]:
+    """Run the operation; close the connection if an error may be due to it."""
+    link = connection.link_of(alias)
+    try:
+        return operation.run(alias, items)
+    except Exception:  # of the driver, too: Django does not wrap all that a lost link raises
+        if connection.is_suspect(alias, link):
             connection.close_own(alias)
-            connection.open_own(alias)
-            return operation.run(alias, items)
+        raise
 
 
 def _grouped(batch: list[_Job]) -> list[list[_Job]]:
