@@ -106,7 +106,6 @@ class Recorder:
     def _reset(self) -> None:
         # A SimpleQueue, because a signal handler may interrupt put() and put another job.
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._is_hurried = False
         self._is_over = False
         self._busy: _Busy | None = None
         # Guards the replacement of a thread that is stuck. Only ever tried, never waited for.
@@ -203,12 +202,8 @@ class Recorder:
             return False
         if self._jobs.empty() and not self.service.is_running:
             return True
-        self._is_hurried = True
-        try:
-            last = self.put(_LAST, None)
-            wait([last], timeout)
-        finally:
-            self._is_hurried = False
+        last = self.put(_LAST, None)
+        wait([last], timeout)
         return last.done() and last.exception() is None
 
     # Start and stop.
@@ -274,7 +269,7 @@ class Recorder:
         until = monotonic() + REST
         while len(batch) < MAX_BATCH:
             rest = until - monotonic()
-            is_in_hurry = self._is_hurried or life.stopping or not all(map(_is_lazy, batch))
+            is_in_hurry = life.stopping or not all(map(_is_lazy, batch))
             may_wait = not is_in_hurry and rest > 0
             try:
                 batch.append(self._jobs.get(may_wait, rest if may_wait else None))

@@ -283,7 +283,7 @@ class TestUse:
 
         def be_slow(alias: str) -> None:
             is_busy.set()
-            wait_until(lambda: recorder._is_hurried or not recorder.service.is_running)
+            wait_until(lambda: recorder._jobs.qsize() == 2 or not recorder.service.is_running)
 
         with use_rows():
             recorder.call_soon(be_slow)
