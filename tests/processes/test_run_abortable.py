@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from run_abort._core.controller import GRACE
 from tests.processes.conftest import Start, pid_in, python
-from tests.support import TIMEOUT, Foreign, is_there
+from tests.support import Foreign, is_there
 
 COMMAND = ("-m", "django", "run_abortable")
 # Runs Python while a signal is ignored.
@@ -72,7 +73,7 @@ class TestAbort:
         began = time.monotonic()
         foreign.publish("all")
         assert child.wait() == 130
-        assert 0.3 <= time.monotonic() - began < TIMEOUT
+        assert 0.3 <= time.monotonic() - began < GRACE
 
 
 class TestSignals:
