@@ -28,12 +28,30 @@ def heard(configure: Configure) -> list[str]:
 
 
 class TestMessages:
+    def test_the_least_that_is_valid(self, heard: list[str], foreign: Foreign) -> None:
+        foreign.publish_raw(b'{"runId":"run-1","origin":"a stranger"}')
+        wait_until(lambda: heard == ["run-1"])
+
+    def test_further_keys_are_ignored(self, heard: list[str], foreign: Foreign) -> None:
+        foreign.publish("run-1", id=7, reason=["x"], actor=None, shard={"of": 3}, n=1.5)
+        wait_until(lambda: heard == ["run-1"])
+
     @pytest.mark.parametrize(
         "payload",
         [
             b"",
             b"garbage",
+            b"\x00\xff\xfe",
+            b"[]",
+            b"null",
+            b'"run-1"',
+            b'{"origin":"x"}',
+            b'{"runId":null,"origin":"x"}',
+            b'{"runId":7,"origin":"x"}',
+            b'{"runId":"","origin":"x"}',
+            b'{"runId":"a\\u0000b","origin":"x"}',
             b'{"runId":"x","origin":"x","pad":"' + b"x" * MAX_MESSAGE_BYTES + b'"}',
+            b"[" * 200_000,
             b"x" * 5_000_000,
         ],
         ids=lambda payload: str(payload[:20]),
@@ -89,21 +107,19 @@ class TestPublishRunAbort:
     def test_what_is_no_id_is_false(self, configure: Configure, run_id: Any) -> None:
         assert publish_run_abort(run_id) is False
 
+    def test_without_redis_it_is_false(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None)
+        assert publish_run_abort("run-1") is False
+
     def test_with_redis_away_it_is_false(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
         configure(REDIS_URL=NO_REDIS)
         assert publish_run_abort("run-1") is False
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-
-
-def test_without_redis_both_are_false(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    configure(REDIS_URL=None)
-    assert publish_run_abort("run-1") is False
-    assert subscribe_to_run_aborts(print) is False
 
 
 class TestSubscribeToRunAborts:
@@ -114,6 +130,22 @@ class TestSubscribeToRunAborts:
         with pytest.raises(TypeError):
             subscribe_to_run_aborts(handler)
         assert current().listener.status().state == "off"
+
+    def test_without_redis_it_is_false(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        configure(REDIS_URL=None)
+        assert subscribe_to_run_aborts(print) is False
+
+    def test_again_it_is_one_subscription_and_one_dispatch(
+        self, heard: list[str], foreign: Foreign
+    ) -> None:
+        for _ in range(3):
+            assert subscribe_to_run_aborts(heard.append) is True
+        assert foreign.publish("run-1") == 1
+        foreign.publish("run-2")
+        wait_until(lambda: heard == ["run-1", "run-2"])
 
     def test_with_redis_away_it_is_true_and_heard_once_the_link_is_up(
         self, configure: Configure, channel_name: str

@@ -79,12 +79,23 @@ def test_a_signed_one_aborts_with_all_that_it_says(foreign: Foreign) -> None:
 
 
 def test_of_those_that_were_tampered_with_none_does(foreign: Foreign, send: Send) -> None:
-    valid = foreign.signed("run-1", id=str(uuid.uuid4()), reason="because", actor="ann", cause="x")
+    def signed(**more: Any) -> dict[str, Any]:
+        return foreign.signed(str(more.pop("run_id", "run-1")), **more)
+
+    valid = signed(id=str(uuid.uuid4()), reason="because", actor="ann", cause="x")
+    elsewhere, stranger = Foreign(None, "elsewhere"), Foreign(None, foreign.channel)
+    stranger.key = b"another key"
+    fields = ("origin", "id", "reason", "actor", "cause")
     forged = [
-        valid | {"reason": "another"},
+        *(valid | {each: str(uuid.uuid4())} for each in fields),
+        *({key: value for key, value in valid.items() if key != each} for each in fields),
         valid | {"at": valid["at"] + 1},
-        foreign.signed("run-2") | {"runId": "run-1"},
-        foreign.signed("run-1", age=61),
+        valid | {"sig": "0" * 64},
+        signed(run_id="run-2") | {"runId": "run-1"},
+        signed(age=61),
+        signed(age=-3600),
+        elsewhere.signed("run-1"),
+        stranger.signed("run-1"),
         {"runId": "run-1", "origin": "x"},
     ]
     with abortable_run("run-1") as signal:

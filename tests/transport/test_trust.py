@@ -56,6 +56,14 @@ def test_it_is_the_hmac_of_the_standard_library(size: int) -> None:
     assert Key(secret).hmac(data) == hmac.digest(secret, data, "sha256").hex()
 
 
+@pytest.mark.parametrize("text", ["", "because", "Grund: größer 🙂"])
+def test_each_field_is_behind_its_number_of_bytes(text: str) -> None:
+    fields = ["channel", "run-1", "inst_x", "", text, "", "", "7"]
+    expected = b"".join(b"%d:%s" % (len(each.encode()), each.encode()) for each in fields)
+    request = Request("run-1", reason=text, origin="inst_x")
+    assert signing.canonical("channel", request, 7) == expected
+
+
 def test_keys_that_were_derived_while_the_settings_changed_are_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,7 +188,10 @@ class TestKeys:
             assert judged(published()) == REQUEST
         with override_settings(SECRET_KEY=NEW):
             assert judged(by_old) is None
-            assert published()["key"] != Key(NEW.encode()).fingerprint  # it is no key itself
+
+    def test_of_which_none_is_a_secret_key_itself(self) -> None:
+        with override_settings(SECRET_KEY=NEW):
+            assert published()["key"] != Key(NEW.encode()).fingerprint
 
     def test_a_process_without_one_neither_signs_nor_trusts_and_says_so_once(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
