@@ -12,7 +12,7 @@ django.setup()  # before pytest is imported: in a process of pytest nothing list
 
 from run_abort.contrib.celery import AbortableTask, TaskAborted  # noqa: E402
 from run_abort.signals import run_aborted  # noqa: E402
-from tests.queues import work  # noqa: E402
+from tests.queues import job_table, work  # noqa: E402
 from tests.queues.work import say  # noqa: E402
 
 app = Celery("tests", broker=os.environ.get("BROKER"), backend=os.environ.get("RESULTS"))
@@ -62,6 +62,9 @@ for name, options in OPTIONS.items():
 def collect(results: list[str]) -> list[str]:
     say("began", "collect")
     return results
+
+
+app.task(job_table.run_job, name="run_job")
 
 
 def note(name: str) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from rq.job import Job as RqJob
 
 from tests.jobs.models import Job
-from tests.queues.drivers import RqDriver
+from tests.queues.drivers import CeleryDriver, Driver, RqDriver
 from tests.queues.job_table import run_job
 from tests.queues.work import abort
 from tests.support import wait_until
 
 
-def send(driver: RqDriver, name: str) -> tuple[Job, RqJob]:
+def send(driver: Driver, name: str) -> tuple[Job, Any]:
     job = Job.objects.create(name=name)
-    return job, driver.queue.enqueue(run_job, job.pk)
+    if isinstance(driver, RqDriver):
+        return job, driver.queue.enqueue(run_job, job.pk)
+    assert isinstance(driver, CeleryDriver)
+    return job, driver.client.send_task("run_job", [job.pk])
 
 
-def has_succeeded(sent: RqJob) -> bool:
+def has_succeeded(sent: Any) -> bool:
     """The queue takes an abort for a normal end."""
-    return bool(sent.get_status() == "finished")
+    if isinstance(sent, RqJob):
+        return sent.get_status() == "finished"
+    return bool(sent.state == "SUCCESS")
 
 
 def wait_for_status(job: Job, status: str) -> None:
@@ -30,8 +37,8 @@ def wait_for_status(job: Job, status: str) -> None:
     wait_until(has_it)
 
 
-@pytest.mark.parametrize("driver", ["rq"], indirect=True)
-def test_the_row_says_the_truth(driver: RqDriver) -> None:
+@pytest.mark.parametrize("driver", ["celery", "rq"], indirect=True)
+def test_the_row_says_the_truth(driver: Driver) -> None:
     never, never_sent = send(driver, "never")
     abort(f"jobs.job:{never.pk}")
     worker = driver.start()
