@@ -290,7 +290,7 @@ def _text_problems(key: str, value: object) -> Iterator[Problem]:
 
 
 def is_plain_url(url: str) -> bool:
-    """Whether the URL can be parsed as its author meant it.
+    """Whether the URL can be parsed as its author meant it, and UTF-8 can encode it.
 
     Of a password with an unescaped ``/``, ``#`` or ``?``, a part would be taken for a host, a port
     or a path, and be shown in errors.

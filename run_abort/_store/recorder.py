@@ -344,15 +344,15 @@ class Recorder:
         if not connection.is_own(alias):
             connection.open_own(alias)
         try:
-            return _run(operation, alias, items)
+            return _execute(operation, alias, items)
         except Exception:
             if connection.is_own(alias):
                 raise
         connection.open_own(alias)
-        return _run(operation, alias, items)
+        return _execute(operation, alias, items)
 
 
-def _run(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Sequence[Any]:
+def _execute(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Sequence[Any]:
     """Run the operation; close the connection if an error may be due to it."""
     link = connection.link_of(alias)
     try:

@@ -11,7 +11,6 @@ import itertools
 import os
 import sys
 import sysconfig
-import uuid
 from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import Any, Final, Self, TypeVar
 
 from run_abort._core.controller import AbortController, AbortSignal
+from run_abort._core.ids import new_request_id
 from run_abort._core.scope import Scope
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
@@ -147,7 +147,7 @@ class Watch:
             if checkpoint.number == self.at:
                 self.aborted_at = checkpoint
                 # Like abort_run in this process, but without a request.
-                request = Request(signal.run_id, str(uuid.uuid4()), self.reason, self.actor)
+                request = Request(signal.run_id, new_request_id(), self.reason, self.actor)
                 self._registry.abort(request)
 
 
