@@ -60,6 +60,12 @@ class Registry:
         """Whether the block of ``controller`` is open."""
         return controller in self._holders.get(controller.signal.run_id, ())
 
+    def ids_around(self) -> list[str]:
+        """The IDs that the open blocks around the calling code answer to."""
+        if not (around := set(open_blocks())):
+            return []
+        return [run_id for run_id, some in self.holders().items() if not around.isdisjoint(some)]
+
     def register(self, controller: AbortController, ids: Iterable[str]) -> None:
         """Make ``controller`` answer to ``ids``."""
         controller.signal._on_finish = self.finishing

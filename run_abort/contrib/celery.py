@@ -23,12 +23,12 @@ from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core import current
 from run_abort._core.controller import GRACE, AbortController
-from run_abort._core.ids import RunID, clean_ids
+from run_abort._core.ids import RunID
 from run_abort._core.types import Escalation
 from run_abort._runtime import runtime
 from run_abort.exceptions import RunAborted, TaskAborted
-from run_abort.runs import abortable_run
 
+from ._block import task_block
 from ._needs import needs
 
 with needs("Celery", "celery"):
@@ -161,12 +161,9 @@ class AbortableTask(DjangoTask):
             return self.run(*args, **kwargs)
         if getattr(request, "abort_signal", None) is not None:  # the task calls itself
             return super().__call__(*args, **kwargs)
-        groups = self.get_run_groups(request)
-        if request.is_eager and (around := current.current_signal()) is not None:
-            groups = clean_ids(around.run_id, groups)
-        block = abortable_run(
+        block = task_block(
             self.get_run_id(request),
-            groups=groups,
+            self.get_run_groups(request),
             label=self.name,
             grace=self.abort_grace,
             insist=self.abort_insist,

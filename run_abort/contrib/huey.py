@@ -27,8 +27,8 @@ from run_abort._core.controller import GRACE
 from run_abort._core.ids import RunID
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
-from run_abort.runs import abortable_run
 
+from ._block import task_block
 from ._needs import needs
 
 with needs("Huey", "huey"):
@@ -108,9 +108,9 @@ class _TaskWrapper(TaskWrapper):
 def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callable[[Task], Any]:
     @wraps(execute)
     def execute_within_block(task: Task) -> Any:
-        block = abortable_run(
+        block = task_block(
             huey.get_run_id(task),
-            groups=huey.get_run_groups(task),
+            huey.get_run_groups(task),
             label=f"{task.__module__}.{task.name}",
             grace=task.abort_grace,
             insist=task.abort_insist,

@@ -28,8 +28,8 @@ from run_abort._core.ids import RunID, clean_id, clean_ids
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
-from run_abort.runs import abortable_run
 
+from ._block import task_block
 from ._needs import needs
 
 with needs("RQ", "rq"):
@@ -89,9 +89,9 @@ class AbortableJob(Job):
         """
         self._knows_end = True
         function = self.func  # import it first: its module may set up Django
-        block = abortable_run(
+        block = task_block(
             self.get_run_id(),
-            groups=self.get_run_groups(),
+            self.get_run_groups(),
             label=self.func_name or "",
             grace=getattr(function, "abort_grace", self.abort_grace),
             insist=getattr(function, "abort_insist", self.abort_insist),

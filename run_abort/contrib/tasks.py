@@ -31,6 +31,8 @@ from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
+from ._block import task_block
+
 if TYPE_CHECKING:
     from django.tasks.base import TaskResult
 
@@ -90,9 +92,9 @@ def abortable_task(
         result = getattr(context, "task_result", None)
         if result is None:
             raise TypeError(f"the first argument is not the task's context: {_ORDER}")
-        return abortable_run(
+        return task_block(
             run_id(result),
-            groups=groups(result),
+            groups(result),
             label=result.task.module_path,
             grace=grace,
             insist=rungs,

@@ -121,6 +121,20 @@ async def abort_itself_async(context: Any) -> None:
     await asyncio.sleep(3600)
 
 
+@task(takes_context=True)
+@abortable_task
+def abort_around(context: Any) -> None:
+    abort_run("around", reason="because", actor="ann")
+    work.own_signal().raise_if_aborted()
+
+
+@task(takes_context=True)
+@abortable_task
+async def abort_around_async(context: Any) -> None:
+    await aabort_run("around", reason="because", actor="ann")
+    await asyncio.sleep(10)
+
+
 def note_in_a_row(result: Any, error: TaskAborted) -> None:
     Job.objects.create(name=f"{result.id} {error.reason}")
 

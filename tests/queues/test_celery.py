@@ -498,15 +498,30 @@ class TestInProcess:
         """Such as a task that another one executes by ``apply()``."""
 
         @driver.client.task(shared=False, base=AbortableTask)
-        def work() -> None:
-            abort_run("one")
+        def work(run_id: str) -> None:
+            abort_run(run_id)
             own_signal().raise_if_aborted()
 
-        with abortable_run("one", catch=True) as signal:
-            result = work.apply()
-            assert isinstance(result.result, TaskAborted)
-            assert result.result.run_id == result.id
-        assert signal.aborted
+        for groups in ([], ["tenant"]):  # whichever of its IDs is aborted
+            with abortable_run("one" if not groups else "two", groups=groups, catch=True) as signal:
+                result = work.apply(groups or ["one"])
+                assert isinstance(result.result, TaskAborted)
+                assert result.result.run_id == result.id
+            assert signal.aborted
+
+    def test_eagerly_in_a_task_that_is_called_as_a_function(self, driver: CeleryDriver) -> None:
+        """Its signal is that of no run."""
+
+        @driver.client.task(shared=False, base=AbortableTask)
+        def inner() -> str:
+            return own_signal().run_id
+
+        @driver.client.task(shared=False, base=AbortableTask)
+        def outer() -> Any:
+            return inner.apply()
+
+        result = outer()
+        assert result.get() == result.id
 
     def test_a_project_may_name_the_run(self, driver: CeleryDriver) -> None:
         class Named(AbortableTask):

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from django.conf import settings
 from huey import MemoryHuey
+from huey.exceptions import TaskException
 
+from run_abort import abortable_run
 from run_abort.contrib.huey import AbortableHuey, TaskCanceled
 from tests.queues.drivers import HueyDriver, Place
 from tests.queues.work import abort, began, own_signal, wait_until_it_hears
@@ -216,6 +218,19 @@ class TestInProcess:
             return own_signal().run_id
 
         assert work(7).get() == "import-7"
+
+    def test_in_another_run_it_is_aborted_with_that(self, inline: AbortableHuey) -> None:
+        @inline.task()
+        def work() -> None:
+            abort("one")
+            own_signal().raise_if_aborted()
+
+        with abortable_run("one", catch=True) as signal:
+            result = work()
+        assert signal.aborted
+        with pytest.raises(TaskException) as caught:
+            result.get()
+        assert caught.value.metadata["run_abort"]["run_id"] == result.id
 
     def test_what_became_of_it_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskCanceled("one", "because", "ann")))

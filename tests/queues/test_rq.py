@@ -22,7 +22,7 @@ from rq.registry import StartedJobRegistry
 from rq.worker import BaseWorker
 
 from example.redis_server import RedisServer
-from run_abort import abort_run, clear_run_abort
+from run_abort import abort_run, abortable_run, clear_run_abort
 from run_abort._core.ids import RunID
 from run_abort._runtime.runtime import current
 from run_abort.contrib.rq import AbortableJob, AbortableWorker, TaskAborted, cancel_aborted
@@ -443,6 +443,13 @@ class TestInProcess:
         inline = Queue(connection=driver.queue.connection, is_async=False, job_class=Named)
         assert inline.enqueue(own_run_id, 7).return_value() == "import-7"
 
+    def test_in_another_run_it_is_aborted_with_that(self, inline: Queue) -> None:
+        with abortable_run("around", catch=True) as signal:
+            job = inline.enqueue(abort_around)
+        assert signal.aborted
+        assert job.get_status() == "stopped"
+        assert job.get_meta()["run_abort"]["run_id"] == job.id
+
     def test_a_worker_that_cannot_find_the_abort_goes_on(
         self, driver: RqDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -456,6 +463,11 @@ class TestInProcess:
         assert job.should_retry is False
         job.set_status(JobStatus.FAILED)
         assert job.get_status() == "failed"
+
+
+def abort_around() -> None:
+    abort("around")
+    own_signal().raise_if_aborted()
 
 
 def write_meta_elsewhere() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.utils.module_loading import import_string
 
+from run_abort import abortable_run
 from run_abort._store import database, recorder
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.models import RunHold
@@ -75,6 +76,17 @@ class TestInProcess:
     def test_at_once(self, task: Callable[[Any], Any], name: str) -> None:
         result = task(getattr(tasks, name)).enqueue()
         assert result.status == "FAILED"
+        (error,) = result.errors
+        assert error.exception_class is TaskAborted
+        assert f"run '{result.id}' was aborted by ann: because" in error.traceback
+
+    @pytest.mark.parametrize("name", ["abort_around", "abort_around_async"])
+    def test_in_another_run_it_is_aborted_with_that(
+        self, task: Callable[[Any], Any], name: str
+    ) -> None:
+        with abortable_run("around", catch=True) as signal:
+            result = task(getattr(tasks, name)).enqueue()
+        assert signal.aborted
         (error,) = result.errors
         assert error.exception_class is TaskAborted
         assert f"run '{result.id}' was aborted by ann: because" in error.traceback
