@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from uuid import UUID
 
 from django.db.models import F, Q
@@ -233,4 +233,7 @@ def _state(row: Any, process: RunProcess | None) -> tuple[HoldState, datetime]:
     alive_until = row.entered_at + lease if process is None else process.seen_until
     if alive_until < row.now:
         return "lost", alive_until - lease
-    return row.state, row.received_at or row.entered_at
+    state = row.state
+    if state not in get_args(HoldState):  # written by a later version, while that is rolled out
+        state = "aborting" if row.request_id else "running"
+    return state, row.received_at or row.entered_at

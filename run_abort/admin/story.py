@@ -135,7 +135,7 @@ def _effect(request: AbortRequest, hold: Hold) -> Iterator[Fact]:
     names = {"process": block, "since": moment(hold.since)}
     if hold.received_at is not None:
         after = hold.received_at - aware(request.requested_at)
-        way = RunHold.Way(hold.way).label if hold.way else ""
+        way = dict(RunHold.Way.choices).get(hold.way, visible(hold.way))
         text = _("%(process)s: %(way)s, %(duration)s after the request.")
         if hold.request_id != str(request.pk) and after < timedelta():
             text = _("%(process)s: %(way)s, because of an earlier request.")

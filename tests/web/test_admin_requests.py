@@ -350,6 +350,14 @@ class TestTimeline:
             "Finishing worker-2, process 17 can no longer be aborted and works to its end.",
         } < set(told)
 
+    def test_what_a_later_version_has_written_is_shown_as_it_is(self, story_page: Story) -> None:
+        """While that is rolled out."""
+        row = request()
+        abort(row, process_row("worker-1"), "paused", way="by fax")
+        told = facts(story_page(row))
+        assert any("worker-1, process 17: by fax, " in fact for fact in told)
+        assert "Still stopping worker-1, process 17" in told
+
     def test_of_one_that_nobody_held(
         self, story_page: Story, monkeypatch: pytest.MonkeyPatch
     ) -> None:
