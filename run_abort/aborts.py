@@ -81,7 +81,7 @@ class AbortOutcome:
 
     def __str__(self) -> str:
         """One line for people, such as ``import-17: asked to abort, recorded, published``."""
-        text = "NOT asked to abort"
+        text = "NOT asked to abort, as far as is known"
         if self.asked:
             recorded = "recorded" if self.recorded else "NOT recorded"
             published = "published" if self.published else "NOT published"

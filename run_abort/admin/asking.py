@@ -187,8 +187,8 @@ def _facts(outcomes: Sequence[AbortOutcome], *, is_known: bool) -> Iterator[Fact
     text = _("Asked to abort in this process only: %(count)s %(items)s, %(runs)s.")
     yield messages.WARNING, text, [each for each in others if not each.recorded], ()
     text = _(
-        "Not asked to abort, because neither the database nor Redis accepted the "
-        "request: %(count)s %(items)s, %(runs)s."
+        "Not asked to abort, as far as is known, because neither the database nor Redis has "
+        "accepted the request in time: %(count)s %(items)s, %(runs)s."
     )
     yield messages.ERROR, text, [each for each in outcomes if not each.asked], ()
 

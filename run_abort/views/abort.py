@@ -175,8 +175,8 @@ def _message(requested: Requested) -> tuple[int, str]:
     (outcome,) = requested.outcomes
     if not outcome.asked:
         return messages.ERROR, _(
-            "Run “%(run)s” was not asked to abort: neither the database nor Redis accepted the "
-            "request."
+            "Run “%(run)s” was not asked to abort, as far as is known: neither the database nor "
+            "Redis has accepted the request in time."
         )
     if requested.is_known and not outcome.holds and not outcome.local:
         return messages.WARNING, _(

@@ -128,9 +128,11 @@ class TestAbortRun:
 
     def test_if_nobody_could_be_asked_it_fails(self, configure: Configure) -> None:
         configure(REDIS_URL=None)
-        with pytest.raises(CommandError, match="Not asked: neither") as raised:
-            call("abort_run", "run-1")
+        out = io.StringIO()
+        with pytest.raises(CommandError, match="Not asked, as far as is known: neither") as raised:
+            call_command("abort_run", "run-1", stdout=out, no_color=True)
         assert raised.value.returncode == 1
+        assert out.getvalue() == "run-1: NOT asked to abort, as far as is known\n"
 
     @pytest.mark.parametrize("run_ids", [["", "run-1"], ["run-1", "x" * 256]])
     def test_bad_ids_abort_nothing(self, recording: None, run_ids: list[str]) -> None:

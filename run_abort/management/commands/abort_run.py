@@ -60,7 +60,8 @@ class Command(BaseCommand):
             for line in _findings(outcome, is_known=is_known) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
-            raise CommandError("Not asked: neither the database nor Redis accepted the request.")
+            told = "neither the database nor Redis has accepted the request in time"
+            raise CommandError(f"Not asked, as far as is known: {told}.")
         if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
         if wait and not is_known:
