@@ -13,7 +13,7 @@ import logging
 import threading
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -111,8 +111,8 @@ class Dispatch:
         self._recent: deque[str] = deque(maxlen=RECENT)
         # The threads in tell(), and what each passes on.
         self._receiving: dict[int, Key] = {}
-        self._adding = threading.Lock()  # guards _lanes against two lanes for one handler
-        self._lanes: list[_Lane] = []  # only ever appended to
+        # By the identity of the handler. Each step is one call of C code, so it needs no lock.
+        self._lanes: dict[Hashable, _Lane] = {}
         self._overflow = Throttle()
         self._slow = Throttle()
         self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
@@ -133,7 +133,7 @@ class Dispatch:
         :param keys: pairs of a request ID and its run ID.
         """
         for key in keys:
-            for seen in (self._seen, *(lane.seen for lane in self._lanes)):
+            for seen in (self._seen, *(lane.seen for lane in self._handlers())):
                 seen.add(key)
 
     def recent(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class Dispatch:
         Each gap is returned once. The requests behind it can be passed to :meth:`tell` again.
         """
         found = []
-        for lane in tuple(self._lanes):
+        for lane in self._handlers():
             gap = lane.gap
             if gap is not None and lane.worker.wait_idle(0):
                 lane.gap = None
@@ -155,7 +155,7 @@ class Dispatch:
 
     def is_behind(self) -> bool:
         """Whether the full queue of a handler has refused requests that it has yet to get."""
-        return any(lane.gap is not None for lane in self._lanes)
+        return any(lane.gap is not None for lane in self._handlers())
 
     def has_audience(self) -> bool:
         """Whether there are receivers or handlers."""
@@ -194,7 +194,7 @@ class Dispatch:
         is_new = not request.id or self._seen.add((request.id, request.run_id))
         if is_new and self._has_receivers():
             call_logged(partial(self._call_receivers, request))
-        for lane in tuple(self._lanes):
+        for lane in self._handlers():
             if not lane.offer(request):
                 self._refused(lane, request)
         if request.id:
@@ -221,14 +221,12 @@ class Dispatch:
         :raises TypeError: if it is not callable, or is a coroutine function.
         """
         check_function(on_abort, "on_abort")
-        with self._adding:
-            known = {identity(lane.worker.handle) for lane in self._lanes}
-            if identity(on_abort) not in known:
-                self._lanes.append(_Lane(on_abort, self._seen.copy()))
+        if (key := identity(on_abort)) not in self._lanes:
+            self._lanes.setdefault(key, _Lane(on_abort, self._seen.copy()))
 
     def wait_for_handlers(self, timeout: float) -> bool:
         """Wait for the handlers and the receivers of ``run_aborted``, as ``workers.wait_idle``."""
-        workers = [lane.worker for lane in self._lanes]
+        workers = [lane.worker for lane in self._handlers()]
         return wait_idle([*workers, self._announcements], timeout)
 
     def is_idle(self) -> bool:
@@ -236,11 +234,13 @@ class Dispatch:
         return not self._receiving and self.wait_for_handlers(0)
 
     def after_fork_in_child(self) -> None:
-        """Forget the threads of the parent, and the lock that one of them may have held."""
-        self._adding = threading.Lock()
+        """Forget the threads of the parent."""
         self._receiving = {}
-        for lane in self._lanes:
+        for lane in self._handlers():
             lane.gap = None
+
+    def _handlers(self) -> Iterable[_Lane]:
+        return self._lanes.copy().values()
 
     def _has_receivers(self) -> bool:
         return len(run_abort_received.receivers) > 1  # the first is this object's

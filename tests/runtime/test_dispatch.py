@@ -309,9 +309,10 @@ class TestHandlers:
     ) -> None:
         release = threading.Event()
         dispatch.add_handler(lambda run_id: release.wait(20))
-        dispatch._lanes[0].worker._limit = 1
+        (lane,) = dispatch._lanes.values()
+        lane.worker._limit = 1
         receive(dispatch, heard_of("first"))
-        wait_until(lambda: not dispatch._lanes[0].worker._waiting)
+        wait_until(lambda: not lane.worker._waiting)
         for run_id in ("second", "third", "fourth"):
             receive(dispatch, heard_of(run_id))
         assert "missed the abort of run 'third'" in caplog.text

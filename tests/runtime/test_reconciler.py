@@ -23,6 +23,7 @@ from run_abort import (
     clear_run_abort,
     subscribe_to_run_aborts,
 )
+from run_abort._concurrency.hooks import identity
 from run_abort._concurrency.service import Life
 from run_abort._core.types import Request
 from run_abort._runtime import catch_up
@@ -337,7 +338,7 @@ class TestMissed:
             slow.append(run_id)
 
         subscribe_to_run_aborts(handle)
-        current().dispatch._lanes[-1].worker._limit = 2
+        current().dispatch._lanes[identity(handle)].worker._limit = 2
         names = [f"run-{number}" for number in range(20)]
         for name in names:
             foreign.publish_signed(name, id=str(request(name).pk))
