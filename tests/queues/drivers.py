@@ -138,11 +138,12 @@ class CeleryDriver(Driver):
             backend.client.connection_pool.disconnect()
         self.client.close()
 
-    def start(self, kind: str = "", *, concurrency: int = 2) -> Child:
+    def start(self, kind: str = "", *options: str, concurrency: int = 2) -> Child:
         kind = kind or self.kind
         child = self.place.start(
             *("-W", "ignore", program("celery"), "-A", "tests.queues.celery_app"),
             *("worker", "-P", kind, "-c", str(concurrency), "-l", "info", "--without-gossip"),
+            *options,
             environment={"BROKER": self.place.broker.url, "RESULTS": self.backend},
         )
         # In a prefork pool each child listens, and the parent.

@@ -83,6 +83,17 @@ class TestUnwell:
         assert f"told of {result.id} channel" in worker.output
         driver.end(worker)
 
+    def test_the_process_of_a_pool_tells_of_the_abort_before_it_ends(
+        self, driver: CeleryDriver
+    ) -> None:
+        """It ends without Python's exit."""
+        worker = driver.start("prefork", "--max-tasks-per-child=1", concurrency=1)
+        result = driver.send("look", "one")
+        wait_until_it_hears(worker, "one")
+        abort(result.id)
+        worker.wait_for(f"told of {result.id} channel")
+        driver.end(worker)
+
 
 class TestCanvas:
     def test_a_chain_at_its_first_task_and_at_its_second(
