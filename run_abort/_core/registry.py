@@ -61,8 +61,9 @@ class Registry:
         return controller in self._holders.get(controller.signal.run_id, ())
 
     def ids_around(self) -> list[str]:
-        """The IDs that the open blocks around the calling code answer to."""
-        if not (around := set(open_blocks())):
+        """The IDs of the open blocks around the calling code that can still be aborted."""
+        around = {each for each in open_blocks() if not each.closed}
+        if not around:
             return []
         return [run_id for run_id, some in self.holders().items() if not around.isdisjoint(some)]
 

@@ -232,6 +232,19 @@ class TestInProcess:
             result.get()
         assert caught.value.metadata["run_abort"]["run_id"] == result.id
 
+    def test_in_a_run_that_has_finished_it_goes_on(self, inline: AbortableHuey) -> None:
+        """Nothing aborts that run any more, so nothing aborts what it leaves to do."""
+
+        @inline.task()
+        def notify() -> str:
+            abort("one")
+            own_signal().raise_if_aborted()
+            return "notified"
+
+        with abortable_run("one") as signal:
+            signal.finish()
+            assert notify().get() == "notified"
+
     def test_what_became_of_it_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskCanceled("one", "because", "ann")))
         assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")
