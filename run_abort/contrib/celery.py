@@ -164,6 +164,7 @@ class AbortableTask(DjangoTask):
         block = task_block(
             self.get_run_id(request),
             self.get_run_groups(request),
+            at_once=request.is_eager,
             label=self.name,
             grace=self.abort_grace,
             insist=self.abort_insist,

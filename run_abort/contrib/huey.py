@@ -111,6 +111,7 @@ def _within_block(huey: AbortableHuey, execute: Callable[[Task], Any]) -> Callab
         block = task_block(
             huey.get_run_id(task),
             huey.get_run_groups(task),
+            at_once=huey.immediate,
             label=f"{task.__module__}.{task.name}",
             grace=task.abort_grace,
             insist=task.abort_insist,

@@ -92,6 +92,7 @@ class AbortableJob(Job):
         block = task_block(
             self.get_run_id(),
             self.get_run_groups(),
+            at_once=self.worker_name == "sync",  # RQ's name for no worker
             label=self.func_name or "",
             grace=getattr(function, "abort_grace", self.abort_grace),
             insist=getattr(function, "abort_insist", self.abort_insist),

@@ -95,6 +95,7 @@ def abortable_task(
         return task_block(
             run_id(result),
             groups(result),
+            at_once=_is_immediate(result),
             label=result.task.module_path,
             grace=grace,
             insist=rungs,
@@ -145,6 +146,12 @@ def _within_block(
             _settle()
 
     return execute_async if iscoroutinefunction(function) else execute
+
+
+def _is_immediate(result: TaskResult[..., Any]) -> bool:
+    """Whether its backend is the immediate one, of Django or of the package."""
+    classes = type(result.task.get_backend()).__mro__
+    return any(each.__name__ == "ImmediateBackend" for each in classes)
 
 
 def _settle() -> None:

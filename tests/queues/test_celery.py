@@ -269,6 +269,17 @@ class ByTheTracer:
         return str(task.AsyncResult(run_id).state)
 
 
+class TestWorkerInAnotherRun(ByTheTracer):
+    def test_its_tasks_are_not_aborted_with_that(self, app: Celery) -> None:
+        @app.task(shared=False, base=AbortableTask)
+        def work() -> None:
+            abort_run("around")
+            own_signal().raise_if_aborted()
+
+        with abortable_run("around", catch=True):
+            assert [self.execute(work, str(uuid4())) for _ in range(2)] == ["SUCCESS"] * 2
+
+
 class TestIgnoredResult(ByTheTracer):
     @pytest.mark.parametrize(
         ("task", "message", "state"),

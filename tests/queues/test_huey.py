@@ -245,6 +245,23 @@ class TestInProcess:
             signal.finish()
             assert notify().get() == "notified"
 
+    def test_a_consumer_in_another_run_works_on(self, project: dict[str, Any]) -> None:
+        """Its tasks are not aborted with that, and are not lost."""
+        queue = Memory("queue")
+
+        @queue.task()
+        def work() -> None:
+            abort("one")
+            own_signal().raise_if_aborted()
+            done.append(own_signal().run_id)
+
+        done: list[str] = []
+        results = [work(), work()]
+        with abortable_run("one", catch=True):
+            for _ in results:
+                queue.execute(queue.dequeue())
+        assert done == [result.id for result in results]
+
     def test_what_became_of_it_pickles(self) -> None:
         error = pickle.loads(pickle.dumps(TaskCanceled("one", "because", "ann")))
         assert (error.run_id, error.reason, error.actor) == ("one", "because", "ann")

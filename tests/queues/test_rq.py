@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from rq import Callback, Queue, Retry, get_current_job
+from rq import Callback, Queue, Retry, SimpleWorker, get_current_job
 from rq.group import Group
 from rq.job import Dependency, Job, JobStatus
 from rq.registry import StartedJobRegistry
@@ -449,6 +449,16 @@ class TestInProcess:
         assert signal.aborted
         assert job.get_status() == "stopped"
         assert job.get_meta()["run_abort"]["run_id"] == job.id
+
+    def test_a_worker_in_another_run_works_on(self, driver: RqDriver) -> None:
+        """Its jobs are not aborted with that, and are not lost."""
+        queue = Queue(connection=driver.queue.connection, job_class=AbortableJob)
+        jobs = [queue.enqueue(abort_around) for _ in range(2)]
+        worker = SimpleWorker([queue], connection=queue.connection, job_class=AbortableJob)
+        with abortable_run("around", catch=True):
+            for job in jobs:
+                worker.execute_job(job, queue)
+        assert [job.get_status() for job in jobs] == ["finished", "finished"]
 
     def test_a_worker_that_cannot_find_the_abort_goes_on(
         self, driver: RqDriver, monkeypatch: pytest.MonkeyPatch

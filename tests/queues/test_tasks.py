@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.utils.module_loading import import_string
 
-from run_abort import abortable_run
+from run_abort import RunAborted, abortable_run
 from run_abort._store import database, recorder
 from run_abort.contrib.tasks import TaskAborted, abortable_task
 from run_abort.models import RunHold
@@ -90,6 +91,13 @@ class TestInProcess:
         (error,) = result.errors
         assert error.exception_class is TaskAborted
         assert f"run '{result.id}' was aborted by ann: because" in error.traceback
+
+    def test_a_worker_in_another_run_works_on(self, task: Callable[[Any], Any]) -> None:
+        """Its tasks are not aborted with that, and are not lost."""
+        result = task(tasks.abort_around).using(backend="dummy").enqueue()
+        with pytest.raises(RunAborted) as raised, abortable_run("around"):
+            result.task.call(SimpleNamespace(task_result=result))
+        assert raised.value.__cause__ is None  # the task raised nothing
 
     @pytest.mark.parametrize("name", ["abort_itself", "abort_itself_async"])
     def test_its_hold_is_written_before_a_job_of_rq_ends(
