@@ -13,10 +13,11 @@ from django.core.management.base import CommandError
 
 from example.redis_server import RedisServer
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
-from run_abort._runtime.runtime import current
+from run_abort._runtime.runtime import Runtime, current
+from run_abort.management.commands.run_abort_status import Command
 from tests.conftest import Configure, threads_of_ours
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import NO_REDIS, Foreign, unmigrated
+from tests.support import NO_REDIS, Foreign, unmigrated, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,6 +29,13 @@ NO_ANSWER = "Redis gave no number of subscribers: it is down, or refuses. --verb
 @pytest.fixture(autouse=True)
 def rows(configure: Configure) -> None:
     configure(REQUESTS=True, LISTEN=False)
+
+
+@pytest.fixture
+def listening(configure: Configure, runtime: Runtime) -> None:
+    configure(REQUESTS=True)
+    assert runtime.listener.ensure_started()
+    wait_until(runtime.listener.is_listening)
 
 
 def call(*args: str) -> str:
@@ -107,6 +115,17 @@ class TestText:
         assert call().splitlines()[0] == EMPTY
         assert current().listener.status().state == "off"
         assert "run_abort-listener" not in threads_of_ours()
+
+    def test_a_process_that_calls_it_goes_on_listening(
+        self, listening: None, runtime: Runtime
+    ) -> None:
+        assert call().splitlines() == [EMPTY, "Redis counts 1 subscriber(s)."]
+        assert runtime.listener.is_listening()
+
+    def test_on_the_command_line_it_does_not_count_itself(self, listening: None) -> None:
+        out = io.StringIO()
+        Command(out, no_color=True).run_from_argv(["manage.py", "run_abort_status"])
+        assert out.getvalue().splitlines() == [EMPTY, "Redis counts 0 subscriber(s)."]
 
 
 class TestWithoutRedis:

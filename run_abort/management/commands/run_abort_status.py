@@ -58,6 +58,12 @@ class Command(BaseCommand):
             help="exit with 1 if the process of a block has not been heard of for LEASE",
         )
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        # With LISTEN True it would be counted itself. A process that calls it by call_command
+        # counts, and goes on listening.
+        current().listener.stop()
+        super().run_from_argv(argv)
+
     def handle(
         self,
         *,
@@ -74,7 +80,6 @@ class Command(BaseCommand):
         found = current().recorder.call(partial(overview, run_ids=run_ids, host=host))
         if found is None:
             raise CommandError("The database failed; the log says why.")
-        current().listener.stop()  # with LISTEN True it would be counted itself
         subscribers = current().push.subscribers()
         if verbosity and as_json:
             self.stdout.write(json.dumps(_facts(found, subscribers)))
