@@ -181,11 +181,12 @@ def prune_cursors(older_than: timedelta | float) -> int:
 
 def _delete(alias: str, keys: Sequence[UUID]) -> int:
     """Delete these requests with their holds, both or neither."""
-    # By key, because not every database supports DELETE with ORDER BY and LIMIT. With _raw_delete,
-    # because Django's delete() reads all the holds first.
+    # By key, because not every database supports DELETE with ORDER BY and LIMIT.
     with transaction.atomic(using=alias):
         delete_holds(RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
-        return AbortRequest.objects.using(alias).filter(pk__in=keys)._raw_delete(alias)
+        # Not _raw_delete: models of the project may have a foreign key to the request.
+        _, deleted = AbortRequest.objects.using(alias).filter(pk__in=keys).delete()
+        return deleted.get(AbortRequest._meta.label, 0)
 
 
 def _without_holds(alias: str, processes: QuerySet[RunProcess]) -> QuerySet[RunProcess]:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import uuid
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection
+from django.apps import apps
+from django.db import DatabaseError, connection, models
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -88,6 +90,32 @@ class TestWhatGoes:
 
         assert prune(0, batch=1, on_batch=on_batch) == 3
         assert left() == ["new"]
+
+    @pytest.mark.parametrize(
+        ("on_delete", "goes"),
+        [(models.CASCADE, True), (models.SET_NULL, True), (models.PROTECT, False)],
+    )
+    def test_rows_of_the_project_that_name_a_request_have_their_say(
+        self, on_delete: Any, goes: bool
+    ) -> None:
+        class Note(models.Model):  # noqa: DJ008
+            request = models.ForeignKey(AbortRequest, on_delete, null=True)
+
+            class Meta:
+                app_label = "jobs"
+
+        with connection.schema_editor() as editor:
+            editor.create_model(Note)
+        try:
+            Note.objects.create(request=requested("named", days=100))
+            with nullcontext() if goes else pytest.raises(models.ProtectedError):
+                assert prune(90) == 1
+            assert left() == ([] if goes else ["named"])
+        finally:
+            with connection.schema_editor() as editor:
+                editor.delete_model(Note)
+            del apps.all_models["jobs"]["note"]
+            apps.clear_cache()
 
 
 class TestBatches:
