@@ -149,6 +149,7 @@ def drive_readme(page: Page) -> None:
     url = reverse("run_abort:abort", args=[f"jobs.job:{job.pk}"])
     assert f'action="{url}"' in Template(source).render(context)
     assert aborted(page, lambda: page["import_file"](job)) is None
+    assert job.status == "stopped"  # a column for a status is short
     with page.working(lambda: page["import_file"](job)):
         page.run()
     assert page["outcome"].stopped
