@@ -114,7 +114,8 @@ def abort_run(
     abort has to depend on the commit, use :func:`abort_run_on_commit`.
 
     Checks no permission; :func:`run_abort.views.may` does. Blocks for at most ``DATABASE_TIMEOUT``
-    and twice ``PUBLISH_TIMEOUT``. In asyncio code use :func:`aabort_run`.
+    and twice ``PUBLISH_TIMEOUT``; with ``wait`` for these seconds more, and for one more
+    ``DATABASE_TIMEOUT`` if the database does not answer. In asyncio code use :func:`aabort_run`.
 
     :param run_id: of the run, or of a group of runs: a ``str``, a ``uuid.UUID``, or a model
         instance, whose ID is ``"<app>.<model>:<primary key>"``.

@@ -38,7 +38,8 @@ class RunAborted(BaseException):
     :ivar run_id: run ID of the aborted block; empty for a bare ``AbortController()``.
     :ivar reason: reason given with the request; may be empty.
     :ivar actor: who requested the abort, as text; may be empty.
-    :ivar requested_at: when, aware, by the clock of the requesting host; None if unknown.
+    :ivar requested_at: when, aware; None if unknown. By the clock of the requesting host, or by
+        that of the database if this process read the request there.
     :ivar request_id: of the request, as text; empty if it has none.
     :ivar standing_id: if the abort was requested before the block began, the ID to pass to
         ``clear_run_abort``, so that the run can start: that of the run or of a group. Else empty.

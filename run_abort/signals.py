@@ -21,9 +21,10 @@ __all__ = ["run_abort_received", "run_abort_requested", "run_aborted"]
 
 logger = logging.getLogger("django.dispatch")
 
-#: This process called ``abort_run`` or a function built on it. Sent at the end of the call, in the
-#: caller's thread, whether or not the request was recorded and published; for ``aabort_run`` on a
-#: thread of its own. Also carries ``outcome``, the :class:`~run_abort.AbortOutcome`.
+#: This process called ``abort_run`` or a function built on it. Sent in the caller's thread, whether
+#: or not the request was recorded and published; for ``aabort_run`` on a thread of its own. Also
+#: carries ``outcome``, the :class:`~run_abort.AbortOutcome`. The call waits for blocks only after
+#: that, so this outcome has no ``holds``.
 run_abort_requested = Signal()
 
 #: This process received an abort that another process requested. Sent once for each abort ID, after

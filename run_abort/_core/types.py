@@ -42,8 +42,8 @@ class Request(NamedTuple):
     :ivar actor: the requester, as text; may be empty.
     :ivar origin: the ID of the process that made the request; empty if unknown.
     :ivar user_pk: the requester, as primary key of a user of the project; None if not a user.
-    :ivar made_at: when, by the clock of the requesting host: aware, or in seconds since the epoch;
-        None if unknown.
+    :ivar made_at: when: aware, by the database's clock, or in seconds since the epoch, by that of
+        the requesting host; None if unknown.
     :ivar cause: of what kind it is: ``"disconnect"``, ``"force"``, or empty for a usual one.
     """
 

@@ -60,9 +60,9 @@ def subscribe_to_run_aborts(on_abort: Callable[[str], object]) -> bool:
 
     :param on_abort: takes the run ID, a ``str``. Wrap a coroutine function with
         ``asgiref.sync.async_to_sync``.
-    :return: False if no Redis is configured, or ``LISTEN`` is False. Then ``on_abort`` is not
-        called, unless the process is ``manage.py listen_run_aborts``. True if a Redis is
-        configured, even if it is not reachable now.
+    :return: False if no usable Redis is configured, or ``LISTEN`` is False. Then ``on_abort`` is
+        not called, unless the process is ``manage.py listen_run_aborts``. Else True, even if Redis
+        is not reachable now.
     :raises TypeError: if ``on_abort`` is not callable, or is a coroutine function.
     :raises ImproperlyConfigured: if ``RUN_ABORT`` is invalid.
     """

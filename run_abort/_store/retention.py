@@ -164,7 +164,8 @@ def forget_process(host: str, pid: int) -> int:
 def prune_cursors(older_than: timedelta | float) -> int:
     """Delete the cursors that are no longer used.
 
-    A cursor is used when its listener starts, receives a request, or ends.
+    A cursor is used when its listener starts, receives a request, or ends, and once a day while it
+    listens.
 
     :param older_than: the age since the last use, in days if it is a number; at least
         ``REQUEST_TTL``, so that a listener misses no standing request.

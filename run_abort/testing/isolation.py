@@ -76,8 +76,9 @@ class use_rows(_CutOff):  # noqa: N801  reads as override_settings does
             with pytest.raises(RunAborted), abortable_run("job-1"):
                 ...
 
-    In a ``TestCase`` the rows belong to the transaction of the test. In a ``TransactionTestCase``
-    the app writes them on a connection of its own, and they are committed.
+    In a ``TestCase`` requests belong to the transaction of the test, and there are no holds. What a
+    coroutine function or another thread requests there is committed, and stays in the database.
+    Use a ``TransactionTestCase`` for these: the app writes on a connection of its own.
 
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     """
