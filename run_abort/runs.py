@@ -46,7 +46,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         in its thread, but not within ``signal.shield()``; ``"cancel"``, for ``async with``, cancels
         the task again; or a list of both, for code that is used in both ways. It is repeated until
         the block is left: after ``grace``, at least 5 seconds, then each time after twice the
-        delay.
+        delay, up to a minute if ``grace`` is shorter.
     :param catch: whether leaving the block swallows its own ``RunAborted``; ``signal.aborted`` then
         tells. An ``Exception`` that the body raised after the abort is swallowed with it, and
         logged as a warning. The ``RunAborted`` of a block around passes. Entering a run that was
