@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import socket
 from datetime import datetime
 from typing import Any
@@ -121,6 +122,17 @@ class TestText:
     ) -> None:
         assert call().splitlines() == [EMPTY, "Redis counts 1 subscriber(s)."]
         assert runtime.listener.is_listening()
+
+    def test_a_process_that_calls_it_goes_on_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        logger = logging.getLogger("run_abort")
+        monkeypatch.setattr(logger, "hasHandlers", lambda: False)
+        before = logger.level, [*logger.handlers]
+        try:
+            call("--verbosity=0")
+            assert (logger.level, logger.handlers) == before
+        finally:
+            logger.setLevel(before[0])
+            logger.handlers[:] = before[1]
 
     def test_on_the_command_line_it_does_not_count_itself(self, listening: None) -> None:
         out = io.StringIO()

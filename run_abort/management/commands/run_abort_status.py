@@ -58,12 +58,6 @@ class Command(BaseCommand):
             help="exit with 1 if the process of a block has not been heard of for LEASE",
         )
 
-    def run_from_argv(self, argv: list[str]) -> None:
-        # With LISTEN True it would be counted itself. A process that calls it by call_command
-        # counts, and goes on listening.
-        current().listener.stop()
-        super().run_from_argv(argv)
-
     def handle(
         self,
         *,
@@ -75,7 +69,7 @@ class Command(BaseCommand):
         verbosity: int,
         **options: Any,
     ) -> None:
-        log_to(self.stderr, verbosity)
+        self._set_up(verbosity)
         host = database.host() if this_host else ""
         found = current().recorder.call(partial(overview, run_ids=run_ids, host=host))
         if found is None:
@@ -103,6 +97,12 @@ class Command(BaseCommand):
             unmet.append("RUN_ABORT['HOLDS'] is False: not every block has a row.")
         if unmet:
             raise CommandError(" ".join(unmet))
+
+    def _set_up(self, verbosity: int) -> None:
+        """Set up a process of the command's own; one that uses ``call_command`` stays as it is."""
+        if self._called_from_command_line:  # type: ignore[attr-defined]
+            log_to(self.stderr, verbosity)
+            current().listener.stop()  # with LISTEN True it would be counted itself
 
 
 def _table(found: Overview) -> Iterator[str]:
