@@ -125,7 +125,7 @@ def abort_run(
     :param wait: seconds to wait at most until every block that works on the run was left, up to
         3600; 0 looks once. Returns at once if there is none. It waits in vain for a block around
         the call, and for one that needs a row which the caller's transaction has locked. Inside
-        a transaction on SQLite it does not wait.
+        a transaction on SQLite, and with ``HOLDS`` False, it does not wait.
     :raises TypeError: if the ID is anything else, such as a bare primary key, or ``wait`` no
         number.
     :raises ValueError: if the ID is empty, longer than 255 characters, or contains a control
