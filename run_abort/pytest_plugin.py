@@ -38,7 +38,8 @@ def _run_abort_settings() -> None:
 def run_aborts(_run_abort_settings: None) -> Iterator[Aborts]:
     """The aborts requested during the test, by ``abort_run`` and the functions built on it.
 
-    Needs neither Redis nor a database.
+    Needs neither Redis nor a database. A test that also takes ``run_abort_rows`` or
+    ``run_abort_push`` names this one first: it cuts the app off.
     """
     from .testing import record_aborts
 
