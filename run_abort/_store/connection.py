@@ -74,7 +74,14 @@ def _options(backend: type[BaseDatabaseWrapper], options: dict[str, Any]) -> dic
         limits = {"connect_timeout": whole, "read_timeout": 2 * whole, "write_timeout": 2 * whole}
         return {**limits, **options}
     if "django.db.backends.postgresql.base" in engines:
-        return {"connect_timeout": whole, **options}
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        # In SERIALIZABLE, the server refuses some rows of processes that write at the same time.
+        return {
+            "connect_timeout": whole,
+            **options,
+            "isolation_level": IsolationLevel.READ_COMMITTED,
+        }
     return options
 
 

@@ -93,6 +93,27 @@ def test_its_limits_end_with_their_transaction(rows: Recorder, configure: Config
     assert rows.call(read) == outside
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"isolation_level": 4}, {"options": "-c default_transaction_isolation=serializable"}],
+)
+def test_it_never_writes_in_a_serializable_transaction(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """There PostgreSQL refuses some rows of processes that write at the same time."""
+    if connection.vendor != "postgresql":
+        return
+
+    def level(alias: str) -> str:
+        with limited(alias, writes=True), connections[alias].cursor() as cursor:
+            cursor.execute("SELECT current_setting('transaction_isolation')")
+            (name,) = cursor.fetchone()
+        return name
+
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
+    assert rows.call(level) == "read committed"
+
+
 def test_an_engine_of_the_project_has_the_same_limits(
     rows: Recorder, request: pytest.FixtureRequest
 ) -> None:
