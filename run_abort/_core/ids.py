@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 MAX_ID_LENGTH = 255  # characters; every database that Django supports can index as many
@@ -62,12 +63,25 @@ def _named(run_id: object) -> str:
         key = run_id.pk  # type: ignore[attr-defined]
         if key is None or (isinstance(key, tuple) and None in key):  # a composite one
             raise ValueError(f"save {run_id!r} first: without a primary key it names no run")
+        with suppress(Exception):  # what the field cannot take, no row has
+            key = _as_read(meta, key)
         return f"{meta.concrete_model._meta.label_lower}:{key}"
     name = type(run_id).__name__
     hint = ""
     if isinstance(run_id, int):
         hint = ": rows of two models have the same keys, so pass the instance itself"
     raise TypeError(f"a run ID must be a str, a UUID or a model instance, not {name}{hint}")
+
+
+def _as_read(meta: Any, key: Any) -> Any:
+    """The key as an instance has it that was read from the database.
+
+    One that was just created has it as it was given, such as the digits of a UUID as text.
+    """
+    if isinstance(key, tuple):
+        parts = zip(meta.pk_fields, key, strict=True)
+        return tuple(field.to_python(part) for field, part in parts)
+    return meta.pk.to_python(key)
 
 
 def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template import Context, Template
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
+from run_abort._core.ids import clean_id
 from run_abort.models import AbortRequest
 from run_abort.views import abort_response, amay, has_run_permission, may, run_object
 from tests.conftest import Configure
@@ -313,6 +316,17 @@ class TestObjects:
         assert post(client, run_id) == 403
         assert abort_response(ann, seat).status_code == 403
         assert button(User.objects.create_superuser("root"), seat)
+
+    @pytest.mark.parametrize(
+        ("given", "read"),
+        [
+            (AbortRequest(pk="A" * 32), AbortRequest(pk=UUID("a" * 32))),
+            (Lap(time="1 00:01:03"), Lap(time=timedelta(days=1, seconds=63))),
+            (Seat(row="1", number=2), Seat(row=1, number=2)),
+        ],
+    )
+    def test_a_row_has_one_id_however_its_key_was_given(self, given: Model, read: Model) -> None:
+        assert clean_id(given) == clean_id(read)
 
     def test_a_key_is_read_as_its_field_reads_text(self) -> None:
         lap = Lap.objects.create(time=timedelta(days=1, seconds=63))
