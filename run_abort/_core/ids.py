@@ -61,7 +61,9 @@ def _named(run_id: object) -> str:
     meta = None if isinstance(run_id, type) else getattr(run_id, "_meta", None)
     if meta is not None and hasattr(meta, "concrete_model"):
         key = run_id.pk  # type: ignore[attr-defined]
-        if key is None or (isinstance(key, tuple) and None in key):  # a composite one
+        parts = key if isinstance(key, tuple) else (key,)  # a composite one
+        # Until the database has made a key, by a db_default, it is an expression.
+        if any(part is None or hasattr(part, "resolve_expression") for part in parts):
             raise ValueError(f"save {run_id!r} first: without a primary key it names no run")
         with suppress(Exception):  # what the field cannot take, no row has
             key = _as_read(meta, key)

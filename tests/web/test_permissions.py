@@ -13,7 +13,8 @@ from uuid import UUID
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Model, Value
+from django.db.models.expressions import DatabaseDefault
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template import Context, Template
 from django.test import Client, RequestFactory
@@ -327,6 +328,11 @@ class TestObjects:
     )
     def test_a_row_has_one_id_however_its_key_was_given(self, given: Model, read: Model) -> None:
         assert clean_id(given) == clean_id(read)
+
+    def test_a_row_whose_key_the_database_will_make_has_no_id(self) -> None:
+        for unsaved in (Job(pk=DatabaseDefault(Value(1))), Seat(row=1, number=Value(2))):
+            with pytest.raises(ValueError, match="without a primary key it names no run"):
+                clean_id(unsaved)
 
     def test_a_key_is_read_as_its_field_reads_text(self) -> None:
         lap = Lap.objects.create(time=timedelta(days=1, seconds=63))
