@@ -267,15 +267,18 @@ class Recorder:
         except Empty:
             return None
         until = monotonic() + REST
-        while len(batch) < MAX_BATCH:
+        while len(batch) < MAX_WAITING:
             rest = until - monotonic()
-            is_in_hurry = life.stopping or not all(map(_is_lazy, batch))
-            may_wait = not is_in_hurry and rest > 0
+            may_wait = rest > 0 and not life.stopping and all(map(_is_lazy, batch))
             try:
                 batch.append(self._jobs.get(may_wait, rest if may_wait else None))
             except Empty:
                 break
-        return [job for job in batch if job is not None]
+        jobs = sorted(filter(None, batch), key=attrgetter("operation.order"))  # stable
+        # A job for which a caller waits may come meanwhile, and is done before the rest.
+        for job in jobs[MAX_BATCH:]:
+            self._jobs.put(job)
+        return jobs[:MAX_BATCH]
 
     def _work_here(self) -> None:
         """Do the jobs that wait in this thread."""

@@ -139,6 +139,25 @@ def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
     assert batches == [list(range(500))]
 
 
+def test_a_caller_does_not_wait_for_the_backlog_of_lazy_jobs(rows: Recorder) -> None:
+    done: list[int] = []
+    asked: list[Future[int]] = []
+
+    def change(alias: str, items: list[int]) -> list[int]:
+        if not asked:
+            asked.append(rows.put(recorder._CALL, lambda alias: len(done)))
+        done.extend(items)
+        return items
+
+    operation: Operation[int, int] = Operation(4, change, is_lazy=True)
+    is_free = block(rows)
+    numbers = range(3 * recorder.MAX_BATCH)
+    futures = [rows.put(operation, number) for number in numbers]
+    is_free.set()
+    assert [future.result(TIMEOUT) for future in futures] == done == list(numbers)
+    assert asked[0].result(TIMEOUT) == recorder.MAX_BATCH
+
+
 def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
     def divide(alias: str, items: list[int]) -> list[float]:
         return [1 / item for item in items]
