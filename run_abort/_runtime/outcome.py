@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from run_abort._core.types import Hold
 from run_abort._store import database, holds
 from run_abort._store.clock import aware, present
 from run_abort._store.connection import limited
+from run_abort._store.recorder import LOOK
 
 if TYPE_CHECKING:
     from run_abort._transport.watch import Watch
@@ -46,6 +48,7 @@ class Lookout:
         # For each request, its holds as they were last seen.
         self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in asked]
         self.is_known = False
+        self._reading: Future[list[dict[uuid.UUID, Hold]]] | None = None
         self._has_given_up = False
         self._changed = threading.Event()
         self._watch: Watch | None = runtime.push.watch([str(each.request_id) for each in asked])
@@ -97,7 +100,13 @@ class Lookout:
 
         :return: whether the database answered.
         """
-        found = self._runtime.recorder.call(self._read)
+        recorder = self._runtime.recorder
+        # One at a time: to read thousands of holds may take longer than a call waits.
+        if self._reading is None:
+            self._reading = recorder.put(LOOK, self._read)
+        found = recorder.wait(self._reading)
+        if self._reading.done():
+            self._reading = None
         if found is None:
             return False
         self._found = found

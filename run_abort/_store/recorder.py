@@ -88,6 +88,8 @@ def _call_each(alias: str, functions: list[Callable[[str], Any]]) -> list[Any]:
 
 _CALL: Final[Operation[Callable[[str], Any], Any]] = Operation(1, _call_each)
 _CALL_SOON: Final[Operation[Callable[[str], Any], Any]] = Operation(6, _call_each, is_lazy=True)
+# After what it may read of this process is written.
+LOOK: Final[Operation[Any, Any]] = Operation(8, _call_each)
 _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
 
 

@@ -36,11 +36,13 @@ from run_abort._concurrency.clock import monotonic
 from run_abort._core.types import Hold, Left, Request
 from run_abort._runtime.outcome import Lookout
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import database, holder, holds, requests
+from run_abort._store import database, holder, holds, recorder, requests
 from run_abort._store.clock import present
 from run_abort._store.entries import Entry
 from run_abort._store.holder import Holder
+from run_abort._store.holds import Asked
 from run_abort._store.retention import forget_process, prune, prune_holds
+from run_abort.aborts import awaited
 from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from run_abort.signals import run_abort_requested
 from tests.blocks import Work, receive
@@ -583,6 +585,27 @@ def test_a_second_request_waits_for_what_the_first_has_aborted() -> None:
         abort_run("import-1")
         outcome = aborted_elsewhere("import-1", wait=0.1)
         assert [hold.state for hold in outcome.holds] == ["aborting"]
+
+
+def test_holds_that_take_longer_to_read_than_a_call_waits_are_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = holds.of_requests
+    reads: list[str] = []
+
+    def read_slowly(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
+        reads.append(alias)
+        time.sleep(0.5)
+        return read(alias, asked)
+
+    with pytest.raises(RunAborted), abortable_run("run-1"):
+        asked = abort_run("run-1")
+    monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
+    monkeypatch.setattr(database, "timeout", lambda: 0.2)
+    monkeypatch.setattr(holds, "of_requests", read_slowly)
+    (outcome,), is_known = awaited([asked], 10)
+    assert (outcome.stopped, is_known) == (True, True)
+    assert len(reads) <= 3
 
 
 def test_of_many_requests_not_each_is_compared_with_every_block(

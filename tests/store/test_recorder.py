@@ -139,7 +139,9 @@ def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
     assert batches == [list(range(500))]
 
 
-def test_a_caller_does_not_wait_for_the_backlog_of_lazy_jobs(rows: Recorder) -> None:
+def test_a_caller_waits_for_the_backlog_of_lazy_jobs_only_if_it_looks_at_what_they_write(
+    rows: Recorder,
+) -> None:
     done: list[int] = []
     asked: list[Future[int]] = []
 
@@ -151,11 +153,13 @@ def test_a_caller_does_not_wait_for_the_backlog_of_lazy_jobs(rows: Recorder) -> 
 
     operation: Operation[int, int] = Operation(4, change, is_lazy=True)
     is_free = block(rows)
+    looked = rows.put(recorder.LOOK, lambda alias: len(done))
     numbers = range(3 * recorder.MAX_BATCH)
     futures = [rows.put(operation, number) for number in numbers]
     is_free.set()
     assert [future.result(TIMEOUT) for future in futures] == done == list(numbers)
     assert asked[0].result(TIMEOUT) == recorder.MAX_BATCH
+    assert looked.result(TIMEOUT) == len(numbers)
 
 
 def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
