@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from itertools import groupby
@@ -276,7 +276,7 @@ class Recorder:
                 batch.append(self._jobs.get(may_wait, rest if may_wait else None))
             except Empty:
                 break
-        jobs = sorted(filter(None, batch), key=attrgetter("operation.order"))  # stable
+        jobs = _in_order(batch)
         # A job for which a caller waits may come meanwhile, and is done before the rest.
         for job in jobs[MAX_BATCH:]:
             self._jobs.put(job)
@@ -295,7 +295,7 @@ class Recorder:
         with outside_of_event_loop():
             previous = connections[alias]  # within an event loop, Django gives another
             try:
-                for group in _grouped([job for job in jobs if job is not None]):
+                for group in _grouped(_in_order(jobs)):
                     self._perform(group)
             finally:
                 own, connections[alias] = connections[alias], previous
@@ -368,10 +368,14 @@ def _execute(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Se
         raise
 
 
-def _grouped(batch: list[_Job]) -> list[list[_Job]]:
-    """The jobs of each operation, in the order of the operations."""
-    ordered = sorted(batch, key=attrgetter("operation.order"))  # stable
-    return [list(jobs) for _, jobs in groupby(ordered, key=attrgetter("operation"))]
+def _in_order(jobs: Iterable[_Job | None]) -> list[_Job]:
+    """The jobs, in the order of their operations."""
+    return sorted(filter(None, jobs), key=attrgetter("operation.order"))  # stable
+
+
+def _grouped(jobs: list[_Job]) -> list[list[_Job]]:
+    """The jobs of each operation; ``jobs`` are in order."""
+    return [list(some) for _, some in groupby(jobs, key=attrgetter("operation"))]
 
 
 def _is_lazy(job: _Job | None) -> bool:
