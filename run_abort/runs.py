@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from functools import partial
 
+from ._concurrency.promise import Promise
 from ._concurrency.workers import spawn
 from ._core.controller import AbortController
 from ._core.scope import Scope
@@ -79,14 +79,16 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
     def _look(self, controller: AbortController) -> None:
         found = self._enter(controller)
         if found is not None:
-            self._found(controller, found, self._process.recorder.wait(found))
+            self._process.recorder.wait(found)
+            self._found(controller, found)
 
     async def _alook(self, controller: AbortController) -> None:
         found = self._enter(controller)
         if found is not None:
-            self._found(controller, found, await self._process.recorder.await_(found))
+            await self._process.recorder.await_(found)
+            self._found(controller, found)
 
-    def _enter(self, controller: AbortController) -> Future[Request | None] | None:
+    def _enter(self, controller: AbortController) -> Promise[Request | None] | None:
         process = self._process
         # A short job in a process of its own ends before the listener connects.
         process.listener.ensure_started(may_rest=True)
@@ -95,23 +97,17 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
             process.reconciler.service.ensure_started()
         return found
 
-    def _found(
-        self,
-        controller: AbortController,
-        found: Future[Request | None],
-        request: Request | None,
-    ) -> None:
-        if request is not None:
-            self._abort(controller, request)
-        elif not found.done():  # the database may answer later
-            found.add_done_callback(lambda late: self._found_late(controller, late))
+    def _found(self, controller: AbortController, found: Promise[Request | None]) -> None:
+        if not found.is_done:  # the database may answer later
+            found.when_done(partial(self._found_late, controller))
+        elif found.result is not None:
+            self._abort(controller, found.result)
 
-    def _found_late(self, controller: AbortController, found: Future[Request | None]) -> None:
-        request = None if found.exception() else found.result()
-        if request is not None:
+    def _found_late(self, controller: AbortController, found: Promise[Request | None]) -> None:
+        if found.result is not None:
             # On a thread of its own, because the abort calls the callbacks of the signal. The body
             # runs by now, so this is not the abort of a run that never began.
-            late = partial(self._abort, controller, request, "reconcile")
+            late = partial(self._abort, controller, found.result, "reconcile")
             spawn(late, name="run_abort-late")
 
     def _abort(self, controller: AbortController, request: Request, way: Way = "start") -> None:

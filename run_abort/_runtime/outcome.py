@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -14,6 +12,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
+from run_abort._concurrency.latch import Latch
+from run_abort._concurrency.promise import Promise
 from run_abort._core.types import Hold
 from run_abort._store import database, holds
 from run_abort._store.clock import aware, present
@@ -48,9 +48,9 @@ class Lookout:
         # For each request, its holds as they were last seen.
         self._found: list[dict[uuid.UUID, Hold]] = [{} for _ in asked]
         self.is_known = False
-        self._reading: Future[list[dict[uuid.UUID, Hold]]] | None = None
+        self._reading: Promise[list[dict[uuid.UUID, Hold]]] | None = None
         self._has_given_up = False
-        self._changed = threading.Event()
+        self._changed = Latch()
         self._watch: Watch | None = runtime.push.watch([str(each.request_id) for each in asked])
         self._remove = runtime.holder.written.add(lambda request_ids: self._changed.set())
 
@@ -105,7 +105,7 @@ class Lookout:
         if self._reading is None:
             self._reading = recorder.put(LOOK, self._read)
         found = recorder.wait(self._reading)
-        if self._reading.done():
+        if self._reading.is_done:
             self._reading = None
         if found is None:
             return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from django.db.models import Exists, OuterRef, Q
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook
+from run_abort._concurrency.promise import Promise
 from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
@@ -98,7 +98,7 @@ class Holder:
 
     def enter(
         self, controller: AbortController, ids: tuple[str, ...], label: str
-    ) -> Future[Request | None] | None:
+    ) -> Promise[Request | None] | None:
         """Write the hold of a block, and read whether an abort of it was requested.
 
         :return: the first standing request, later. None if neither rows of requests nor of holds
@@ -113,24 +113,24 @@ class Holder:
         here = database.transaction_here()
         if here is None:
             entered = self._recorder.put(self._enter, entry)
-            entered.add_done_callback(self._entered)
+            entered.when_done(self._entered)
             return entered
         entry.is_postponed = True
         if options.HOLDS:
             self._postponed.add(here, partial(self._enter_later, entry))
-        found: Future[Request | None] = Future()
+        found: Promise[Request | None] = Promise()
         read = partial(requests.known_for, ids=ids)
-        found.set_result(_first(self._recorder.call(read), entry))
+        found.settle(_first(self._recorder.call(read), entry))
         return found
 
-    def _entered(self, done: Future[Request | None]) -> None:
-        if done.exception() is not None:
+    def _entered(self, done: Promise[Request | None]) -> None:
+        if done.error is not None:
             self.failed()
 
     def _enter_later(self, entry: Entry) -> None:
         entry.is_postponed = False
         if entry.controller.signal in self._open:
-            self._recorder.put(self._enter, entry).add_done_callback(self._entered)
+            self._recorder.put(self._enter, entry).when_done(self._entered)
         elif entry.controller.signal.aborted_by is not None:
             self._changed(entry)
 
@@ -192,10 +192,10 @@ class Holder:
             self.let_finish()
 
     def _put(self, operation: Operation[Entry, None], entry: Entry) -> None:
-        self._recorder.put(operation, entry).add_done_callback(partial(self._written, entry))
+        self._recorder.put(operation, entry).when_done(partial(self._written, entry))
 
-    def _written(self, entry: Entry, done: Future[None]) -> None:
-        if done.exception() is None:
+    def _written(self, entry: Entry, done: Promise[None]) -> None:
+        if done.error is None:
             entry.failed_at = 0.0
             return
         if not entry.may_be_written:  # without a row nothing is wrong in the database

@@ -16,7 +16,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
@@ -26,9 +25,11 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from django.db import connections, transaction
 
 from run_abort._concurrency.clock import monotonic
+from run_abort._concurrency.promise import Promise
 from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import outside_of_event_loop, submit
+from run_abort._core.effects import call_in_loop, resolve
 
 from . import connection, database
 
@@ -66,7 +67,7 @@ class Operation(NamedTuple, Generic[Item, Result]):
 class _Job(NamedTuple):
     operation: Operation[Any, Any]
     item: Any
-    future: Future[Any]
+    promise: Promise[Any]
     more: float = 0.0
 
 
@@ -117,24 +118,24 @@ class Recorder:
 
     def put(
         self, operation: Operation[Item, Result], item: Item, *, more: float = 0.0
-    ) -> Future[Result]:
+    ) -> Promise[Result]:
         """Have ``operation`` done with ``item``. Never waits for the database.
 
         The exception is the interpreter's exit, when no thread can be started any more.
 
         :param more: seconds that it may take beyond the usual ones.
         """
-        future: Future[Result] = Future()
+        promise: Promise[Result] = Promise()
         if self._jobs.qsize() >= MAX_WAITING:
             if (before := self._overflow.admit()) is not None:
                 logger.error("The database is too slow: %d changes were not written", before + 1)
-            future.set_exception(OverflowError("too many rows wait for the database"))
-            return future
-        self._jobs.put(_Job(operation, item, future, more))
+            promise.settle(error=OverflowError("too many rows wait for the database"))
+            return promise
+        self._jobs.put(_Job(operation, item, promise, more))
         self._replace_if_stuck()
         if self._is_over or not self.service.ensure_started():
             self._work_here()
-        return future
+        return promise
 
     def call(self, function: Callable[[str], Result], *, more: float = 0.0) -> Result | None:
         """The result of ``function(alias)``, which is called in the recorder's thread.
@@ -146,9 +147,9 @@ class Recorder:
         """
         here = database.transaction_here()
         if here is None:
-            job: Future[Result] = self.put(_CALL, function, more=more)
+            job: Promise[Result] = self.put(_CALL, function, more=more)
             result = self.wait(job, more=more)
-            if not job.done():
+            if not job.is_done:
                 self.outage.report(TimeoutError())
             return result
         try:
@@ -165,7 +166,7 @@ class Recorder:
         """
         self.put(_CALL_SOON, function, more=more)
 
-    def wait(self, future: Future[Result], *, more: float = 0.0) -> Result | None:
+    def wait(self, promise: Promise[Result], *, more: float = 0.0) -> Result | None:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds.
 
         Raises nothing but what a signal handler raises.
@@ -175,22 +176,24 @@ class Recorder:
         """
         if self.service.is_here:
             submit(self._work_for_its_thread, name="run_abort-finaliser")
-        # future.result() would not tell what a signal handler raises from what the job raised.
-        wait([future], database.timeout() + more)
-        if not future.done():
-            self._replace_if_stuck()
-            return None
-        return None if future.exception() is not None else future.result()
+        promise.wait(database.timeout() + more)
+        return self._result(promise)
 
-    async def await_(self, future: Future[Result]) -> Result | None:
+    async def await_(self, promise: Promise[Result]) -> Result | None:
         """:meth:`wait` for asyncio code. Needs no thread of its own."""
-        wrapped = asyncio.wrap_future(future)
-        wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait({wrapped}, timeout=database.timeout())
-        if not wrapped.done():
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        forget = promise.when_done(lambda _: call_in_loop(loop, resolve, done))
+        try:
+            await asyncio.wait({done}, timeout=database.timeout())
+        finally:
+            forget()
+        return self._result(promise)
+
+    def _result(self, promise: Promise[Result]) -> Result | None:
+        if not promise.is_done:
             self._replace_if_stuck()
-            return None
-        return None if wrapped.exception() is not None else wrapped.result()
+        return promise.result
 
     def flush(self, timeout: float) -> bool:
         """Wait until all jobs that were put before are done.
@@ -205,8 +208,7 @@ class Recorder:
         if self._jobs.empty() and not self.service.is_running:
             return True
         last = self.put(_LAST, None)
-        wait([last], timeout)
-        return last.done() and last.exception() is None
+        return last.wait(timeout) and last.error is None
 
     # Start and stop.
 
@@ -240,7 +242,7 @@ class Recorder:
             self._busy = None
             self.service.abandon()
             for job in busy.jobs:
-                if not job.future.done():
+                if not job.promise.is_done:
                     self._jobs.put(job)
             self.service.ensure_started()
         finally:
@@ -335,14 +337,12 @@ class Recorder:
                 return
             outage.report(error)
             for job in jobs:
-                with suppress(InvalidStateError):
-                    job.future.set_exception(error)
+                job.promise.settle(error=error)
         else:
             if operation is not _LAST:  # which asks nothing of the database
                 outage.over()
             for job, result in zip(jobs, results, strict=True):
-                with suppress(InvalidStateError):
-                    job.future.set_result(result)
+                job.promise.settle(result)
 
     def _attempt(self, operation: Operation[Any, Any], items: list[Any]) -> Sequence[Any]:
         alias = database.alias()

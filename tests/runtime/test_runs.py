@@ -6,13 +6,13 @@ import asyncio
 import logging
 import re
 import uuid
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from run_abort import RunAborted, abort_run, abortable_run
+from run_abort._concurrency.promise import Promise
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database
@@ -93,7 +93,7 @@ class TestRequestedBefore:
     def test_one_that_is_read_late_aborts_all_the_same(
         self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        late: Future[Request | None] = Future()
+        late: Promise[Request | None] = Promise()
         ways: list[str] = []
 
         def receiver(way: str, **kwargs: Any) -> None:
@@ -103,10 +103,21 @@ class TestRequestedBefore:
         monkeypatch.setattr(database, "timeout", lambda: 0.05)
         with connected(run_aborted, receiver):
             with pytest.raises(RunAborted, match="at last"), abortable_run("run-1") as signal:
-                late.set_result(Request("run-1", str(uuid.uuid4()), "at last"))
+                late.settle(Request("run-1", str(uuid.uuid4()), "at last"))
                 signal.sleep(TIMEOUT)
             wait_until(lambda: ways)
         assert ways == ["reconcile"]  # not "start": its body has run
+
+    def test_one_that_is_read_just_as_the_wait_ends_aborts(
+        self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def wait_in_vain(found: Promise[Request | None]) -> None:
+            found.settle(Request("run-1", str(uuid.uuid4()), "at last"))
+
+        monkeypatch.setattr(runtime.holder, "enter", lambda *args: Promise())
+        monkeypatch.setattr(runtime.recorder, "wait", wait_in_vain)
+        with pytest.raises(RunAborted, match="at last"), abortable_run("run-1"):
+            pytest.fail("it runs")
 
     @pytest.mark.parametrize("table", ["abortrequest", "runhold", "runprocess", "runholdgroup"])
     def test_without_a_table_it_runs_all_the_same(

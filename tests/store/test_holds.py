@@ -77,7 +77,7 @@ def hold_in(process: Runtime) -> AbortController:
     controller = AbortController("import-1")
     entered = process.holder.enter(controller, ("import-1",), "")
     assert entered is not None
-    entered.result(TIMEOUT)
+    assert entered.wait(TIMEOUT)
     return controller
 
 
@@ -431,7 +431,7 @@ def test_a_hold_whose_block_is_left_in_a_transaction_before_it_is_written_is_rem
         runtime.holder.leave(controller)
     is_left.set()
     assert entered is not None
-    entered.result(TIMEOUT)
+    assert entered.wait(TIMEOUT)
     assert runtime.recorder.flush(TIMEOUT)
     assert not RunHold.objects.exists()
 
@@ -526,7 +526,8 @@ def test_an_outage_is_told_once_though_blocks_come_and_go(
             pass
         # As when the reconciler refreshes just after the last block was left.
         refreshed = runtime.recorder.put(runtime.holder._refresh, None)
-        assert isinstance(refreshed.exception(TIMEOUT), OSError)
+        assert refreshed.wait(TIMEOUT)
+        assert isinstance(refreshed.error, OSError)
     assert caplog.text.count("OSError: away") == 1
 
 
@@ -535,7 +536,7 @@ def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runt
     with abortable_run("import-1"):
         (entry,) = runtime.holder._open.values()
     assert runtime.recorder.flush(TIMEOUT)  # leaving does not wait for its row
-    runtime.recorder.put(runtime.holder._enter, entry).result(TIMEOUT)
+    assert runtime.recorder.put(runtime.holder._enter, entry).wait(TIMEOUT)
     assert not RunHold.objects.exists()
 
 

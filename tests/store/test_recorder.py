@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from django.db import OperationalError, connection, connections, transaction
 
 from run_abort import RunAborted, aabort_run, abort_run, abortable_run
 from run_abort._concurrency import service
+from run_abort._concurrency.promise import Promise
 from run_abort._concurrency.service import Life
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import connection as store_connection
@@ -40,6 +43,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def rows(runtime: Runtime) -> Recorder:
     return runtime.recorder
+
+
+def result(promise: Promise[Any]) -> Any:
+    assert promise.wait(TIMEOUT)
+    assert promise.error is None
+    return promise.result
 
 
 def block(rows: Recorder) -> threading.Event:
@@ -135,7 +144,7 @@ def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
     is_free = block(rows)
     futures = [rows.put(operation, number) for number in range(500)]
     is_free.set()
-    assert [future.result(TIMEOUT) for future in futures] == list(range(500))
+    assert [result(future) for future in futures] == list(range(500))
     assert batches == [list(range(500))]
 
 
@@ -143,7 +152,7 @@ def test_a_caller_waits_for_the_backlog_of_lazy_jobs_only_if_it_looks_at_what_th
     rows: Recorder,
 ) -> None:
     done: list[int] = []
-    asked: list[Future[int]] = []
+    asked: list[Promise[int]] = []
 
     def change(alias: str, items: list[int]) -> list[int]:
         if not asked:
@@ -157,9 +166,9 @@ def test_a_caller_waits_for_the_backlog_of_lazy_jobs_only_if_it_looks_at_what_th
     numbers = range(3 * recorder.MAX_BATCH)
     futures = [rows.put(operation, number) for number in numbers]
     is_free.set()
-    assert [future.result(TIMEOUT) for future in futures] == done == list(numbers)
-    assert asked[0].result(TIMEOUT) == recorder.MAX_BATCH
-    assert looked.result(TIMEOUT) == len(numbers)
+    assert [result(future) for future in futures] == done == list(numbers)
+    assert result(asked[0]) == recorder.MAX_BATCH
+    assert result(looked) == len(numbers)
 
 
 def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
@@ -170,8 +179,8 @@ def test_a_batch_that_fails_is_tried_item_by_item(rows: Recorder) -> None:
     is_free = block(rows)
     bad, good = rows.put(operation, 0), rows.put(operation, 2)
     is_free.set()
-    assert good.result(TIMEOUT) == 0.5
-    assert isinstance(bad.exception(TIMEOUT), ZeroDivisionError)
+    assert result(good) == 0.5
+    assert isinstance(bad.error, ZeroDivisionError)
 
 
 def test_callers_wait_for_a_bounded_time(
@@ -205,7 +214,7 @@ def test_a_thread_that_is_stuck_is_replaced(
     job = rows.put(recorder._CALL, work)
     wait_until(lambda: rows.call(lambda alias: "here") == "here")
     # The job was done again, by the next thread, which may seem stuck as well.
-    assert job.result(TIMEOUT) == "done"
+    assert result(job) == "done"
     assert len(set(seen)) == len(seen) >= 2
     is_free.set()
     wait_until(lambda: len(recorders()) <= 1)
@@ -243,7 +252,7 @@ def test_a_thread_that_was_replaced_begins_nothing_more(
     jobs = [rows.put(operation, number) for number in range(50)]
     is_free.set()
     most = 0
-    while not all(job.done() for job in jobs):
+    while not all(job.is_done for job in jobs):
         rows.put(recorder._LAST, None)
         most = max(most, len(recorders()))
         time.sleep(0.01)
@@ -267,18 +276,18 @@ def test_lazy_jobs_rest_and_neither_others_nor_a_flush_do(
     done: list[str] = []
     lazy = rows.put(recorder._CALL_SOON, lambda alias: done.append("lazy"))
     assert rows.call(lambda alias: done.append("now") or True)
-    lazy.result(TIMEOUT)
+    result(lazy)
     assert done == ["now", "lazy"]
     lazy = rows.put(recorder._CALL_SOON, lambda alias: True)
     assert rows.flush(TIMEOUT / 2)
-    assert lazy.done()
+    assert lazy.is_done
 
 
 def test_a_queue_that_is_not_written_in_c(rows: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     # That of eventlet, and of PyPy: it takes no timeout if it is not to wait.
     jobs: Any = queue._PySimpleQueue()  # type: ignore[attr-defined]
     monkeypatch.setattr(rows, "_jobs", jobs)
-    job = recorder._Job(recorder._CALL, lambda alias: 1, Future())
+    job = recorder._Job(recorder._CALL, lambda alias: 1, Promise())
     jobs.put(job)
     assert rows._take(Life()) == [job]
 
@@ -289,10 +298,10 @@ def test_too_many_jobs_are_refused(
     monkeypatch.setattr(recorder, "MAX_WAITING", 3)
     is_free = block(rows)
     futures = [rows.put(recorder._CALL, lambda alias: 1) for _ in range(5)]
-    assert [each.done() for each in futures] == [False] * 3 + [True] * 2
+    assert [each.is_done for each in futures] == [False] * 3 + [True] * 2
     assert "too slow" in caplog.text
     is_free.set()
-    assert futures[2].result(TIMEOUT) == 1
+    assert result(futures[2]) == 1
 
 
 def test_asyncio_needs_no_thread(rows: Recorder) -> None:
@@ -327,7 +336,7 @@ def test_a_finaliser_in_its_thread_does_not_wait_for_itself(rows: Recorder) -> N
             pytest.fail("the run begins")
         return is_recorded and not rows.flush(TIMEOUT)
 
-    assert rows.put(recorder._CALL, finalise).result(TIMEOUT)
+    assert result(rows.put(recorder._CALL, finalise))
 
 
 def test_a_lost_connection_is_made_again(rows: Recorder) -> None:
@@ -430,8 +439,8 @@ def test_jobs_are_done_although_the_log_raises(
     good = rows.put(recorder._CALL, lambda alias: "done")
     break_log()
     is_free.set()
-    assert good.result(TIMEOUT) == "done"
-    assert isinstance(bad.exception(TIMEOUT), ZeroDivisionError)
+    assert result(good) == "done"
+    assert isinstance(bad.error, ZeroDivisionError)
     assert rows.call(lambda alias: "later") == "later"
 
 
@@ -461,11 +470,11 @@ def test_forced_two_threads_that_do_the_jobs_themselves_do_not_wait_for_each_oth
 
     jobs = Counted()
     monkeypatch.setattr(rows, "_jobs", jobs)
-    done: list[Future[str]] = [Future(), Future()]
+    done: list[Promise[str]] = [Promise(), Promise()]
     for future in done:
         jobs.put(recorder._Job(recorder._CALL, lambda alias: "done", future))
     in_threads(rows._work_here, rows._work_here)
-    assert [future.result(0) for future in done] == ["done", "done"]
+    assert [result(future) for future in done] == ["done", "done"]
 
 
 def test_put_from_a_signal_handler(rows: Recorder) -> None:
@@ -482,10 +491,40 @@ def test_put_from_a_signal_handler(rows: Recorder) -> None:
         while time.monotonic() < until:
             signal.raise_signal(signal.SIGUSR1)
             puts.append(rows.put(recorder._CALL, lambda alias: 2))
-            puts[-1].result(TIMEOUT)
+            result(puts[-1])
     finally:
         signal.signal(signal.SIGUSR1, previous)
-    assert [each.result(TIMEOUT) for each in results] == [1] * len(puts)
+    assert [result(each) for each in results] == [1] * len(puts)
+
+
+def test_a_signal_handler_may_wait_at_any_step_of_a_wait_of_its_thread(rows: Recorder) -> None:
+    """The recorder, which ends that wait meanwhile, needs nothing that the thread has locked."""
+    answers: list[str | None] = []
+
+    def wait(step: int) -> bool:
+        steps = itertools.count(1)
+        handles = threading.Event()
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            if event == "line" and next(steps) == step:
+                handles.set()
+                answers.append(rows.call(lambda alias: "handler"))
+            return trace
+
+        job = rows.put(recorder._CALL, lambda alias: handles.wait(0.02) or True)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            answers.append(rows.wait(job) and "thread")
+        finally:
+            sys.settrace(before)
+        return handles.is_set()
+
+    step = 1
+    while wait(step):
+        assert answers == ["handler", "thread"] * step
+        step += 1
+    assert step > 10
 
 
 def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
@@ -520,6 +559,7 @@ def test_a_connection_that_cannot_be_set_up_is_closed(
     options = {"factory": Link, "init_command": "SELECT no_such_column"}
     options = {**connection.settings_dict["OPTIONS"], **options}
     monkeypatch.setitem(connections.settings[connection.alias], "OPTIONS", options)
-    error = rows.put(Operation(0, lambda alias, items: items), None).exception(TIMEOUT)
-    assert isinstance(error, OperationalError)
+    refused = rows.put(Operation(0, lambda alias, items: items), None)
+    assert refused.wait(TIMEOUT)
+    assert isinstance(refused.error, OperationalError)
     assert opened == closed != []
