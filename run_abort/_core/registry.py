@@ -47,10 +47,10 @@ class Registry:
 
     def holders(self) -> dict[str, tuple[AbortController, ...]]:
         """The controllers of the open blocks, by the IDs of runs and groups they answer to."""
-        with self._lock:
-            # Copied, because a finaliser may leave a block meanwhile.
-            some = self._holders.copy().items()
-            return {run_id: tuple(holders.copy()) for run_id, holders in some}
+        # Without the lock: its thread may run a signal handler that waits for this one. Copying is
+        # one step.
+        some = self._holders.copy().items()
+        return {run_id: tuple(holders.copy()) for run_id, holders in some}
 
     def controllers(self) -> list[AbortController]:
         """The controllers of the open blocks, each once."""

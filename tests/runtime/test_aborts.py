@@ -37,6 +37,7 @@ from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_requested
 from tests.blocks import connected
 from tests.conftest import Configure
+from tests.core.steps import Steps, at_each_step
 from tests.guards import in_event_loop
 from tests.jobs.models import Job
 from tests.support import NO_REDIS, TIMEOUT, Foreign, in_threads, wait_until
@@ -344,6 +345,20 @@ class TestNoGapInTheAbortersOwnProcess:
         with pytest.raises(RunAborted, match="because"):
             block.__exit__(None, None, None)
         assert outcome.local == 1
+
+
+class TestInASignalHandler:
+    def test_it_is_recorded_at_each_step_of_a_block_of_its_thread(self, with_all: None) -> None:
+        """No thread that it waits for needs what the block has locked."""
+
+        def attempt(steps: Steps) -> None:
+            with steps.taken(), abortable_run("run-1"):
+                pass
+            assert all(outcomes), steps.place
+
+        outcomes: list[bool] = []
+        abort = lambda: outcomes.append(abort_run("run-2").recorded)  # noqa: E731
+        assert at_each_step(abort, attempt) == len(outcomes) > 50
 
 
 class TestBesideBusyAsyncCode:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import concurrent.futures
 import logging
 import queue
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -28,6 +26,7 @@ from run_abort._store.connection import limited
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
 from tests.conftest import Configure
+from tests.core.steps import Steps, at_each_step
 from tests.guards import no_thread
 from tests.support import (
     TIMEOUT,
@@ -497,34 +496,24 @@ def test_put_from_a_signal_handler(rows: Recorder) -> None:
     assert [result(each) for each in results] == [1] * len(puts)
 
 
-def test_a_signal_handler_may_wait_at_any_step_of_a_wait_of_its_thread(rows: Recorder) -> None:
+def test_a_signal_handler_may_wait_at_each_step_of_a_wait_of_its_thread(rows: Recorder) -> None:
     """The recorder, which ends that wait meanwhile, needs nothing that the thread has locked."""
-    answers: list[str | None] = []
+    handles = threading.Event()
+    answers: list[bool | None] = []
 
-    def wait(step: int) -> bool:
-        steps = itertools.count(1)
-        handles = threading.Event()
+    def handle() -> None:
+        handles.set()
+        answers.append(rows.call(lambda alias: True))
 
-        def trace(frame: FrameType, event: str, arg: object) -> Any:
-            if event == "line" and next(steps) == step:
-                handles.set()
-                answers.append(rows.call(lambda alias: "handler"))
-            return trace
-
+    def attempt(steps: Steps) -> None:
+        handles.clear()
         job = rows.put(recorder._CALL, lambda alias: handles.wait(0.02) or True)
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            answers.append(rows.wait(job) and "thread")
-        finally:
-            sys.settrace(before)
-        return handles.is_set()
+        with steps.taken():
+            assert rows.wait(job)
+        assert all(answers), steps.place
 
-    step = 1
-    while wait(step):
-        assert answers == ["handler", "thread"] * step
-        step += 1
-    assert step > 10
+    libraries = (*concurrent.futures.__path__, threading.__file__)
+    assert at_each_step(handle, attempt, also=libraries) == len(answers) > 5
 
 
 def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
