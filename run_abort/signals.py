@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -21,11 +22,19 @@ __all__ = ["run_abort_received", "run_abort_requested", "run_aborted"]
 
 logger = logging.getLogger("django.dispatch")
 
+
+class _Signal(Signal):
+    def __init__(self) -> None:
+        super().__init__()
+        # Reentrant: a signal handler may abort while its own thread sends or connects.
+        self.lock = threading.RLock()  # type: ignore[assignment]
+
+
 #: This process called ``abort_run`` or a function built on it. Sent in the caller's thread, whether
 #: or not the request was recorded and published; for ``aabort_run`` on a thread of its own. Also
 #: carries ``outcome``, the :class:`~run_abort.AbortOutcome`. The call waits for blocks only after
 #: that, so this outcome has no ``holds``.
-run_abort_requested = Signal()
+run_abort_requested = _Signal()
 
 #: This process received an abort that another process requested. Sent once for each abort ID, after
 #: the controllers of this process were aborted, even if there were none; for a message without an
@@ -38,7 +47,7 @@ run_abort_requested = Signal()
 #: subscription, on the reconciler's thread, so two receivers may run at the same time; there, a
 #: receiver delays the other missed requests and the next read of the database. Database connections
 #: of the receivers are closed afterwards, unless the settings keep them open.
-run_abort_received = Signal()
+run_abort_received = _Signal()
 
 #: A run was aborted in this process, by any requester. It has not *stopped* yet. Sent for each run
 #: whose controllers were aborted; not for an ``AbortController`` that a project made. ``run_id`` is
@@ -51,7 +60,7 @@ run_abort_received = Signal()
 #: 10,000 aborts wait for slow receivers; further ones are not sent, and logged as an error. At exit
 #: the interpreter waits for it for up to a second. Its database connections are closed when it
 #: ends.
-run_aborted = Signal()
+run_aborted = _Signal()
 
 
 def send_to_all(signal: Signal, sender: object, **named: Any) -> None:

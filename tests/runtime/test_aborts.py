@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connections, transaction
+from django.dispatch import Signal, dispatcher
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
@@ -34,7 +36,12 @@ from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database, recorder, requests
 from run_abort.models import AbortRequest
-from run_abort.signals import run_abort_requested
+from run_abort.signals import (
+    run_abort_received,
+    run_abort_requested,
+    run_aborted,
+    send_to_all,
+)
 from tests.blocks import connected
 from tests.conftest import Configure
 from tests.core.steps import Steps, at_each_step
@@ -359,6 +366,20 @@ class TestInASignalHandler:
         outcomes: list[bool] = []
         abort = lambda: outcomes.append(abort_run("run-2").recorded)  # noqa: E731
         assert at_each_step(abort, attempt) == len(outcomes) > 50
+
+    @pytest.mark.parametrize("signal", [run_abort_requested, run_abort_received, run_aborted])
+    def test_also_at_each_step_of_a_signal_of_django(self, signal: Signal) -> None:
+        def attempt(steps: Steps) -> None:
+            with steps.taken(), connected(signal, receiver):
+                send_to_all(signal, AbortRequest)
+
+        def receiver(**kwargs: Any) -> None:
+            heard.append(kwargs)
+
+        heard: list[Any] = []
+        send = partial(send_to_all, signal, AbortRequest)
+        steps = at_each_step(send, attempt, also=(dispatcher.__file__,))
+        assert len(heard) > steps > 10
 
 
 class TestBesideBusyAsyncCode:

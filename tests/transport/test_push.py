@@ -31,6 +31,7 @@ from run_abort._transport.redis import connections, endpoint
 from run_abort._transport.redis.connections import MAX_CONNECTING, RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
+from tests.core.steps import Steps, at_each_step
 from tests.support import (
     CERTIFICATE,
     NO_REDIS,
@@ -246,6 +247,19 @@ class TestPublish:
             received = [json.loads(hear()) for _ in requests]
         expected = [("run-1", node.origin), ("run-2", "theirs")]
         assert [(each["runId"], each["origin"]) for each in received] == expected
+
+    def test_in_a_signal_handler_at_each_step_of_a_push_of_its_thread(
+        self, push: Push, configure: Configure, foreign: Foreign
+    ) -> None:
+        def attempt(steps: Steps) -> None:
+            push.close()  # so that both make a new connection
+            with steps.taken():
+                published.append(publish(push))
+
+        published: list[bool] = []
+        handle = lambda: published.append(publish(push))  # noqa: E731
+        steps = at_each_step(handle, attempt, also=(threading.__file__,))
+        assert published == [True] * (2 * steps + 1)
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture

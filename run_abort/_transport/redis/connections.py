@@ -10,11 +10,11 @@ import os
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
 from redis import ConnectionPool
@@ -203,7 +203,11 @@ class RedisTransport:
         # At most one, idle. The thread that pops it owns it.
         self._kept: list[Connection] = []
         self._was_used = False
-        self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
+        # A token for each connection that may be made. Not a semaphore, which has a lock inside:
+        # a signal handler may publish while its own thread does.
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        for _ in range(MAX_CONNECTING):
+            self._tokens.put(None)
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
         deadline = monotonic() + self._timeout
@@ -240,11 +244,10 @@ class RedisTransport:
         """The result of ``use(connection)``, in a helper thread, with a new connection."""
         connection = new_connection(self.pool, timeout=_remaining(deadline))
         try:
-            if not self._connecting.acquire(timeout=_remaining(deadline)):
-                raise TimeoutError
+            self._tokens.get(timeout=_remaining(deadline))
             connect = partial(self._connect, connection, use)
             return submit(connect, name="run_abort-publish").result(_remaining(deadline))
-        except TimeoutError as error:
+        except (TimeoutError, Empty) as error:
             _interrupt(connection)  # the thread may wait for the end of a reply
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
 
@@ -253,7 +256,7 @@ class RedisTransport:
             connection.connect()
             return use(connection)
         finally:
-            self._connecting.release()
+            self._tokens.put(None)
 
     def _send(self, connection: Connection, commands: list[bytes], deadline: float) -> list[int]:
         listeners: list[int] = []
