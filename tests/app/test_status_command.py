@@ -71,6 +71,10 @@ class TestText:
             "Redis counts 0 subscriber(s).",
         ]
 
+    def test_no_age_is_negative_although_the_clock_was_set_back(self) -> None:
+        hold_row("run-1", process_row(), age=-5)
+        assert call().splitlines()[2] == '    "run-1"    for 0:00:00'
+
     def test_says_if_the_run_does_not_start(self) -> None:
         abort_run("run-1")
         abort_run("run-1", actor="ann")

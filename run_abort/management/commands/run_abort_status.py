@@ -136,7 +136,8 @@ def _block(hold: Hold, now: datetime) -> tuple[str, ...]:
 
 
 def _age(since: datetime, now: datetime) -> timedelta:
-    return timedelta(seconds=int((now - since).total_seconds()))
+    # Not negative, although the clock of the database may have been set back.
+    return timedelta(seconds=max(int((now - since).total_seconds()), 0))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
