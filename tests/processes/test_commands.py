@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from run_abort.models import RunHold, RunProcess
+from tests.rows import hold_row, process_row
 from tests.support import NO_REDIS, Child, shared_rows
 
 
@@ -35,3 +37,15 @@ def test_without_a_database_nothing_is_pruned_and_that_is_said(
         assert process.wait() == 1
         assert "CommandError: The database failed" in str(process)
         assert "Traceback" not in str(process)
+
+
+@pytest.mark.parametrize("argument", ["--older-than=9", "--ended=web-1:17"])
+def test_what_is_pruned_is_committed_although_autocommit_is_off(
+    project: dict[str, Any], shared: dict[str, Any], argument: str
+) -> None:
+    project["DATABASES"]["default"]["AUTOCOMMIT"] = False
+    hold_row("run-1", process_row(silent=10 * 86_400), age=10 * 86_400)
+    with manage("prune_run_aborts", argument, settings=project) as process:
+        assert process.wait() == 0
+    assert not RunHold.objects.exists()
+    assert not RunProcess.objects.exists()

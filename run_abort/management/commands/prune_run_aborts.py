@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import Error
+from django.db import Error, connections
 
-from run_abort._store import retention
+from run_abort._store import database, retention
 from run_abort._store.database import ADVICE
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
@@ -62,6 +63,10 @@ class Command(BaseCommand):
         ended: tuple[str, int] | str | None,
         **options: Any,
     ) -> None:
+        if self._called_from_command_line:  # type: ignore[attr-defined]
+            # With AUTOCOMMIT False nobody would commit. If the database fails, it is told below.
+            with suppress(Error, ImproperlyConfigured):
+                connections[database.alias()].set_autocommit(True)
         # call_command checks them by the parser, and passes on what it got.
         if older_than is not None:
             self._prune(float(older_than), **options)
