@@ -331,7 +331,8 @@ class Holder:
             # being written.
             for late in requests.chunks(list(rows - entries.keys()), alias):
                 ended = mine.filter(pk__in=late)
-                delete_holds(ended.exclude(state="aborting"))
+                unaborted = ended.exclude(state="aborting")
+                delete_holds(alias, list(unaborted.values_list("pk", flat=True)))
                 ended.update(state="stopped", left_at=Now())
         self._checked_at = monotonic()
         missing = [entry for key, entry in entries.items() if key not in rows]

@@ -79,11 +79,15 @@ def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:
     return found
 
 
-def delete_holds(rows: QuerySet[RunHold]) -> int:
-    """Delete these holds with their groups; return how many there were."""
-    groups = tables().RunHoldGroup.objects.using(rows.db)
-    groups.filter(hold_id__in=rows.values("pk"))._raw_delete(rows.db)
-    return rows._raw_delete(rows.db)
+def delete_holds(alias: str, keys: Sequence[UUID]) -> int:
+    """Delete these holds with their groups; return how many there were.
+
+    :param keys: as many as fit into one query. For a subquery instead, MariaDB would lock the
+        groups of all holds.
+    """
+    tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=keys)._raw_delete(alias)
+    holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
+    return holds.filter(pk__in=keys)._raw_delete(alias)
 
 
 class Overview(NamedTuple):

@@ -19,6 +19,7 @@ from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup
 from . import database
 from .clock import present
 from .holds import delete_holds
+from .requests import chunks
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -126,7 +127,7 @@ def prune_holds(older_than: timedelta | float) -> int:
     deleted = 0
     while keys := list(old.values_list("pk", flat=True)[:BATCH]):
         with transaction.atomic(using=alias):
-            deleted += delete_holds(holds.filter(pk__in=keys))
+            deleted += delete_holds(alias, keys)
     gone = _without_holds(alias, processes.filter(seen_until__lt=cutoff))
     while origins := list(gone.values_list("pk", flat=True)[:BATCH]):
         gone.filter(pk__in=origins)._raw_delete(alias)
@@ -156,7 +157,7 @@ def forget_process(host: str, pid: int) -> int:
         raise LookupError(f"The process {pid} on {host!r} is {why}")
     with transaction.atomic(using=alias):
         holds = RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None).order_by()
-        deleted = delete_holds(holds)
+        deleted = _delete_holds(holds)
         _without_holds(alias, lost.filter(pk__in=origins))._raw_delete(alias)
     return deleted
 
@@ -184,10 +185,15 @@ def _delete(alias: str, keys: Sequence[UUID]) -> int:
     """Delete these requests with their holds, both or neither."""
     # By key, because not every database supports DELETE with ORDER BY and LIMIT.
     with transaction.atomic(using=alias):
-        delete_holds(RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
+        _delete_holds(RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
         # Not _raw_delete: models of the project may have a foreign key to the request.
         _, deleted = AbortRequest.objects.using(alias).filter(pk__in=keys).delete()
         return deleted.get(AbortRequest._meta.label, 0)
+
+
+def _delete_holds(rows: QuerySet[RunHold]) -> int:
+    keys = list(rows.values_list("pk", flat=True))
+    return sum(delete_holds(rows.db, some) for some in chunks(keys, rows.db))
 
 
 def _without_holds(alias: str, processes: QuerySet[RunProcess]) -> QuerySet[RunProcess]:
