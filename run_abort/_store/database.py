@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import weakref
 from collections.abc import Callable
@@ -85,6 +86,11 @@ def is_sqlite() -> bool:
         return False
 
 
+def is_forbidden_here() -> bool:
+    """Whether Django refuses to use connections in this thread: that of an event loop."""
+    return in_event_loop() and not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+
+
 def transaction_here() -> BaseDatabaseWrapper | None:
     """This thread's connection if our rows belong into the transaction that it is inside of.
 
@@ -92,7 +98,7 @@ def transaction_here() -> BaseDatabaseWrapper | None:
     another connection must not write: the caller's next statement would fail with "database is
     locked".
     """
-    if in_event_loop():
+    if is_forbidden_here():
         return None
     try:
         connection = connections[alias()]

@@ -14,7 +14,6 @@ from run_abort import conf
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.promise import Promise
-from run_abort._concurrency.workers import in_event_loop
 from run_abort._core.controller import AbortController, AbortSignal
 from run_abort._core.types import Aborted, Escalated, Event, Left, Request
 
@@ -151,8 +150,9 @@ class Holder:
 
     def let_finish(self) -> None:
         """On SQLite, wait a moment: a write during the caller's next transaction would break it."""
-        # Not in an event loop, whose thread Django lets use no connection.
-        if not in_event_loop() and database.is_sqlite() and database.transaction_here() is None:
+        if database.is_forbidden_here():
+            return  # no transaction of this thread will follow
+        if database.is_sqlite() and database.transaction_here() is None:
             self._recorder.flush(MOMENT)
 
     def note(self, event: Event) -> None:

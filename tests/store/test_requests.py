@@ -22,6 +22,7 @@ from run_abort._store import database, requests
 from run_abort._store.requests import Requests
 from run_abort._transport import codec
 from run_abort.models import AbortRequest
+from tests.guards import in_event_loop
 from tests.rows import another_writer_of_sqlite
 from tests.support import TIMEOUT, unmigrated, wait_until
 
@@ -233,6 +234,21 @@ class TestTransactions:
             assert clear_run_abort("run-1") == 1
             with abortable_run("run-1"):
                 pass
+
+    def test_in_a_notebook(self, rows: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its cells run in a thread with an event loop, in which Django is told to work."""
+        monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+
+        @in_event_loop
+        async def cell() -> None:
+            with transaction.atomic():
+                User.objects.create_user("ann")
+                assert abort_run("run-1").recorded
+                with abortable_run("run-2"):
+                    User.objects.create_user("bob")
+
+        cell()
+        assert AbortRequest.objects.filter(run_id="run-1").exists()
 
     @pytest.mark.parametrize("is_committed", [True, False])
     def test_what_is_postponed_is_done_once(self, runtime: Runtime, is_committed: bool) -> None:
