@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from django.urls import get_script_prefix
 from django.utils.decorators import method_decorator
 from django.utils.functional import cached_property
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -30,6 +32,8 @@ from .guarded import Answer, GuardedView, refusal, visitor
 from .links import filled, link
 from .permissions import run_object
 from .requesting import Requested, request_aborts
+
+logger = logging.getLogger("run_abort")
 
 
 class AbortForm(forms.Form):
@@ -99,9 +103,8 @@ class AbortView(GuardedView):
         requested = request_aborts([self.run_id], user=visitor(request), reason=reason, wait=wait)
         if self._prefers_json():
             return self._json(abort_answer(requested))
-        run = link(self.get_run_name(), self.get_run_url())
         level, text = _message(requested)
-        messages.add_message(request, level, filled(text, run=run), fail_silently=True)
+        messages.add_message(request, level, filled(text, run=self._link()), fail_silently=True)
         return HttpResponseRedirect(self._next(data))
 
     @cached_property
@@ -110,6 +113,14 @@ class AbortView(GuardedView):
             return run_object(self.run_id)
         except DatabaseError:  # an abort needs none
             return None
+
+    def _link(self) -> SafeString:
+        """The run, for the message; its ID if a hook raises, because the request is made by now."""
+        try:
+            return link(self.get_run_name(), self.get_run_url())
+        except Exception as error:
+            logger.error("The name or the URL of a run cannot be shown", exc_info=error)
+            return link(self.run_id, "")
 
     def _data(self) -> Mapping[str, Any]:
         if self.request.content_type != "application/json":

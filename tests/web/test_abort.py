@@ -293,6 +293,18 @@ class TestHooks:
         link = '<a href="/imports/1/?a=1&amp;b=2">import of &lt;a.csv&gt;</a>'
         assert str(message).startswith(f"Run “{link}” was asked to abort")
 
+    def test_one_that_raises_does_not_hide_that_the_run_was_asked_to_abort(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Such as for a page that the URLs of this host lack."""
+        monkeypatch.setattr(Job, "get_absolute_url", lambda _: reverse("none"), raising=False)
+        run_id = f"jobs.job:{Job.objects.create(name='import').pk}"
+        response = client.post(url(run_id), {"next": "/"})
+        assert response.status_code == 302
+        ((_level, text),) = messages(response)
+        assert text.startswith(f"Run “{run_id}” was asked to abort")
+        assert "Reverse for 'none' not found" in caplog.text
+
     def test_the_page_extends_the_template_of_the_project(
         self, client: Client, settings: Any
     ) -> None:
