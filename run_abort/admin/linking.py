@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.utils import quote
@@ -11,9 +13,15 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 
+from run_abort._concurrency.throttle import Throttle
+from run_abort.exceptions import visible
 from run_abort.views.links import link
 
 from .asking import Link
+
+logger = logging.getLogger("run_abort")
+
+_failed: Final = Throttle()
 
 
 def run_links(site: AdminSite, request: HttpRequest) -> Link:
@@ -32,9 +40,19 @@ def run_links(site: AdminSite, request: HttpRequest) -> Link:
     ]
 
     def link_to(run_id: str) -> SafeString:
-        return link(run_id, next(filter(None, (url_of(run_id) for url_of in urls_of)), ""))
+        return link(run_id, next(filter(None, (_asked(url_of, run_id) for url_of in urls_of)), ""))
 
     return link_to
+
+
+def _asked(url_of: Callable[[str], str], run_id: str) -> str:
+    """The URL; empty if the project's method raises, which must not cost the page."""
+    try:
+        return url_of(run_id)
+    except Exception as error:
+        if _failed.admit() is not None:  # the page asks for each run, every two seconds
+            logger.error("get_run_url failed for the run %s", visible(run_id), exc_info=error)
+        return ""
 
 
 def row_url(model_admin: ModelAdmin[Any], run_id: str) -> str:

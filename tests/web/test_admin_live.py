@@ -25,6 +25,7 @@ from run_abort.admin.linking import run_links
 from run_abort.models import AbortRequest, RunHold
 from tests.blocks import held
 from tests.conftest import Configure
+from tests.jobs.admin import JobAdmin
 from tests.jobs.models import Job, UrgentJob
 from tests.project.pages import recipe
 from tests.rows import LEASE, hold_row, process_row
@@ -257,6 +258,21 @@ def test_a_run_links_to_its_page(aborter: Client) -> None:
     assert f'<a href="/admin/auth/user/{job.pk}/change/">auth.user:{job.pk}</a>' in page
     assert ">elsewhere-3</th>" in page
     assert ">run_abort.runhold:3</th>" in page
+
+
+def test_a_get_run_url_that_raises_costs_no_page(
+    aborter: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one that knows only the IDs of its own model."""
+
+    def get_run_url(model_admin: object, run_id: str) -> str:
+        return f"/jobs/{run_id.split('-')[1]}/"
+
+    monkeypatch.setattr(JobAdmin, "get_run_url", get_run_url)
+    hold_row("plain", process_row())
+    User.objects.update(is_superuser=True)
+    assert ">plain</th>" in text(aborter.get(url()))
+    assert "IndexError" in caplog.text
 
 
 def test_a_run_links_to_the_page_of_a_proxy_if_its_model_has_none(
