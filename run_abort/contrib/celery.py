@@ -75,6 +75,8 @@ class _Result(AsyncResult):
             return self.result
         return super().get(timeout=timeout, propagate=propagate, **options)
 
+    wait = get
+
     def _raise_if_aborted(self, propagate: bool) -> None:
         if propagate and self.state == ABORTED:
             facts = self.result if isinstance(self.result, dict) else {}
@@ -108,6 +110,8 @@ class AbortableResult(_Result):
             except NotReadyError:
                 if deadline is not None and monotonic() >= deadline:
                     raise
+
+    wait = get
 
 
 class AbortableTask(DjangoTask):

@@ -302,6 +302,20 @@ class TestIgnoredResult(ByTheTracer):
         assert self.execute(work, str(uuid4()), **message) == state
 
 
+class TestOldNames(ByTheTracer):
+    def test_wait_is_get(self, app: Celery) -> None:
+        @app.task(shared=False, base=AbortableTask, bind=True)
+        def work(self: Any) -> None:
+            abort_run(self.request.id)
+            own_signal().raise_if_aborted()
+
+        run_id = str(uuid4())
+        self.execute(work, run_id)
+        for result in (work.AsyncResult(run_id), app.AsyncResult(run_id)):
+            with pytest.raises(TaskAborted):
+                result.wait(timeout=5)
+
+
 class TestBases(ByTheTracer):
     """A project may have a base class of its own, which executes its tasks within something."""
 
