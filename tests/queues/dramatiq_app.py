@@ -19,7 +19,7 @@ django.setup()
 from run_abort import abortable_run  # noqa: E402
 from run_abort.contrib.dramatiq import Abortable, TaskAborted  # noqa: E402
 from run_abort.signals import run_aborted  # noqa: E402
-from tests.queues import work  # noqa: E402
+from tests.queues import job_table, work  # noqa: E402
 from tests.queues.work import begin, say  # noqa: E402
 
 run_aborted.connect(work.tell)
@@ -49,6 +49,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 for name, options in OPTIONS.items():
     dramatiq.actor(getattr(work, name), actor_name=name, **options)
+
+
+dramatiq.actor(job_table.run_job, max_retries=0, time_limit=500)
 
 
 @dramatiq.actor(max_retries=0, time_limit=500, abort_insist="interrupt")

@@ -193,7 +193,7 @@ class DramatiqDriver(Driver):
             self.stack.callback(each.client.close)
         names = (
             *("look", "done", "swallow", "compute", "block", "clean_up", "fail"),
-            *("exceed", "look_async", "swallow_async", "inner"),
+            *("exceed", "look_async", "swallow_async", "inner", "run_job"),
         )
         self.actors = {
             name: dramatiq.actor(elsewhere, actor_name=name, broker=self.client) for name in names

@@ -18,6 +18,7 @@ from dramatiq.results.backends import StubBackend
 
 from run_abort import current_signal
 from run_abort.contrib.dramatiq import Abortable
+from tests.jobs.models import Job
 from tests.queues.drivers import DramatiqDriver, Place
 from tests.queues.work import abort, began, escalations, own_signal
 from tests.support import TIMEOUT, Child, wait_until
@@ -35,6 +36,14 @@ class TestWhileRunning:
         with pytest.raises(ResultFailure, match="actor raised TimeLimitExceeded"):
             driver.result(message)
         assert driver.result(driver.actors["done"].send("two")) == "two"
+
+    def test_a_job_table_says_that_a_time_limit_ended_the_job(
+        self, driver: DramatiqDriver, worker: Child
+    ) -> None:
+        """Dramatiq's is no Exception."""
+        job = Job.objects.create(name="look")
+        driver.actors["run_job"].send(job.pk)
+        wait_until(lambda: Job.objects.get(pk=job.pk).status == "failed")
 
     def test_one_that_works_on_another_run_is_aborted_with_it(self, driver: DramatiqDriver) -> None:
         worker = driver.start()
