@@ -310,10 +310,10 @@ class TestOldNames(ByTheTracer):
             own_signal().raise_if_aborted()
 
         run_id = str(uuid4())
-        self.execute(work, run_id)
-        for result in (work.AsyncResult(run_id), app.AsyncResult(run_id)):
-            with pytest.raises(TaskAborted):
-                result.wait(timeout=5)
+        with pytest.raises(TaskAborted):  # it waits already when the task is aborted
+            work.AsyncResult(run_id).wait(timeout=5, on_interval=lambda: self.execute(work, run_id))
+        with pytest.raises(TaskAborted):
+            app.AsyncResult(run_id).wait(timeout=5)
 
 
 class TestBases(ByTheTracer):
