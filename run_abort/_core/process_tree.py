@@ -190,7 +190,7 @@ class _Children(_Tree):
             for entry in self._listed(by_pid.get)
             if entry.began >= self._since
             and _key(entry) not in self._before
-            and entry.pid not in {_resource_tracker(), _fork_server()}
+            and entry.pid not in {*_resource_trackers(), _fork_server()}
         )
 
     def _listed(self, find: Callable[[int], Entry | None]) -> Iterator[Entry]:
@@ -213,22 +213,23 @@ class _Children(_Tree):
                 yield from map(int, file.read_text().split())
 
 
-def _resource_tracker() -> int | None:
-    """A helper of ``multiprocessing``, which serves until the end of this process.
+def _resource_trackers() -> Iterator[int | None]:
+    """The helpers of ``multiprocessing`` and loky, which serve until the end of this process.
 
-    It ignores SIGTERM, so that ending it would take the whole grace.
+    They ignore SIGTERM, so that ending them would take the whole grace.
     """
-    return _helper("resource_tracker", "_resource_tracker", "_pid")
+    for package in ("multiprocessing", "loky.backend", "joblib.externals.loky.backend"):
+        yield _helper(f"{package}.resource_tracker", "_resource_tracker", "_pid")
 
 
 def _fork_server() -> int | None:
     """The parent of what ``multiprocessing`` starts by the method forkserver, for all threads."""
-    return _helper("forkserver", "_forkserver", "_forkserver_pid")
+    return _helper("multiprocessing.forkserver", "_forkserver", "_forkserver_pid")
 
 
 def _helper(module: str, name: str, pid: str) -> int | None:
-    """The process ID of a helper of ``multiprocessing``, if that has started it."""
-    loaded: Any = sys.modules.get(f"multiprocessing.{module}")
+    """The process ID of the helper ``name`` of a module, if that has started it."""
+    loaded: Any = sys.modules.get(module)
     return getattr(getattr(loaded, name, None), pid, None)
 
 

@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
+from multiprocessing.forkserver import ForkServer
+from multiprocessing.resource_tracker import ResourceTracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,24 +173,29 @@ class TestAbort:
     @pytest.mark.parametrize(
         ("module", "name", "kind", "pid"),
         [
-            # It ignores SIGTERM: the abort would take the whole grace.
-            (resource_tracker, "_resource_tracker", resource_tracker.ResourceTracker, "_pid"),
+            # They ignore SIGTERM: the abort would take the whole grace.
+            *(
+                (f"{each}.resource_tracker", "_resource_tracker", ResourceTracker, "_pid")
+                for each in ("multiprocessing", "loky.backend", "joblib.externals.loky.backend")
+            ),
             # It has started the processes of all threads.
-            (forkserver, "_forkserver", forkserver.ForkServer, "_forkserver_pid"),
+            ("multiprocessing.forkserver", "_forkserver", ForkServer, "_forkserver_pid"),
         ],
     )
-    def test_a_helper_of_multiprocessing_is_left_alone(
+    def test_a_helper_of_multiprocessing_or_loky_is_left_alone(
         self,
         controller: AbortController,
         escalations: list[str],
         monkeypatch: pytest.MonkeyPatch,
-        module: ModuleType,
+        module: str,
         name: str,
         kind: type[Any],
         pid: str,
     ) -> None:
         helper = kind()
-        monkeypatch.setattr(module, name, helper)
+        loaded = ModuleType(module)
+        setattr(loaded, name, helper)
+        monkeypatch.setitem(sys.modules, module, loaded)
         with pytest.raises(RunAborted), controller.signal.ends_children():
             helper.ensure_running()
             controller.abort()
