@@ -142,6 +142,12 @@ class Listener:
         try:
             return self._push.transport() is not None
         except Exception as error:
+            if self._push.is_configured():  # now it can
+                # Signal handlers run in the main thread. In another one, the driver was imported by
+                # two threads at once.
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                return True
             line = "Not listening for aborts: the transport cannot be used: %s"
             call_logged(partial(logger.warning, line, visible(error)))
             return False

@@ -14,11 +14,19 @@ from run_abort._core.types import Request
 from run_abort._transport import backoff
 from run_abort._transport import listener as module
 from run_abort._transport.listener import Listener
-from run_abort._transport.redis import connections
+from run_abort._transport.redis import connections, endpoint
 from run_abort._transport.redis.connections import Subscription
 from tests.conftest import Configure, threads_of_ours
 from tests.guards import no_thread
-from tests.support import NO_REDIS, TIMEOUT, Foreign, Proxy, wait_until
+from tests.support import (
+    NO_REDIS,
+    TIMEOUT,
+    Foreign,
+    Proxy,
+    in_threads,
+    raised_by_a_signal_handler,
+    wait_until,
+)
 from tests.transport.conftest import Node, Trickling
 
 
@@ -147,6 +155,35 @@ class TestLife:
         assert listener.stop()
         break_log()
         assert listener.ensure_started() is False
+
+    def test_what_a_signal_handler_raises_as_the_driver_is_imported_is_raised_and_it_listens_later(
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = endpoint.find
+
+        def import_for_long() -> endpoint.Found:
+            monkeypatch.setattr(endpoint, "find", find)
+            time.sleep(TIMEOUT)
+            return find()
+
+        monkeypatch.setattr(endpoint, "find", import_for_long)
+        with raised_by_a_signal_handler() as death, pytest.raises(death):
+            listener.ensure_started()
+        assert listener.ensure_started()
+        wait_until(listener.is_listening)
+
+    def test_a_thread_that_imports_the_driver_at_once_with_another_one_listens(
+        self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = endpoint.find
+
+        def fail_once() -> endpoint.Found:
+            monkeypatch.setattr(endpoint, "find", find)
+            raise ImportError("cannot import name 'Redis' from partially initialized module")
+
+        monkeypatch.setattr(endpoint, "find", fail_once)
+        assert in_threads(listener.ensure_started) == [True]
+        wait_until(listener.is_listening)
 
 
 class TestStatus:
