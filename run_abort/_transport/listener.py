@@ -143,11 +143,12 @@ class Listener:
             return self._push.transport() is not None
         except Exception as error:
             if self._push.is_configured():  # now it can
-                # Signal handlers run in the main thread. In another one, the driver was imported by
-                # two threads at once.
-                if threading.current_thread() is threading.main_thread():
-                    raise
-                return True
+                # Two threads have imported the driver at once, and this one failed. Or it is what a
+                # signal handler has raised in the main thread.
+                is_ours = isinstance(error, (ImportError, AttributeError))
+                if is_ours or threading.current_thread() is not threading.main_thread():
+                    return True
+                raise
             line = "Not listening for aborts: the transport cannot be used: %s"
             call_logged(partial(logger.warning, line, visible(error)))
             return False

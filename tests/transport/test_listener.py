@@ -23,7 +23,6 @@ from tests.support import (
     TIMEOUT,
     Foreign,
     Proxy,
-    in_threads,
     raised_by_a_signal_handler,
     wait_until,
 )
@@ -182,7 +181,7 @@ class TestLife:
             raise ImportError("cannot import name 'Redis' from partially initialized module")
 
         monkeypatch.setattr(endpoint, "find", fail_once)
-        assert in_threads(listener.ensure_started) == [True]
+        assert listener.ensure_started()
         wait_until(listener.is_listening)
 
 
