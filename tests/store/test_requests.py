@@ -246,6 +246,7 @@ class TestTransactions:
                 assert abort_run("run-1").recorded
                 with abortable_run("run-2"):
                     User.objects.create_user("bob")
+            connection.close()  # the one of the loop
 
         cell()
         assert AbortRequest.objects.filter(run_id="run-1").exists()
