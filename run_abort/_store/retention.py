@@ -155,9 +155,9 @@ def forget_process(host: str, pid: int) -> int:
         if known.exists():
             why = "not lost: it counts as alive for LEASE after it was last heard of"
         raise LookupError(f"The process {pid} on {host!r} is {why}")
+    keys = _keys(RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None))
     with transaction.atomic(using=alias):
-        holds = RunHold.objects.using(alias).filter(process_id__in=origins, left_at=None).order_by()
-        deleted = _delete_holds(holds)
+        deleted = _delete_holds(alias, keys)
         _without_holds(alias, lost.filter(pk__in=origins))._raw_delete(alias)
     return deleted
 
@@ -184,16 +184,23 @@ def prune_cursors(older_than: timedelta | float) -> int:
 def _delete(alias: str, keys: Sequence[UUID]) -> int:
     """Delete these requests with their holds, both or neither."""
     # By key, because not every database supports DELETE with ORDER BY and LIMIT.
+    hold_keys = _keys(RunHold.objects.using(alias).filter(request_id__in=keys))
     with transaction.atomic(using=alias):
-        _delete_holds(RunHold.objects.using(alias).filter(request_id__in=keys).order_by())
+        _delete_holds(alias, hold_keys)
         # Not _raw_delete: models of the project may have a foreign key to the request.
         _, deleted = AbortRequest.objects.using(alias).filter(pk__in=keys).delete()
         return deleted.get(AbortRequest._meta.label, 0)
 
 
-def _delete_holds(rows: QuerySet[RunHold]) -> int:
-    keys = list(rows.values_list("pk", flat=True))
-    return sum(delete_holds(rows.db, some) for some in chunks(keys, rows.db))
+def _keys(holds: QuerySet[RunHold]) -> list[UUID]:
+    """Their keys. Read before the transaction: in one that has read, SQLite refuses to write if
+    another process writes at the same time.
+    """
+    return list(holds.order_by().values_list("pk", flat=True))
+
+
+def _delete_holds(alias: str, keys: Sequence[UUID]) -> int:
+    return sum(delete_holds(alias, some) for some in chunks(keys, alias))
 
 
 def _without_holds(alias: str, processes: QuerySet[RunProcess]) -> QuerySet[RunProcess]:

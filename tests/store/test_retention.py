@@ -24,7 +24,7 @@ from run_abort._store.retention import (
     prune_holds,
 )
 from run_abort.models import AbortRequest, ListenerCursor, RunHold, RunHoldGroup, RunProcess
-from tests.rows import LEASE, hold_row, process_row
+from tests.rows import LEASE, another_writer_of_sqlite, hold_row, process_row
 from tests.support import in_threads, unmigrated
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -199,6 +199,15 @@ class TestBatches:
             hold_row("new", process_row(), groups=["all"])
             assert in_threads(lambda: prune(90)) == [1]
         assert [hold.run_id for hold in RunHold.objects.all()] == ["new"]
+
+    def test_it_waits_for_another_writer_of_sqlite(self) -> None:
+        if connection.vendor != "sqlite":
+            return
+        old = requested("old", days=100)
+        hold_row("old", process_row(), "stopped", request=old)
+        with another_writer_of_sqlite():
+            assert in_threads(lambda: prune(90)) == [1]
+        assert not RunHold.objects.exists()
 
     def test_two_at_once_delete_each_row_once(self) -> None:
         for number in range(40):
