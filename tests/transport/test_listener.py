@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -27,6 +28,18 @@ from tests.support import (
     wait_until,
 )
 from tests.transport.conftest import Node, Trickling
+
+
+def meet_once(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
+    """Call ``what`` as the transport is looked up, the first time."""
+    find = endpoint.find
+
+    def look() -> endpoint.Found:
+        monkeypatch.setattr(endpoint, "find", find)
+        what()
+        return find()
+
+    monkeypatch.setattr(endpoint, "find", look)
 
 
 class TestLife:
@@ -158,14 +171,7 @@ class TestLife:
     def test_what_a_signal_handler_raises_as_the_driver_is_imported_is_raised_and_it_listens_later(
         self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        find = endpoint.find
-
-        def import_for_long() -> endpoint.Found:
-            monkeypatch.setattr(endpoint, "find", find)
-            time.sleep(TIMEOUT)
-            return find()
-
-        monkeypatch.setattr(endpoint, "find", import_for_long)
+        meet_once(monkeypatch, partial(time.sleep, TIMEOUT))
         with raised_by_a_signal_handler() as death, pytest.raises(death):
             listener.ensure_started()
         assert listener.ensure_started()
@@ -174,13 +180,10 @@ class TestLife:
     def test_a_thread_that_imports_the_driver_at_once_with_another_one_listens(
         self, configure: Configure, listener: Listener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        find = endpoint.find
-
-        def fail_once() -> endpoint.Found:
-            monkeypatch.setattr(endpoint, "find", find)
+        def fail() -> None:
             raise ImportError("cannot import name 'Redis' from partially initialized module")
 
-        monkeypatch.setattr(endpoint, "find", fail_once)
+        meet_once(monkeypatch, fail)
         assert listener.ensure_started()
         wait_until(listener.is_listening)
 
