@@ -72,7 +72,7 @@ class Steps:
             self._step(frame)
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        steps, previous = _steps_of(code), -1
+        steps, previous = _steps_of(code, code.co_filename.startswith(PACKAGE)), -1
 
         def trace(frame: FrameType, event: str, value: object) -> Callable[..., Any]:
             nonlocal previous
@@ -92,13 +92,20 @@ class Steps:
 
 
 @cache
-def _steps_of(code: CodeType) -> frozenset[int]:
-    """The offsets of the instructions after which CPython runs signal handlers."""
-    return frozenset(
-        each.offset
-        for each in dis.get_instructions(code)
-        if each.opname.startswith(("CALL", "JUMP_BACKWARD"))
-    )
+def _steps_of(code: CodeType, is_ours: bool) -> frozenset[int]:
+    """The offsets of the instructions after which CPython runs signal handlers.
+
+    From 3.14 on, it also runs them between the ``__enter__`` of a ``with`` statement and its body.
+    There a library may hold a lock for which any new thread waits, such as that of
+    ``Thread.start``. So in libraries this is no step.
+    """
+    steps, previous = set(), ""
+    for each in dis.get_instructions(code):
+        is_entering = previous == "LOAD_SPECIAL"
+        if each.opname.startswith(("CALL", "JUMP_BACKWARD")) and (is_ours or not is_entering):
+            steps.add(each.offset)
+        previous = each.opname
+    return frozenset(steps)
 
 
 def at_each_step(
