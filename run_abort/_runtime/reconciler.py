@@ -19,6 +19,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
+from django.apps import apps
+
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.service import Life, Service
@@ -37,6 +39,9 @@ PUSH_AT_ONCE: Final = 1_000
 # Seconds until a forked child writes its holds. By then a child that becomes another program, as
 # with a preexec_fn, has done so: it would leave them behind.
 REST_AFTER_FORK: Final = 0.05
+# Seconds until the thread sets Django up itself, if nobody else does. While the main thread imports
+# its modules, that could make an import there fail: "deadlock detected by _ModuleLock".
+REST_BEFORE_SETUP: Final = 10.0
 BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 
 
@@ -108,7 +113,9 @@ class Reconciler:
             self._begin()
 
     def _begin(self) -> None:
-        if not self.hurry():
+        if not apps.models_ready:
+            self.service.ensure_started()
+        elif not self.hurry():
             # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
             self.reconcile(Life())
 
@@ -161,6 +168,8 @@ class Reconciler:
 
     def interval(self) -> float:
         """Seconds until the next :meth:`reconcile`."""
+        if not apps.models_ready:
+            return REST_BEFORE_SETUP
         if self._has_to_look:
             return 0.0
         if self._is_new_child:

@@ -9,9 +9,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.utils import timezone
 
 from example.redis_server import RedisServer
@@ -243,6 +245,30 @@ class TestMissed:
     def reconnect(self, proxy: Proxy) -> None:
         proxy.refusing = False
         wait_until(current().listener.is_listening)
+
+    def test_before_django_is_set_up_it_waits_for_that(
+        self, runtime: Runtime, polling: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To set Django up beside what the main thread imports can make an import there fail."""
+
+        def interval(seconds: Callable[[], float]) -> float:
+            intervals.append(seconds())
+            return intervals[-1]
+
+        intervals: list[float] = []
+        heard: list[str] = []
+        subscribe_to_run_aborts(heard.append)
+        request("missed")
+        reconciler = runtime.reconciler
+        with monkeypatch.context() as patch:
+            patch.setattr("django.setup", lambda: heard.append("set up by a thread"))
+            patch.setattr(apps, "models_ready", False)
+            patch.setattr(reconciler, "interval", partial(interval, reconciler.interval))
+            reconciler.subscribed(0.0)
+            wait_until(lambda: intervals == [reconciler_module.REST_BEFORE_SETUP])
+        apps.get_app_config("run_abort").ready()
+        wait_until(lambda: heard != [])
+        assert heard == ["missed"]
 
     def test_they_get_it_once_and_in_the_order_of_request(
         self, heard: list[str], proxy: Proxy, foreign: Foreign
