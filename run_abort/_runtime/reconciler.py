@@ -14,7 +14,6 @@ and writes through the recorder.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -31,8 +30,6 @@ from run_abort._transport.push import Push
 
 from .catch_up import CatchUp
 from .dispatch import Dispatch
-
-logger = logging.getLogger("run_abort")
 
 PUSH_FOR: Final = 600.0  # seconds
 PUSH_AT_ONCE: Final = 1_000
@@ -85,14 +82,10 @@ class Reconciler:
 
     def _run(self, life: Life) -> None:
         while not life.stopping:
-            try:
-                life.pause(self.interval())
-                self._wait_to_look(life)
-                if self.reconcile(life):
-                    return
-            except Exception:
-                logger.exception("The reconciler failed, and continues")
-                life.pause(1)
+            life.pause(self.interval())
+            self._wait_to_look(life)
+            if self.reconcile(life):
+                return
 
     def hurry(self) -> bool:
         """Start the thread if it does not run, and let it do what is to be done at once.
