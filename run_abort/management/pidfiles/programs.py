@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -15,6 +14,7 @@ from typing import Final
 from django.core.management.base import CommandError
 
 from run_abort._concurrency.hooks import call_logged
+from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import spawn
 from run_abort._core import procfs
@@ -101,36 +101,26 @@ class Programs:
         self._ignored: dict[Key, str] = {}  # why a file is not believed
         self._unlogged: dict[Key, str] = {}  # those of them that no warning has counted yet
         self._throttle = Throttle()
-        self._wake = threading.Event()
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="run_abort-programs", daemon=True)
+        self._service = Service("run_abort-programs", self._run)
 
     def __enter__(self) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise CommandError(NO_THREAD) from error
+        if not self._service.start():
+            raise CommandError(NO_THREAD)
 
     def hurry(self) -> None:
         """Scan at once: an abort has arrived, perhaps for a program that was not seen yet."""
-        self._wake.set()
+        self._service.wake()
 
     def __exit__(self, *exc_info: object) -> None:
         """Release programs that are not aborted; wait until the aborted ones have ended."""
-        self._is_stopping = True
-        self._wake.set()
-        self._thread.join()
+        self._service.stop(timeout=None)
         while [program for program in self._held.values() if not program.let_go()]:
             time.sleep(0.05)
 
-    def _run(self) -> None:
-        while not self._is_stopping:
-            try:
-                self._look()
-            except Exception:
-                logger.exception("Scanning for PID files failed; it continues")
-            self._wake.wait(LOOK)
-            self._wake.clear()
+    def _run(self, life: Life) -> None:
+        while not life.stopping:
+            self._look()
+            life.pause(LOOK)
 
     def _look(self) -> None:
         files_now = files.pid_files(self._directory)
