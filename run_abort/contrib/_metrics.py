@@ -6,7 +6,7 @@ No metric has run IDs as a label, because their number is unbounded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from run_abort._runtime.facts import Fact, FactName
 from run_abort._runtime.health import health
@@ -20,19 +20,19 @@ class Counted(NamedTuple):
     """A counter of facts.
 
     :ivar name: without the prefix.
-    :ivar label: the attribute of the fact by which it counts; empty for none.
+    :ivar labels: the attributes of the fact by which it counts.
     """
 
     name: str
     description: str
-    label: Literal["", "way", "rung"] = ""
+    labels: tuple[str, ...] = ()
 
 
 COUNTED: Final[dict[FactName, Counted]] = {
     "requested": Counted("requested", "Aborts that this process requested"),
     "published": Counted("published", "Requested aborts that Redis accepted"),
-    "aborted": Counted("aborted", "Blocks aborted in this process", label="way"),
-    "insisted": Counted("insisted", "Escalations in this process", label="rung"),
+    "aborted": Counted("aborted", "Blocks aborted in this process", labels=("way",)),
+    "insisted": Counted("insisted", "Escalations in this process", labels=("rung",)),
 }
 STOP_SECONDS: Final = ("stop_seconds", "From an abort until its last block here was left")
 

@@ -88,8 +88,7 @@ class _Metrics:
         if fact.name == "stopped":
             self._stop_seconds.record(fact.seconds or 0)
             return
-        label = COUNTED[fact.name].label
-        attributes = {str(label): getattr(fact, label)} if label else {}
+        attributes = {label: getattr(fact, label) for label in COUNTED[fact.name].labels}
         self._counters[fact.name].add(amount_of(fact), attributes)
 
 

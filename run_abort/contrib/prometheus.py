@@ -47,10 +47,7 @@ class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counters = {
             fact: Counter(
-                f"run_abort_{counted.name}",
-                counted.description,
-                [counted.label] if counted.label else [],
-                registry=registry,
+                f"run_abort_{counted.name}", counted.description, counted.labels, registry=registry
             )
             for fact, counted in COUNTED.items()
         }
@@ -63,9 +60,9 @@ class _Metrics:
         if fact.name == "stopped":
             self._stop_seconds.observe(fact.seconds or 0)
             return
-        counter, label = self._counters[fact.name], COUNTED[fact.name].label
-        if label:
-            counter = counter.labels(getattr(fact, label))
+        counter, labels = self._counters[fact.name], COUNTED[fact.name].labels
+        if labels:
+            counter = counter.labels(*(getattr(fact, label) for label in labels))
         counter.inc(amount_of(fact))
 
 
