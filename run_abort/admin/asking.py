@@ -52,7 +52,8 @@ def confirm(
     *,
     title: str,
     runs: Sequence[tuple[str, str]],
-    text: str,
+    text: Callable[[int], str],
+    nothing: str = "",
     yes: str,
     back: str,
     form: AbortForm | None = None,
@@ -63,19 +64,21 @@ def confirm(
     """Render the page that asks whether to do something to ``runs``.
 
     :param runs: each run with the reason why it is left out; empty if it is not.
-    :param text: what will happen.
-    :param yes: text of the button; empty if nothing can be done.
+    :param text: returns what will happen, for the number of runs that are not left out.
+    :param nothing: the text if all of them are. Then there is no button.
+    :param yes: text of the button.
     :param back: URL of the "No" link.
     :param form: further fields.
     :param echoed: hidden fields that make the submitted form act on the same runs.
     """
+    asked = sum(not why_not for _run, why_not in runs)
     context = {
         **context_of(model_admin, request, title),
         "form": form,
         "runs": runs[:max_display],
         "unlisted": max(len(runs) - max_display, 0),
-        "text": text,
-        "yes": yes,
+        "text": text(asked) if asked else nothing,
+        "yes": yes if asked else "",
         "echoed": echoed,
         "back": back,
     }
@@ -83,33 +86,22 @@ def confirm(
 
 
 def confirm_abort(
-    model_admin: admin.ModelAdmin[Any],
-    request: HttpRequest,
-    form: AbortForm,
-    *,
-    runs: Sequence[tuple[str, str]],
-    items: Items,
-    **options: Any,
+    model_admin: admin.ModelAdmin[Any], request: HttpRequest, *, items: Items, **options: Any
 ) -> HttpResponse:
     """:func:`confirm` an abort; ``options`` are its other arguments."""
-    asked = sum(not why_not for _run, why_not in runs)
-    text = ngettext(
-        "Every process working on this %(items)s will be asked to stop. This cannot be undone.",
-        "Every process working on these %(counter)s %(items)s will be asked to stop. This cannot "
-        "be undone.",
-        asked,
-    )
-    return confirm(
-        model_admin,
-        request,
-        runs=runs,
-        text=text % {"counter": asked, "items": items(asked)}
-        if asked
-        else _("None of the selected items can be aborted."),
-        yes=_("Yes, abort") if asked else "",
-        form=form,
-        **options,
-    )
+
+    def text(asked: int) -> str:
+        sentence = ngettext(
+            "Every process working on this %(items)s will be asked to stop. This cannot be undone.",
+            "Every process working on these %(counter)s %(items)s will be asked to stop. This "
+            "cannot be undone.",
+            asked,
+        )
+        return sentence % {"counter": asked, "items": items(asked)}
+
+    nothing = _("None of the selected items can be aborted.")
+    yes = _("Yes, abort")
+    return confirm(model_admin, request, text=text, nothing=nothing, yes=yes, **options)
 
 
 def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple[str, str]]:

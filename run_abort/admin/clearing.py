@@ -62,21 +62,24 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         allowed = partial(may_of_row, request.user, action="clear")
         why_not = _("you may not let it start again")
         runs = [(visible(each), "" if allowed(each) else why_not) for each in rows]
-        asked = sum(not why_not for _run, why_not in runs)
-        text = ngettext(
-            "Earlier requests will no longer stop this run when it is started. What has received "
-            "them still stops; what has not goes on.",
-            "Earlier requests will no longer stop these runs when they are started. What has "
-            "received them still stops; what has not goes on.",
-            asked,
-        )
+
+        def text(asked: int) -> str:
+            return ngettext(
+                "Earlier requests will no longer stop this run when it is started. What has "
+                "received them still stops; what has not goes on.",
+                "Earlier requests will no longer stop these runs when they are started. What has "
+                "received them still stops; what has not goes on.",
+                asked,
+            )
+
         return confirm(
             self,
             request,
             title=_("Let runs start again"),
             runs=runs,
-            text=text if asked else _("You may not let any of these runs start again."),
-            yes=_("Yes, let them start again") if asked else "",
+            text=text,
+            nothing=_("You may not let any of these runs start again."),
+            yes=_("Yes, let them start again"),
             back=request.get_full_path(),
             echoed=echoed(request, queryset, ACTION),
         )

@@ -118,7 +118,7 @@ class RunningNowAdmin(ReadOnlyAdmin):
         return confirm_abort(
             self,
             request,
-            form,
+            form=form,
             title=_("Abort run"),
             runs=[(run_links(self.admin_site, request)(run_id), "")],
             items=_items,
@@ -158,7 +158,7 @@ class RunningNowAdmin(ReadOnlyAdmin):
             request,
             title=_("End by force"),
             runs=[(link_to(each), "") for each in runs],
-            text=_(
+            text=lambda _asked: _(
                 "Each process that still works on this run will be ended, whatever else it does: "
                 "all of the work below stops, and may stay half done. This cannot be undone."
             ),

@@ -180,7 +180,7 @@ class AbortRunsMixin(ModelAdmin):
         return confirm_abort(
             self,
             request,
-            form,
+            form=form,
             title=_("Abort %(items)s") % {"items": model_ngettext(self.opts, len(runs))},
             runs=runs,
             items=partial(model_ngettext, self.opts),
