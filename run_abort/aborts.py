@@ -18,6 +18,7 @@ from django.db import transaction
 from . import conf
 from ._concurrency.clock import monotonic
 from ._concurrency.workers import shielded, submit
+from ._core.escalation import clean_seconds
 from ._core.ids import RunID, clean_id, new_request_id
 from ._core.interrupts import Shield
 from ._core.types import DISCONNECT, Hold, Request
@@ -321,7 +322,7 @@ class Batch(NamedTuple):
         user_pk, name = who(actor)
         text = database.storable(str(reason or ""), MAX_REASON_LENGTH)
         ids = dict.fromkeys(clean_id(run_id) for run_id in run_ids)
-        seconds = _seconds(wait)
+        seconds = None if wait is None else clean_seconds(wait, name="wait", most=MAX_WAIT)
         if seconds is not None and len(ids) > MAX_AWAITED:
             raise ValueError(f"wait is for {MAX_AWAITED} runs at most, not {len(ids)}")
         origin = current().origin()
@@ -379,16 +380,6 @@ class Batch(NamedTuple):
             )
             for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
-
-
-def _seconds(wait: object) -> float | None:
-    if wait is None:
-        return None
-    if isinstance(wait, bool) or not isinstance(wait, (int, float)):
-        raise TypeError(f"wait must be a number of seconds or None, not {type(wait).__name__}")
-    if not 0 <= wait <= MAX_WAIT:
-        raise ValueError(f"wait must be between 0 and {MAX_WAIT:g} seconds, not {wait!r}")
-    return float(wait)
 
 
 def who(actor: Any) -> tuple[Any, str]:

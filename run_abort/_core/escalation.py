@@ -34,18 +34,23 @@ STUCK: Final = 1.0  # seconds without a possible attempt, after which a warning 
 MAX_DELAY: Final = 60.0  # seconds; the delay between two attempts doubles up to this
 
 
-def clean_grace(grace: object) -> float:
-    """Check ``grace``.
+def clean_seconds(value: object, *, name: str, most: float) -> float:
+    """Check a duration.
 
-    :return: seconds.
+    :param name: of the parameter, for the error.
     :raises TypeError: if it is no number.
-    :raises ValueError: if it is negative, not finite, or more than a day.
+    :raises ValueError: if it is negative, not finite, or greater than ``most``.
     """
-    if isinstance(grace, bool) or not isinstance(grace, (int, float)):
-        raise TypeError(f"grace must be a number of seconds, not {type(grace).__name__}")
-    if not 0 <= grace <= MAX_GRACE:
-        raise ValueError(f"grace must be between 0 and {MAX_GRACE:g} seconds, not {grace!r}")
-    return float(grace)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} must be between 0 and {most:g} seconds, not {value!r}")
+    return float(value)
+
+
+def clean_grace(grace: object) -> float:
+    """Check ``grace``: as :func:`clean_seconds`, a day at most."""
+    return clean_seconds(grace, name="grace", most=MAX_GRACE)
 
 
 def clean_insist(insist: object) -> tuple[Escalation, ...]:
