@@ -121,10 +121,10 @@ class Cancels(AbstractContextManager[None]):
                 return execute(sql, params, many, context)
             finally:
                 self._hold(False)
-        if self._is_cleanup() and self._signal.aborted:
+        if self._signal.aborted:
             self._stop()
-        else:
-            self._refuse_if_aborted()
+            if not self._is_cleanup():
+                raise self._signal.exception()
         self._cancel = self._prepare(self._connection)  # which may be another one since
         try:
             return execute(sql, params, many, context)
@@ -145,13 +145,6 @@ class Cancels(AbstractContextManager[None]):
             return False
         kinds = (RunAborted, self._connection.Database.Error)
         return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
-
-    def _refuse_if_aborted(self) -> None:
-        try:
-            self._signal.raise_if_aborted()
-        except RunAborted:
-            self._stop()
-            raise
 
     def _hold(self, is_held: bool) -> None:
         with self._lock:
