@@ -57,12 +57,9 @@ class Judgement(NamedTuple):
 
 def check_directory(directory: Path) -> str:
     """The reason why the directory cannot be trusted; empty if it can."""
-    if not directory.exists():
-        return f"{directory} cannot be used: No such file or directory"
-    if not directory.is_dir():
-        return f"{directory} is not a directory"
+    real = Path(os.path.realpath(directory))  # resolve() raises for a loop of links
     # Who can write to a parent can put another directory in its place.
-    found = (each for path in (directory, directory.resolve()) for each in (path, *path.parents))
+    found = (each for path in (directory, real) for each in (path, *path.parents))
     return next(filter(None, map(_why_untrusted, found)), "")
 
 
@@ -71,6 +68,8 @@ def _why_untrusted(directory: Path) -> str:
         found = directory.stat()
     except OSError as error:
         return f"{directory} cannot be used: {error.strerror}"
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{directory} is not a directory"
     if found.st_uid not in {0, os.geteuid()}:
         return f"{directory} belongs to another user"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
