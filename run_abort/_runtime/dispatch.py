@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Final
@@ -22,6 +22,7 @@ from django.db import close_old_connections
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook, call_logged, check_function, identity
+from run_abort._concurrency.memory import Memory
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
 from run_abort._core.controller import AbortController
@@ -34,39 +35,13 @@ from run_abort.signals import run_abort_received, run_aborted, send_to_all
 logger = logging.getLogger("run_abort")
 
 SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning
-REMEMBERED: Final = 50_000  # requests that are recognised when received again
 RECENT: Final = 64  # request IDs
 
 _UID: Final = "run_abort.dispatch"
 
-Key = tuple[str, str]  # of a request: its ID and its run ID
-
-
-class _Seen:
-    """The last requests that were received: each by its ID and its run.
-
-    By both, so that an ID that was heard for another run, forged or used again, does not keep the
-    real request back. Needs no lock: each step is one call of C code.
-    """
-
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
-        self._keys: OrderedDict[Key, object] = OrderedDict.fromkeys(keys)
-
-    def add(self, key: Key) -> bool:
-        """Remember the request; return whether it is new."""
-        mine = object()
-        if self._keys.setdefault(key, mine) is not mine:
-            return False
-        if len(self._keys) > REMEMBERED:
-            self._keys.popitem(last=False)
-        return True
-
-    def discard(self, key: Key) -> None:
-        """Forget the request."""
-        self._keys.pop(key, None)
-
-    def copy(self) -> _Seen:
-        return _Seen(self._keys.copy())
+# Of a request: its ID and its run ID. By both, so that an ID that was heard for another run, forged
+# or used again, does not keep the real request back.
+Key = tuple[str, str]
 
 
 class _Lane:
@@ -77,7 +52,7 @@ class _Lane:
         if it refused none.
     """
 
-    def __init__(self, on_abort: Callable[[str], object], seen: _Seen) -> None:
+    def __init__(self, on_abort: Callable[[str], object], seen: Memory) -> None:
         self.worker = SerialWorker(on_abort, name="run_abort-handler")
         self.gap: tuple[str, ...] | None = None
         self.seen = seen
@@ -107,7 +82,7 @@ class Dispatch:
         self._registry = registry
         self.dispatched: Hook[[Request]] = Hook()
         self.fell_behind: Hook[[]] = Hook()
-        self._seen = _Seen()
+        self._seen = Memory()
         self._recent: deque[str] = deque(maxlen=RECENT)
         # The threads in tell(), and what each passes on.
         self._receiving: dict[int, Key] = {}

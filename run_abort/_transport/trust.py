@@ -5,13 +5,12 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections import OrderedDict
-from typing import Final
 
 from django.conf import settings as django_settings
 from django.utils.encoding import force_bytes
 
 from run_abort import conf
+from run_abort._concurrency.memory import Memory
 from run_abort._concurrency.throttle import Throttle
 from run_abort._core.types import Request
 from run_abort.exceptions import visible
@@ -20,8 +19,6 @@ from .codec import Message
 from .signing import MAX_AGE, Key, Signature, sign, verify
 
 logger = logging.getLogger("run_abort")
-
-REMEMBERED: Final = 50_000  # signatures
 
 
 class Trust:
@@ -40,7 +37,7 @@ class Trust:
         self.refused = 0
         self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
         self._settings = object()  # another one whenever settings change
-        self._heard: OrderedDict[str, None] = OrderedDict()  # the last valid signatures
+        self._heard = Memory()  # the last valid signatures
         self._throttle = Throttle()
 
     def forget_keys(self) -> None:
@@ -64,23 +61,19 @@ class Trust:
         The rows may have what a message without authority is about.
         """
         request, signature = message
+        problem = self._problem(request, signature)
+        if not problem:
+            return request
+        self._refuse(request, problem)
+        return None
+
+    def _problem(self, request: Request, signature: Signature | None) -> str:
+        """Why the message does not count; empty if it does."""
         if signature is None:
             self.unsigned += 1
             if conf.settings().UNSIGNED == "accept":
-                return request
-            self._refuse(request, "it is not signed, and RUN_ABORT['UNSIGNED'] is \"refuse\"")
-            return None
-        problem = self._problem(request, signature)
-        if problem:
-            self._refuse(request, problem)
-            return None
-        self._heard[signature.value] = None
-        if len(self._heard) > REMEMBERED:
-            self._heard.popitem(last=False)
-        return request
-
-    def _problem(self, request: Request, signature: Signature) -> str:
-        """Why the signature does not count; empty if it does."""
+                return ""
+            return "it is not signed, and RUN_ABORT['UNSIGNED'] is \"refuse\""
         if not signature.at:
             return "it does not say when it was signed"
         age = _now() - signature.at  # milliseconds
@@ -95,9 +88,7 @@ class Trust:
             return (
                 f"its signature does not fit: its key is {theirs}, the one of this process {ours}"
             )
-        if signature.value in self._heard:
-            return "it was received before"
-        return ""
+        return "" if self._heard.add(signature.value) else "it was received before"
 
     def _refuse(self, request: Request, problem: str) -> None:
         self.refused += 1

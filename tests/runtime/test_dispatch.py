@@ -13,6 +13,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from run_abort import AbortController, RunAborted
+from run_abort._concurrency.memory import REMEMBERED
 from run_abort._core.types import Request
 from run_abort._runtime import dispatch as dispatch_module
 from run_abort._runtime.dispatch import Dispatch
@@ -180,9 +181,9 @@ class TestReceive:
         assert received == handled == ["run-1"] * 3
 
     def test_remembers_no_more_ids_than_it_has_to(self, dispatch: Dispatch) -> None:
-        for number in range(dispatch_module.REMEMBERED + 10):
+        for number in range(REMEMBERED + 10):
             receive(dispatch, heard_of("r", str(number)))
-        assert len(dispatch._seen._keys) == dispatch_module.REMEMBERED
+        assert len(dispatch._seen._keys) == REMEMBERED
 
     @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt()])
     def test_a_receiver_that_raises_keeps_nobody_from_hearing(
