@@ -95,8 +95,7 @@ class Programs:
 
     def __init__(self, directory: Path, *, grace: float, on_ended: OnEnded) -> None:
         self._directory = directory
-        self._grace = grace
-        self._on_ended = on_ended
+        self._program = partial(_Program, grace=grace, on_ended=on_ended)
         self._held: dict[Key, _Program] = {}
         self._ignored: dict[Key, str] = {}  # why a file is not believed
         self._unlogged: dict[Key, str] = {}  # those of them that no warning has counted yet
@@ -156,9 +155,7 @@ class Programs:
             if procfs.entry_of(process.pid) is not None:
                 self._distrust(key, "its process cannot be held: too many open files?")
             return
-        self._held[key] = _Program(
-            file, process, family, grace=self._grace, on_ended=self._on_ended
-        )
+        self._held[key] = self._program(file, process, family)
 
     def _distrust(self, key: Key, why: str) -> None:
         if self._ignored.get(key) != why:
