@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -96,10 +97,7 @@ def _read(pid: int, name: str) -> str | None:
 
 def boot_time() -> float:
     """When this host was booted, in seconds since the epoch, by its present clock."""
-    for line in (PROC / "stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
-    raise OSError("/proc/stat has no line 'btime'")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def is_current(entry: Entry) -> bool:

@@ -25,8 +25,8 @@ from run_abort._core.procfs import Entry
 
 SUFFIX: Final = ".pid"
 MAX_BYTES: Final = 64
-# Tolerances, in seconds, between the start of a process and the time of its file. The boot time is
-# known only to a second, and file times come from another clock.
+# Tolerances, in seconds, between the start of a process and the time of its file. File times come
+# from another clock, and some file systems keep only whole seconds.
 BEFORE: Final = 1.5
 # A program may write its file some time after its start.
 AFTER: Final = 60.0
