@@ -84,9 +84,13 @@ def may_of_row(user: object, run_id: str, action: Action) -> bool:
 def may_some(user: object, action: Action) -> bool:
     """Whether to offer the action at all; :func:`may` then decides for each run.
 
-    True if ``MAY_ABORT`` is set, else whether the user has the permission for all runs.
+    True if ``MAY_ABORT`` is set, else whether the user has the permission for all runs. If a
+    backend raises, the answer is False, and the mistake is logged.
     """
-    return conf.settings().MAY_ABORT is not None or _has_perm(user, PERMISSIONS[action])
+    try:
+        return conf.settings().MAY_ABORT is not None or _has_perm(user, PERMISSIONS[action])
+    except Exception as error:
+        return _refuse(error)
 
 
 def has_run_permission(user: object, run_id: str, action: Action) -> bool:

@@ -240,6 +240,13 @@ class StrictBackend(OwnerBackend):
         return False
 
 
+class NaiveBackend(OwnerBackend):
+    """As a predicate of django-rules that takes for granted that it is asked about an object."""
+
+    def has_perm(self, user: Any, perm: str, obj: Any = None) -> bool:
+        return perm.endswith("abort_run") and obj.owner == user
+
+
 class TestObjects:
     @pytest.fixture(autouse=True)
     def backends(self, settings: Any) -> None:
@@ -263,6 +270,15 @@ class TestObjects:
         job = Job.objects.create(name="one", owner=ann)
         assert not may(ann, job, "abort")
         assert caplog.messages == []
+
+    def test_a_backend_that_needs_an_object_costs_no_page_of_the_admin(
+        self, settings: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings.AUTHENTICATION_BACKENDS += ["tests.web.test_permissions.NaiveBackend"]
+        client = staff("viewer", "view_job", "view_abortrequest")
+        for name in ("jobs_job_changelist", "run_abort_abortrequest_changelist", "run_abort_live"):
+            assert client.get(reverse(f"admin:{name}")).status_code == 200
+        assert "The rule of who may abort failed: refused" in caplog.text
 
     @pytest.mark.parametrize(
         "run_ids",
