@@ -44,7 +44,6 @@ class RunAbortConfig(AppConfig):
         register(checks.check_settings, "run_abort")
         register(checks.check_urls, Tags.urls)  # not "run_abort": our commands load no URLs
         register(checks.check_deployment, "run_abort", Tags.security, deploy=True)
-        current().reconciler.service.wake()  # it may wait for this
         try:
             listen = conf.settings().LISTEN
             if listen is True or (listen == "auto" and _is_long_lived()):

@@ -38,7 +38,7 @@ PUSH_AT_ONCE: Final = 1_000
 REST_AFTER_FORK: Final = 0.05
 # Seconds until the thread sets Django up itself, if nobody else does. While the main thread imports
 # its modules, that could make an import there fail: "deadlock detected by _ModuleLock".
-REST_BEFORE_SETUP: Final = 10.0
+SETUP_TIMEOUT: Final = 10.0
 BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 
 
@@ -83,6 +83,7 @@ class Reconciler:
     def _run(self, life: Life) -> None:
         while not life.stopping:
             life.pause(self.interval())
+            self._wait_for_setup(life)
             self._wait_to_look(life)
             if self.reconcile(life):
                 return
@@ -106,9 +107,7 @@ class Reconciler:
             self._begin()
 
     def _begin(self) -> None:
-        if not apps.models_ready:
-            self.service.ensure_started()
-        elif not self.hurry():
+        if not self.hurry():
             # CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended.
             self.reconcile(Life())
 
@@ -154,6 +153,11 @@ class Reconciler:
 
     # Called by the thread.
 
+    def _wait_for_setup(self, life: Life) -> None:
+        deadline = monotonic() + SETUP_TIMEOUT
+        while not (apps.ready or life.stopping or monotonic() > deadline):
+            life.pause(0.05)
+
     def _wait_to_look(self, life: Life) -> None:
         if self._has_to_look:
             life.pause(max(self._may_look_at - monotonic(), 0.0))
@@ -161,8 +165,6 @@ class Reconciler:
 
     def interval(self) -> float:
         """Seconds until the next :meth:`reconcile`."""
-        if not apps.models_ready:
-            return REST_BEFORE_SETUP
         if self._has_to_look:
             return 0.0
         if self._is_new_child:

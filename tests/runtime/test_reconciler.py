@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -246,29 +245,32 @@ class TestMissed:
         proxy.refusing = False
         wait_until(current().listener.is_listening)
 
-    def test_before_django_is_set_up_it_waits_for_that(
+    def test_it_waits_until_django_is_set_up(
         self, runtime: Runtime, polling: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """To set Django up beside what the main thread imports can make an import there fail."""
 
-        def interval(seconds: Callable[[], float]) -> float:
-            intervals.append(seconds())
-            return intervals[-1]
+        def pause(life: Life, seconds: float | None, *, really: Any = Life.pause) -> None:
+            pauses.append(threading.current_thread().name)
+            really(life, seconds)
 
-        intervals: list[float] = []
+        def reconcile(life: Life, *, really: Any = runtime.reconciler.reconcile) -> Any:
+            was_set_up.append(apps.ready)
+            return really(life)
+
         heard: list[str] = []
+        pauses: list[str] = []
+        was_set_up: list[bool] = []
+        monkeypatch.setattr(Life, "pause", pause)
+        monkeypatch.setattr(runtime.reconciler, "reconcile", reconcile)
         subscribe_to_run_aborts(heard.append)
         request("missed")
-        reconciler = runtime.reconciler
         with monkeypatch.context() as patch:
-            patch.setattr("django.setup", lambda: heard.append("set up by a thread"))
-            patch.setattr(apps, "models_ready", False)
-            patch.setattr(reconciler, "interval", partial(interval, reconciler.interval))
-            reconciler.subscribed(0.0)
-            wait_until(lambda: intervals == [reconciler_module.REST_BEFORE_SETUP])
-        apps.get_app_config("run_abort").ready()
-        wait_until(lambda: heard != [])
-        assert heard == ["missed"]
+            patch.setattr(apps, "ready", False)
+            runtime.reconciler.subscribed(0.0)
+            wait_until(lambda: pauses.count(THREAD) > 3)
+        wait_until(lambda: heard == ["missed"])
+        assert all(was_set_up)
 
     def test_they_get_it_once_and_in_the_order_of_request(
         self, heard: list[str], proxy: Proxy, foreign: Foreign
