@@ -139,14 +139,17 @@ class Holder:
         if entry is None:
             return
         here = database.transaction_here()
-        # Right before the job is put: if a signal handler raises earlier, leave() is called again
-        # and has to find the block.
-        self._open.pop(controller.signal, None)
-        if here is None:
-            self._put(self._leave, entry)
-            self.let_finish()
-        elif not entry.is_postponed:
-            self._postponed.add(here, partial(self._put, self._leave, entry))
+        try:
+            # First, or the recorder could write the row again after it has deleted it.
+            self._open.pop(controller.signal, None)
+            if here is None:
+                self._put(self._leave, entry)
+                self.let_finish()
+            elif not entry.is_postponed:
+                self._postponed.add(here, partial(self._put, self._leave, entry))
+        except BaseException:  # of a signal handler: leave() is called again
+            self._open[controller.signal] = entry
+            raise
 
     def let_finish(self) -> None:
         """On SQLite, wait a moment: a write during the caller's next transaction would break it."""
