@@ -59,10 +59,13 @@ class Promise(Generic[T]):
 
     def wait(self, timeout: float) -> bool:
         """Wait until the job is done, at most ``timeout`` seconds; return whether it is."""
-        waiter = Waiter()
-        forget = self.when_done(lambda done: waiter.wake())
+        waiter, key = Waiter(), object()
+        # Not by when_done(), which may call it in this thread, where it would log, and lose, what
+        # a signal handler raises.
+        self._callbacks[key] = lambda done: waiter.wake()
         try:
-            waiter.wait(timeout)
+            if not self.is_done:
+                waiter.wait(timeout)
         finally:
-            forget()
+            self._callbacks.pop(key, None)
         return self.is_done
