@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from run_abort._transport.redis import connections, endpoint
 from run_abort._transport.redis.connections import MAX_CONNECTING, RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
-from tests.core.steps import Steps, at_each_step
+from tests.core.steps import HandlerError, Steps, at_each_step
 from tests.support import (
     CERTIFICATE,
     NO_REDIS,
@@ -260,6 +260,22 @@ class TestPublish:
         handle = lambda: published.append(publish(push))  # noqa: E731
         steps = at_each_step(handle, attempt, also=(threading.__file__,))
         assert published == [True] * (2 * steps + 1)
+
+    def test_a_signal_handler_that_raises_takes_no_place_of_later_pushes(
+        self, push: Push, configure: Configure
+    ) -> None:
+        def fail() -> None:
+            raise HandlerError
+
+        def attempt(steps: Steps) -> None:
+            push.close()  # so that it makes a new connection
+            with suppress(HandlerError), steps.taken():
+                publish(push)
+            transport = push.transport()
+            assert isinstance(transport, RedisTransport)
+            wait_until(lambda: transport._tokens.qsize() == MAX_CONNECTING)
+
+        assert at_each_step(fail, attempt) > 50
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture

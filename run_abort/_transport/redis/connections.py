@@ -243,20 +243,31 @@ class RedisTransport:
     def _over_new(self, use: Callable[[Connection], T], deadline: float) -> T:
         """The result of ``use(connection)``, in a helper thread, with a new connection."""
         connection = new_connection(self.pool, timeout=_remaining(deadline))
+        token: list[None] = []
         try:
-            self._tokens.get(timeout=_remaining(deadline))
-            connect = partial(self._connect, connection, use)
-            return submit(connect, name="run_abort-publish").result(_remaining(deadline))
+            try:
+                # One call of C code: a signal handler that raises in between would lose the token.
+                token.extend(map(self._tokens.get, [True], [_remaining(deadline)]))
+                connect = partial(self._connect, connection, use, token)
+                sent = submit(connect, name="run_abort-publish")
+            except BaseException:  # of a signal handler: the thread may or may not have started
+                self._give_back(token)
+                raise
+            return sent.result(_remaining(deadline))
         except (TimeoutError, Empty) as error:
             _interrupt(connection)  # the thread may wait for the end of a reply
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
 
-    def _connect(self, connection: Connection, use: Callable[[Connection], T]) -> T:
+    def _connect(self, new: Connection, use: Callable[[Connection], T], token: list[None]) -> T:
         try:
-            connection.connect()
-            return use(connection)
+            new.connect()
+            return use(new)
         finally:
-            self._tokens.put(None)
+            self._give_back(token)
+
+    def _give_back(self, token: list[None]) -> None:
+        with suppress(IndexError):  # another thread has
+            self._tokens.put(token.pop())
 
     def _send(self, connection: Connection, commands: list[bytes], deadline: float) -> list[int]:
         listeners: list[int] = []
