@@ -168,7 +168,10 @@ class Postponed:
         self._waiting[key] = weakref.ref(connection), fn
         self._newest[connection] = key
         if connection.in_atomic_block:
-            commit = partial(self._commit, connection, key)
+
+            def commit() -> None:  # no partial: Django logs what it raises, with its name
+                self._commit(connection, key)
+
             transaction.on_commit(commit, using=connection.alias, robust=True)
         self.added()
 

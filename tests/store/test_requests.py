@@ -267,6 +267,24 @@ class TestTransactions:
             runtime.postponed.check()
             assert called == ["over"]
 
+    def test_what_a_signal_handler_raises_after_a_commit_is_logged(
+        self, runtime: Runtime, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The transaction is committed, and Django goes on with what others wait for."""
+
+        def fail() -> None:
+            raise ArithmeticError
+
+        called: list[str] = []
+        with transaction.atomic():
+            runtime.postponed.add(connections[connection.alias], fail)
+            transaction.on_commit(lambda: called.append("committed"))
+            User.objects.create_user("bob")
+        assert called == ["committed"]
+        assert [type(each.exc_info[1]) for each in caplog.records if each.exc_info] == [
+            ArithmeticError
+        ]
+
 
 class TestUnwell:
     """The database is forbidden, or not migrated, or the app is not installed."""
