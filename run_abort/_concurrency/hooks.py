@@ -61,14 +61,19 @@ def _log_failure(function: Callable[[], object], error: BaseException) -> None:
         traceback.print_exc()
 
 
-def call_each(functions: Iterable[Callable[[], object]]) -> None:
-    """Call each; log an ``Exception``, and raise at the end what a signal handler has raised."""
+def call_each(functions: Iterable[Callable[[], object]], *, again: bool = False) -> None:
+    """Call each; log an ``Exception``, and raise at the end what a signal handler has raised.
+
+    :param again: whether to call one that was ended by an ``Exception`` once more.
+    """
     interrupted_by: BaseException | None = None
     for function in functions:
         try:
             function()
         except Exception as error:
             _log_failure(function, error)
+            if again:
+                call_each([function])
         except BaseException as error:
             interrupted_by = error
     if interrupted_by is not None:
@@ -130,7 +135,8 @@ class SerialHook(Hook[P]):
     """A hook whose calls do not nest: one within another of the same thread comes after it.
 
     A signal handler may call it at any moment, and so may a finaliser. Its functions need not
-    expect that.
+    expect that. They raise nothing by themselves: if an ``Exception`` of a signal handler arrives
+    in one, such as the time limit of a queue, it is logged, and the function is called again.
     """
 
     def __init__(self) -> None:
@@ -139,11 +145,11 @@ class SerialHook(Hook[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         calls = self._calls
-        calls.waiting.append(partial(super().__call__, *args, **kwargs))
+        calls.waiting.extend([partial(each, *args, **kwargs) for each in self._functions.copy()])
         if calls.is_calling:
             return
         calls.is_calling = True
         try:
-            call_each(calls.taken())
+            call_each(calls.taken(), again=True)
         finally:
             calls.is_calling = False

@@ -191,6 +191,28 @@ def test_a_block_is_not_said_to_run_on_if_a_signal_handler_raises_as_it_is_left(
     assert at_each_step(fail, attempt, whole=("Scope.__exit__",)) > 50
 
 
+@pytest.mark.parametrize("kind", [HandlerError, ArithmeticError])
+def test_an_aborted_block_is_said_to_have_stopped_whatever_a_signal_handler_raises(
+    runtime: Runtime, kind: type[BaseException]
+) -> None:
+    """What a queue raises at a time limit is an Exception in some queues, and in others not."""
+
+    def fail() -> None:
+        raise kind
+
+    def attempt(steps: Steps) -> None:
+        run_id = uuid.uuid4()
+        with suppress(kind), abortable_run(run_id, catch=True):
+            abort_run(run_id)
+            steps.begin()
+        steps.end()
+        assert runtime.recorder.flush(TIMEOUT)
+        assert RunHold.objects.get(run_id=run_id).left_at is not None, steps.place
+
+    assert at_each_step(fail, attempt, whole=("Scope.__exit__",)) > 50
+    assert not runtime.registry.holders()
+
+
 @pytest.mark.parametrize("is_aborted", [False, True])
 def test_a_process_that_ends_leaves_no_row_but_that_of_a_hold(is_aborted: bool) -> None:
     ending = Runtime()
