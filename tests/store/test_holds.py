@@ -188,7 +188,7 @@ def test_a_block_is_not_said_to_run_on_if_a_signal_handler_raises_as_it_is_left(
         assert not RunHold.objects.exists(), steps.place
 
     # An exception at the beginning of __exit__ prevents it, as that of any class in Python.
-    assert at_each_step(fail, attempt, whole=("Scope.__exit__",)) > 50
+    assert at_each_step(fail, attempt, whole=("Scope.__exit__",)) > 25
 
 
 @pytest.mark.parametrize("kind", [HandlerError, ArithmeticError])
