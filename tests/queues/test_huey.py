@@ -58,7 +58,7 @@ class TestUnwell:
         worker.wait_for("began one")
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0, str(worker)
-        wait_until(lambda: not worker.session())
+        assert worker.session() == []
 
     def test_one_that_restarts_tells_of_the_abort_first(self, driver: HueyDriver) -> None:
         """It replaces itself with another program, so Python's exit does not come."""

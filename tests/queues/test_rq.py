@@ -355,7 +355,7 @@ class TestUnwell:
         assert abort(job.id, wait=TIMEOUT).stopped
         wait_until(lambda: f"RQ did not cancel the job {job.id!r}" in caplog.text)
         worker.wait()  # RQ's own way, whatever a job ends by
-        wait_until(lambda: not worker.session())
+        assert worker.session() == []
         own_redis.start()
         worker = driver.start()
         again = driver.send("look", "two")
