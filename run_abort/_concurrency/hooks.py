@@ -114,8 +114,11 @@ class Hook(Generic[P]):
         return remove
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        call_each(self._calls_with(*args, **kwargs))
+
+    def _calls_with(self, *args: P.args, **kwargs: P.kwargs) -> list[Callable[[], object]]:
         # No generator: what a signal handler raises as it is closed would be lost.
-        call_each([partial(function, *args, **kwargs) for function in self._functions.copy()])
+        return [partial(function, *args, **kwargs) for function in self._functions.copy()]
 
 
 class _Calls(threading.local):
@@ -145,7 +148,7 @@ class SerialHook(Hook[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         calls = self._calls
-        calls.waiting.extend([partial(each, *args, **kwargs) for each in self._functions.copy()])
+        calls.waiting.extend(self._calls_with(*args, **kwargs))
         if calls.is_calling:
             return
         calls.is_calling = True
