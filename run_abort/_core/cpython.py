@@ -1,7 +1,7 @@
 """What interrupts use of CPython: asynchronous exceptions, and the stacks of other threads.
 
 An exception that arrives amid a database statement leaves the connection in an unusable state: the
-driver has sent a query, and nobody reads its result. So before an exception is sent, the stack of
+driver has sent a query, and no code reads its result. So before an exception is sent, the stack of
 the thread is searched for functions of a database driver, or of Django's database backends. This
 costs nothing while there is nothing to send, and covers each use of each of these drivers.
 

@@ -36,8 +36,8 @@ PUSH_AT_ONCE: Final = 1_000
 # Seconds until a forked child writes its holds. By then a child that becomes another program, as
 # with a preexec_fn, has done so: it would leave them behind.
 REST_AFTER_FORK: Final = 0.05
-# Seconds until the thread sets Django up itself, if nobody else does. While the main thread imports
-# its modules, that could make an import there fail: "deadlock detected by _ModuleLock".
+# Seconds to wait for the project to set Django up, before the thread does. While the main thread
+# imports modules, that could make an import there fail: "deadlock detected by _ModuleLock".
 SETUP_TIMEOUT: Final = 10.0
 BETWEEN_LOOKS: Final = 1.0  # seconds; between two because of messages without authority
 

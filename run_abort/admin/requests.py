@@ -98,7 +98,7 @@ class RunFilter(_LatestFilter):
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Rows that the admin shows to those who may view them, and changes for nobody."""
+    """Rows that the admin shows to those who may view them, and that no user may change there."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -151,7 +151,7 @@ class AbortRunsMixin(ModelAdmin):
         is_offered = obj is not None and self._may_abort(request, obj) and self.is_abortable(obj)
         response = super().render_change_form(request, context, *args, **kwargs)
         if is_offered and isinstance(response, TemplateResponse):
-            # Our template extends the one that was chosen, whoever chose it.
+            # Our template extends the one that the project or a mixin has chosen.
             response.context_data = {
                 **(response.context_data or {}),
                 "abort_url": self._url(request, "abort", obj),

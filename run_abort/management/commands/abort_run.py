@@ -52,16 +52,16 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
         except KeyboardInterrupt as error:
-            told = "Interrupted. What was asked already stands; clear_run_abort takes it back."
-            raise CommandError(told, returncode=130) from error
+            problem = "Interrupted. What was asked already stands; clear_run_abort takes it back."
+            raise CommandError(problem, returncode=130) from error
         for outcome in outcomes:
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))
             for line in _findings(outcome, is_known=is_known) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
-            told = "neither the database nor Redis has accepted the request in time"
-            raise CommandError(f"Not asked, as far as is known: {told}.")
+            problem = "neither the database nor Redis has accepted the request in time"
+            raise CommandError(f"Not asked, as far as is known: {problem}.")
         if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
             raise CommandError(f"{stopping} run(s) have not stopped within {wait:g} s.")
         if wait and not is_known:

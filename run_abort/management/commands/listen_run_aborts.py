@@ -112,7 +112,7 @@ class Command(BaseCommand):
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
-        # Without a standard output, which ``>&-`` closes, there is nobody to read the lines.
+        # Without a standard output, which ``>&-`` closes, no lines can be read.
         show = self._printer(line_format, silent=not verbosity or sys.stdout is None)
 
         def on_ended(file: PidFile, is_gone: bool) -> None:

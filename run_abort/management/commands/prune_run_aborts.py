@@ -64,7 +64,7 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         if self._called_from_command_line:  # type: ignore[attr-defined]
-            # With AUTOCOMMIT False nobody would commit. If the database fails, it is told below.
+            # With AUTOCOMMIT False the rows would not be committed. A failure is reported below.
             with suppress(Error, ImproperlyConfigured):
                 connections[database.alias()].set_autocommit(True)
         # call_command checks them by the parser, and passes on what it got.
