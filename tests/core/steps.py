@@ -24,6 +24,10 @@ class HandlerError(BaseException):
     """What a signal handler raises, such as the death penalty of a queue."""
 
 
+def fail() -> None:
+    raise HandlerError
+
+
 class Steps:
     """Calls ``meddle`` once, in this thread, at the step with the given number.
 

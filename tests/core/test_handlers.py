@@ -13,11 +13,7 @@ from run_abort._core.interrupts import open_interruptions
 from run_abort._core.types import Aborted
 from run_abort.exceptions import RunAborted
 from tests.core.scopes import TIMEOUT, Core, wait_until
-from tests.core.steps import HandlerError, Steps, at_each_step
-
-
-def fail() -> None:
-    raise HandlerError
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 
 
 class Work(threading.Thread):

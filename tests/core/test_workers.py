@@ -13,12 +13,8 @@ from run_abort._concurrency import workers
 from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.workers import SerialWorker
 from tests.core.scopes import TIMEOUT, wait_until
-from tests.core.steps import HandlerError, Steps, at_each_step
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.guards import no_thread
-
-
-def fail() -> None:
-    raise HandlerError
 
 
 class TestSerialWorker:

@@ -47,7 +47,7 @@ from run_abort.models import AbortRequest, RunHold, RunHoldGroup, RunProcess
 from run_abort.signals import run_abort_requested
 from tests.blocks import Work, receive
 from tests.conftest import Configure
-from tests.core.steps import HandlerError, Steps, at_each_step
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.rows import hold_row, process_row
 from tests.support import TIMEOUT, in_threads, unmigrated, wait_until
 
@@ -177,9 +177,6 @@ def test_a_clock_that_is_set_does_not_change_when_it_was_aborted(
 def test_a_block_is_not_said_to_run_on_if_a_signal_handler_raises_as_it_is_left(
     runtime: Runtime,
 ) -> None:
-    def fail() -> None:
-        raise HandlerError
-
     def attempt(steps: Steps) -> None:
         with suppress(HandlerError), abortable_run("import-1"):
             steps.begin()

@@ -26,7 +26,7 @@ from run_abort._store.connection import limited
 from run_abort._store.recorder import Operation, Recorder
 from run_abort.models import RunProcess
 from tests.conftest import Configure
-from tests.core.steps import HandlerError, Steps, at_each_step
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.guards import no_thread
 from tests.support import (
     TIMEOUT,
@@ -518,9 +518,6 @@ def test_a_signal_handler_may_wait_at_each_step_of_a_wait_of_its_thread(rows: Re
 
 def test_what_a_signal_handler_raises_at_any_step_ends_the_wait(rows: Recorder) -> None:
     raised: list[str] = []
-
-    def fail() -> None:
-        raise HandlerError
 
     def attempt(steps: Steps) -> None:
         job = rows.put(recorder._CALL, bool)

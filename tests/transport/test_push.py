@@ -31,7 +31,7 @@ from run_abort._transport.redis import connections, endpoint
 from run_abort._transport.redis.connections import MAX_CONNECTING, RedisTransport
 from run_abort.conf import problems
 from tests.conftest import Configure
-from tests.core.steps import HandlerError, Steps, at_each_step
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.support import (
     CERTIFICATE,
     NO_REDIS,
@@ -264,9 +264,6 @@ class TestPublish:
     def test_a_signal_handler_that_raises_takes_no_place_of_later_pushes(
         self, push: Push, configure: Configure
     ) -> None:
-        def fail() -> None:
-            raise HandlerError
-
         def attempt(steps: Steps) -> None:
             push.close()  # so that it makes a new connection
             with suppress(HandlerError), steps.taken():
