@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -77,9 +77,12 @@ class Driver(ABC):
 
     def end(self, worker: Child) -> None:
         """Ask it to end, once it has no task: it does, with all of its processes."""
-        worker.send(self.end_signal)
+        self.ask_to_end(worker)
         assert worker.wait() == 0, str(worker)
         wait_until(lambda: not worker.session())
+
+    def ask_to_end(self, worker: Child) -> None:
+        worker.send(self.end_signal)
 
     @abstractmethod
     def send(self, name: str, argument: str) -> Any:
@@ -336,14 +339,21 @@ class RqDriver(Driver):
         child.wait_for("Listening on default")
         return child
 
-    def end(self, worker: Child) -> None:
-        """Not before it waits for a job.
+    def ask_to_end(self, worker: Child) -> None:
+        """Not before it waits for a job, and again until it has seen that.
 
         Its handler raises an exception. One that arrives amid a pipeline leaves the rest of the
         replies on the connection, for the next command, and the worker ends with an error.
+
+        A signal between Python's last look and the system call that waits for the job does not
+        end that wait: the handler would be called when a job comes.
         """
         wait_until(lambda: "b" in "".join(c["flags"] for c in self.queue.connection.client_list()))
-        super().end(worker)
+        for _ in range(3):
+            super().ask_to_end(worker)
+            with suppress(AssertionError):
+                wait_until(lambda: self.draining in str(worker), timeout=5)
+                break
 
     def send(self, name: str, argument: str, **options: Any) -> Job:
         retry = {"look": Retry(3), "fail": Retry(1)}.get(name)
