@@ -64,7 +64,7 @@ soak: $(VENV)/.installed-test $(VENV)/.tried-uwsgi
 	@$(RUN) -m tests.soak --runs $(RUNS) "$(CORE)" "$(FAST)" "$(SLOW)"
 
 e2e: $(VENV)/.installed-e2e
-	@$(RUN) -m pytest -q tests/e2e
+	@$(PYTEST) tests/e2e
 
 pictures: $(VENV)/.installed-e2e
 	@RENEW_PICTURES=1 $(RUN) -m pytest -q -p no:randomly tests/e2e/test_pictures.py
