@@ -59,6 +59,7 @@ class Page:
     def provide(self, name: str, **names: Any) -> ModuleType:
         """A module that the page can import."""
         module = ModuleType(name)
+        del module.__spec__  # Python 3.15 warns of one without a loader, when it prints a traceback
         vars(module).update(names)
         self._monkeypatch.setitem(sys.modules, name, module)
         return module
