@@ -268,7 +268,7 @@ class TestTransactions:
             assert called == ["over"]
 
     def test_what_a_signal_handler_raises_after_a_commit_is_logged(
-        self, runtime: Runtime, caplog: pytest.LogCaptureFixture
+        self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The transaction is committed, and Django goes on with what others wait for."""
 
@@ -277,7 +277,7 @@ class TestTransactions:
 
         called: list[str] = []
         with transaction.atomic():
-            runtime.postponed.add(connections[connection.alias], fail)
+            database.Postponed().add(connections[connection.alias], fail)
             transaction.on_commit(lambda: called.append("committed"))
             User.objects.create_user("bob")
         assert called == ["committed"]
