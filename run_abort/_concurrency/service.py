@@ -152,6 +152,8 @@ class Service:
         with self._lock:
             life, self._life = self._life, None
             self._resume = False
+            if life is not None:
+                life.stopping = True  # the thread ends, also if a signal handler raises after this
         return self._end(life, timeout)
 
     def abandon(self) -> None:
@@ -196,7 +198,6 @@ class Service:
     def _end(self, life: Life | None, timeout: float | None) -> bool:
         if life is None or life.thread is None:
             return True
-        life.stopping = True
         life.wake()
         on_stop = life.on_stop  # read once: the thread may set it to None at any time
         if on_stop is not None:
@@ -218,6 +219,7 @@ class Service:
                 return
             self._resume = self._resume or self.is_running
             self._life = None
+            life.stopping = True
         if not self._end(life, JOIN_TIMEOUT):
             logger.warning("The thread %s is busy and stays alive at the fork", self._name)
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from run_abort._concurrency import service as services
 from run_abort._concurrency.service import Life, Service
 from tests.core.scopes import TIMEOUT, wait_until
-from tests.core.steps import HandlerError
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.guards import no_thread
 
 NAME = "run_abort-test"
@@ -138,6 +139,25 @@ class TestStop:
         service.start()
         assert waiting.wait(TIMEOUT)
         assert service.stop()
+
+
+@pytest.mark.parametrize("method", ["stop", "before_fork"])
+def test_the_thread_ends_although_a_signal_handler_raises_at_any_step(
+    loop: Loop, method: str
+) -> None:
+    stop = getattr(loop.service, method)
+
+    def attempt(steps: Steps) -> None:
+        loop.service.start()
+        with suppress(HandlerError), steps.taken():
+            stop()
+        loop.service.after_fork()
+        loop.service.stop()
+        for life in loop.lives:
+            life.wake()  # it would look by itself, later
+        wait_until(lambda: threads() == 0)
+
+    assert at_each_step(fail, attempt) > 4
 
 
 def test_one_that_raises_goes_on_although_the_log_raises_too(
