@@ -6,15 +6,14 @@ import threading
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
-from run_abort._concurrency.workers import in_event_loop, in_greenlets, spawn
+from run_abort._concurrency.workers import in_event_loop, in_greenlets
 
 from .exits import Held, kept_exit
 from .interrupts import Shield
 from .process_tree import Family, children_from_now_on
-from .subprocesses import Attachment, Signal
+from .subprocesses import THREAD, Attachment, Signal
 
 PAUSE: Final = 0.25  # seconds between two looks for further programs, after an abort
-THREAD: Final = "run_abort-children"
 
 
 class _Watch(Attachment):
@@ -23,10 +22,6 @@ class _Watch(Attachment):
     def __init__(self, signal: Signal, grace: float, *, all_threads: bool) -> None:
         self.is_left = threading.Event()
         super().__init__(signal, children_from_now_on(all_threads=all_threads), grace)
-
-    def _on_abort(self) -> None:
-        # An abort just before calls this in the thread of the block, which must not wait here.
-        spawn(self.end, name=THREAD)
 
     def _end(self, family: Family) -> None:
         while True:

@@ -20,6 +20,7 @@ from .escalation import Cancellation
 from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
+THREAD: Final = "run_abort-process-end"
 SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
 
@@ -30,7 +31,7 @@ class Signal(Protocol):
     cancellation: Cancellation | None
     grace: float
 
-    def add_callback(self, fn: Callable[[], object]) -> Callable[[], bool]: ...
+    def _when_aborted(self, wake: Callable[[], object]) -> Callable[[], object]: ...
     def exception(self) -> RunAborted: ...
     def raise_if_aborted(self) -> None: ...
     def shield(self) -> AbstractContextManager[None]: ...
@@ -56,10 +57,11 @@ class Attachment:
         self._unclaimed = [family]  # the thread that pops it ends the family or lets it go
         self._left: Family | None = None  # the family, if some members have survived
         self.over = threading.Event()
-        self._remove = signal.add_callback(self._on_abort)
+        self._remove = signal._when_aborted(self.end_soon)
 
-    def _on_abort(self) -> None:
-        self.end()
+    def end_soon(self) -> None:
+        """Begin to end the family. The calling thread does not wait for that."""
+        spawn(self.end, name=THREAD)
 
     def end(self) -> None:
         """End the family, unless another thread has begun to."""
@@ -157,7 +159,7 @@ class Run:
         """End the program as an abort does. Any thread may call this; it does not wait."""
         self._is_to_stop = True
         if self._attachment is not None:
-            spawn(self._attachment.end, name="run_abort-process-end")
+            self._attachment.end_soon()
 
     def is_cancelled_by_abort(self) -> bool:
         """Whether nothing but the abort has cancelled the calling task."""

@@ -490,6 +490,20 @@ class TestAttach:
             controller.signal.attach(process)
             assert process.wait(20) == -signals.SIGTERM
 
+    def test_an_aborted_signal_does_not_make_the_caller_wait_for_its_end(
+        self, controller: AbortController
+    ) -> None:
+        """Meanwhile an event loop would stand still, and a queue's time limit would be lost."""
+        controller.abort()
+        stubborn = "trap '' TERM; echo; exec sleep 600"
+        with subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            detach = controller.signal.attach(process, grace=TIMEOUT)
+            assert process.poll() is None
+            process.kill()
+            assert detach() is False
+
     def test_a_process_of_asyncio(self, controller: AbortController) -> None:
         async def main() -> int:
             process = await asyncio.create_subprocess_exec("sleep", "600")
