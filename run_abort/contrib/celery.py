@@ -35,7 +35,7 @@ with needs("Celery", "celery"):
     from celery.app.task import Task
     from celery.backends.base import DisabledBackend
     from celery.contrib.django.task import DjangoTask
-    from celery.exceptions import Ignore
+    from celery.exceptions import Ignore, SoftTimeLimitExceeded
     from celery.exceptions import TimeoutError as NotReadyError
     from celery.result import AsyncResult
     from celery.signals import worker_process_shutdown, worker_shutdown
@@ -228,20 +228,29 @@ class AbortableTask(DjangoTask):
 
 
 def _mark(task: Any, request: Any, error: TaskAborted) -> None:
+    """Call :func:`_store`; again if the soft time limit, which comes once, arrives meanwhile."""
+    store = partial(_store, task, request, error)
+    try:
+        try:
+            store()
+        except SoftTimeLimitExceeded:
+            store()
+    except Exception:  # raised here, Celery would take it for a failure of the task
+        logger.exception("The end of the aborted task %r could not be stored", request.id)
+
+
+def _store(task: Any, request: Any, error: TaskAborted) -> None:
     """Store that the task was aborted, and notify its chord, its chain and its errbacks."""
     backend = task.backend
     facts = error.facts()
-    try:
-        if _is_kept(task, request):
-            # Store the task's own state last: a caller that sees it may read the others next.
-            for later in getattr(request, "chain", None) or ():  # it now never begins
-                for task_id in _task_ids(later):
-                    backend.store_result(task_id, facts, ABORTED)
-            backend.store_result(request.id, facts, ABORTED, request=request)
-        # A chord treats an unknown state as success, so report a failure to it.
-        backend.mark_as_failure(request.id, error, request=request, store_result=False)
-    except Exception:  # raised here, Celery would take it for a failure of the task
-        logger.exception("The end of the aborted task %r could not be stored", request.id)
+    if _is_kept(task, request):
+        # Store the task's own state last: a caller that sees it may read the others next.
+        for later in getattr(request, "chain", None) or ():  # it now never begins
+            for task_id in _task_ids(later):
+                backend.store_result(task_id, facts, ABORTED)
+        backend.store_result(request.id, facts, ABORTED, request=request)
+    # A chord treats an unknown state as success, so report a failure to it.
+    backend.mark_as_failure(request.id, error, request=request, store_result=False)
 
 
 def _is_kept(task: Any, request: Any) -> bool:

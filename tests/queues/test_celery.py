@@ -15,6 +15,7 @@ import pytest
 from celery import VERSION, Celery, Signature, Task, chain, chord, current_task, group
 from celery.app.trace import build_tracer
 from celery.contrib.django.task import DjangoTask
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from django.db import transaction
 from redis import Redis
@@ -278,6 +279,27 @@ class TestWorkerInAnotherRun(ByTheTracer):
 
         with abortable_run("around", catch=True):
             assert [self.execute(work, str(uuid4())) for _ in range(2)] == ["SUCCESS"] * 2
+
+
+class TestTimeLimit(ByTheTracer):
+    def test_one_that_arrives_while_the_state_is_stored_does_not_lose_it(
+        self, app: Celery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store_result = app.backend.store_result
+        limits = [SoftTimeLimitExceeded()]
+
+        def slow_store_result(*args: Any, **options: Any) -> Any:
+            if limits:
+                raise limits.pop()
+            return store_result(*args, **options)
+
+        @app.task(shared=False, base=AbortableTask, bind=True)
+        def work(self: Any) -> None:
+            abort_run(self.request.id)
+            own_signal().raise_if_aborted()
+
+        monkeypatch.setattr(app.backend, "store_result", slow_store_result)
+        assert self.execute(work, str(uuid4())) == "ABORTED"
 
 
 class TestIgnoredResult(ByTheTracer):
