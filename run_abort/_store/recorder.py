@@ -7,7 +7,8 @@ thousand blocks that are entered at once need a few statements. Callers wait for
 The thread is started by the first job. It ends, and closes its connection, after five seconds
 without one. It is stopped before a fork, so that the child inherits neither it nor its connection.
 A thread that is stuck, because the server does not answer, is replaced by another with another
-connection.
+connection. If that does not help, the next is replaced after twice as long, and so on: else a
+server that hangs for long, or a pooler that is paused, would be left without free connections.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ REST: Final = 0.002
 MAX_WAITING: Final = 20_000  # jobs
 MAX_BATCH: Final = 1_000  # jobs
 STUCK: Final = 3  # times the timeout of the database
+MAX_DOUBLED: Final = 8  # times
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -111,6 +113,7 @@ class Recorder:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._is_over = False
         self._busy: _Busy | None = None
+        self._replaced = 0  # threads since one has finished a batch
         # Guards the replacement of a thread that is stuck. Only ever tried, never waited for.
         self._replacing = threading.Lock()
 
@@ -231,7 +234,8 @@ class Recorder:
         busy = self._busy
         if busy is None:
             return
-        if monotonic() - busy.since < STUCK * database.timeout() + busy.more:
+        times = STUCK * 2 ** min(self._replaced, MAX_DOUBLED)
+        if monotonic() - busy.since < times * database.timeout() + busy.more:
             return
         if not self._replacing.acquire(blocking=False):
             return
@@ -240,6 +244,7 @@ class Recorder:
                 return
             self.outage.report(TimeoutError())
             self._busy = None
+            self._replaced += 1
             self.service.abandon()
             for job in busy.jobs:
                 if not job.promise.is_done:
@@ -321,6 +326,7 @@ class Recorder:
             self._perform(group, busy)
         if self._busy is busy:
             self._busy = None
+            self._replaced = 0
 
     def _perform(self, jobs: list[_Job], busy: _Busy | None = None) -> None:
         operation = jobs[0].operation

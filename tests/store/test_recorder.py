@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -234,6 +235,32 @@ def test_a_server_that_hangs_costs_one_warning(
     is_free.set()
     wait_until(lambda: len(recorders()) <= 1)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_while_none_gets_an_answer_each_is_replaced_after_twice_as_long(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pooler that is paused, or whose pool is full, is given ever more connections."""
+    monkeypatch.setattr(database, "timeout", lambda: 0.02)
+
+    def pauses(count: int) -> list[float]:
+        began: list[float] = []
+        is_free = threading.Event()
+
+        def hang(alias: str) -> None:
+            began.append(time.monotonic())
+            is_free.wait(TIMEOUT)
+
+        job = rows.put(recorder._CALL, hang)
+        wait_until(lambda: rows.call(lambda alias: None) or len(began) > count)
+        is_free.set()
+        result(job)
+        wait_until(lambda: rows.call(lambda alias: "answered") and len(recorders()) == 1)
+        return [later - earlier for earlier, later in pairwise(began)]
+
+    last = pauses(5)[-1]
+    assert last > 8 * recorder.STUCK * database.timeout()
+    assert pauses(1)[0] < last / 2  # an answer has come meanwhile
 
 
 def test_a_thread_that_was_replaced_begins_nothing_more(
