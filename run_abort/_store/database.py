@@ -212,11 +212,18 @@ class Outage:
         self._what = what
         self._effect = effect
         self.lasts = False
+        self._is_of_writes = False
+        self._can_read = False  # meanwhile
 
-    def report(self, error: BaseException) -> None:
-        """Warn of the error, unless the outage lasts already. Raises nothing."""
-        if not self.lasts:
+    def report(self, error: BaseException, *, writes: bool = False) -> None:
+        """Warn of the error, unless the outage lasts already. Raises nothing.
+
+        :param writes: whether it kept something from being written.
+        """
+        if not self.lasts or (self._can_read and not writes):
             self.lasts = True
+            self._is_of_writes = writes
+            self._can_read = False
             warn = partial(
                 logger.warning,
                 "%s; until they can, %s: %s: %s%s",
@@ -228,9 +235,14 @@ class Outage:
             )
             call_logged(warn)  # a handler that writes to the database fails, too
 
-    def over(self) -> None:
-        """Log that the database works again, if it did not before."""
-        if self.lasts:
+    def over(self, *, writes: bool = False) -> None:
+        """Log that the database works again, if it did not before.
+
+        :param writes: whether something was written: a replica, or a full disk, can be read.
+        """
+        if self.lasts and self._is_of_writes and not writes:
+            self._can_read = True
+        elif self.lasts:
             self.lasts = False
             call_logged(partial(logger.info, "%s again", self._what.replace("cannot", "can")))
 

@@ -57,12 +57,14 @@ class Operation(NamedTuple, Generic[Item, Result]):
         returns a result for each. If it fails it is called again with each item alone, and after
         a reconnect again, so repeating it must do no harm.
     :ivar is_lazy: whether no caller waits for it.
+    :ivar writes: whether it writes. A server that refuses this may go on to answer queries.
     :ivar outage: told of failures; the recorder's own if None.
     """
 
     order: int
     run: Callable[[str, list[Item]], Sequence[Result]]
     is_lazy: bool = False
+    writes: bool = False
     outage: database.Outage | None = None
 
 
@@ -90,7 +92,8 @@ def _call_each(alias: str, functions: list[Callable[[str], Any]]) -> list[Any]:
 
 
 _CALL: Final[Operation[Callable[[str], Any], Any]] = Operation(1, _call_each)
-_CALL_SOON: Final[Operation[Callable[[str], Any], Any]] = Operation(6, _call_each, is_lazy=True)
+_WRITE: Final = _CALL._replace(writes=True)
+_WRITE_SOON: Final = _WRITE._replace(order=6, is_lazy=True)
 # After what it may read of this process is written.
 LOOK: Final[Operation[Any, Any]] = Operation(8, _call_each)
 _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
@@ -140,34 +143,37 @@ class Recorder:
             self._work_here()
         return promise
 
-    def call(self, function: Callable[[str], Result], *, more: float = 0.0) -> Result | None:
+    def call(
+        self, function: Callable[[str], Result], *, writes: bool = False, more: float = 0.0
+    ) -> Result | None:
         """The result of ``function(alias)``, which is called in the recorder's thread.
 
         In a transaction that our rows belong into, it is called in the calling thread instead.
         Else this waits as :meth:`wait` does. Raises nothing.
 
+        :param writes: whether the function writes.
         :return: None if the database failed or took too long.
         """
         here = database.transaction_here()
         if here is None:
-            job: Promise[Result] = self.put(_CALL, function, more=more)
+            job: Promise[Result] = self.put(_WRITE if writes else _CALL, function, more=more)
             result = self.wait(job, more=more)
             if not job.is_done:
-                self.outage.report(TimeoutError())
+                self.outage.report(TimeoutError(), writes=writes)
             return result
         try:
             with connection.uncached(), transaction.atomic(using=here.alias):
                 return function(here.alias)
         except Exception as error:
-            self.outage.report(error)
+            self.outage.report(error, writes=writes)
             return None
 
     def call_soon(self, function: Callable[[str], object], *, more: float = 0.0) -> None:
-        """Have ``function(alias)`` called in the recorder's thread. Does not wait for it.
+        """Have ``function(alias)``, which writes, called in the recorder's thread. Does not wait.
 
         :param more: as for :meth:`put`.
         """
-        self.put(_CALL_SOON, function, more=more)
+        self.put(_WRITE_SOON, function, more=more)
 
     def wait(self, promise: Promise[Result], *, more: float = 0.0) -> Result | None:
         """The result of a job. Waits for at most ``DATABASE_TIMEOUT`` seconds.
@@ -341,12 +347,12 @@ class Recorder:
                         return
                     self._perform([job], busy)
                 return
-            outage.report(error)
+            outage.report(error, writes=operation.writes)
             for job in jobs:
                 job.promise.settle(error=error)
         else:
             if operation is not _LAST:  # which asks nothing of the database
-                outage.over()
+                outage.over(writes=operation.writes)
             for job, result in zip(jobs, results, strict=True):
                 job.promise.settle(result)
 

@@ -111,9 +111,9 @@ class Requests:
             if again and (here := database.transaction_here()) is not None:
                 self._postponed.add(here, partial(self._recorder.call_soon, write, more=more))
         except Exception as error:
-            self._recorder.outage.report(error)
+            self._recorder.outage.report(error, writes=True)
             return None
-        return self._recorder.call(write, more=more)
+        return self._recorder.call(write, writes=True, more=more)
 
     def standing_for(self, ids: Sequence[str]) -> list[Request] | None:
         """The standing requests for any of ``ids``, in order; None if the database failed."""

@@ -300,11 +300,11 @@ def test_lazy_jobs_rest_and_neither_others_nor_a_flush_do(
 ) -> None:
     monkeypatch.setattr(recorder, "REST", TIMEOUT)
     done: list[str] = []
-    lazy = rows.put(recorder._CALL_SOON, lambda alias: done.append("lazy"))
+    lazy = rows.put(recorder._WRITE_SOON, lambda alias: done.append("lazy"))
     assert rows.call(lambda alias: done.append("now") or True)
     result(lazy)
     assert done == ["now", "lazy"]
-    lazy = rows.put(recorder._CALL_SOON, lambda alias: True)
+    lazy = rows.put(recorder._WRITE_SOON, lambda alias: True)
     assert rows.flush(TIMEOUT / 2)
     assert lazy.is_done
 
@@ -594,3 +594,33 @@ def test_a_connection_that_cannot_be_set_up_is_closed(
     assert refused.wait(TIMEOUT)
     assert isinstance(refused.error, OperationalError)
     assert opened == closed != []
+
+
+def test_what_can_only_be_read_cannot_be_written_again(
+    rows: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a replica, or on a full disk."""
+    is_read_only = True
+
+    def write(alias: str) -> None:
+        if is_read_only:
+            raise OperationalError("read-only")
+
+    def read(alias: str) -> None:
+        pass
+
+    def levels() -> list[str]:
+        return [record.levelname for record in caplog.records]
+
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        rows.call(write, writes=True)
+        rows.call(read)
+    assert levels() == ["WARNING"]
+    rows.call(write)  # now it cannot be read either
+    rows.call(read)
+    assert levels() == ["WARNING", "WARNING", "INFO"]
+    rows.call(write, writes=True)
+    is_read_only = False
+    rows.call(write, writes=True)
+    assert levels()[3:] == ["WARNING", "INFO"]
