@@ -49,8 +49,7 @@ class Holder:
     :param origin: returns the ID of this process on the wire.
     :param kind: returns the kind of this process, for people.
     :ivar written: called in the recorder's thread with the IDs of requests whose holds changed.
-    :ivar failed: called when something could not be written or read: call :meth:`refresh`, and read
-        the requests of open blocks, soon.
+    :ivar failed: called when a row failed: :meth:`refresh`, and read the blocks' requests, soon.
     """
 
     def __init__(
@@ -67,16 +66,17 @@ class Holder:
         self._kind = kind
         self.written: Hook[[set[str]]] = Hook()
         self.failed: Hook[[]] = Hook()
-        self._outage = outage = database.Outage(
+        self._outage = database.Outage(
             "The open blocks of this process cannot be written",
             "nothing is known of them elsewhere",
         )
         self._enter: Operation[Entry, Request | None] = Operation(0, self._write_entries)
-        lazy = partial(Operation, is_lazy=True, outage=outage)
-        self._change: Operation[Entry, None] = lazy(4, self._write_changes)
-        self._refresh: Operation[None, bool] = Operation(5, self._write_process, outage=outage)
+        of_holds = partial(Operation, outage=self._outage)
+        lazy = partial(of_holds, is_lazy=True)
+        self._change: Operation[Entry, None] = lazy(4, self._write_changes, writes=True)
+        self._refresh: Operation[None, bool] = of_holds(5, self._write_process, writes=True)
         self._leave: Operation[Entry, None] = lazy(7, self._delete)
-        self._part: Operation[None, None] = Operation(8, self._delete_process, outage=outage)
+        self._part: Operation[None, None] = of_holds(8, self._delete_process)
         self._reset()
 
     def _reset(self) -> None:
@@ -279,7 +279,7 @@ class Holder:
             except Exception as error:
                 if len(entries) > 1 or not options.REQUESTS or is_suspect(alias, link):
                     raise
-                self._outage.report(error)
+                self._outage.report(error, writes=True)
                 self.failed()
         if not options.REQUESTS:
             return [None] * len(entries)
@@ -296,7 +296,7 @@ class Holder:
                 tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
             for entry in entries:
                 entry.may_be_written = True  # if the answer to the commit is lost
-        self._outage.over()
+        self._outage.over(writes=True)
         for entry in entries:
             entry.is_written = True
 

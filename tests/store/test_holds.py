@@ -531,6 +531,29 @@ def test_a_database_that_is_locked_for_writers_costs_one_warning(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_to_delete_no_row_is_no_sign_that_rows_can_be_written(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As SQLite's, on a full disk."""
+
+    def fail(*args: Any) -> None:
+        raise OSError("full")
+
+    # This thread does what the reconciler does.
+    monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
+    caplog.set_level(logging.INFO, "run_abort")
+    with monkeypatch.context() as full:
+        full.setattr(Holder, "_insert", fail)
+        for number in range(2):
+            with abortable_run(f"import-{number}"):
+                assert not runtime.holder.refresh()
+            assert runtime.recorder.flush(TIMEOUT)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with abortable_run("import-2"):
+        pass
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
 def test_a_process_that_could_not_be_written_is_written_with_its_hold(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
