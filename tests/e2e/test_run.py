@@ -279,6 +279,28 @@ def test_where_htmx_boosts_the_page_the_button_follows(
     expect(status(page)).to_have_text(STOPPED)
 
 
+# As a frame of Turbo does: it hears of the form before the document, and takes it.
+FRAME = """() => {
+  const frame = document.createElement("turbo-frame");
+  const box = document.querySelector("[data-run-abort]");
+  box.replaceWith(frame);
+  frame.append(box);
+  frame.addEventListener("submit", (event) => {
+    if (event.target.closest("[data-turbo]")?.dataset.turbo !== "false") event.preventDefault();
+  });
+}"""
+
+
+def test_in_a_frame_of_turbo_the_button_follows(
+    tabs: Tabs, start_run: StartRun, silent: Silent
+) -> None:
+    page = plain_page(tabs, start_run(1), silent)
+    page.evaluate(FRAME)
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_contain_text("Aborting on 1 process.")
+
+
 def test_one_whose_request_is_gone_offers_the_button_again(
     tabs: Tabs, start_run: StartRun, silent: Silent
 ) -> None:
