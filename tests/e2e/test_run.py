@@ -301,6 +301,23 @@ def test_in_a_frame_of_turbo_the_button_follows(
     expect(status(page)).to_contain_text("Aborting on 1 process.")
 
 
+# As the style sheet of Pico.
+ACCORDION = """() => {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync("details[open] > summary:not([role]):not(:focus) { color: #646b79; }");
+  document.adoptedStyleSheets = [sheet];
+}"""
+
+
+def test_where_the_page_has_a_color_for_what_opens_the_button_can_be_read(
+    tabs: Tabs, start_run: StartRun
+) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    page.evaluate(ACCORDION)
+    opener(page).click()
+    expect(opener(page)).to_have_css("color", "rgb(255, 255, 255)")
+
+
 def test_one_whose_request_is_gone_offers_the_button_again(
     tabs: Tabs, start_run: StartRun, silent: Silent
 ) -> None:
