@@ -279,23 +279,19 @@ def test_where_htmx_boosts_the_page_the_button_follows(
     expect(status(page)).to_have_text(STOPPED)
 
 
-# As a frame of Turbo does: it hears of the form before the document, and takes it.
-FRAME = """() => {
-  const frame = document.createElement("turbo-frame");
-  const box = document.querySelector("[data-run-abort]");
-  box.replaceWith(frame);
-  frame.append(box);
-  frame.addEventListener("submit", (event) => {
-    if (event.target.closest("[data-turbo]")?.dataset.turbo !== "false") event.preventDefault();
-  });
-}"""
+# As a frame of Turbo does, and Unpoly: they hear of a form before our script, and take it.
+TAKE_FORMS = """(attribute) => document.body.addEventListener("submit", (event) => {
+  const excluded = event.target.closest(`[${attribute}]`)?.getAttribute(attribute) === "false";
+  if (!excluded) event.preventDefault();
+})"""
 
 
-def test_in_a_frame_of_turbo_the_button_follows(
-    tabs: Tabs, start_run: StartRun, silent: Silent
+@pytest.mark.parametrize("attribute", ["data-turbo", "up-submit"])
+def test_where_a_script_takes_the_forms_of_the_page_the_button_follows(
+    tabs: Tabs, start_run: StartRun, silent: Silent, attribute: str
 ) -> None:
     page = plain_page(tabs, start_run(1), silent)
-    page.evaluate(FRAME)
+    page.evaluate(TAKE_FORMS, attribute)
     opener(page).click()
     question(page).click()
     expect(status(page)).to_contain_text("Aborting on 1 process.")
