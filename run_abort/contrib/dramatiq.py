@@ -26,6 +26,7 @@ from run_abort._core.types import Escalation
 from run_abort.exceptions import RunAborted, TaskAborted
 from run_abort.runs import abortable_run
 
+from ._moved import moved
 from ._needs import needs
 
 with needs("Dramatiq", "dramatiq"):
@@ -36,6 +37,8 @@ with needs("Dramatiq", "dramatiq"):
     from dramatiq.results import Results
 
 __all__ = ["Abortable", "TaskAborted"]
+
+__getattr__ = partial(moved, __name__, "abort_signal")
 
 logger = logging.getLogger("run_abort")
 

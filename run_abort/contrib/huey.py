@@ -29,6 +29,7 @@ from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted
 
 from ._block import task_block
+from ._moved import moved
 from ._needs import needs
 
 with needs("Huey", "huey"):
@@ -36,6 +37,8 @@ with needs("Huey", "huey"):
     from huey.exceptions import CancelExecution
 
 __all__ = ["AbortableHuey", "TaskCanceled"]
+
+__getattr__ = partial(moved, __name__, "current_signal")
 
 # Huey's own task, by which djhuey executes each task of Django. It notes the end only of what has
 # begun, and only by an Exception, so ``abortable_task`` opens the block.

@@ -30,6 +30,7 @@ from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
 
 from ._block import task_block
+from ._moved import moved
 from ._needs import needs
 
 with needs("RQ", "rq"):
@@ -40,6 +41,8 @@ with needs("RQ", "rq"):
     from rq.registry import CanceledJobRegistry, FailedJobRegistry
 
 __all__ = ["AbortableJob", "AbortableWorker", "TaskAborted", "abort_options", "cancel_aborted"]
+
+__getattr__ = partial(moved, __name__, "current_signal")
 
 logger = logging.getLogger("run_abort")
 

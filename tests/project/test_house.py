@@ -98,6 +98,18 @@ def test_an_old_path_works_and_warns(name: str) -> None:
         assert hasattr(module, each)
 
 
+@pytest.mark.parametrize(
+    ("queue", "name"),
+    [("dramatiq", "abort_signal"), ("huey", "current_signal"), ("rq", "current_signal")],
+)
+def test_the_old_name_of_current_signal_works_and_warns(queue: str, name: str) -> None:
+    module = importlib.import_module(f"run_abort.contrib.{queue}")
+    with pytest.warns(DeprecationWarning, match=rf"{queue}\.{name} has moved"):
+        assert getattr(module, name) is run_abort.current_signal
+    with pytest.raises(AttributeError, match="no attribute 'signal'"):
+        module.signal  # noqa: B018
+
+
 def test_the_old_sender_is_the_sender() -> None:
     sys.modules.pop("run_abort.messages", None)
     with pytest.warns(DeprecationWarning, match="the model AbortRequest"):
