@@ -283,10 +283,17 @@ def _text_problems(key: str, value: object) -> Iterator[Problem]:
         yield _wrong("range", key, value, "a string that is not empty")
     elif key == "CHANNEL" and not _is_utf8(value):
         yield _wrong("range", key, value, _UTF8_RULE)
-    elif key == "PROCESS_DIR" and not Path(value).is_absolute():
+    elif key == "PROCESS_DIR" and not _is_absolute_path(value):
         yield _wrong("range", key, value, "an absolute path")
     elif key == "REDIS_URL" and not (value.startswith(_URL_SCHEMES) and is_plain_url(value)):
         yield _wrong("range", key, value, URL_RULE)
+
+
+def _is_absolute_path(text: str) -> bool:
+    try:
+        return Path(text).is_absolute() and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def is_plain_url(url: str) -> bool:

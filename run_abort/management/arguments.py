@@ -34,15 +34,15 @@ def _system_user() -> str:
     return f"{user}@{database.host()}"
 
 
-def positive_number(text: str, *, of: str, most: float = inf) -> float:
-    """Parse a finite number greater than 0 and at most ``most``; ``of`` names its unit."""
+def positive_number(text: str, *, of: str, most: float) -> float:
+    """Parse a number greater than 0 and at most ``most``; ``of`` names its unit."""
     try:
         number = float(text)
     except ValueError:
         number = 0
-    if not 0 < number <= most or number == inf:
-        limit = "" if most == inf else f" and at most {most:g}"
-        raise ArgumentTypeError(f"{text!r} is not a number of {of} greater than 0{limit}")
+    if not 0 < number <= most:
+        limits = f"greater than 0 and at most {most:g}"
+        raise ArgumentTypeError(f"{text!r} is not a number of {of} {limits}")
     return number
 
 

@@ -74,6 +74,8 @@ BAD: list[tuple[object, str, str]] = [
     ({"PROCESS_DIR": 7}, "E003", "a string"),
     ({"PROCESS_DIR": ""}, "E004", "not empty"),
     ({"PROCESS_DIR": "relative/path"}, "E004", "an absolute path"),
+    ({"PROCESS_DIR": "/run/\0"}, "E004", "an absolute path"),
+    ({"PROCESS_DIR": Path("/run/\ud800")}, "E004", "an absolute path"),
     ({"PROCESS_DIR": Path("relative")}, "E004", "an absolute path"),
     ({"LISTEN": "yes"}, "E004", '"auto", True or False'),
     ({"LISTEN": None}, "E004", '"auto", True or False'),

@@ -311,6 +311,7 @@ class TestPruneRunAborts:
         (["listen_run_aborts", "--timeout", "soon"], "'soon' is not a number of seconds"),
         (["listen_run_aborts", "--timeout", "-1"], "greater than 0"),
         (["listen_run_aborts", "--timeout", "nan"], "greater than 0"),
+        (["listen_run_aborts", "--timeout", "1e12"], "at most 86400"),
         (["listen_run_aborts", "--format", "xml"], "invalid choice"),
         (["listen_run_aborts", "--reqire-redis"], "unrecognized arguments"),
         (["run_abort_status", "--min-listening=0"], "'0' is not a number of 1 or more"),

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from run_abort.management.pidfiles.programs import Programs
 from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
 from run_abort.signals import run_abort_received
 
+MAX_TIMEOUT: Final = 86_400.0  # seconds
 TOUCH_EVERY: Final = 86_400.0  # seconds
 TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file", "directory")
 JSON_FIELDS: Final = ("channel", "run_id", "abort_id", *TEXT_FIELDS[1:])
@@ -66,7 +68,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--timeout",
-            type=seconds,
+            type=partial(seconds, most=MAX_TIMEOUT),
             default=10.0,
             metavar="SECONDS",
             help="for --require-redis; default: %(default)g",
