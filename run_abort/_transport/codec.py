@@ -38,7 +38,8 @@ _is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullma
 class Message(NamedTuple):
     """A message that was received.
 
-    :ivar request: has no ``user_pk``, which is not sent. It counts as requested when it was signed.
+    :ivar request: as it was sent, because the signature is about that; see :func:`cleaned`. It has
+        no ``user_pk``, which is not sent. It counts as requested when it was signed.
     :ivar signature: not verified yet. None if there is none: then the request has only its run ID
         and its origin.
     """
@@ -70,8 +71,7 @@ def encode(request: Request, signature: Signature | None) -> bytes:
 def decode(data: bytes) -> Message | None:
     """The message in ``data``, or None if that is malformed.
 
-    Only ``runId`` has to be valid. An ``id`` that is no UUID counts as missing, and so does a key
-    of the wrong type; a long text is cut.
+    Only ``runId`` has to be valid. A key of the wrong type counts as missing.
     """
     fields = _object(data)
     if fields is None:
@@ -101,14 +101,32 @@ def decode(data: bytes) -> Message | None:
         key = ""
     request = Request(
         run_id,
-        _id(fields.get("id")),
-        _text(fields.get("reason"), MAX_REASON_LENGTH),
-        _text(fields.get("actor"), MAX_ACTOR_LENGTH),
+        _text(fields.get("id")),
+        _text(fields.get("reason")),
+        _text(fields.get("actor")),
         origin,
         made_at=at / 1000 if at else None,
-        cause=_text(fields.get("cause"), MAX_CAUSE_LENGTH),
+        cause=_text(fields.get("cause")),
     )
     return Message(request, Signature(at, value.lower(), key))
+
+
+def cleaned(request: Request) -> Request:
+    """The request of a message whose signature fits, as this app would have made it.
+
+    An ``id`` that is no UUID counts as missing, and a long text is cut.
+    """
+    request_id, reason, actor, cause = request.id, request.reason, request.actor, request.cause
+    is_short = len(reason) <= MAX_REASON_LENGTH and len(actor) <= MAX_ACTOR_LENGTH
+    if _is_uuid(request_id) and is_short and len(cause) <= MAX_CAUSE_LENGTH:
+        return request  # quick, and true of most
+    found = as_uuid(request_id)
+    return request._replace(
+        id="" if found is None else str(found),
+        reason=reason[:MAX_REASON_LENGTH],
+        actor=actor[:MAX_ACTOR_LENGTH],
+        cause=cause[:MAX_CAUSE_LENGTH],
+    )
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
@@ -122,15 +140,5 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return fields if end == len(text) and type(fields) is dict else None
 
 
-def _text(value: object, limit: int) -> str:
-    return value[:limit] if type(value) is str else ""
-
-
-def _id(value: object) -> str:
-    """A UUID in its canonical spelling; empty if the value is none."""
-    if type(value) is not str:
-        return ""
-    if _is_uuid(value):  # quick, and true of most
-        return value
-    found = as_uuid(value)
-    return "" if found is None else str(found)
+def _text(value: object) -> str:
+    return value if type(value) is str else ""

@@ -15,7 +15,7 @@ from run_abort._concurrency.throttle import Throttle
 from run_abort._core.types import Request
 from run_abort.exceptions import visible
 
-from .codec import Message
+from .codec import Message, cleaned
 from .signing import MAX_AGE, Key, Signature, sign, verify
 
 logger = logging.getLogger("run_abort")
@@ -63,7 +63,7 @@ class Trust:
         request, signature = message
         problem = self._problem(request, signature)
         if not problem:
-            return request
+            return request if signature is None else cleaned(request)
         self._refuse(request, problem)
         return None
 

@@ -78,6 +78,15 @@ def test_a_signed_one_aborts_with_all_that_it_says(foreign: Foreign) -> None:
     assert (health().refused, health().unsigned) == (0, 0)
 
 
+@pytest.mark.parametrize("request_id", ["6E237A40-00B2-44AE-A13A-8D68C4F684A9", "job 7"])
+def test_the_signature_is_about_what_was_sent(foreign: Foreign, request_id: str) -> None:
+    with pytest.raises(RunAborted) as caught, abortable_run("run-1") as signal:
+        foreign.publish_signed("run-1", id=request_id, reason="x" * 5000, actor="y" * 500)
+        assert signal.wait(TIMEOUT)
+    assert (caught.value.reason, caught.value.actor) == ("x" * 1000, "y" * 255)
+    assert caught.value.request_id == ("" if request_id == "job 7" else request_id.lower())
+
+
 def test_of_those_that_were_tampered_with_none_does(foreign: Foreign, send: Send) -> None:
     def signed(**more: Any) -> dict[str, Any]:
         return foreign.signed(str(more.pop("run_id", "run-1")), **more)

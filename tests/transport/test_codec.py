@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from run_abort._core.ids import clean_id, new_origin
 from run_abort._core.types import Request
-from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, decode, encode
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, cleaned, decode, encode
 from run_abort._transport.signing import Signature
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"
@@ -77,11 +77,11 @@ class TestDecode:
         "spelling", [ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}", f"urn:uuid:{ID}"]
     )
     def test_a_uuid_has_one_spelling(self, spelling: str) -> None:
-        assert signed(id=spelling).request.id == ID
+        assert cleaned(signed(id=spelling).request).id == ID
 
     @pytest.mark.parametrize("request_id", ["", "7", f"{ID}\n", f"{ID}0", "x" * 36])
     def test_an_id_is_a_uuid(self, request_id: str) -> None:
-        assert signed(id=request_id).request.id == ""
+        assert cleaned(signed(id=request_id).request).id == ""
 
     @pytest.mark.parametrize(
         "data",
@@ -121,7 +121,7 @@ class TestDecode:
         assert decode(data) is None
 
     def test_long_texts_are_cut(self) -> None:
-        request = signed(reason="y" * 5000, actor="z" * 5000, cause="c" * 5000).request
+        request = cleaned(signed(reason="y" * 5000, actor="z" * 5000, cause="c" * 5000).request)
         assert (len(request.reason), len(request.actor), len(request.cause)) == (1000, 255, 32)
 
     @given(st.binary(max_size=200))
@@ -167,7 +167,7 @@ class TestDecode:
 def check(message: Message | None) -> None:
     """What a message has is of the right kind."""
     if message is not None:
-        request, signature = message
+        request, signature = cleaned(message.request), message.signature
         assert clean_id(request.run_id) == request.run_id
         assert request.id in {"", request.id and str(uuid.UUID(request.id))}
         assert isinstance(request.origin + request.reason + request.actor + request.cause, str)
