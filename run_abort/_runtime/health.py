@@ -35,6 +35,7 @@ class Health:
     :ivar unsigned: number of messages that this process received without a signature.
     :ivar refused: number of messages whose signature did not fit, was over 60 s old or was received
         before, or that had none with ``UNSIGNED`` at ``"refuse"``.
+    :ivar malformed: number of messages that were ignored, because they break the wire contract.
     """
 
     ok: bool
@@ -48,6 +49,7 @@ class Health:
     held: int
     unsigned: int
     refused: int
+    malformed: int
 
 
 def health() -> Health:
@@ -81,4 +83,5 @@ def health() -> Health:
         held=len(runtime.registry.controllers()),
         unsigned=runtime.trust.unsigned,
         refused=runtime.trust.refused,
+        malformed=now.malformed,
     )
