@@ -223,8 +223,8 @@ class Dispatch:
     def _on_signal(
         self,
         run_id: RunID,
-        reason: str = "",
-        actor: str = "",
+        reason: object = "",
+        actor: object = "",
         abort_id: uuid.UUID | None = None,
         **kwargs: object,
     ) -> None:
@@ -233,7 +233,8 @@ class Dispatch:
         Signals sent by this object are ignored: their controllers were aborted before. Receivers
         may take long, and by now the run may have been cleared and started again.
         """
-        request = Request(clean_id(run_id), str(abort_id or ""), reason, actor)
+        key, why, who = (str(each or "") for each in (abort_id, reason, actor))
+        request = Request(clean_id(run_id), key, why, who)
         if getattr(self._calling, "request", None) != (request.run_id, request.id):
             self._registry.abort(request, "channel")
 

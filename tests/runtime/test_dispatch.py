@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.auth.models import User
 
 from run_abort import AbortController, RunAborted
 from run_abort._concurrency.memory import REMEMBERED
@@ -87,6 +88,10 @@ class TestReceive:
         with held(str(key)) as run:
             run_abort_received.send(sender=None, run_id=key, reason="because")
         assert run.signal.reason == "because"
+        with held("run-1") as run:
+            ann = User(username="ann")
+            run_abort_received.send(sender=None, run_id="run-1", reason=None, actor=ann)
+        assert (run.signal.reason, run.signal.actor) == ("", "ann")
         with pytest.raises(TypeError, match="pass the instance itself"):
             run_abort_received.send(sender=None, run_id=7)
 
