@@ -43,7 +43,7 @@ REST: Final = 0.002
 MAX_WAITING: Final = 20_000  # jobs
 MAX_BATCH: Final = 1_000  # jobs
 STUCK: Final = 3  # times the timeout of the database
-MAX_DOUBLED: Final = 8  # times
+MAX_DOUBLED: Final = 5  # times: then it is a minute and a half, with the default time-out
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
