@@ -92,7 +92,8 @@ def work():
                     for each in range(number % 2000):
                         total += each
                     os.path.join("a", "b")
-                    if number % 40 == 0:
+                    # In CPython 3.14 the lock of each Thread.start() may stay locked.
+                    if number % 40 == 0 and sys.version_info[:2] != (3, 14):
                         thread = threading.Thread(target=after, daemon=True)
                         thread.start()
                         thread.join()
