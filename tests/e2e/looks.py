@@ -38,6 +38,18 @@ def check_looks(page: Page, name: str, *, of: str | None = None) -> None:
             assert not results.violations_count, f"{picture}\n{results.generate_report()}"
 
 
+def restyle(page: Page, css: str) -> None:
+    """Add what the style sheet of a project may say. The page's policy would refuse a tag."""
+    page.evaluate(
+        """(css) => {
+            const sheet = new CSSStyleSheet();
+            sheet.replaceSync(css);
+            document.adoptedStyleSheets = [sheet];
+        }""",
+        css,
+    )
+
+
 def check_focus_is_seen(page: Page) -> None:
     """What has the focus has an outline."""
     style, width = page.evaluate(

@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from example import browser as plain
 from tests.e2e.conftest import StartRun
-from tests.e2e.looks import check_looks
+from tests.e2e.looks import check_looks, restyle
 from tests.e2e.tabs import Tabs, path_of
 from tests.support import wait_until
 
@@ -89,16 +89,12 @@ def test_a_run_is_aborted_by_the_button_of_its_form(
 
 
 # As that of django-grappelli.
-THEME = """() => {
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync("button { height: 25px; margin: 0 0 0 -25px; overflow: hidden; width: 25px; }");
-  document.adoptedStyleSheets = [sheet];
-}"""
+THEME = "button { height: 25px; margin: 0 0 0 -25px; overflow: hidden; width: 25px; }"
 
 
 def check_button_is_whole(button: Locator) -> None:
     """A theme that makes all buttons small cuts no text off."""
-    button.page.evaluate(THEME)
+    restyle(button.page, THEME)
     assert button.evaluate("({ scrollWidth, clientWidth }) => scrollWidth === clientWidth")
     assert button.evaluate("button => getComputedStyle(button).marginLeft") == "0px"
 

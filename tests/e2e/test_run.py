@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
 from tests.e2e.conftest import Silent, StartRun
-from tests.e2e.looks import check_focus_is_seen
+from tests.e2e.looks import check_focus_is_seen, restyle
 from tests.e2e.tabs import Site, Tabs, log_in, path_of
 
 STOPPED = re.compile(r"^Stopped on \d process(es)?\.$")
@@ -298,18 +298,14 @@ def test_where_a_script_takes_the_forms_of_the_page_the_button_follows(
 
 
 # As the style sheet of Pico.
-ACCORDION = """() => {
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync("details[open] > summary:not([role]):not(:focus) { color: #646b79; }");
-  document.adoptedStyleSheets = [sheet];
-}"""
+ACCORDION = "details[open] > summary:not([role]):not(:focus) { color: #646b79; }"
 
 
 def test_where_the_page_has_a_color_for_what_opens_the_button_can_be_read(
     tabs: Tabs, start_run: StartRun
 ) -> None:
     page = tabs.open(path_of(start_run(1)))
-    page.evaluate(ACCORDION)
+    restyle(page, ACCORDION)
     opener(page).click()
     expect(opener(page)).to_have_css("color", "rgb(255, 255, 255)")
 
