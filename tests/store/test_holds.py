@@ -536,14 +536,14 @@ def test_to_delete_no_row_is_no_sign_that_rows_can_be_written(
 ) -> None:
     """As SQLite's, on a full disk."""
 
-    def fail(*args: Any) -> None:
+    def find_no_space(*args: Any) -> None:
         raise OSError("full")
 
     # This thread does what the reconciler does.
     monkeypatch.setattr(runtime.reconciler.service, "ensure_started", lambda: True)
     caplog.set_level(logging.INFO, "run_abort")
     with monkeypatch.context() as full:
-        full.setattr(Holder, "_insert", fail)
+        full.setattr(Holder, "_insert", find_no_space)
         for number in range(2):
             with abortable_run(f"import-{number}"):
                 assert not runtime.holder.refresh()
