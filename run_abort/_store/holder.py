@@ -49,7 +49,7 @@ class Holder:
     :param origin: returns the ID of this process on the wire.
     :param kind: returns the kind of this process, for people.
     :ivar written: called in the recorder's thread with the IDs of requests whose holds changed.
-    :ivar failed: called when a row failed: :meth:`refresh`, and read the blocks' requests, soon.
+    :ivar failed: called after a failure: call :meth:`refresh`, and read the blocks' requests, soon.
     """
 
     def __init__(
