@@ -439,6 +439,7 @@ def test_a_server_that_does_not_answer_is_asked_again(tabs: Tabs, start_run: Sta
     expect(page.get_by_role("alert")).to_have_text("The server does not answer; trying again.")
     question(page).click()
     expect(status(page)).to_have_text("The server does not answer. Try again.")
+    status(page).hover(trial=True)  # the open question does not cover it
     page.context.set_offline(False)
     expect(page.get_by_role("alert")).to_be_hidden()
     question(page).click()
