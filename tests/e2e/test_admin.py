@@ -13,6 +13,7 @@ from tests.e2e.tabs import Tabs, path_of
 from tests.support import wait_until
 
 GO = re.compile("^(Go|Run)$")  # the first until Django 5.2
+TOP = "(element) => Math.round(element.getBoundingClientRect().top)"
 
 
 def admin_path(run_id: str) -> str:
@@ -123,6 +124,7 @@ def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: St
         expect(story.get_by_text(fact).first).to_be_visible()
     check_looks(page, "admin-request", of="#content")
     clear = page.get_by_role("button", name="Let this run start again")
+    assert clear.evaluate(TOP) == page.get_by_role("link", name="History").evaluate(TOP)
     check_button_is_whole(clear)
     clear.click()
     expect(page.locator(".messagelist")).to_contain_text(f"“{run_id}” can start again.")

@@ -8,8 +8,8 @@ from playwright.sync_api import Locator, Page, Request, expect
 
 from example import browser as plain
 from tests.e2e.conftest import Silent, StartRun
-from tests.e2e.looks import check_looks
-from tests.e2e.tabs import Site, Tabs
+from tests.e2e.looks import NARROW, check_looks
+from tests.e2e.tabs import HEIGHT, Site, Tabs
 
 PATH = "/admin/run_abort/runningnow/"
 MINUTE = 60_000  # milliseconds
@@ -17,6 +17,10 @@ HIDE = """(isHidden) => {
     Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
+
+GAP = """(button) =>
+    button.getBoundingClientRect().top - button.previousElementSibling.getBoundingClientRect().bottom
+"""
 
 
 def name_of(page: Page, run_id: str) -> Locator:
@@ -99,10 +103,13 @@ def test_what_has_the_focus_keeps_it(tabs: Tabs, start_run: StartRun, silent: Si
 def test_what_goes_on_is_ended_by_force(tabs: Tabs, silent: Silent, site: Site) -> None:
     silent.hold("stuck-1")
     silent.abort("stuck-1")
+    silent.hold("stuck-1")  # has not heard of it, so there are two buttons
     silent.hold("beside-1")
     page = tabs.open(PATH, user="admin")
     force = page.get_by_role("button", name="End run stuck-1 by force", exact=True)
     check_looks(page, "admin-live-stuck", of="#content-main")
+    page.set_viewport_size({"width": NARROW, "height": HEIGHT})  # one below the other
+    assert force.evaluate(GAP) >= 4  # who means the other one does not click this one
     force.click()
     expect(page.get_by_role("heading", name="End by force")).to_be_visible()
     expect(page.get_by_role("main").get_by_text("beside-1")).to_be_visible()
