@@ -18,9 +18,10 @@ HIDE = """(isHidden) => {
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
 
-GAP = """(button) =>
-    button.getBoundingClientRect().top - button.previousElementSibling.getBoundingClientRect().bottom
-"""
+GAP = """(button) => {
+    const above = button.previousElementSibling.getBoundingClientRect();
+    return button.getBoundingClientRect().top - above.bottom;
+}"""
 
 
 def name_of(page: Page, run_id: str) -> Locator:
