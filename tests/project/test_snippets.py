@@ -31,7 +31,7 @@ from django.contrib import admin
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import CommandError
 from django.db import connections
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
 from django.template import RequestContext, Template
 from django.test import Client, RequestFactory
 from django.urls import reverse
@@ -396,6 +396,12 @@ def drive_answer(page: Page) -> None:
     assert Stream.closed == 2  # the stream, and the client
     clear_run_abort(job)
     assert async_to_sync(converse)()[-1] == {"stopped": True}
+
+    with mock.patch.object(request, "auser", mock.AsyncMock(return_value=AnonymousUser())):
+        assert async_to_sync(page["answer"])(request, job.pk).status_code == 302
+    Job.objects.update(owner=User.objects.create_user("bob"))
+    with pytest.raises(Http404):
+        async_to_sync(page["answer"])(request, job.pk)
 
 
 # Users.
