@@ -17,18 +17,26 @@ USER = "admin"
 def main() -> int:
     """Serve until a signal comes; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m example.serve", description=__doc__)
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)d")
-    port: int = parser.parse_args().port
+    parser.add_argument("--port", type=port, default=8000, help="default: %(default)d")
+    number: int = parser.parse_args().port
     interruption.install()
     try:
-        _require_free(port)
-        _serve(port, ROOT / "var")
+        _require_free(number)
+        _serve(number, ROOT / "var")
     except interruption.Interrupted as interrupted:
         print(f"\n{interrupted}: everything was stopped.")
     except (FleetError, OSError, RuntimeError) as error:
         print(f"Not served: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def port(text: str) -> int:
+    """An argument: the number of a TCP port."""
+    number = int(text)
+    if not 0 < number < 65_536:
+        raise ValueError(text)
+    return number
 
 
 def _require_free(port: int) -> None:

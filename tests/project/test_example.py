@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from example import serve
 from example.browser import Page
 from example.redis_server import RedisServer
 from tests.support import Child, is_there, wait_until
@@ -139,3 +141,12 @@ def test_the_browser_sends_what_is_chosen() -> None:
         <input type="checkbox" name="at_once" value="on"></form>"""
     (form,) = Page("http://localhost/", 200, html).forms
     assert form.fields == {"count": "6", "kind": "import"}
+
+
+def test_a_port_that_cannot_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", "--port", "99999"])
+    with pytest.raises(SystemExit):
+        serve.main()
+    assert "argument --port: invalid port value: '99999'" in capsys.readouterr().err
