@@ -3,7 +3,7 @@
 A gap begins behind the last request that receivers and handlers got before it, not behind the last
 one that was read from the link: behind a slow receiver others wait in buffers, and are lost with
 the link. It begins at the time that the row of that request has, so the clocks of hosts, and when
-they are set, do not matter.
+they are set, do not matter. A row of the future does not count: the database's clock was set back.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class CatchUp:
         return self._requests.since(since, but_by=self._origin(), limit=AT_ONCE)
 
     def _since(self, gaps: Sequence[Gap | datetime], alias: str) -> datetime:
-        """Where to begin to read, by the database's clock."""
+        """Where to begin to read, by the database's clock, which may have been set back."""
         now = aware(present(alias))
-        if self._began is None:
+        if self._began is None or self._began > now:
             self._began = now - timedelta(seconds=monotonic() - self._started)
         since = min(self._begin(gap, now, alias) for gap in gaps) - MARGIN
         return before_repeated_hour(max(since, self._began))
@@ -141,5 +141,5 @@ class CatchUp:
     def _begin(self, gap: Gap | datetime, now: datetime, alias: str) -> datetime:
         if isinstance(gap, datetime):
             return gap
-        known = times(alias, gap.after).values()
+        known = [at for at in times(alias, gap.after).values() if at <= now]
         return max(known, default=now - timedelta(seconds=monotonic() - gap.since))

@@ -5,7 +5,7 @@ handled. A request that was being handled when a process died is handled again: 
 at most once.
 
 A position is the time that the row of a request has. No clock of a host is used, and none but the
-database's.
+database's. If that was set back, the position is not later than its present time.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ class Cursor:
             with limited(alias, writes=True):
                 rows.bulk_create([new], ignore_conflicts=True)
                 row = rows.get(pk=self._name)
+                until = min(aware(row.heard_until), aware(present(alias)))
             heard = [(request_id, run_id) for request_id, run_id in json.loads(row.heard)]
-            return Position(aware(row.began_at), aware(row.heard_until), heard)
+            return Position(min(aware(row.began_at), until), until, heard)
 
         position = self._recorder.call(select)
         if position is not None:
@@ -122,11 +123,11 @@ class Cursor:
     def _update(self, moves: bool, alias: str) -> bool:
         with limited(alias, writes=False):
             known = times(alias, [request_id for request_id, _ in self._heard])
-            touched_at = self._touched_at(alias)
+            now = aware(present(alias))
         until = self._until
         if moves:
-            places = [*known.values(), *filter(None, (until, touched_at))]
-            until = max(places, default=None)
+            places = [*known.values(), *filter(None, (until, self._touched_at(now)))]
+            until = min(max(places, default=now), now)
         self._forget_old(known, until)
         at = Now() if until is None else stored(until)
         values = {"heard_until": at, "heard": json.dumps(list(self._heard))}
@@ -137,11 +138,11 @@ class Cursor:
         self._until, self._touched = until, None
         return True
 
-    def _touched_at(self, alias: str) -> datetime | None:
+    def _touched_at(self, now: datetime) -> datetime | None:
         touched = self._touched
         if touched is None:
             return None
-        return aware(present(alias)) - timedelta(seconds=monotonic() - touched) - REST
+        return now - timedelta(seconds=monotonic() - touched) - REST
 
     def _forget_old(self, known: dict[str, datetime], until: datetime | None) -> None:
         since = None if until is None else before_repeated_hour(until - MEMORY)

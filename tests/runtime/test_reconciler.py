@@ -333,6 +333,19 @@ class TestMissed:
         current().listener.after_fork()
         wait_until(lambda: "missed" in heard)
 
+    def test_so_they_do_where_the_clock_of_the_database_was_ahead(
+        self, heard: list[str], proxy: Proxy, foreign: Foreign, runtime: Runtime
+    ) -> None:
+        """As when the process began, and at the last request before the outage."""
+        runtime.reconciler._catch_up._began = ahead = timezone.now() + timedelta(hours=1)
+        row = request("before", requested_at=ahead)
+        assert foreign.publish_signed("before", id=str(row.pk)) == 1
+        wait_until(lambda: heard == ["before"])
+        self.cut_off(proxy)
+        request("missed")
+        self.reconnect(proxy)
+        wait_until(lambda: heard == self.received == ["before", "missed"])
+
     def test_a_database_that_is_away_then_is_asked_again(
         self, heard: list[str], proxy: Proxy, runtime: Runtime
     ) -> None:

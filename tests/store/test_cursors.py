@@ -103,7 +103,9 @@ class TestCursor:
             assert cursor.save()
 
     def test_it_stands_at_the_last_request_that_was_handled(self) -> None:
-        cursor, earlier = cursor_one(), timezone.now() + timedelta(minutes=5)
+        past = timezone.now() - timedelta(days=2)
+        ListenerCursor.objects.create(name="one", began_at=past, heard_until=past)
+        cursor, earlier = cursor_one(), timezone.now() - timedelta(minutes=5)
         assert cursor.load()
         keys = [requested(f"run-{n}", earlier + timedelta(seconds=n)) for n in range(3)]
         requested("not handled", earlier + timedelta(seconds=9))
@@ -117,6 +119,22 @@ class TestCursor:
         assert position.heard_until == earlier + timedelta(seconds=2)
         assert position.heard[:3] == keys
         assert len(position.heard) == 5
+
+    def test_it_never_stands_in_the_future(self) -> None:
+        """Else what is requested until then is not read after a restart."""
+        cursor = cursor_one()
+        assert cursor.load()
+        ahead = timezone.now() + timedelta(hours=1)  # of a database whose clock was set back then
+        cursor.note(requested("run-1", ahead))
+        assert cursor.collect()
+        assert cursor.save()
+        position = cursor_one().load()
+        assert position is not None
+        assert position.heard_until <= timezone.now()
+        ListenerCursor.objects.update(began_at=ahead, heard_until=ahead)
+        position = cursor_one().load()
+        assert position is not None
+        assert position.began_at <= position.heard_until <= timezone.now()
 
     def test_it_stays_while_requests_before_are_missing(self) -> None:
         cursor = cursor_one()
