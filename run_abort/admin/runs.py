@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
@@ -28,11 +28,6 @@ from run_abort.views.requesting import request_aborts
 from .asking import confirm_abort, echoed, log_text, tell
 from .linking import object_url, row_url
 
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = object
-
 MAX_AWAITED: Final = 100  # runs
 
 WHY_NOT: Final[Mapping[str, Any]] = {
@@ -42,7 +37,9 @@ WHY_NOT: Final[Mapping[str, Any]] = {
 }
 
 
-class AbortRunsMixin(ModelAdmin):
+# A ModelAdmin itself, so that it also works after a class of another package: class RunAdmin(
+# ImportExportModelAdmin, AbortRunsMixin). Else ModelAdmin would come first, and hide the methods.
+class AbortRunsMixin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Adds an action and a button that abort runs to the ``ModelAdmin`` of a project's run model::
 
         @admin.register(Run)

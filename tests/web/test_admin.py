@@ -403,6 +403,18 @@ class TestButton:
         assert "abortlink" in text(response.render())
 
 
+def test_the_mixin_may_come_after_a_class_of_another_package() -> None:
+    class PolymorphicAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+        pass
+
+    class Last(PolymorphicAdmin, AbortRunsMixin):
+        pass
+
+    last = Last(Job, admin.site)
+    assert "abort_selected_runs" in last.actions
+    assert "jobs_job_abort" in [url.name for url in last.get_urls()]
+
+
 class TestWaiting:
     """What is told after the wait, by the action and by the button."""
 
