@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # its server may be a replica, which refuses to write.
 OLD: Final = 5.0
 
+GEVENT_POOL: Final = "django_db_geventpool."
+OF_POOLS: Final = frozenset({"pool", "MAX_CONNS", "REUSE_CONNS"})  # options
+
 # Each with the time when it was opened, in seconds of monotonic().
 _own: Final[weakref.WeakKeyDictionary[Any, float]] = weakref.WeakKeyDictionary()
 
@@ -45,7 +48,7 @@ def open_own(alias: str) -> None:
         "CONN_HEALTH_CHECKS": False,
         "CONN_MAX_AGE": None,
     }
-    backend = load_backend(settings["ENGINE"]).DatabaseWrapper
+    backend = _unpooled(load_backend(settings["ENGINE"]).DatabaseWrapper)
     settings["OPTIONS"] = _options(backend, settings.get("OPTIONS") or {})
     own = backend(settings, alias)
     connections[alias] = own
@@ -62,10 +65,17 @@ def open_own(alias: str) -> None:
     _own[own] = monotonic()
 
 
+def _unpooled(backend: type[BaseDatabaseWrapper]) -> type[BaseDatabaseWrapper]:
+    """The engine itself, without the pool of django-db-geventpool, which jobs may have used up."""
+    bases = backend.__mro__
+    pooled = [at for at, each in enumerate(bases) if each.__module__.startswith(GEVENT_POOL)]
+    return bases[pooled[-1] + 1] if pooled else backend
+
+
 def _options(backend: type[BaseDatabaseWrapper], options: dict[str, Any]) -> dict[str, Any]:
     seconds = database.timeout()
     whole = max(math.ceil(seconds), 2)  # libpq takes at least two
-    options = {key: value for key, value in options.items() if key != "pool"}
+    options = {key: value for key, value in options.items() if key not in OF_POOLS}
     # An engine of a project, or of GeoDjango, has another name and the same driver.
     engines = {each.__module__ for each in backend.__mro__}
     if "django.db.backends.sqlite3.base" in engines:

@@ -7,10 +7,12 @@ import concurrent.futures
 import logging
 import queue
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -134,6 +136,27 @@ def test_an_engine_of_the_project_has_the_same_limits(
     assert rows.service.stop()
     engine = request.getfixturevalue("project_engine")
     assert rows.call(limits) == (engine, usual)
+
+
+def test_its_connection_is_none_of_the_pool_of_django_db_geventpool(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that wait for something else may have all connections of that pool."""
+
+    class Pooled:
+        def get_new_connection(self, params: object) -> None:
+            raise AssertionError
+
+    Pooled.__module__ = "django_db_geventpool.backends.base"
+    base = ModuleType("shop.pooled.base")
+    engine = type(connections["default"])
+    base.DatabaseWrapper = type("DatabaseWrapper", (Pooled, engine), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    mine = connections.settings["default"]
+    options = {**mine.get("OPTIONS", {}), "MAX_CONNS": 1, "REUSE_CONNS": 1}
+    monkeypatch.setitem(mine, "ENGINE", "shop.pooled")
+    monkeypatch.setitem(mine, "OPTIONS", options)
+    assert rows.call(lambda alias: type(connections[alias])) is engine
 
 
 def test_jobs_that_wait_are_done_together(rows: Recorder) -> None:
