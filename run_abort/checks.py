@@ -58,7 +58,7 @@ def check_settings(
     if found:
         return found
     redis = _check_redis(explicit="CACHE_ALIAS" in raw)
-    return [*_check_lease(), *_check_rule(), *_check_users(), *redis]
+    return [*_check_lease(), *_check_rule(), *_check_users(), *_check_schemas(), *redis]
 
 
 def _check_lease() -> Iterator[CheckMessage]:
@@ -104,6 +104,18 @@ def _check_users() -> Iterator[CheckMessage]:
             hint=f"Add {_MIDDLEWARE!r}, after the one for sessions. Without it every visitor is "
             "anonymous, and may abort nothing.",
             id="run_abort.E011",
+        )
+
+
+def _check_schemas() -> Iterator[CheckMessage]:
+    tenant_apps = getattr(django_settings, "TENANT_APPS", ())  # of django-tenants
+    if any(app.partition(".")[0] == "run_abort" for app in tenant_apps):
+        yield CheckWarning(
+            "TENANT_APPS lists run_abort, whose rows are in the public schema: the tables in the "
+            "schemas of the tenants stay empty, and so do the pages about them in the admin.",
+            hint="List it in SHARED_APPS alone. Without tables in the public schema, nothing is "
+            "recorded.",
+            id="run_abort.W010",
         )
 
 

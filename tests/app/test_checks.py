@@ -169,6 +169,22 @@ def test_the_rule_is_a_function(configure: Configure, rule: object, expected: li
     assert ids() == expected
 
 
+@pytest.mark.parametrize(
+    ("apps_of_tenants", "expected"),
+    [
+        (["jobs", "run_abort"], ["run_abort.W010"]),
+        (["run_abort.apps.RunAbortConfig"], ["run_abort.W010"]),
+        (["jobs", "run_aborts"], []),
+    ],
+)
+def test_the_rows_are_in_no_tenants_schema(
+    configure: Configure, settings: Any, apps_of_tenants: list[str], expected: list[str]
+) -> None:
+    configure(REDIS_URL=False, REQUESTS=True)
+    settings.TENANT_APPS = apps_of_tenants  # of django-tenants
+    assert [message.id for message in check_settings()] == expected
+
+
 class TestUsers:
     def test_apps_that_are_missing(self, configure: Configure, settings: Any) -> None:
         settings.INSTALLED_APPS = ["run_abort"]
