@@ -7,17 +7,15 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from run_abort._concurrency.clock import monotonic
 
 from . import database
-
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 # Seconds after which an error may be due to the connection, although that works: after a failover
 # its server may be a replica, which refuses to write.
@@ -167,7 +165,13 @@ def close_own(alias: str) -> None:
     """
     with suppress(Exception):  # MySQL's raises if it is closed already
         _own.pop(connections[alias], None)
-        connections[alias].close()
+        close(connections[alias])
+
+
+def close(own: BaseDatabaseWrapper) -> None:
+    """Close it, also if it is to a database in memory, as in tests: Django leaves that open."""
+    own.close()
+    BaseDatabaseWrapper.close(own)
 
 
 def link_of(alias: str) -> object:

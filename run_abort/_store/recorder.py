@@ -313,7 +313,7 @@ class Recorder:
             finally:
                 own, connections[alias] = connections[alias], previous
                 if own is not previous:
-                    own.close()
+                    connection.close(own)
 
     def _work_for_its_thread(self) -> None:
         """Do the jobs that wait, because its thread waits for them: it runs a finaliser.

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -593,30 +594,58 @@ def test_what_a_signal_handler_raises_is_not_taken_for_an_error_of_the_database(
     assert caplog.records == []
 
 
-def test_a_connection_that_cannot_be_set_up_is_closed(
-    rows: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SQLite refuses the project's init_command."""
-    if connection.vendor != "sqlite":
-        return
-    opened, closed = [], []
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[sqlite3.Connection]]:
+    """The connections to SQLite that are opened, and those that are closed."""
+    links: dict[str, list[sqlite3.Connection]] = {"opened": [], "closed": []}
 
     class Link(sqlite3.Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            opened.append(self)
+            links["opened"].append(self)
 
         def close(self) -> None:
-            closed.append(self)
+            links["closed"].append(self)
             super().close()
 
-    options = {"factory": Link, "init_command": "SELECT no_such_column"}
-    options = {**connection.settings_dict["OPTIONS"], **options}
+    options = {**connection.settings_dict["OPTIONS"], "factory": Link}
     monkeypatch.setitem(connections.settings[connection.alias], "OPTIONS", options)
+    return links
+
+
+def test_a_connection_that_cannot_be_set_up_is_closed(
+    rows: Recorder,
+    links: dict[str, list[sqlite3.Connection]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SQLite refuses the project's init_command."""
+    if connection.vendor != "sqlite":
+        return
+    options = connections.settings[connection.alias]["OPTIONS"]
+    monkeypatch.setitem(options, "init_command", "SELECT no_such_column")
     refused = rows.put(Operation(0, lambda alias, items: items), None)
     assert refused.wait(TIMEOUT)
     assert isinstance(refused.error, OperationalError)
-    assert opened == closed != []
+    assert links["opened"] == links["closed"] != []
+
+
+@pytest.mark.parametrize("where", ["its thread", "the caller's"])
+def test_its_connection_to_a_database_in_memory_is_closed(
+    rows: Recorder,
+    links: dict[str, list[sqlite3.Connection]],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """Django leaves it open; from CPython 3.13 on that is a warning in the tests of projects."""
+    if connection.vendor != "sqlite":
+        return
+    monkeypatch.setattr(
+        type(connections[connection.alias]), "is_in_memory_db", lambda connection: True
+    )
+    with no_thread() if where == "the caller's" else nullcontext():
+        assert result(rows.put(Operation(0, lambda alias, items: items), None)) is None
+    assert rows.service.stop()
+    assert links["opened"] == links["closed"] != []
 
 
 def test_what_can_only_be_read_cannot_be_written_again(
