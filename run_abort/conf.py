@@ -93,6 +93,7 @@ LOCAL: Final[Mapping[str, Any]] = {
     "REQUESTS": False,
     "HOLDS": False,
     "LISTEN": False,
+    "PROCESS_DIR": None,
     "is_real": False,
 }
 

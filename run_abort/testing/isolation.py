@@ -101,7 +101,7 @@ class use_push(_CutOff):  # noqa: N801
 
     def _values(self) -> Mapping[str, Any]:
         channel = f"{conf.settings().CHANNEL}:tests:{uuid.uuid4().hex}"
-        rows = {"REQUESTS": True, "HOLDS": True, "is_real": False}
+        rows = {"REQUESTS": True, "HOLDS": True, "PROCESS_DIR": None, "is_real": False}
         return {**rows, "LISTEN": "auto", "CHANNEL": channel}
 
 

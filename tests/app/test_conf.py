@@ -63,8 +63,9 @@ class TestSettings:
         assert conf.settings().CHANNEL == "two"
 
 
-BASE = {"REDIS_URL": "redis://real", "HOLDS": True, "LISTEN": "auto"}
-CUT_OFF = {"REDIS_URL": False, "REQUESTS": False, "HOLDS": False, "LISTEN": False}
+SERVER = {"REDIS_URL": "redis://real", "HOLDS": True, "LISTEN": "auto"}
+BASE = SERVER | {"PROCESS_DIR": "/run/real"}
+CUT_OFF = dict.fromkeys(["REDIS_URL", "REQUESTS", "HOLDS", "LISTEN"], False) | {"PROCESS_DIR": None}
 
 
 class TestInTestsOfAProject:
@@ -89,7 +90,10 @@ class TestInTestsOfAProject:
             (BASE | {"HEARTBEAT": 5}, {}),
             ({}, {}),
             ({"REDIS_URL": None, "PUSH": "redis"}, {}),
-            ({"REDIS_URL": "redis://test"}, BASE | {"REQUESTS": True, "REDIS_URL": "redis://test"}),
+            (
+                {"REDIS_URL": "redis://test"},
+                SERVER | {"REQUESTS": True, "REDIS_URL": "redis://test"},
+            ),
             (
                 {"REDIS_URL": "redis://test", "REQUESTS": False},
                 {"REDIS_URL": "redis://test", "HOLDS": True, "LISTEN": "auto"},
@@ -99,8 +103,9 @@ class TestInTestsOfAProject:
             # The alias counts. Neither the URL of the settings nor the environment does.
             (
                 BASE | {"CACHE_ALIAS": "other"},
-                BASE | {"REQUESTS": True, "REDIS_URL": ""},
+                SERVER | {"REQUESTS": True, "REDIS_URL": ""},
             ),
+            ({"PROCESS_DIR": "/run/test"}, {"PROCESS_DIR": "/run/test"}),
         ],
     )
     def test_what_an_override_gives_another_value_counts(

@@ -291,6 +291,14 @@ class TestUse:
             recorder.call_soon(written.append)
         assert written
 
+    @pytest.mark.parametrize("use", [use_rows, use_push])
+    def test_no_program_of_the_project_is_ended(
+        self, configure: Configure, use: type[use_rows | use_push]
+    ) -> None:
+        configure(PROCESS_DIR="/run/real")
+        with use():
+            assert conf.settings().PROCESS_DIR is None
+
     def test_the_settings_as_they_are(self) -> None:
         with use_settings():
             outcome = abort_run("a")
