@@ -191,7 +191,7 @@ class Reconciler:
             self._failed |= not self._abort_held()
             self._failed |= not self._catch_up.run(life)
             self._failed |= not self._push_again()
-        return not self._is_needed() and self.service.retire(life, self._is_needed)
+        return not self.is_needed() and self.service.retire(life, self.is_needed)
 
     def _abort_held(self) -> bool:
         # A block that is entered after this reads for itself. By the time of the answer a request
@@ -215,7 +215,8 @@ class Reconciler:
             self._push_until = 0.0
         return is_done
 
-    def _is_needed(self) -> bool:
+    def is_needed(self) -> bool:
+        """Whether the thread has something to do, now or later."""
         options = conf.settings()
         if self._holder.waits:
             return True
@@ -227,6 +228,6 @@ class Reconciler:
         """Reset the state: the parent handles its own gaps and unpublished requests."""
         self.service.after_fork_in_child()
         self._reset()
-        if self._is_needed():
+        if self.is_needed():
             self._is_new_child = True
             self.service.ensure_started()

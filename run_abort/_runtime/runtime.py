@@ -179,7 +179,7 @@ class Runtime:
     def settings_changed(self, setting: str) -> None:
         """Stop the parts that use a setting of Django that was overridden.
 
-        They start on demand, and again at once if blocks are open.
+        They start on demand, and again at once if open blocks need them.
         """
         if setting in {"RUN_ABORT", "SECRET_KEY", "SECRET_KEY_FALLBACKS"}:
             self.trust.forget_keys()
@@ -194,7 +194,8 @@ class Runtime:
         if setting in {"RUN_ABORT", "CACHES", "DATABASES"} and len(self.registry):
             with suppress(ImproperlyConfigured):  # the next change may be valid
                 self.listener.ensure_started()
-                self.reconciler.service.ensure_started()
+                if self.reconciler.is_needed():
+                    self.reconciler.service.ensure_started()
 
     def at_exit(self) -> None:
         """At the interpreter's exit: stop the threads, unless a run is still held.

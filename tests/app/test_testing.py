@@ -160,6 +160,11 @@ class TestRecordAborts:
         assert called
         assert not threads_of_ours()
 
+    def test_no_thread_lasts_as_long_as_a_block_around_it(self) -> None:
+        """It would wait for that."""
+        with abortable_run("a"), record_aborts():
+            assert not threads_of_ours()
+
     def test_it_waits_for_a_thread_that_is_just_being_started(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
