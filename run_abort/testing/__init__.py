@@ -293,7 +293,10 @@ def _complete(function: Callable[[], object] | None, *, in_steps: bool = False) 
         return
     if in_event_loop():
         result.close()
-        raise RuntimeError("a coroutine cannot be run in a thread that runs an event loop")
+        raise RuntimeError(
+            "a coroutine cannot be run in a thread that runs an event loop: use await "
+            "asyncio.to_thread(abort_everywhere, job)"
+        )
 
     tasks: list[asyncio.Task[object]] = []
 

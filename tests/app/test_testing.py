@@ -944,7 +944,7 @@ class TestAbortEverywhere:
 
     def test_not_within_an_event_loop(self) -> None:
         async def test() -> None:
-            with pytest.raises(RuntimeError, match="that runs an event loop"):
+            with pytest.raises(RuntimeError, match="that runs an event loop: use await asyncio"):
                 abort_everywhere(import_rows_async)
             await asyncio.to_thread(abort_everywhere, import_rows_async, before=reset)
 
