@@ -353,9 +353,12 @@ class Batch(NamedTuple):
         recorded = held is not None
         if held is not None:
             # Blocks of this process that were entered before the commit; later ones read the row.
+            # The hang-up of a client aborts neither: a page that is loaded again is a new start.
             abort = runtime.registry.abort_controllers
             late = [
-                abort(held[request.run_id], request, "local") if request.run_id in held else 0
+                abort(held[request.run_id], request, "local")
+                if request.stands and request.run_id in held
+                else 0
                 for request in self.requests
             ]
             local = [first + second for first, second in zip(local, late, strict=True)]

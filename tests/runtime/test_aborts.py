@@ -35,6 +35,7 @@ from run_abort import (
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import Runtime, current
 from run_abort._store import database, recorder, requests
+from run_abort.aborts import abort_disconnected
 from run_abort.models import AbortRequest
 from run_abort.signals import (
     run_abort_received,
@@ -352,6 +353,20 @@ class TestNoGapInTheAbortersOwnProcess:
         with pytest.raises(RunAborted, match="because"):
             block.__exit__(None, None, None)
         assert outcome.local == 1
+
+    def test_but_not_by_the_hang_up_of_a_client_who_may_have_just_come_back(
+        self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        block = abortable_run("run-1")
+        record = runtime.requests.record
+
+        def recording(*args: Any, **options: Any) -> Any:
+            in_threads(block.__enter__)
+            return record(*args, **options)
+
+        monkeypatch.setattr(runtime.requests, "record", recording)
+        abort_disconnected("run-1", "gone")
+        block.__exit__(None, None, None)
 
 
 class TestInASignalHandler:
