@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from functools import cache
 
 from django.conf import settings as django_settings
 from django.utils.encoding import force_bytes
@@ -35,15 +36,14 @@ class Trust:
     def __init__(self) -> None:
         self.unsigned = 0
         self.refused = 0
-        self._keys: dict[str, Key] | None = None  # by fingerprint; the first one signs
-        self._settings = object()  # another one whenever settings change
         self._heard = Memory()  # the last valid signatures
         self._throttle = Throttle()
+        self.forget_keys()
 
     def forget_keys(self) -> None:
         """Derive the keys again, because settings changed."""
-        self._settings = object()
-        self._keys = None
+        # A thread that is deriving the previous ones stores them in the previous cache.
+        self._keys = cache(_derived_keys)
 
     def sign(self, request: Request) -> Signature | None:
         """Sign a request that is published now. Any thread may call this.
@@ -51,7 +51,7 @@ class Trust:
         :return: None if this process has no key.
         :raises ValueError: if the request contains a lone surrogate.
         """
-        for key in self._known_keys().values():
+        for key in self._keys().values():
             return sign(key, conf.settings().CHANNEL, request, _now())
         return None
 
@@ -79,7 +79,7 @@ class Trust:
         age = _now() - signature.at  # milliseconds
         if abs(age) > MAX_AGE * 1000:
             return f"it is {age / 1000} s old: compare the clocks of the hosts"
-        keys = self._known_keys()
+        keys = self._keys()
         named = (keys[signature.key],) if signature.key in keys else ()
         some = named if signature.key else tuple(keys.values())
         if not verify(some, conf.settings().CHANNEL, request, signature):
@@ -101,19 +101,14 @@ class Trust:
                 problem,
             )
 
-    def _known_keys(self) -> dict[str, Key]:
-        keys = self._keys
-        if keys is None:
-            # Two threads may derive them at once, and find the same.
-            settings = self._settings
-            keys = self._keys = {key.fingerprint: key for key in map(Key, _secrets())}
-            if self._settings is not settings:  # they may be the previous ones
-                self._keys = None
-        return keys
-
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _derived_keys() -> dict[str, Key]:
+    """The keys by their fingerprints. The first one signs."""
+    return {key.fingerprint: key for key in map(Key, _secrets())}
 
 
 def _secrets() -> list[bytes]:
