@@ -98,7 +98,7 @@ class Programs:
         self._program = partial(_Program, grace=grace, on_ended=on_ended)
         self._held: dict[Key, _Program] = {}
         self._ignored: dict[Key, str] = {}  # why a file is not believed
-        self._unlogged: dict[Key, str] = {}  # those of them that no warning has counted yet
+        self._logged: dict[Key, str] = {}  # those of them that a warning has counted
         self._throttle = Throttle()
         self._service = Service("run_abort-programs", self._run)
 
@@ -131,8 +131,7 @@ class Programs:
                 del self._held[key]
                 if is_gone:
                     files.remove(program.file)
-        self._ignored = {key: why for key, why in self._ignored.items() if key in found}
-        self._unlogged = {key: why for key, why in self._unlogged.items() if key in found}
+        self._ignored.clear()
         elsewhere = cache(files.processes_elsewhere)
         for key, file in found.items():
             if key not in self._held:
@@ -143,9 +142,9 @@ class Programs:
         if judgement.verdict == "stale":
             files.remove(file)
         elif judgement.process is None:
-            self._distrust(key, judgement.why)
+            self._ignored[key] = judgement.why
         elif len(self._held) >= MAX_HELD:
-            self._distrust(key, f"the limit of {MAX_HELD} programs is reached")
+            self._ignored[key] = f"the limit of {MAX_HELD} programs is reached"
         else:
             self._hold(key, file, judgement.process)
 
@@ -153,19 +152,17 @@ class Programs:
         family = family_of_stranger(process, owner=os.geteuid())
         if family is None:
             if procfs.entry_of(process.pid) is not None:
-                self._distrust(key, "its process cannot be held: too many open files?")
+                self._ignored[key] = "its process cannot be held: too many open files?"
             return
         self._held[key] = self._program(file, process, family)
 
-    def _distrust(self, key: Key, why: str) -> None:
-        if self._ignored.get(key) != why:
-            self._ignored[key] = self._unlogged[key] = why
-
     def _warn(self) -> None:
         """Log which files are ignored, and why: each once, in a line now and then."""
-        if not self._unlogged or self._throttle.admit() is None:
+        ignored = self._ignored.items()
+        unlogged = {key: why for key, why in ignored if self._logged.get(key) != why}
+        if not unlogged or self._throttle.admit() is None:
             return
-        named = [f"{key[0]!r}: {why}" for key, why in islice(self._unlogged.items(), NAMED)]
-        others = f"; and {more} others" if (more := len(self._unlogged) - len(named)) else ""
+        named = [f"{key[0]!r}: {why}" for key, why in islice(unlogged.items(), NAMED)]
+        others = f"; and {more} others" if (more := len(unlogged) - len(named)) else ""
         logger.warning("PID files are ignored: %s%s", "; ".join(named), others)
-        self._unlogged.clear()
+        self._logged = self._ignored.copy()
