@@ -63,14 +63,17 @@ run_abort_received = _Signal()
 run_aborted = _Signal()
 
 
-def send_to_all(signal: Signal, sender: object, **named: Any) -> None:
+def send_to_all(signal: Signal, sender: object, *, but: object = None, **named: Any) -> None:
     """Send a signal to every receiver, in this thread; log what a receiver raises.
 
     ``Signal.send_robust`` stops at a ``RunAborted`` and a ``CancelledError``, which are no
     ``Exception``, and at an exception of a receiver without a name, such as a ``partial``.
+
+    :param but: a receiver to which it is not sent.
     """
     receivers, async_receivers = signal._live_receivers(sender)
-    for receiver in (*receivers, *map(async_to_sync, async_receivers)):
+    others = (receiver for receiver in receivers if receiver != but)
+    for receiver in (*others, *map(async_to_sync, async_receivers)):
         try:
             receiver(signal=signal, sender=sender, **named)
         except (Exception, RunAborted, asyncio.CancelledError):

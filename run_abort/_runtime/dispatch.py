@@ -91,8 +91,6 @@ class Dispatch:
         self._overflow = Throttle()
         self._slow = Throttle()
         self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
-        # The request for which this thread is calling receivers.
-        self._calling = threading.local()
 
     def connect(self) -> None:
         """Abort the controllers here also when a project sends ``run_abort_received`` itself."""
@@ -228,24 +226,20 @@ class Dispatch:
         abort_id: uuid.UUID | None = None,
         **kwargs: object,
     ) -> None:
-        """Abort the controllers of this process, because a project has sent the signal itself.
-
-        Signals sent by this object are ignored: their controllers were aborted before. Receivers
-        may take long, and by now the run may have been cleared and started again.
-        """
+        """Abort the controllers of this process, because a project has sent the signal itself."""
         key, why, who = (str(each or "") for each in (abort_id, reason, actor))
-        request = Request(clean_id(run_id), key, why, who)
-        if getattr(self._calling, "request", None) != (request.run_id, request.id):
-            self._registry.abort(request, "channel")
+        self._registry.abort(Request(clean_id(run_id), key, why, who), "channel")
 
     def _call_receivers(self, request: Request) -> None:
         began = monotonic()
-        self._calling.request = (request.run_id, request.id)
         close_old_connections()
         try:
+            # Not to this object: it has aborted the controllers before. Receivers may take long,
+            # and by now the run may have been cleared and started again.
             send_to_all(
                 run_abort_received,
                 database.model(),
+                but=self._on_signal,
                 run_id=request.run_id,
                 origin=request.origin,
                 abort_id=as_uuid(request.id),
@@ -253,7 +247,6 @@ class Dispatch:
                 actor=request.actor,
             )
         finally:
-            self._calling.request = None
             close_old_connections()
         seconds = monotonic() - began
         if seconds > SLOW and self._slow.admit() is not None:
