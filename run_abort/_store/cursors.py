@@ -66,16 +66,21 @@ class Cursor:
         self._is_saved = True
         self._touched: float | None = None  # when, in seconds of monotonic()
 
-    def load(self) -> Position | None:
+    def load(self, *, anew_at: float | None = None) -> Position | None:
         """Read the position. It is the present time if the name is new.
 
+        :param anew_at: the time to begin anew at, as if the name was, in seconds of
+            ``monotonic()``; None to continue.
         :return: None if the database failed. Then the caller must not save the cursor.
         """
 
         def select(alias: str) -> Position:
             rows = ListenerCursor.objects.using(alias)
-            new = ListenerCursor(pk=self._name, began_at=Now(), heard_until=Now())
+            begin = Now() if anew_at is None else Now(anew_at - monotonic())
+            new = ListenerCursor(pk=self._name, began_at=begin, heard_until=begin)
             with limited(alias, writes=True):
+                if anew_at is not None:
+                    rows.filter(pk=self._name).delete()
                 rows.bulk_create([new], ignore_conflicts=True)
                 row = rows.get(pk=self._name)
                 until = min(aware(row.heard_until), aware(present(alias)))
@@ -156,16 +161,3 @@ class Cursor:
 
         kept = [(key, at) for key, at in self._heard.items() if is_recent(key[0], at)]
         self._heard = dict(kept[-REMEMBERED:])
-
-    def forget(self) -> bool:
-        """Delete the cursor, as if its name had never been used.
-
-        :return: whether the database was written.
-        """
-
-        def delete(alias: str) -> bool:
-            with limited(alias, writes=True):
-                ListenerCursor.objects.using(alias).filter(pk=self._name).delete()
-            return True
-
-        return bool(self._recorder.call(delete))

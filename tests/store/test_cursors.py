@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -87,7 +88,7 @@ class TestCursor:
         with transaction.atomic():
             ListenerCursor.objects.select_for_update().get(pk="one")
             assert not cursor.save()
-            assert not cursor.forget()
+            assert not cursor.load(anew_at=time.monotonic())
             assert current().recorder.flush(20)
         assert cursor.save()
 
@@ -177,14 +178,13 @@ class TestCursor:
         place.touch()
         assert place.cursor.collect() is is_listening
 
-    def test_forgotten_it_stands_at_now(self) -> None:
+    def test_anew_it_stands_at_now(self) -> None:
         cursor = cursor_one()
         cursor.note(requested("run-1", timezone.now() - timedelta(days=1)))
         cursor.collect()
         cursor.save()
         before = timezone.now()
-        assert cursor_one().forget()
-        position = cursor_one().load()
+        position = cursor_one().load(anew_at=time.monotonic())
         assert position is not None
         assert before <= position.began_at <= position.heard_until
         assert position.heard == []

@@ -16,6 +16,7 @@ from typing import Any, Final
 from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._core.process_tree import can_hold
 from run_abort._core.types import Request
 from run_abort._runtime.runtime import current
@@ -178,15 +179,13 @@ class Place:
 
     def __init__(self, name: str, *, from_now: bool) -> None:
         self.cursor = Cursor(current().recorder, name)
-        self._is_to_forget = from_now
+        self._anew_at = monotonic() if from_now else None
         self._is_taken = False
 
     def take(self) -> bool:
         """Load the position from the cursor; return False if the database fails, to be retried."""
-        if self._is_to_forget and self.cursor.forget():
-            self._is_to_forget = False
-        if not self._is_taken and not self._is_to_forget:
-            position = self.cursor.load()
+        if not self._is_taken:
+            position = self.cursor.load(anew_at=self._anew_at)
             if position is not None:
                 runtime = current()
                 runtime.dispatch.remember(position.heard)
