@@ -229,9 +229,6 @@ def _hearing(
 ) -> Iterator[None]:
     """Print each received abort; wake the command on events of the listener and stop signals."""
 
-    def on_received(**facts: Any) -> None:
-        show("received", **facts)
-
     def on_dispatched(request: Request) -> None:
         if programs is not None:
             programs.hurry()
@@ -240,6 +237,7 @@ def _hearing(
             wakeup.notify(HEARD)
 
     runtime = current()
+    on_received = partial(show, "received")
     with ExitStack() as stack:
         run_abort_received.connect(on_received, weak=False)
         stack.callback(run_abort_received.disconnect, on_received)
