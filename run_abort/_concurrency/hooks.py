@@ -101,17 +101,13 @@ class Hook(Generic[P]):
         # Needs no lock: each step is one call of C code.
         self._functions: dict[Callable[P, object], None] = {}
 
-    def add(self, function: Callable[P, object]) -> Callable[[], None]:
+    def add(self, function: Callable[P, object]) -> Callable[[], object]:
         """Call ``function`` from now on; adding it again changes nothing.
 
         :return: a function that removes it.
         """
         self._functions.setdefault(function)
-
-        def remove() -> None:
-            self._functions.pop(function, None)
-
-        return remove
+        return partial(self._functions.pop, function, None)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         call_each(self._calls_with(*args, **kwargs))
