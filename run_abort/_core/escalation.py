@@ -172,9 +172,6 @@ class Escalator:
             heapq.heappush(self._agenda, (monotonic() + delay, next(self._number), plan))
         self.service.start()
 
-    def _is_needed(self) -> bool:
-        return bool(self._agenda)
-
     def _run(self, life: Life) -> None:
         while not life.stopping:
             due, delay = self._take_due()
@@ -182,7 +179,7 @@ class Escalator:
                 call_logged(partial(self._step, due))
             elif delay is not None:
                 life.pause(delay)
-            elif self.service.retire(life, self._is_needed):
+            elif self.service.retire(life, lambda: bool(self._agenda)):
                 return
 
     def _step(self, plan: EscalationPlan) -> None:
@@ -209,7 +206,7 @@ class Escalator:
         self._agenda = [entry for entry in self._agenda if entry[2].ident == ident]
         heapq.heapify(self._agenda)
         self.service.after_fork_in_child()
-        if self._is_needed():
+        if self._agenda:
             self.service.start()
 
 
