@@ -13,7 +13,10 @@ from .clock import Now
 from .database import storable, tables
 
 if TYPE_CHECKING:
+    from run_abort._core.types import Request
     from run_abort.models import RunHold, RunHoldGroup
+
+    from .requests import Known
 
 MAX_LABEL: Final = 255  # characters
 MAX_STEPS: Final = 20  # escalations of one block; later ones are not kept
@@ -71,6 +74,16 @@ def row_of(entry: Entry, origin: str) -> RunHold:
 def group_rows_of(entry: Entry) -> list[RunHoldGroup]:
     """The rows of the groups that a block answers to."""
     return [tables().RunHoldGroup(hold_id=entry.id, run_id=group) for group in entry.ids[1:]]
+
+
+def first_for(entry: Entry, known: Known | None) -> Request | None:
+    """The first standing request for a block; let the push of a cleared one spare it."""
+    if known is None:
+        return None
+    if known.cleared:
+        cleared = (request.id for request in known.cleared if request.run_id in entry.ids)
+        entry.controller.spared_by = frozenset(cleared)
+    return next((request for request in known.standing if request.run_id in entry.ids), None)
 
 
 def _state(controller: AbortController) -> str:

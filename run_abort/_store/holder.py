@@ -21,7 +21,7 @@ from . import database, requests
 from .clock import Now
 from .connection import is_suspect, limited, link_of
 from .database import tables
-from .entries import MAX_LABEL, MAX_STEPS, Entry, group_rows_of, row_of
+from .entries import MAX_LABEL, MAX_STEPS, Entry, first_for, group_rows_of, row_of
 from .holds import delete_holds, still_there
 from .recorder import Operation, Recorder
 
@@ -119,7 +119,7 @@ class Holder:
             self._postponed.add(here, partial(self._enter_later, entry))
         found: Promise[Request | None] = Promise()
         read = partial(requests.known_for, ids=ids)
-        found.settle(_first(self._recorder.call(read), entry))
+        found.settle(first_for(entry, self._recorder.call(read)))
         return found
 
     def _entered(self, done: Promise[Request | None]) -> None:
@@ -211,10 +211,12 @@ class Holder:
 
     def _write_again(self, entry: Entry) -> None:
         del self._unwritten[entry]
+        self._put(self._leave if self._has_ended(entry) else self._change, entry)
+
+    def _has_ended(self, entry: Entry) -> bool:
+        """Whether the block was left before any abort."""
         signal = entry.controller.signal
-        was_left = self._open.get(signal) is not entry
-        has_ended = was_left and signal.aborted_by is None
-        self._put(self._leave if has_ended else self._change, entry)
+        return self._open.get(signal) is not entry and signal.aborted_by is None
 
     def depart(self) -> None:
         """Delete soon the row of this process, which is about to end, unless a hold refers to it.
@@ -284,7 +286,7 @@ class Holder:
         if not options.REQUESTS:
             return [None] * len(entries)
         known = requests.known_for(alias, {each for entry in entries for each in entry.ids})
-        return [_first(known, entry) for entry in entries]
+        return [first_for(entry, known) for entry in entries]
 
     def _insert(self, alias: str, entries: Sequence[Entry]) -> None:
         with limited(alias, writes=True):
@@ -299,6 +301,7 @@ class Holder:
         self._outage.over(writes=True)
         for entry in entries:
             entry.is_written = True
+        self._delete_late(entries)
 
     def _see(self, alias: str) -> None:
         """Write until when this process counts as alive."""
@@ -359,9 +362,15 @@ class Holder:
                 update_fields=_CHANGES,
                 unique_fields=["id"] if names_keys else None,
             )
+        self._delete_late(some)
         about = [entry.controller.signal.aborted_by for entry in some]
         self.written({each.request.id for each in about if each is not None and each.request.id})
         return [None] * len(entries)
+
+    def _delete_late(self, entries: Iterable[Entry]) -> None:
+        """Delete what this thread, if it was stuck, wrote after another one had deleted it."""
+        for entry in filter(self._has_ended, entries):
+            self._put(self._leave, entry)
 
     def _delete(self, alias: str, entries: list[Entry]) -> list[None]:
         groups = tables().RunHoldGroup.objects.using(alias)
@@ -388,13 +397,3 @@ def _is_due(done_at: float | None) -> bool:
 def _holds(alias: str) -> QuerySet[RunHold]:
     holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
     return holds
-
-
-def _first(known: requests.Known | None, entry: Entry) -> Request | None:
-    """The first standing request for a block; let the push of a cleared one spare it."""
-    if known is None:
-        return None
-    if known.cleared:
-        cleared = (request.id for request in known.cleared if request.run_id in entry.ids)
-        entry.controller.spared_by = frozenset(cleared)
-    return next((request for request in known.standing if request.run_id in entry.ids), None)

@@ -600,6 +600,32 @@ def test_a_block_that_was_left_before_its_row_was_written_has_none(runtime: Runt
     assert not RunHold.objects.exists()
 
 
+@pytest.mark.parametrize("operation", ["_enter", "_change"])
+def test_a_row_that_is_written_after_its_block_was_left_is_removed(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """By a thread that was stuck amid this, when the one that replaced it had deleted the row."""
+    limited = holder.limited
+    left: list[Entry] = []
+
+    @contextmanager
+    def held_up(alias: str, **how: Any) -> Iterator[None]:
+        with limited(alias, **how):
+            for entry in left:
+                runtime.holder._open.pop(entry.controller.signal, None)
+            yield
+
+    with abortable_run("import-1") as signal:
+        left += runtime.holder._open.values()
+        signal.finish()
+        assert runtime.recorder.flush(TIMEOUT)
+        RunHold.objects.all().delete()
+        monkeypatch.setattr(holder, "limited", held_up)
+        assert runtime.recorder.put(getattr(runtime.holder, operation), left[0]).wait(TIMEOUT)
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHold.objects.exists()
+
+
 def test_holds_can_be_turned_off(configure: Configure) -> None:
     configure(REQUESTS=True, HOLDS=False, REDIS_URL=False)
     with pytest.raises(RunAborted), abortable_run("import-1"):
