@@ -348,7 +348,8 @@ class Batch(NamedTuple):
         if any(published):
             # The threads that were just aborted need the interpreter and the processor first.
             time.sleep(REST)
-        look = runtime.registry.holders
+        ids = [request.run_id for request in self.requests]
+        look = partial(runtime.registry.holders, ids)
         held = runtime.requests.record(self.requests, look, made=self.made)
         recorded = held is not None
         if held is not None:

@@ -45,12 +45,17 @@ class Registry:
         """The number of IDs with an open block."""
         return len(self._holders)
 
-    def holders(self) -> dict[str, tuple[AbortController, ...]]:
-        """The controllers of the open blocks, by the IDs of runs and groups they answer to."""
+    def holders(self, ids: Iterable[str] | None = None) -> dict[str, tuple[AbortController, ...]]:
+        """The controllers of the open blocks, by the IDs of runs and groups they answer to.
+
+        :param ids: only these; all if None, which takes longer the more blocks are open.
+        """
         # Without the lock: its thread may run a signal handler that waits for this one. Copying is
         # one step.
-        some = self._holders.copy().items()
-        return {run_id: tuple(holders.copy()) for run_id, holders in some}
+        found = (
+            self._holders.copy() if ids is None else {each: self._holders.get(each) for each in ids}
+        )
+        return {run_id: tuple(some.copy()) for run_id, some in found.items() if some}
 
     def controllers(self) -> list[AbortController]:
         """The controllers of the open blocks, each once."""

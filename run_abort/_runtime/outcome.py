@@ -78,7 +78,7 @@ class Lookout:
 
     def _open_here(self) -> list[bool]:
         """For each request whether an aborted block of this process is open: it may have no row."""
-        open_blocks = self._runtime.registry.holders()
+        open_blocks = self._runtime.registry.holders(each.run_id for each in self._asked)
         return [
             any(block.signal.aborted for block in open_blocks.get(each.run_id, ()))
             for each in self._asked

@@ -111,6 +111,23 @@ class TestAbortRun:
         # When it was made and accepted, not when that was written.
         assert times[0] < pushed_at[0] < times[1] < pushed_at[1]
 
+    def test_it_looks_at_none_of_the_other_blocks(
+        self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else to abort each of ten thousand open blocks takes minutes."""
+
+        class Holders(dict[str, Any]):
+            def copy(self) -> Any:
+                raise AssertionError("all of them")
+
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            holders = Holders(runtime.registry._holders)
+            with monkeypatch.context() as patch:
+                patch.setattr(runtime.registry, "_holders", holders)
+                outcome = abort_run("run-1", wait=0)
+            assert outcome.recorded
+            assert [hold.state for hold in outcome.holds] == ["aborting"]
+
     def test_a_push_that_is_accepted_only_again_counts_from_then(
         self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
