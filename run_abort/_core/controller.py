@@ -81,7 +81,7 @@ class AbortSignal(Programs):
         self.cancellation: Cancellation | None = None  # of the task, by ``async with``
         # For who collects the events. Not in a weak dictionary there: its callback runs in the
         # thread of the block, and would swallow an interrupt.
-        self.request_keys: tuple[str, ...] | None = None
+        self.request_keys: dict[str, None] | None = None
         self.aborted = False
         self.reason = ""
         self.actor = ""

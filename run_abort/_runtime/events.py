@@ -93,7 +93,7 @@ class Events:
         self._reset()
         for controller in self._registry.controllers():
             if controller.signal.aborted_by is not None:
-                controller.signal.request_keys = ()
+                controller.signal.request_keys = {}
 
     # Within the lock.
 
@@ -129,11 +129,12 @@ class Events:
             # If this block is new here, its Left event is held back or not emitted yet.
             if each.left_at is None or each.signal.request_keys is None:
                 effect.open.add(each.signal)
-            each.signal.request_keys = (*(each.signal.request_keys or ()), key)
+            keys = each.signal.request_keys = each.signal.request_keys or {}
+            keys[key] = None
         return len(new)
 
     def _went_on(self, event: Left | Escalated) -> None:
-        for key in event.signal.request_keys or ():
+        for key in tuple(event.signal.request_keys or ()):
             effect = self._effects.get(key)
             if effect is None:
                 continue

@@ -100,6 +100,25 @@ def new_request(run_id: str = "run-1") -> Request:
 
 
 class TestDelivery:
+    def test_a_request_is_not_compared_with_all_that_came_before(self, process: Process) -> None:
+        """Else each look at a block that goes on takes longer, if somebody aborts it again."""
+
+        class ID(str):
+            __slots__ = ()
+            __hash__ = str.__hash__
+            compared = 0
+
+            def __eq__(self, other: object) -> bool:
+                ID.compared += 1
+                return str.__eq__(self, other)
+
+        process.hold()
+        number = 200
+        for each in range(number):
+            process.registry.abort(Request("run-1", ID(each)), "reconcile")
+        assert process.told == ["aborted"] * number
+        assert ID.compared < 10 * number
+
     def test_it_lasts_until_the_last_block_is_left(self, process: Process) -> None:
         _, leave_outer = process.hold()
         _, leave_inner = process.hold()
