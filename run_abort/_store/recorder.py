@@ -88,7 +88,9 @@ class _Busy(NamedTuple):
 
 
 def _call_each(alias: str, functions: list[Callable[[str], Any]]) -> list[Any]:
-    return [function(alias) for function in functions]
+    # Equal ones once: many may ask for the same.
+    results = {function: function(alias) for function in dict.fromkeys(functions)}
+    return [results[function] for function in functions]
 
 
 _CALL: Final[Operation[Callable[[str], Any], Any]] = Operation(1, _call_each)
@@ -160,6 +162,8 @@ class Recorder:
             result = self.wait(job, more=more)
             if not job.is_done:
                 self.outage.report(TimeoutError(), writes=writes)
+                if not writes:  # it need not be done any more
+                    job.settle(error=TimeoutError())
             return result
         try:
             with connection.uncached(), transaction.atomic(using=here.alias):
@@ -381,8 +385,9 @@ def _execute(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Se
 
 
 def _in_order(jobs: Iterable[_Job | None]) -> list[_Job]:
-    """The jobs, in the order of their operations."""
-    return sorted(filter(None, jobs), key=attrgetter("operation.order"))  # stable
+    """The jobs that are to be done, in the order of their operations."""
+    some = [job for job in jobs if job is not None and not job.promise.is_done]
+    return sorted(some, key=attrgetter("operation.order"))  # stable
 
 
 def _grouped(jobs: list[_Job]) -> list[list[_Job]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from django.http import HttpRequest, HttpResponse
@@ -67,6 +66,21 @@ class _Found(NamedTuple):
     holds: list[Hold]
 
 
+class _Read(NamedTuple):
+    """Reads the rows. Equal ones, of clients that poll at the same time, are called once."""
+
+    asked: holds.Asked
+
+    def __call__(self, alias: str) -> _Found:
+        asked = self.asked
+        with limited(alias, writes=False):
+            rows = AbortRequest.objects.using(alias).filter(pk=asked.request_id).annotate(now=Now())
+            row: Any = rows.first()
+            is_there = row is not None and row.run_id == asked.run_id
+            age = (row.now - row.requested_at).total_seconds() if is_there else None
+            return _Found(age, holds.of_requests(alias, [asked])[0])
+
+
 @method_decorator(never_cache, name="dispatch")
 class AbortProgressView(GuardedView):
     """``GET ?abort=<request ID>`` reports the progress of that abort. The response is always JSON.
@@ -105,7 +119,7 @@ def find(asked: holds.Asked | None) -> _Found | None:
     """What the rows say; None if the database does not answer. Waits for it."""
     if asked is None or not (conf.settings().REQUESTS or conf.settings().HOLDS):
         return _Found(None, [])
-    return current().recorder.call(partial(_read, asked=asked))
+    return current().recorder.call(_Read(asked))
 
 
 def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
@@ -118,15 +132,6 @@ def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
         return refusal(404, _("This run has no such abort request."))
     ids = {"ok": True, "runId": asked.run_id, "requestId": str(asked.request_id)}
     return Answer(200, ids | _report(found))
-
-
-def _read(alias: str, asked: holds.Asked) -> _Found:
-    with limited(alias, writes=False):
-        rows = AbortRequest.objects.using(alias).filter(pk=asked.request_id).annotate(now=Now())
-        row: Any = rows.first()
-        is_there = row is not None and row.run_id == asked.run_id
-        age = (row.now - row.requested_at).total_seconds() if is_there else None
-        return _Found(age, holds.of_requests(alias, [asked])[0])
 
 
 def _report(found: _Found) -> dict[str, Any]:

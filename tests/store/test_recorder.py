@@ -222,6 +222,21 @@ def test_callers_wait_for_a_bounded_time(
     wait_until(lambda: rows.call(lambda alias: "here") == "here")
 
 
+def test_what_nobody_waits_for_any_more_is_not_read(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was asked in vain piles up, and delays what comes after it."""
+    monkeypatch.setattr(database, "timeout", lambda: 0.1)
+    monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
+    is_free = block(rows)
+    done: list[str] = []
+    assert rows.call(lambda alias: done.append("read")) is None
+    assert rows.call(lambda alias: done.append("written"), writes=True) is None
+    is_free.set()
+    assert rows.flush(TIMEOUT)
+    assert done == ["written"]
+
+
 def test_a_thread_that_is_stuck_is_replaced(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,13 +13,15 @@ from django.urls import reverse
 from django.utils import timezone
 
 from run_abort import abortable_run
+from run_abort._core.types import Hold
 from run_abort._runtime.runtime import Runtime
+from run_abort._store import holds, recorder
 from run_abort.models import AbortRequest, RunHold
-from run_abort.views.progress import PATIENCE
+from run_abort.views.progress import PATIENCE, asked_of, find
 from tests.blocks import held
 from tests.conftest import Configure
 from tests.rows import LEASE, hold_row, process_row
-from tests.support import TIMEOUT, unmigrated
+from tests.support import TIMEOUT, in_threads, unmigrated, wait_until
 from tests.web.conftest import logged_in
 
 JSON = "application/json"
@@ -172,6 +176,36 @@ class TestRefusals:
 
 
 class TestAnswers:
+    def test_clients_who_poll_at_the_same_time_need_one_look(
+        self,
+        client: Client,
+        runtime: Runtime,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Else blocks, and requests to abort, wait until the recorder has read for each of them."""
+        configure(REQUESTS=True, LISTEN=False, DATABASE_TIMEOUT=TIMEOUT)
+        request_id = post(client)
+        looks: list[object] = []
+        of_requests = holds.of_requests
+
+        def counted(alias: str, asked: Sequence[holds.Asked]) -> list[list[Hold]]:
+            looks.append(asked)
+            return of_requests(alias, asked)
+
+        monkeypatch.setattr(holds, "of_requests", counted)
+        is_free = threading.Event()
+        runtime.recorder.put(recorder.LOOK, lambda alias: is_free.wait(TIMEOUT))
+        wait_until(lambda: runtime.recorder._busy is not None)
+
+        def free() -> None:
+            wait_until(lambda: runtime.recorder._jobs.qsize() == 5)
+            is_free.set()
+
+        polls = [lambda: find(asked_of("run-1", request_id))] * 5
+        in_threads(free, *polls)
+        assert len(looks) == 1
+
     def test_are_never_cached_and_head_and_options_have_one(self, client: Client) -> None:
         address = url(abort=post(client))
         for someone, where in ((client, address), (Client(), url())):
