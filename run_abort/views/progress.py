@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from django.http import HttpRequest, HttpResponse
@@ -66,7 +67,8 @@ class _Found(NamedTuple):
     holds: list[Hold]
 
 
-class _Read(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Read:
     """Reads the rows. Equal ones, of clients that poll at the same time, are called once."""
 
     asked: holds.Asked
