@@ -356,7 +356,8 @@ class Recorder:
                 job.promise.settle(error=error)
         else:
             if operation is not _LAST:  # which asks nothing of the database
-                outage.over(writes=operation.writes)
+                # What returns 0 has changed no row.
+                outage.over(writes=operation.writes and any(each != 0 for each in results))
             for job, result in zip(jobs, results, strict=True):
                 job.promise.settle(result)
 

@@ -304,6 +304,26 @@ class TestUnwell:
         assert "run_abort_abortrequest" in caplog.text
         assert "run 'manage.py migrate run_abort'" in caplog.text
 
+    @pytest.mark.django_db(transaction=True)
+    def test_to_clear_no_request_is_no_sign_that_rows_can_be_written(
+        self, rows: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As SQLite's, on a full disk."""
+
+        def fail(*args: object) -> None:
+            raise OSError("full")
+
+        standing = record(rows)
+        caplog.set_level(logging.INFO, "run_abort")
+        with monkeypatch.context() as full:
+            full.setattr(requests, "_insert", fail)
+            for _ in range(2):
+                assert rows.record([Request("r", str(uuid.uuid4()))], lambda: True) is None
+                assert rows.clear("r") == 0
+        assert [each.levelname for each in caplog.records] == ["WARNING"]
+        assert rows.clear(standing.run_id) == 1
+        assert [each.levelname for each in caplog.records] == ["WARNING", "INFO"]
+
     def test_a_database_that_is_forbidden_costs_a_warning(
         self, rows: Requests, caplog: pytest.LogCaptureFixture
     ) -> None:
