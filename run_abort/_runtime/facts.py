@@ -99,6 +99,7 @@ class Facts:
         # By the identity of the hook. Each step is one call of C code, so it needs no lock.
         self._hooks: dict[Hashable, SerialWorker[Fact]] = {}
         self._overflow = Throttle()
+        self._behind = Throttle()
         self._missed = 0  # facts that did not fit into the queue
         self._worker = SerialWorker(
             self._record, name="run_abort-facts", limit=MAX_WAITING, ours=True
@@ -161,8 +162,8 @@ class Facts:
 
     def _record(self, values: dict[str, Any]) -> None:
         # Logged here, not in record_soon: a slow log handler would delay the abort.
-        missed, self._missed = self._missed, 0
-        if missed:
+        if self._missed and self._behind.admit() is not None:
+            missed, self._missed = self._missed, 0
             logger.error("The log is so far behind that it missed %d facts or more", missed)
         fact = Fact(**values, origin=self._origin(), host=database.host(), pid=os.getpid())
         call_logged(partial(_log, fact))
