@@ -122,7 +122,7 @@ class Cursor:
         :param moves: whether all requests before that one were handled; if not, the cursor stays.
         :return: whether the database was written.
         """
-        self._is_saved = bool(self._recorder.call(partial(self._update, moves)))
+        self._is_saved = bool(self._recorder.call(partial(self._update, moves), writes=True))
         return self._is_saved
 
     def _update(self, moves: bool, alias: str) -> bool:
