@@ -84,10 +84,11 @@ def prune(
     now = present(alias)
     rows = AbortRequest.objects.using(alias)
     size = min(batch, connections[alias].features.max_query_params or batch)
-    left = rows.filter(requested_at__lt=_cutoff(now, older_than)).exclude(_standing(now))
+    cutoff = _cutoff(now, older_than)
+    left = rows.filter(requested_at__lt=cutoff).exclude(_standing(now))
     deleted = 0
     while found := list(left.order_by("requested_at").values_list("pk", "requested_at")[:size]):
-        number = _delete(alias, [pk for pk, _ in found])
+        number = _delete(alias, [pk for pk, _ in found], cutoff)
         deleted += number
         if on_batch is not None:
             on_batch(number)
@@ -116,13 +117,13 @@ def prune_holds(older_than: timedelta | float) -> int:
     holds = RunHold.objects.using(alias).order_by()
     processes = RunProcess.objects.using(alias)
     requests = AbortRequest.objects.using(alias)
-    alive = Exists(processes.filter(pk=OuterRef("process_id"), seen_until__gte=cutoff))
+    heard_of = _is_heard_of(alias, cutoff)
     # Requests that a process did not receive before it was lost.
     asked = requests.filter(run_id=OuterRef("run_id"))
     group_asked = Exists(asked.filter(requested_at__gte=OuterRef("hold__entered_at")))
     groups = RunHoldGroup.objects.using(alias).filter(group_asked, hold_id=OuterRef("pk"))
     waits = Exists(asked.filter(requested_at__gte=OuterRef("entered_at"))) | Exists(groups)
-    ended = Q(left_at__lt=cutoff) | Q(~alive, ~waits, left_at=None, entered_at__lt=cutoff)
+    ended = Q(left_at__lt=cutoff) | Q(~heard_of, ~waits, left_at=None, entered_at__lt=cutoff)
     old = holds.filter(ended).exclude(Exists(requests.filter(pk=OuterRef("request_id"))))
     deleted = 0
     while keys := list(old.values_list("pk", flat=True)[:BATCH]):
@@ -181,15 +182,25 @@ def prune_cursors(older_than: timedelta | float) -> int:
     return deleted
 
 
-def _delete(alias: str, keys: Sequence[UUID]) -> int:
-    """Delete these requests with their holds, both or neither."""
+def _delete(alias: str, keys: Sequence[UUID], cutoff: datetime) -> int:
+    """Delete these requests with their holds, both or neither.
+
+    The hold of a block that may go on stays: without it a later abort would say "stopped".
+    """
     # By key, because not every database supports DELETE with ORDER BY and LIMIT.
-    hold_keys = _keys(RunHold.objects.using(alias).filter(request_id__in=keys))
+    holds = RunHold.objects.using(alias).filter(request_id__in=keys)
+    hold_keys = _keys(holds.exclude(_is_heard_of(alias, cutoff), left_at=None))
     with transaction.atomic(using=alias):
         _delete_holds(alias, hold_keys)
         # Not _raw_delete: models of the project may have a foreign key to the request.
         _, deleted = AbortRequest.objects.using(alias).filter(pk__in=keys).delete()
         return deleted.get(AbortRequest._meta.label, 0)
+
+
+def _is_heard_of(alias: str, cutoff: datetime) -> Exists:
+    """Whether the process of a hold has been heard of since then."""
+    processes = RunProcess.objects.using(alias)
+    return Exists(processes.filter(pk=OuterRef("process_id"), seen_until__gte=cutoff))
 
 
 def _keys(holds: QuerySet[RunHold]) -> list[UUID]:

@@ -327,6 +327,7 @@ def test_an_aborted_hold_that_is_pruned_meanwhile_has_not_stopped(
 
     def prune_all(*args: object) -> None:
         clear_run_abort("import-1")
+        RunProcess.objects.update(seen_until=F("seen_until") - timedelta(days=1))
         prune(0)
 
     monkeypatch.setattr(Lookout, "_pause", prune_all)

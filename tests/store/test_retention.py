@@ -271,6 +271,15 @@ class TestHolds:
         assert self.rows_left() == {"kept, stopped", "kept, lost"}
         assert RunProcess.objects.exists()
 
+    def test_those_of_blocks_that_go_on_outlive_their_request(self) -> None:
+        alive, silent = process_row(), process_row(silent=89 * self.DAY)
+        request = requested("run", days=91)
+        for name, process in (("alive", alive), ("silent", silent)):
+            self.add(name, process, "aborting", days=99, request=request)
+        assert prune(90) == 1
+        assert prune_holds(90) == 0
+        assert self.rows_left() == {"alive", "silent"}
+
     def test_those_without_a_request_go_by_when_they_were_left(self) -> None:
         process = process_row()
         self.add("old", process, "stopped", days=91)
