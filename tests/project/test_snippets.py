@@ -28,7 +28,8 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.signals import setup_logging
 from django.contrib import admin
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.contenttypes.models import ContentType
 from django.core.management import CommandError
 from django.db import connections
 from django.http import Http404, HttpRequest
@@ -413,6 +414,9 @@ def drive_permissions(page: Page) -> None:
     Job.objects.filter(pk=job.pk).update(owner=owner)
     admin = User.objects.create_user("admin of the team")
     job.team.admins.add(admin)
+    # That of django-guardian, further down on the page.
+    of_jobs = ContentType.objects.get_for_model(Job)
+    Permission.objects.create(codename="abort_run", content_type=of_jobs)
     run_id = f"jobs.job:{job.pk}"
     page.run(2)
     users = (owner, admin, page["request"].user, AnonymousUser())
