@@ -1,7 +1,8 @@
 """Functions to call around a fork, also if a C program forks without calling Python's hooks.
 
 Python calls the hooks of ``os.register_at_fork`` itself. uWSGI calls them only with the option
-``py-call-uwsgi-fork-hooks``. Without it, a child detects the fork by its process ID.
+``py-call-uwsgi-fork-hooks``. Without it, a child detects the fork by its process ID, and no thread
+is stopped: if one waits for the interpreter's lock at the fork, the child can hang for ever.
 """
 
 from __future__ import annotations
@@ -55,13 +56,25 @@ if hasattr(os, "register_at_fork"):
 try:
     import uwsgi  # type: ignore[import-not-found, import-untyped, unused-ignore]
 except ImportError:
-    pass
+
+    def once_forked(start: Callable[[], object]) -> None:
+        """Call ``start``; in what uWSGI is about to fork, in each of its processes after that."""
+        start()
+
 else:
     _theirs = getattr(uwsgi, "post_fork_hook", None)
+    _starts: Final[Hook[[]]] = Hook()
+
+    def once_forked(start: Callable[[], object]) -> None:
+        if uwsgi.worker_id() or uwsgi.mule_id() or uwsgi.i_am_the_spooler():
+            start()
+        else:
+            _starts.add(start)
 
     def _post_fork() -> None:
         if _theirs is not None:
             _theirs()
         catch_up()
+        _starts()
 
     uwsgi.post_fork_hook = _post_fork

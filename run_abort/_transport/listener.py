@@ -180,7 +180,7 @@ class Listener:
             # Not in the thread: the driver has circular imports. If the project imports it at the
             # same time, one of the two threads fails.
             self._push.load_driver()
-            self.start(rest=REST)
+            forks.once_forked(partial(self.start, rest=REST))
 
     def stop(self, timeout: float | None = JOIN_TIMEOUT) -> bool:
         """Stop the thread and wait for its end. It finishes the message that it is handling.
