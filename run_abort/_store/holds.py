@@ -22,7 +22,7 @@ from .requests import chunks
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-    from run_abort.models import AbortRequest, RunHold, RunProcess
+    from run_abort.models import AbortRequest, RunHold
 
 MAX_ROWS: Final = 10_000
 
@@ -41,17 +41,13 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
     A hold that ended without an abort has no row.
     """
     with limited(alias, writes=False):
-        made = {
-            row.pk: row
-            for some in chunks([each.request_id for each in asked], alias)
-            for row in tables().AbortRequest.objects.using(alias).filter(pk__in=some)
-        }
+        requests = tables().AbortRequest.objects.using(alias)
+        made = requests.in_bulk([each.request_id for each in asked])
         since = min((row.requested_at for row in made.values()), default=None)
         rows: dict[UUID, Any] = {}
         for some in chunks(asked, alias, each=3):
             rows |= {row.pk: row for row in _rows_for(alias, some, since)}
         groups = _groups_of(alias, rows)
-        processes = _processes_of(alias, rows.values())
     # Not each row with each request: of a thousand runs that takes seconds.
     by_name: dict[UUID | str, list[Asked]] = {}
     for each in asked:
@@ -64,8 +60,7 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
         for each in {each for name in names for each in by_name.get(name, ())}:
             request = made.get(each.request_id)
             if _concerns(row, of_row, each, request):
-                hold = _hold(row, processes.get(row.process_id), of_row)
-                found[each].append(_asked(hold, request))
+                found[each].append(_asked(_hold(row, of_row), request))
     return [found[each] for each in asked]
 
 
@@ -130,25 +125,26 @@ def overview(
     :param origins: only those of these processes; all if empty.
     """
     with limited(alias, writes=False):
-        rows = tables().RunHold.objects.using(alias).filter(left_at=None).annotate(now=Now())
+        rows = _rows(alias).filter(left_at=None)
         if run_ids:
             rows = rows.filter(Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids)))
         if host:
-            there = tables().RunProcess.objects.using(alias).filter(host=host)
-            rows = rows.filter(process_id__in=there.values("pk"))
+            rows = rows.filter(process__host=host)
         if origins:
             rows = rows.filter(process_id__in=origins)
         found = {row.pk: row for row in rows.order_by("entered_at")[:MAX_ROWS]}
         groups = _groups_of(alias, found)
-        processes = _processes_of(alias, found.values())
         now = aware(present(alias))
-    some = (
-        _hold(row, processes.get(row.process_id), groups.get(row.pk, ())) for row in found.values()
-    )
+    some = (_hold(row, groups.get(row.pk, ())) for row in found.values())
     # Compared again, because some databases ignore case.
     wanted = set(run_ids)
     holds = [each for each in some if not wanted or wanted & {each.run_id, *each.groups}]
     return Overview(now, holds, is_cut=len(found) >= MAX_ROWS)
+
+
+def _rows(alias: str) -> Any:
+    """All holds, with their processes and the database's time."""
+    return tables().RunHold.objects.using(alias).select_related("process").annotate(now=Now())
 
 
 def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any:
@@ -156,7 +152,7 @@ def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any
     left = Q(left_at=None) if since is None else Q(left_at=None) | Q(left_at__gte=since)
     wanted = Q(request_id__in=[each.request_id for each in asked])
     wanted |= (Q(run_id__in=run_ids) | Q(pk__in=_members(alias, run_ids))) & left
-    rows = tables().RunHold.objects.using(alias).filter(wanted).annotate(now=Now())
+    rows = _rows(alias).filter(wanted)
     # The open ones first: without one of them, the others would say that all were left.
     return rows.order_by(F("left_at").asc(nulls_first=True), "entered_at")[:MAX_ROWS]
 
@@ -173,15 +169,6 @@ def _groups_of(alias: str, keys: Iterable[UUID]) -> dict[UUID, tuple[str, ...]]:
             if group not in found.get(key, ()):  # written twice if an answer was lost
                 found[key] = (*found.get(key, ()), group)
     return found
-
-
-def _processes_of(alias: str, rows: Iterable[Any]) -> dict[str, RunProcess]:
-    origins = sorted({row.process_id for row in rows if row.process_id})
-    return {
-        process.pk: process
-        for some in chunks(origins, alias)
-        for process in tables().RunProcess.objects.using(alias).filter(pk__in=some)
-    }
 
 
 def _concerns(
@@ -208,8 +195,9 @@ def _asked(hold: Hold, request: AbortRequest | None) -> Hold:
     return replace(hold, state="aborting", since=since)
 
 
-def _hold(row: Any, process: RunProcess | None, groups: tuple[str, ...]) -> Hold:
-    state, since = _state(row, process)
+def _hold(row: Any, groups: tuple[str, ...]) -> Hold:
+    process = row.process  # None if it has no row
+    state, since = _state(row)
     return Hold(
         id=row.pk,
         run_id=row.run_id,
@@ -230,11 +218,11 @@ def _hold(row: Any, process: RunProcess | None, groups: tuple[str, ...]) -> Hold
     )
 
 
-def _state(row: Any, process: RunProcess | None) -> tuple[HoldState, datetime]:
+def _state(row: Any) -> tuple[HoldState, datetime]:
     if row.state == "stopped":
         return "stopped", row.left_at or row.received_at or row.entered_at
     lease = timedelta(seconds=conf.settings().lease)
-    alive_until = row.entered_at + lease if process is None else process.seen_until
+    alive_until = row.process.seen_until if row.process else row.entered_at + lease
     if alive_until < row.now:
         return "lost", alive_until - lease
     state = row.state
