@@ -58,11 +58,10 @@ class Lookout:
         """End the wait. Any thread may call this."""
         self._has_given_up = True
         self._changed.set()
-        if self._watch is not None:
-            self._watch.close()
+        self.close()
 
     def close(self) -> None:
-        """Unsubscribe from the notifications."""
+        """Unsubscribe from the notifications. Any thread may call this, repeatedly."""
         self._remove()
         if self._watch is not None:
             self._watch.close()
