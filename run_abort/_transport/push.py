@@ -38,10 +38,10 @@ class Push:
     def __init__(self, origin: Callable[[], str], trust: Trust) -> None:
         self._origin = origin
         self._trust = trust
-        self._found: endpoint.Found | None = None
-        self._settings = object()  # another one whenever settings change
-        # Guards both: threads that look it up at once share one transport, and with it
-        # the limit of connections that are being made.
+        # At most one; another list whenever settings change.
+        self._found: list[endpoint.Found] = []
+        # Guards what is in the list: threads that look it up at once share one transport, and with
+        # it the limit of connections that are being made.
         self._lock = threading.RLock()
 
     def transport(self) -> Transport | None:
@@ -50,19 +50,13 @@ class Push:
         :raises Exception: if the configured transport cannot be used.
         """
         forks.catch_up()
-        settings, found = self._settings, self._found
-        if found is None or not found.is_valid():
-            found = self._share(endpoint.find(), settings)
-        return found.transport
-
-    def _share(self, new: endpoint.Found, settings: object) -> endpoint.Found:
-        with self._lock:
-            if self._settings is not settings:  # it may be of the previous ones
-                return new
-            found = self._found
-            if found is None or not found.is_valid():
-                found = self._found = new
-            return found
+        found = self._found
+        if not _is_valid(found):
+            new = endpoint.find()
+            with self._lock:
+                if not _is_valid(found):
+                    found[:] = [new]
+        return found[0].transport
 
     def is_configured(self) -> bool:
         """Whether :meth:`transport` returns a transport. Raises nothing."""
@@ -184,20 +178,22 @@ class Push:
     def forget(self) -> None:
         """Close kept connections and look the transport up again, because settings changed."""
         self.close()
-        with self._lock:
-            self._found = None
-            self._settings = object()
+        self._found = []
 
     def close(self) -> None:
         """Close kept connections. Called before a fork, so that the child inherits none."""
-        found = self._found
-        if found is not None and found.transport is not None:
-            found.transport.close()
+        for found in self._found:
+            if found.transport is not None:
+                found.transport.close()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's transport without touching its connections."""
-        self._found = None
+        self._found = []
         self._lock = threading.RLock()  # another thread of the parent may have held it
+
+
+def _is_valid(some: list[endpoint.Found]) -> bool:
+    return bool(some) and some[0].is_valid()
 
 
 def _channel_of(request_id: str) -> str:
