@@ -153,9 +153,9 @@ def replace(values: Mapping[str, Any]) -> None:
     _tell(enter=True)
 
 
-def restore() -> None:
-    """Undo the last :func:`replace`."""
-    _replaced.pop()
+def restore(number: int = 1) -> None:
+    """Undo the last calls of :func:`replace`."""
+    del _replaced[-number:]
     _tell(enter=False)
 
 

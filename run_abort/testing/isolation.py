@@ -50,7 +50,14 @@ class _CutOff(TestContextDecorator):
     Functions may be asynchronous; classes are those of ``unittest``, and get it from ``setUp`` on.
     The settings are those of the process, and of no process that it starts. The subclasses give
     some of the outside back.
+
+    At the end it waits for the threads that the app has started, which the test does not know: a
+    receiver would write into the database of the next test, or into the real one.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._others: list[set[threading.Thread]] = []  # of each time it was entered
 
     def _values(self) -> Mapping[str, Any]:
         return conf.LOCAL
@@ -61,11 +68,16 @@ class _CutOff(TestContextDecorator):
     def enable(self) -> str:
         conf.settings()  # raises if they are invalid
         values = self._values()
+        self._others.append(set(threading.enumerate()))
         conf.replace(values)
         return str(values.get("CHANNEL", ""))
 
     def disable(self) -> None:
-        conf.restore()
+        conf.replace(conf.LOCAL)  # no thread lasts as long as a block that is open
+        try:
+            _join_ours(self._others.pop())
+        finally:
+            conf.restore(2)
 
 
 class use_rows(_CutOff):  # noqa: N801  reads as override_settings does
@@ -79,6 +91,9 @@ class use_rows(_CutOff):  # noqa: N801  reads as override_settings does
     In a ``TestCase`` requests belong to the transaction of the test, and there are no holds. What a
     coroutine function or another thread requests there is committed, and stays in the database.
     Use a ``TransactionTestCase`` for these: the app writes on a connection of its own.
+
+    At the end it waits for up to a second for the threads that the app has started, such as for
+    receivers and callbacks. So do ``use_push`` and ``use_settings``.
 
     :raises ImproperlyConfigured: on entering, if ``RUN_ABORT`` is invalid.
     """
@@ -136,14 +151,12 @@ def record_aborts() -> Iterator[Aborts]:
     def note(run_id: str, reason: str, actor: str, abort_id: uuid.UUID, **facts: object) -> None:
         aborts.append(RequestedAbort(run_id, reason, actor, abort_id))
 
-    others = set(threading.enumerate())
     with _CutOff():
         run_abort_requested.connect(note)
         try:
             yield aborts
         finally:
             run_abort_requested.disconnect(note)
-            _join_ours(others)
 
 
 def _join_ours(others: set[threading.Thread]) -> None:

@@ -296,6 +296,39 @@ class TestUse:
             recorder.call_soon(written.append)
         assert written
 
+    @pytest.mark.parametrize("use", [use_rows, use_push, use_settings])
+    def test_it_waits_for_receivers(
+        self, use: type[use_rows | use_push | use_settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They would write into the database of the next test, or into the real one."""
+        monkeypatch.setattr(isolation, "JOIN_TIMEOUT", TIMEOUT)
+        received = []
+
+        def receive(run_id: str, **facts: object) -> None:
+            time.sleep(0.1)
+            received.append(run_id)
+
+        run_aborted.connect(receive)
+        try:
+            with use(), abortable_run("a", catch=True):
+                abort_run("a")
+        finally:
+            run_aborted.disconnect(receive)
+        assert received == ["a"]
+        assert not threads_of_ours()
+
+    @pytest.mark.django_db(transaction=True)
+    def test_it_does_not_wait_because_a_block_is_open(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(isolation, "JOIN_TIMEOUT", TIMEOUT)
+        began = time.monotonic()
+        with use_settings(), abortable_run("a"):
+            with use_push(), abortable_run("b"):
+                pass
+            assert current().reconciler.service.is_running  # of the settings, again
+        assert time.monotonic() - began < TIMEOUT
+
     @pytest.mark.parametrize("use", [use_rows, use_push])
     def test_no_program_of_the_project_is_ended(
         self, configure: Configure, use: type[use_rows | use_push]
