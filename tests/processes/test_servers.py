@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +128,17 @@ def test_uwsgi(
     # The master does not: a worker that is forked while its thread runs can hang for ever.
     with shared_redis.client() as client:
         assert Foreign(client, channel_name).publish("run-2") == 3
+
+
+def test_a_mule_of_uwsgi_listens_that_loads_the_application_itself(
+    start: Start, tmp_path: Path
+) -> None:
+    mule = tmp_path / "mule.py"
+    mule.write_text("import signal, tests.wsgi; signal.pause()")
+    command = [program("uwsgi"), "--master", "--need-app", "--die-on-term", f"--mule={mule}"]
+    command += ["--enable-threads", "--lazy-apps", "--module=tests.wsgi"]
+    server = start(program=[*command, f"--http-socket=127.0.0.1:{free_port()}"])
+    assert_each_its_own(all_subscribed(server, 2))
 
 
 def test_the_autoreloader_listens_in_the_process_that_serves(
