@@ -11,7 +11,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from .hooks import call_logged
-from .latch import Latch
+from .latch import Waiter
 
 T = TypeVar("T")
 
@@ -28,7 +28,6 @@ class Promise(Generic[T]):
         self.is_done = False
         self.result: T | None = None
         self.error: BaseException | None = None
-        self._done = Latch()
         # The thread that takes an entry out calls it, so each is called once.
         self._callbacks: dict[object, Callable[[Promise[T]], object]] = {}
 
@@ -39,7 +38,6 @@ class Promise(Generic[T]):
             self.result, self.error = result, error
             self.is_done = True
         self._call_back()
-        self._done.set()
 
     def when_done(self, fn: Callable[[Promise[T]], object]) -> Callable[[], object]:
         """Call ``fn`` with this in the thread that does the job; now if it is done.
@@ -61,6 +59,13 @@ class Promise(Generic[T]):
 
     def wait(self, timeout: float) -> bool:
         """Wait until the job is done, at most ``timeout`` seconds; return whether it is."""
-        if not self.is_done:
-            self._done.wait(timeout)
+        waiter, key = Waiter(), object()
+        # Not by when_done(), which may call it in this thread, where it would log, and lose, what
+        # a signal handler raises.
+        self._callbacks[key] = lambda done: waiter.wake()
+        try:
+            if not self.is_done:
+                waiter.wait(timeout)
+        finally:
+            self._callbacks.pop(key, None)
         return self.is_done
