@@ -348,18 +348,16 @@ class Batch(NamedTuple):
         if any(published):
             # The threads that were just aborted need the interpreter and the processor first.
             time.sleep(REST)
-        ids = [request.run_id for request in self.requests]
+        # Not for the hang-up of a client: a page that is loaded again is a new start.
+        ids = [request.run_id for request in self.requests if request.stands]
         look = partial(runtime.registry.holders, ids)
         held = runtime.requests.record(self.requests, look, made=self.made)
         recorded = held is not None
         if held is not None:
             # Blocks of this process that were entered before the commit; later ones read the row.
-            # The hang-up of a client aborts neither: a page that is loaded again is a new start.
             abort = runtime.registry.abort_controllers
             late = [
-                abort(held[request.run_id], request, "local")
-                if request.stands and request.run_id in held
-                else 0
+                abort(held[request.run_id], request, "local") if request.run_id in held else 0
                 for request in self.requests
             ]
             local = [first + second for first, second in zip(local, late, strict=True)]

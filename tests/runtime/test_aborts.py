@@ -355,9 +355,11 @@ class TestAsync:
 
 
 class TestNoGapInTheAbortersOwnProcess:
-    def test_a_block_that_begins_before_the_record_is_aborted_by_the_second_look(
+    @pytest.fixture
+    def block(
         self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    ) -> abortable_run:
+        """It begins after the push, just before the request is recorded."""
         block = abortable_run("run-1")
         record = runtime.requests.record
 
@@ -366,22 +368,19 @@ class TestNoGapInTheAbortersOwnProcess:
             return record(*args, **options)
 
         monkeypatch.setattr(runtime.requests, "record", recording)
+        return block
+
+    def test_a_block_that_begins_before_the_record_is_aborted_by_the_second_look(
+        self, block: abortable_run
+    ) -> None:
         outcome = abort_run("run-1", reason="because")
         with pytest.raises(RunAborted, match="because"):
             block.__exit__(None, None, None)
         assert outcome.local == 1
 
     def test_but_not_by_the_hang_up_of_a_client_who_may_have_just_come_back(
-        self, with_all: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+        self, block: abortable_run
     ) -> None:
-        block = abortable_run("run-1")
-        record = runtime.requests.record
-
-        def recording(*args: Any, **options: Any) -> Any:
-            in_threads(block.__enter__)
-            return record(*args, **options)
-
-        monkeypatch.setattr(runtime.requests, "record", recording)
         abort_disconnected("run-1", "gone")
         block.__exit__(None, None, None)
 
