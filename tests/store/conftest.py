@@ -4,7 +4,19 @@ import sys
 from types import ModuleType
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about another kind of database than the one of this run."""
+
+    def is_elsewhere(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("only_on")
+        return marker is not None and connection.vendor not in marker.args
+
+    elsewhere = list(filter(is_elsewhere, items))
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture

@@ -77,11 +77,10 @@ class TestCursor:
         assert cursor_one().load() is not None
         assert ListenerCursor.objects.using("default").count() == 1
 
+    @pytest.mark.only_on("postgresql")
     def test_a_row_that_is_locked_does_not_hold_up_the_recorder(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if connection.vendor != "postgresql":
-            return
         cursor = cursor_one()
         assert cursor.load()
         monkeypatch.setattr(database, "timeout", lambda: 0.3)
@@ -92,9 +91,8 @@ class TestCursor:
             assert current().recorder.flush(20)
         assert cursor.save()
 
+    @pytest.mark.only_on("sqlite")
     def test_it_waits_for_another_writer(self) -> None:
-        if connection.vendor != "sqlite":
-            return
         cursor = cursor_one()
         with another_writer_of_sqlite():
             assert cursor.load()

@@ -872,6 +872,7 @@ def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[
             cursor.execute("PRAGMA journal_mode=WAL")
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 @pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
 @pytest.mark.parametrize("reads_first", [True, False])
@@ -879,8 +880,6 @@ def test_blocks_in_transactions_of_sqlite(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, journal: str, mode: str, *, reads_first: bool
 ) -> None:
     """Reading, entering a block and writing works, without delay."""
-    if connection.vendor != "sqlite":
-        return
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)  # the machine may be busy
     with sqlite_modes(runtime, journal, mode):
         began = time.monotonic()
@@ -911,12 +910,11 @@ def test_blocks_in_transactions_of_sqlite(
         block.__exit__(None, None, None)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_connection_of_sqlite_that_is_closed_within_its_transaction(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As by code that closes all of them before it forks, in a view with ATOMIC_REQUESTS."""
-    if connection.vendor != "sqlite":
-        return
     with transaction.atomic():
         with abortable_run("import-1", catch=True):
             assert abort_run("before").recorded
@@ -1023,9 +1021,8 @@ def test_a_block_that_ends_before_the_answer_to_its_commit_is_not_said_to_run_on
     wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == expected)
 
 
+@pytest.mark.only_on("postgresql")
 def test_a_link_that_was_cut_while_it_was_idle_costs_nothing() -> None:
-    if connection.vendor != "postgresql":
-        return
     for number in range(3):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -1073,6 +1070,7 @@ def read_and_write(name: str) -> None:
         User.objects.create(username=name)
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize(
     "call",
     [abort_it, leave_aborted, leave_finished, abort_in_transaction, enter_in_transaction],
@@ -1086,8 +1084,6 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
     call: Callable[[str], None],
 ) -> None:
     """A transaction that has read cannot write any more, if another connection has meanwhile."""
-    if connection.vendor != "sqlite":
-        return
     configure(REQUESTS=True, LISTEN=False)  # with Redis, so that the push is noted in the row
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
     with sqlite_modes(runtime, journal, "DEFERRED"):
@@ -1096,6 +1092,7 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
             read_and_write(f"user-{number}")
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("call", [leave_aborted, leave_finished])
 def test_nor_does_it_if_the_project_has_an_engine_of_its_own(
     runtime: Runtime,
@@ -1103,8 +1100,6 @@ def test_nor_does_it_if_the_project_has_an_engine_of_its_own(
     project_engine: str,
     call: Callable[[str], None],
 ) -> None:
-    if connection.vendor != "sqlite":
-        return
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
     with sqlite_modes(runtime, "WAL", "DEFERRED"):
         for number in range(5):
@@ -1115,13 +1110,12 @@ def test_nor_does_it_if_the_project_has_an_engine_of_its_own(
     )
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 def test_forced_a_refresh_that_is_not_due_breaks_no_transaction_of_sqlite(
     runtime: Runtime, journal: str
 ) -> None:
     """The reconciler has found a block that was not written yet, and was held up then."""
-    if connection.vendor != "sqlite":
-        return
     with sqlite_modes(runtime, journal, "DEFERRED"), abortable_run("import-1"):
         with transaction.atomic():
             User.objects.count()
@@ -1139,11 +1133,10 @@ def writing_elsewhere() -> Iterator[None]:
         other.rollback()
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_block_that_is_left_holds_up_no_event_loop(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if connection.vendor != "sqlite":
-        return
     monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
 
     async def work() -> float:
@@ -1168,11 +1161,10 @@ def test_without_holds_a_transaction_leaves_none_either(
     assert not RunHold.objects.exists()
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if connection.vendor != "sqlite":
-        return
     monkeypatch.setattr(database, "timeout", lambda: 0.2)
     with writing_elsewhere():
         began = time.monotonic()

@@ -207,7 +207,7 @@ def test_an_interrupt_of_the_end_of_a_transaction_loses_no_cleanup(
     assert [job.name for job in Job.objects.all()] == ["cleanup"]
 
 
-@pytest.mark.skipif(connection.vendor == "mysql", reason="the statement is not cancelled there")
+@pytest.mark.only_on("postgresql", "sqlite")  # where the statement is cancelled
 def test_a_wrapper_of_the_job_does_not_outlive_it() -> None:
     began, left = threading.Event(), []
 

@@ -221,9 +221,8 @@ class TestTransactions:
         runtime.postponed.check()
         wait_until(AbortRequest.objects.exists)
 
+    @pytest.mark.only_on("sqlite")
     def test_clearing_waits_for_another_writer(self, rows: Requests) -> None:
-        if connection.vendor != "sqlite":
-            return
         record(rows)
         with another_writer_of_sqlite():
             assert clear_run_abort("run-1") == 1
@@ -251,10 +250,9 @@ class TestTransactions:
         cell()
         assert AbortRequest.objects.filter(run_id="run-1").exists()
 
+    @pytest.mark.only_on("sqlite")
     @pytest.mark.parametrize("is_committed", [True, False])
     def test_what_is_postponed_is_done_once(self, runtime: Runtime, is_committed: bool) -> None:
-        if connection.vendor != "sqlite":
-            return
         called: list[str] = []
         with transaction.atomic():
             here = database.transaction_here()

@@ -190,9 +190,8 @@ class TestBatches:
         assert prune(90, batch=2, on_batch=on_batch) == 4
         assert left() == ["new", "new"]
 
+    @pytest.mark.only_on("mysql", "postgresql")  # SQLite has one writer
     def test_none_waits_for_a_block_that_is_being_written(self) -> None:
-        if connection.vendor == "sqlite":  # it has one writer
-            return
         old = requested("old", days=100)
         hold_row("old", process_row(), "stopped", request=old, groups=["all"])
         with transaction.atomic():
@@ -200,9 +199,8 @@ class TestBatches:
             assert in_threads(lambda: prune(90)) == [1]
         assert [hold.run_id for hold in RunHold.objects.all()] == ["new"]
 
+    @pytest.mark.only_on("sqlite")
     def test_it_waits_for_another_writer_of_sqlite(self) -> None:
-        if connection.vendor != "sqlite":
-            return
         old = requested("old", days=100)
         hold_row("old", process_row(), "stopped", request=old)
         with another_writer_of_sqlite():
