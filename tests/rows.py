@@ -1,4 +1,4 @@
-"""Rows of other processes, as the database has them."""
+"""Rows of processes, as the database has them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from unittest import mock
 
 from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
-from run_abort._runtime.runtime import current
-from run_abort._store import database
+from run_abort import AbortController, AbortOutcome, Hold, abort_run
+from run_abort._runtime.runtime import Runtime, current
+from run_abort._store import database, holds
 from run_abort.models import RunHold, RunHoldGroup, RunProcess
-from tests.support import TIMEOUT, Child, wait_until
+from tests.support import TIMEOUT, Child, in_threads, wait_until
 
 LEASE = 45.0  # seconds; the default
 
@@ -102,3 +104,25 @@ def another_writer_of_sqlite() -> Iterator[None]:
         finally:
             end.join(TIMEOUT)
             assert current().recorder.service.stop()
+
+
+def hold_in(process: Runtime) -> AbortController:
+    """Begin a block of ``import-1`` there, as far as the database knows."""
+    controller = AbortController("import-1")
+    entered = process.holder.enter(controller, ("import-1",), "")
+    assert entered is not None
+    assert entered.wait(TIMEOUT)
+    return controller
+
+
+def aborted_elsewhere(run_id: str, **how: Any) -> AbortOutcome:
+    """Abort in another thread, so that this one can stay in its block."""
+    (outcome,) = in_threads(partial(abort_run, run_id, **how))
+    return outcome
+
+
+def open_here(runtime: Runtime) -> list[Hold]:
+    """The blocks that are open, as the rows say."""
+    found = runtime.recorder.call(holds.overview)
+    assert found is not None
+    return found.holds

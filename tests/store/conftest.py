@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 from django.db import connection, connections
+
+from run_abort._runtime.runtime import Runtime
+from tests.conftest import Configure
+from tests.support import TIMEOUT
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,3 +35,23 @@ def project_engine(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(sys.modules, "shop.database.base", base)
     monkeypatch.setitem(connections.settings["default"], "ENGINE", "shop.database")
     return "shop.database"
+
+
+@pytest.fixture
+def rows_alone(configure: Configure) -> None:
+    """Requests and holds are kept, and there is no Redis."""
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=0.05)
+
+
+@pytest.fixture
+def seldom(configure: Configure) -> None:
+    """The reconciler looks only when it is woken."""
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=TIMEOUT)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Runtime]:
+    """Another process, as far as the database knows."""
+    runtime = Runtime()
+    yield runtime
+    assert runtime.close()

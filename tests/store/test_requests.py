@@ -153,6 +153,11 @@ class TestRows:
         assert find(rows, run_id.swapcase()[:-1]) == []
         assert find(rows, "RUN") == []
 
+    def test_text_that_no_database_can_store(self, rows: Requests) -> None:
+        outcome = abort_run("import-1", reason="caf\udce9\0", actor="\ud800")
+        assert outcome.recorded
+        assert AbortRequest.objects.get().reason == "caf?"
+
     def test_one_that_is_written_twice_has_one_row(self, rows: Requests) -> None:
         assert rows.record([record(rows)], lambda: True)
         assert AbortRequest.objects.count() == 1
@@ -349,3 +354,34 @@ class TestUnwell:
             settings.RUN_ABORT = well
         assert raised.value.__cause__ is None
         assert "HEARTBEAT" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("rows")
+class TestActor:
+    def test_an_actor_who_was_deleted(self) -> None:
+        user = User.objects.create(username="gone")
+        User.objects.filter(pk=user.pk).delete()
+        outcome = abort_run("import-1", actor=user)
+        assert outcome.recorded
+        with transaction.atomic():
+            User.objects.create(username="kept")
+            abort_run("import-2", actor=user)
+        assert User.objects.filter(username="kept").exists()
+        assert AbortRequest.objects.count() == 2
+
+    def test_a_user_in_another_database_than_the_request(self) -> None:
+        user = User.objects.create(username="ann")
+        row = AbortRequest(user_id=user.pk)
+        row._state.db = "elsewhere"
+        assert row.user == user
+
+    def test_a_user_can_be_deleted_whatever_became_of_the_tables(self) -> None:
+        user = User.objects.create(username="gone")
+        key = user.pk
+        abort_run("import-1", actor=user)
+        with unmigrated():
+            User.objects.get(pk=key).delete()
+        assert not User.objects.exists()
+        row = AbortRequest.objects.get()
+        assert (row.user_id, row.user, row.actor) == (key, None, "gone")

@@ -1,0 +1,293 @@
+"""Aborts and blocks within the caller's transactions, above all on SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+
+from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
+from run_abort._core.types import Request
+from run_abort._runtime.runtime import Runtime
+from run_abort._store import database, holder
+from run_abort.models import AbortRequest, RunHold
+from tests.conftest import Configure
+from tests.rows import open_here
+from tests.support import TIMEOUT, wait_until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("rows_alone")]
+
+
+def test_aborting_in_a_transaction_is_committed_at_once() -> None:
+    with transaction.atomic():
+        outcome = abort_run("import-1", wait=TIMEOUT)
+        assert outcome.recorded
+        assert not outcome.stopped
+        with pytest.raises(RunAborted), abortable_run("import-1"):
+            pytest.fail("it was aborted before")
+        transaction.set_rollback(True)
+    wait_until(AbortRequest.objects.exists)
+
+
+def test_aborting_in_a_savepoint_that_is_rolled_back_is_kept() -> None:
+    with transaction.atomic(), suppress(KeyError), transaction.atomic():
+        assert abort_run("import-1").recorded
+        raise KeyError
+    wait_until(AbortRequest.objects.exists)
+
+
+def test_clearing_after_a_rollback_clears_what_was_aborted_before_it(seldom: None) -> None:
+    with suppress(KeyError), transaction.atomic():
+        abort_run("import-1")
+        raise KeyError
+    assert clear_run_abort("import-1") == 1
+    with abortable_run("import-1"):
+        pass
+
+
+def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
+    with transaction.atomic():
+        User.objects.create(username="me")
+        with abortable_run("import-1"):
+            # SQLite has one writer.
+            known = [] if connection.vendor == "sqlite" else ["import-1"]
+            assert [hold.run_id for hold in open_here(runtime)] == known
+
+
+@contextmanager
+def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[None]:
+    """Other modes than those of the tests, which come back at the end."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA journal_mode={journal}")
+    connection.transaction_mode = transactions  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        assert runtime.recorder.flush(TIMEOUT)
+        assert runtime.recorder.service.stop()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+@pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
+@pytest.mark.parametrize("reads_first", [True, False])
+def test_blocks_in_transactions_of_sqlite(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, journal: str, mode: str, *, reads_first: bool
+) -> None:
+    """Reading, entering a block and writing works, without delay."""
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)  # the machine may be busy
+    with sqlite_modes(runtime, journal, mode):
+        began = time.monotonic()
+        for number in range(20):
+            with abortable_run(f"before-{number}"):
+                pass
+            with transaction.atomic():
+                if reads_first:
+                    User.objects.count()
+                with abortable_run(f"import-{number}", groups=["tenant"]):
+                    User.objects.create(username=f"user-{number}")
+                User.objects.create(username=f"other-{number}")
+        assert User.objects.count() == 40
+        assert time.monotonic() - began < TIMEOUT  # which one delay would take
+        # Its row is written when the transaction is over, if it is open still.
+        with transaction.atomic():
+            block = abortable_run("import-1")
+            block.__enter__()
+            assert not RunHold.objects.exists()
+        wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-1"])
+        block.__exit__(None, None, None)
+        with pytest.raises(sqlite3.Warning), transaction.atomic():
+            block = abortable_run("import-2")
+            block.__enter__()
+            raise sqlite3.Warning
+        runtime.reconciler.hurry()
+        wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-2"])
+        block.__exit__(None, None, None)
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_connection_of_sqlite_that_is_closed_within_its_transaction(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by code that closes all of them before it forks, in a view with ATOMIC_REQUESTS."""
+    with transaction.atomic():
+        with abortable_run("import-1", catch=True):
+            assert abort_run("before").recorded
+            connections.close_all()
+            wait_until(lambda: not runtime.postponed)  # the reconciler looks at the connection
+            assert abort_run("import-1").recorded
+        with abortable_run("import-2"):
+            assert [hold.run_id for hold in open_here(runtime)] == ["import-2"]
+    wait_until(lambda: AbortRequest.objects.filter(run_id="before").exists())
+    wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == ["stopped"])
+    assert caplog.records == []
+
+
+def abort_it(run_id: str) -> None:
+    abort_run(run_id)
+
+
+def leave_aborted(run_id: str) -> None:
+    with abortable_run(run_id, catch=True):
+        abort_run(run_id)
+
+
+def leave_finished(run_id: str) -> None:
+    with abortable_run(run_id) as signal:
+        signal.finish()
+        read_and_write(f"within {run_id}")
+
+
+def abort_in_transaction(run_id: str) -> None:
+    with transaction.atomic(), abortable_run(run_id, catch=True):
+        abort_run(run_id)
+
+
+def enter_in_transaction(run_id: str) -> None:
+    with ExitStack() as stack:
+        with transaction.atomic():
+            stack.enter_context(abortable_run(run_id))
+        read_and_write(f"within {run_id}")
+
+
+def read_and_write(name: str) -> None:
+    with transaction.atomic():
+        User.objects.count()
+        time.sleep(0.01)  # in which a row that is written late would be
+        User.objects.create(username=name)
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize(
+    "call",
+    [abort_it, leave_aborted, leave_finished, abort_in_transaction, enter_in_transaction],
+)
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_what_is_written_late_breaks_no_transaction_of_sqlite(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
+    journal: str,
+    call: Callable[[str], None],
+) -> None:
+    """A transaction that has read cannot write any more, if another connection has meanwhile."""
+    configure(REQUESTS=True, LISTEN=False)  # with Redis, so that the push is noted in the row
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+    with sqlite_modes(runtime, journal, "DEFERRED"):
+        for number in range(5):
+            call(f"import-{number}")
+            read_and_write(f"user-{number}")
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("call", [leave_aborted, leave_finished])
+def test_nor_does_it_if_the_project_has_an_engine_of_its_own(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    project_engine: str,
+    call: Callable[[str], None],
+) -> None:
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+    with sqlite_modes(runtime, "WAL", "DEFERRED"):
+        for number in range(5):
+            call(f"import-{number}")
+            read_and_write(f"user-{number}")
+    assert runtime.recorder.call(lambda alias: connections[alias].settings_dict["ENGINE"]) == (
+        project_engine
+    )
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_forced_a_refresh_that_is_not_due_breaks_no_transaction_of_sqlite(
+    runtime: Runtime, journal: str
+) -> None:
+    """The reconciler has found a block that was not written yet, and was held up then."""
+    with sqlite_modes(runtime, journal, "DEFERRED"), abortable_run("import-1"):
+        with transaction.atomic():
+            User.objects.count()
+            refreshed = runtime.recorder.put(runtime.holder._refresh, None)
+            assert runtime.recorder.wait(refreshed) is True
+            User.objects.create(username="ada")
+
+
+@contextmanager
+def writing_elsewhere() -> Iterator[None]:
+    """Another connection writes, so no one else can: SQLite has one writer."""
+    with closing(sqlite3.connect(connection.settings_dict["NAME"])) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.rollback()
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_block_that_is_left_holds_up_no_event_loop(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "MOMENT", TIMEOUT)
+
+    async def work() -> float:
+        async with abortable_run("import-1", catch=True), abortable_run("import-2"):
+            stack.enter_context(writing_elsewhere())
+            runtime.registry.abort(Request("import-1"))
+            await asyncio.sleep(TIMEOUT)
+        return time.monotonic()
+
+    with ExitStack() as stack:
+        began = time.monotonic()
+        assert asyncio.run(work()) - began < TIMEOUT / 2
+
+
+def test_without_holds_a_transaction_leaves_none_either(
+    configure: Configure, runtime: Runtime
+) -> None:
+    configure(REQUESTS=True, HOLDS=False, REDIS_URL=False, LISTEN=False)
+    abort_in_transaction("import-1")
+    assert not runtime.postponed
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not RunHold.objects.exists()
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_writer_that_holds_the_database_delays_a_block_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "timeout", lambda: 0.2)
+    with writing_elsewhere():
+        began = time.monotonic()
+        block = abortable_run("import-1")
+        block.__enter__()
+        assert time.monotonic() - began < TIMEOUT / 2
+    monkeypatch.undo()
+    wait_until(lambda: RunHold.objects.filter(run_id="import-1").exists())
+    block.__exit__(None, None, None)
+
+
+def test_a_block_that_is_aborted_in_a_transaction_has_its_row_afterwards() -> None:
+    with transaction.atomic():
+        with pytest.raises(RunAborted), abortable_run("import-1"):
+            abort_run("import-1")
+    wait_until(lambda: RunHold.objects.filter(run_id="import-1", state="stopped").exists())
+
+
+def test_the_callers_connection_is_left_alone() -> None:
+    """Whatever the database does, the caller keeps its session."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE mine (n integer)")
+    raw = connection.connection
+    abort_run("import-1")
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        pass
+    assert connection.connection is raw
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM mine")
+        cursor.execute("DROP TABLE mine")
