@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
-from django.utils import translation
+from django.utils import timezone, translation
 
 from example.redis_server import RedisServer
 from run_abort._core import escalation
@@ -125,6 +125,14 @@ def configure(settings: Any, shared_redis: RedisServer, channel_name: str) -> Co
 
     configure()
     return configure
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are made and ages are told at the same moment, however busy the machine is."""
+    at = timezone.now()
+    monkeypatch.setattr("tests.rows.now", lambda: at)
+    monkeypatch.setattr("run_abort._store.holds.present", lambda alias: at)
 
 
 @pytest.fixture

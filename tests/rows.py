@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 from django.db import OperationalError, connection, connections
-from django.utils import timezone
+from django.utils.timezone import now
 
 from run_abort import AbortController, AbortOutcome, Hold, abort_run
 from run_abort._runtime.runtime import Runtime, current
@@ -37,7 +37,7 @@ def process_row(
         host=host,
         pid=pid,
         kind=kind,
-        seen_until=timezone.now() + timedelta(seconds=LEASE - silent),
+        seen_until=now() + timedelta(seconds=LEASE - silent),
     )
 
 
@@ -54,10 +54,10 @@ def hold_row(
 
     :param age: seconds since it was entered.
     """
-    now = timezone.now()
-    more = {"entered_at": now - timedelta(seconds=age), **more}
+    at = now()
+    more = {"entered_at": at - timedelta(seconds=age), **more}
     if state in ("aborting", "stopped"):
-        more = {"received_at": now, "way": "channel", **more}
+        more = {"received_at": at, "way": "channel", **more}
     if state == "stopped":
         more = {"left_at": more["received_at"], **more}
     row = RunHold.objects.create(run_id=run_id, process=process, state=state, **more)

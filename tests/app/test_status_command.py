@@ -55,7 +55,7 @@ def fails(*args: str) -> tuple[str, str]:
 
 
 class TestText:
-    def test_columns_are_aligned(self) -> None:
+    def test_columns_are_aligned(self, moment: None) -> None:
         web, worker = process_row(), process_row("w", 123, "celery worker", silent=LEASE + 30)
         hold_row("a", web, label="longer", age=3725)
         hold_row("longer", web, "aborting")

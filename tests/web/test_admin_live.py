@@ -87,11 +87,11 @@ def confirmed(page: str, **more: str) -> dict[str, str]:
 
 
 class TestPage:
-    def test_a_run_on_several_processes_has_one_button(self, aborter: Client) -> None:
+    def test_a_run_on_several_processes_has_one_button(self, aborter: Client, moment: None) -> None:
         web, worker = process_row(), process_row("web-1", 1018, "celery worker")
-        hold_row("run-1", web, age=125.5, groups=["tenant-1"], label="rows")
-        hold_row("run-1", worker, "aborting", age=62.5)
-        hold_row("run-2", web, age=3.5)
+        hold_row("run-1", web, age=125, groups=["tenant-1"], label="rows")
+        hold_row("run-1", worker, "aborting", age=62)
+        hold_row("run-2", web, age=3)
         hold_row("run-3", web, "stopped")
         page = text(aborter.get(url()))
         first, second, third, *processes = cells(page)[1:]
@@ -109,8 +109,10 @@ class TestPage:
         assert "2 runs on 2 processes." in page
         assert "Redis counts 0 subscribers." in page
 
-    def test_what_cannot_or_need_not_be_aborted_has_no_button(self, aborter: Client) -> None:
-        process, lost = process_row(), process_row(silent=LEASE + 65.5)
+    def test_what_cannot_or_need_not_be_aborted_has_no_button(
+        self, aborter: Client, moment: None
+    ) -> None:
+        process, lost = process_row(), process_row(silent=LEASE + 65)
         hold_row("aborting", process, "aborting")
         hold_row("finishing", process, "finishing")
         hold_row("lost after it", lost, "aborting", request_id=uuid.uuid4())
