@@ -21,6 +21,7 @@ from .process_tree import Family, end, family_of, kill
 from .types import Escalation
 
 THREAD: Final = "run_abort-process-end"
+_DETACHED: Final = object()
 SLICE: Final = 1.0  # seconds between two checks whether the process was ended
 
 
@@ -54,7 +55,8 @@ class Attachment:
         self._signal = signal
         self._family = family
         self._grace = grace
-        self._unclaimed = [family]  # the thread that pops it ends the family or lets it go
+        # At most one entry: who ends the family, or lets it go. The first one does.
+        self._claim: dict[str, object] = {}
         self._left: Family | None = None  # the family, if some members have survived
         self.over = threading.Event()
         self._remove = signal._when_aborted(self.end_soon)
@@ -65,12 +67,14 @@ class Attachment:
 
     def end(self) -> None:
         """End the family, unless another thread has begun to."""
-        with suppress(IndexError):
-            family = self._unclaimed.pop()
+        if self._claims(object()):
             try:
-                self._end(family)
+                self._end(self._family)
             finally:
                 self.over.set()
+
+    def _claims(self, who: object) -> bool:
+        return self._claim.setdefault("claim", who) is who
 
     def _end(self, family: Family) -> None:
         self._left = None if end(family, self._grace, self._tell) else family
@@ -85,12 +89,13 @@ class Attachment:
         :return: False if another thread has begun to end it; then this waits until it has ended.
         """
         self._remove()
-        with suppress(IndexError):
-            self._unclaimed.pop()
-            self.over.set()
-            return True
-        self.wait()
-        return False
+        if not self._claims(_DETACHED):
+            self.wait()
+            return False
+        # Again, if a signal handler has raised before this.
+        was_detached = self.over.is_set()
+        self.over.set()
+        return not was_detached
 
     def wait(self) -> None:
         """Wait until the end of the family that another thread has begun to end."""

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from run_abort._runtime.runtime import current
 from run_abort.http import abortable_stream
 from tests.blocks import Work
 from tests.conftest import Configure
+from tests.core.steps import HandlerError, Steps, at_each_step, fail
 from tests.processes.conftest import ONE_THREAD_LEFT, pid_in, python
 from tests.support import TIMEOUT, is_there, wait_until
 
@@ -438,6 +440,24 @@ class TestAttach:
             time.sleep(0.1)
             assert process.poll() is None
             process.kill()
+
+    def test_a_signal_handler_that_raises_as_it_is_detached_leaves_nobody_waiting(
+        self, controller: AbortController
+    ) -> None:
+        def attempt(steps: Steps) -> None:
+            detach = controller.signal.attach(process)
+            with suppress(HandlerError), steps.taken():
+                detach()
+            again = Work(detach)
+            again.start()
+            again.join(TIMEOUT)
+            assert not again.is_alive(), steps.place
+
+        with subprocess.Popen(["sleep", "600"]) as process:
+            try:
+                assert at_each_step(fail, attempt) > 1
+            finally:
+                process.kill()
 
     def test_one_that_has_ended_is_nobody_any_more(self, controller: AbortController) -> None:
         with subprocess.Popen(["true"]) as process:
