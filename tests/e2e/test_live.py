@@ -10,6 +10,7 @@ from example import browser as plain
 from tests.e2e.conftest import Silent, StartRun
 from tests.e2e.looks import NARROW, check_looks
 from tests.e2e.tabs import HEIGHT, Site, Tabs
+from tests.support import wait_until
 
 PATH = "/admin/run_abort/runningnow/"
 MINUTE = 60_000  # milliseconds
@@ -110,7 +111,9 @@ def test_what_goes_on_is_ended_by_force(tabs: Tabs, silent: Silent, site: Site) 
     force = page.get_by_role("button", name="End run stuck-1 by force", exact=True)
     check_looks(page, "admin-live-stuck", of="#content-main")
     page.set_viewport_size({"width": NARROW, "height": HEIGHT})  # one below the other
-    assert force.evaluate(GAP) >= 4  # who means the other one does not click this one
+    # Who means the other one does not click this one. One that the page has just replaced has no
+    # place, and no gap.
+    wait_until(lambda: force.evaluate(GAP) >= 4)
     force.click()
     expect(page.get_by_role("heading", name="End by force")).to_be_visible()
     expect(page.get_by_role("main").get_by_text("beside-1")).to_be_visible()
