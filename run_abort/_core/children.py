@@ -10,7 +10,7 @@ from run_abort._concurrency.workers import in_event_loop, in_greenlets
 
 from .exits import Held, kept_exit
 from .interrupts import Shield
-from .process_tree import Family, children_from_now_on
+from .process_tree import children_from_now_on
 from .subprocesses import THREAD, Attachment, Signal
 
 PAUSE: Final = 0.25  # seconds between two looks for further programs, after an abort
@@ -23,17 +23,17 @@ class _Watch(Attachment):
         self.is_left = threading.Event()
         super().__init__(signal, children_from_now_on(all_threads=all_threads), grace)
 
-    def _end(self, family: Family) -> None:
+    def _end(self) -> None:
         while True:
             is_last = self.is_left.is_set() or not _has_time()
-            self._end_those_of_now(family)
+            self._end_those_of_now()
             if is_last:
                 return
             self.is_left.wait(PAUSE)
 
-    def _end_those_of_now(self, family: Family) -> None:
-        if not family.wait(0):
-            super()._end(family)
+    def _end_those_of_now(self) -> None:
+        if not self._family.wait(0):
+            super()._end()
 
     def leave(self) -> bool:
         """End the block.
@@ -45,7 +45,7 @@ class _Watch(Attachment):
         if self.detach() and not was_aborted:
             return False
         # For a watch that began just now, or that had no thread of its own.
-        self._end_those_of_now(self._family)
+        self._end_those_of_now()
         self.wait()
         return True
 

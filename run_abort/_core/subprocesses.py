@@ -57,7 +57,7 @@ class Attachment:
         self._grace = grace
         # At most one entry: who ends the family, or lets it go. The first one does.
         self._claim: dict[str, object] = {}
-        self._left: Family | None = None  # the family, if some members have survived
+        self._has_survivors = False
         self.over = threading.Event()
         self._remove = signal._when_aborted(self.end_soon)
 
@@ -69,15 +69,15 @@ class Attachment:
         """End the family, unless another thread has begun to."""
         if self._claims(object()):
             try:
-                self._end(self._family)
+                self._end()
             finally:
                 self.over.set()
 
     def _claims(self, who: object) -> bool:
         return self._claim.setdefault("claim", who) is who
 
-    def _end(self, family: Family) -> None:
-        self._left = None if end(family, self._grace, self._tell) else family
+    def _end(self) -> None:
+        self._has_survivors = not end(self._family, self._grace, self._tell)
 
     def _tell(self, escalation: Escalation) -> None:
         if self._signal.aborted:  # not if stop() ends the family without an abort
@@ -100,8 +100,8 @@ class Attachment:
     def wait(self) -> None:
         """Wait until the end of the family that another thread has begun to end."""
         self.over.wait()
-        if self._left is not None:
-            kill(self._left)
+        if self._has_survivors:
+            kill(self._family)
 
 
 def attach(signal: Signal, process: Process, grace: float) -> Attachment | None:
