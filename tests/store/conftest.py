@@ -14,14 +14,13 @@ from tests.support import TIMEOUT
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about another kind of database than the one of this run."""
-
-    def is_elsewhere(item: pytest.Item) -> bool:
+    left_out, kept = [], []
+    for item in items:
         marker = item.get_closest_marker("only_on")
-        return marker is not None and connection.vendor not in marker.args
-
-    elsewhere = list(filter(is_elsewhere, items))
-    config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if item not in elsewhere]
+        is_about_another = marker is not None and connection.vendor not in marker.args
+        (left_out if is_about_another else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture

@@ -135,11 +135,10 @@ JOBS = [
     (in_transactions, 50),
     (over_new_connections, 20),
     (with_the_bare_driver, 20),
+    pytest.param(in_a_copy, 20, marks=pytest.mark.only_on("postgresql")),
+    # Elsewhere only the thread itself can prepare the cancelling.
+    pytest.param(in_one_long_statement, 20, marks=pytest.mark.only_on("postgresql", "sqlite")),
 ]
-if connection.vendor == "postgresql":
-    JOBS.append((in_a_copy, 20))
-if connection.vendor != "mysql":  # only the thread itself can prepare the cancelling there
-    JOBS.append((in_one_long_statement, 20))
 
 
 @pytest.mark.parametrize(("job", "rounds"), JOBS)

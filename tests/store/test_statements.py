@@ -225,12 +225,15 @@ def by_callproc(on_begin: Callable[[], object]) -> None:
         cursor.callproc("pg_sleep", [60])
 
 
-OTHER_WAYS = [by_the_bare_driver]
-if connection.vendor == "postgresql":
-    OTHER_WAYS += [by_copy, by_callproc]
+WAYS = [
+    slow,
+    by_the_bare_driver,
+    pytest.param(by_copy, marks=pytest.mark.only_on("postgresql")),
+    pytest.param(by_callproc, marks=pytest.mark.only_on("postgresql")),
+]
 
 
-@pytest.mark.parametrize("way", [slow, *OTHER_WAYS])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_cleanup_after_a_cancelled_statement_runs(
     controller: AbortController, abort_soon: Callable[[], None], way: Callable[..., None]
 ) -> None:
