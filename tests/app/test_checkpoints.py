@@ -34,13 +34,7 @@ from run_abort.testing import (
 from tests.blocks import connected
 from tests.support import TIMEOUT, in_threads, wait_until
 
-
-@pytest.fixture(autouse=True)
-def leave_nothing_watched() -> Iterator[None]:
-    yield
-    assert current().registry.controller_class is AbortController
-    with abortable_run("after the test") as signal:
-        assert type(signal) is AbortSignal
+pytestmark = pytest.mark.usefixtures("leave_nothing_watched")
 
 
 @pytest.fixture

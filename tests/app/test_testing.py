@@ -28,6 +28,8 @@ from run_abort.testing import (
 from tests.conftest import Configure, threads_of_ours
 from tests.support import TIMEOUT, Foreign, in_threads, wait_until
 
+pytestmark = pytest.mark.usefixtures("leave_nothing_watched")
+
 
 def test_a_test_may_take_the_app_out(caplog: pytest.LogCaptureFixture) -> None:
     with modify_settings(INSTALLED_APPS={"remove": "run_abort"}):
