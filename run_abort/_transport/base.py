@@ -58,9 +58,13 @@ class Transport(Protocol):
     Making one opens no connection.
 
     :ivar source: the setting that names the server, for messages to people.
+    :ivar losses: what :meth:`publish` raises, and nothing else, if publishing failed.
     """
 
     source: str
+
+    @property
+    def losses(self) -> tuple[type[Exception], ...]: ...
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
         """Publish the messages, each on its channel, in this order, within a bounded time.
@@ -68,7 +72,7 @@ class Transport(Protocol):
         :param messages: pairs of a channel and a message.
         :return: for each message the number of subscribers that the server counted. It is a hint:
             a cluster may count one node only.
-        :raises Exception: if publishing failed. Some of the messages may have been published.
+        :raises Exception: one of ``losses``. Some of the messages may have been published.
         """
 
     def count(self, channel: str) -> int:

@@ -77,7 +77,7 @@ class Push:
         endpoint.load_driver()
 
     def publish(self, requests: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
-        """Publish the requests, in one go. Raises nothing.
+        """Publish the requests, in one go. Raises only what a signal handler raises meanwhile.
 
         :param requests: requests without an origin get the one of this process.
         :param quiet: whether a failure is expected and logged at DEBUG only.
@@ -88,15 +88,19 @@ class Push:
         listeners: list[int | None] = [None] * len(requests)
         if not requests:
             return listeners
+        failed = partial(self._log_failure, requests, logging.DEBUG if quiet else logging.WARNING)
         try:
             transport = self.transport()
-            if transport is not None:
-                channel = conf.settings().CHANNEL
-                messages = [(channel, self._encoded(request)) for request in requests]
-                listeners[:] = transport.publish(messages)
+            channel = conf.settings().CHANNEL
+            messages = [(channel, self._encoded(request)) for request in requests]
         except Exception as error:
-            level = logging.DEBUG if quiet else logging.WARNING
-            call_logged(partial(self._log_failure, requests, error, level))
+            call_logged(partial(failed, error))
+            return listeners
+        if transport is not None:
+            try:
+                listeners[:] = transport.publish(messages)
+            except transport.losses as error:  # not what a signal handler raises
+                call_logged(partial(failed, error))
         return listeners
 
     def _encoded(self, request: Request) -> bytes:
@@ -104,7 +108,7 @@ class Push:
             request = request._replace(origin=self._origin())
         return codec.encode(request, self._trust.sign(request))
 
-    def _log_failure(self, requests: Sequence[Request], error: Exception, level: int) -> None:
+    def _log_failure(self, requests: Sequence[Request], level: int, error: Exception) -> None:
         run_id, count = requests[0].run_id, len(requests)
         if count == 1:
             text = "The abort of run %r was not published: %s"

@@ -41,6 +41,7 @@ from tests.support import (
     Proxy,
     TlsProxy,
     in_threads,
+    raised_by_a_signal_handler,
     wait_until,
 )
 from tests.transport.conftest import Node, Trickling
@@ -379,6 +380,22 @@ class TestPublish:
         assert "was not published" in caplog.text
         wait_until(lambda: not trickling.links)
 
+    def test_what_the_projects_own_code_raises_is_a_failure_like_another(
+        self, push: Push, settings: Any, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Provider(redis.CredentialProvider):
+            def get_credentials(self) -> tuple[str, str]:
+                raise KeyError("vault")
+
+        settings.CACHES = {
+            "default": django_redis(
+                own_redis.url, CONNECTION_POOL_KWARGS={"credential_provider": Provider()}
+            )
+        }
+        settings.RUN_ABORT = {}
+        assert not publish(push)
+        assert "was not published: KeyError: 'vault'" in caplog.text
+
     def test_a_database_that_does_not_exist_does_not_matter(
         self, push: Push, configure: Configure, shared_redis: RedisServer
     ) -> None:
@@ -413,6 +430,19 @@ class TestBlackHole:
         assert self.seconds(lambda: results.append(publish(push))) < self.BOUND
         assert results == [False]
 
+    @pytest.mark.parametrize("is_kept", [False, True])
+    def test_a_signal_handler_that_raises_ends_the_wait(
+        self, push: Push, configure: Configure, own_redis: RedisServer, is_kept: bool
+    ) -> None:
+        configure(REDIS_URL=own_redis.url, PUBLISH_TIMEOUT=20)
+        if is_kept:
+            assert publish(push)
+        own_redis.freeze()
+        with raised_by_a_signal_handler() as error, pytest.raises(error):
+            publish(push)
+        own_redis.thaw()
+        assert publish(push)
+
     def test_also_if_it_answers_byte_by_byte_without_end(
         self, push: Push, configure: Configure, trickling: Trickling
     ) -> None:
@@ -443,7 +473,7 @@ class TestBlackHole:
         settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 0.2}
         assert self.seconds(lambda: publish(push)) < self.BOUND
 
-    @pytest.mark.parametrize("options", [{}, {"SENTINEL_KWARGS": {"socket_timeout": 0.5}}])
+    @pytest.mark.parametrize("options", [{}, {"SENTINEL_KWARGS": {"socket_timeout": 2}}])
     def test_a_sentinel_that_does_not_answer_leaves_time_for_the_next(
         self,
         push: Push,
@@ -457,7 +487,7 @@ class TestBlackHole:
             settings.CACHES = {
                 "default": of_sentinels(silent_port, port, SOCKET_TIMEOUT=TIMEOUT, **options)
             }
-            settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 6}
+            settings.RUN_ABORT = {"PUBLISH_TIMEOUT": 12}
             assert publish(push)
 
     def test_many_at_once_take_few_threads(

@@ -28,7 +28,7 @@ from redis.retry import Retry
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 
-from .resp import MessageReader, ReplyError
+from .resp import MessageReader, ReplyError, number, publish_command
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
 PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
@@ -39,6 +39,7 @@ MAX_CONNECTING: Final = 8  # publishers that may wait for a new connection at on
 T = TypeVar("T")
 
 _LOST: Final = (LinkLostError, SilenceError, OSError)
+_FAILED: Final = (RedisError, ReplyError, OSError)
 
 
 class Connection(Protocol):
@@ -94,7 +95,7 @@ class Subscription:
     :param on_silence: called by the reading thread, whenever it pings the server.
     """
 
-    losses = (*_LOST, ReplyError)
+    losses = _FAILED
 
     def __init__(
         self,
@@ -196,6 +197,8 @@ class RedisTransport:
     :param timeout: seconds that :meth:`publish` and :meth:`count` may take.
     """
 
+    losses = _FAILED
+
     def __init__(self, source: str, pool: ConnectionPool, *, timeout: float) -> None:
         self.source = source
         self.pool = pool
@@ -211,7 +214,7 @@ class RedisTransport:
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
         deadline = monotonic() + self._timeout
-        commands = [_publish_command(channel.encode(), message) for channel, message in messages]
+        commands = [publish_command(channel.encode(), message) for channel, message in messages]
         try:
             # An idle connection may be dead. This takes at most a quarter of the time, which
             # leaves enough for a new connection.
@@ -262,6 +265,10 @@ class RedisTransport:
         try:
             new.connect()
             return use(new)
+        except _FAILED:
+            raise
+        except Exception as error:  # such as of the project's credential provider
+            raise RedisError(f"{type(error).__name__}: {error}") from error
         finally:
             self._give_back(token)
 
@@ -302,15 +309,9 @@ class RedisTransport:
 
 
 def _is_local(host: str) -> bool:
-    try:
+    with suppress(ValueError):  # a name
         return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _publish_command(channel: bytes, message: bytes) -> bytes:
-    sizes = len(channel), channel, len(message), message
-    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % sizes
+    return host == "localhost"
 
 
 def _count(connection: Connection, channel: str) -> int:
@@ -324,7 +325,7 @@ def _count(connection: Connection, channel: str) -> int:
 def _read_integers(sock: socket.socket, count: int, deadline: float) -> list[int]:
     """The replies to ``count`` commands.
 
-    :raises redis.RedisError: if one is not a number, such as an error, or if there are more.
+    :raises redis.RedisError: or ``ReplyError``, if one is not a number, or if there are more.
     """
     replies = b""
     while replies.count(b"\r\n") < count:
@@ -336,7 +337,7 @@ def _read_integers(sock: socket.socket, count: int, deadline: float) -> list[int
     for line in lines:
         if not line.startswith(b":"):
             raise RedisError(line[1:].decode(errors="replace"))
-    return [int(line[1:]) for line in lines]
+    return [number(line[1:]) for line in lines]
 
 
 def _socket_of(connection: Connection) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Parses the bytes of a subscribed connection: the part of RESP2 that occurs there."""
+"""The part of RESP2 that the push uses: what a subscribed connection receives, and ``PUBLISH``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class MessageReader:
         start = buffer.find(_CRLF, size_at) + 2
         if start < 2:
             return None
-        size = _size(buffer[size_at : start - 2])
+        size = number(buffer[size_at : start - 2])
         end = start + size
         if end + 2 <= len(buffer):
             self._at = end + 2
@@ -105,22 +105,28 @@ class MessageReader:
         if kind in {b"+", b":"} or value == b"-1":  # of "$" or "*": nothing
             return end
         if kind == b"$":
-            end += _size(value) + 2
+            end += number(value) + 2
             return end if end <= len(self._buffer) else -1
         if kind != b"*" or depth == _MAX_DEPTH:
             raise ReplyError(f"this is not Redis: {self._buffer[at : at + 40]!r}")
-        for _ in range(_size(value)):
+        for _ in range(number(value)):
             end = self._end_of_reply(end, depth + 1)
             if end < 0:
                 return -1
         return end
 
 
-def _size(digits: bytes) -> int:
-    """The size that the digits are.
+def number(digits: bytes) -> int:
+    """The number that the digits are.
 
     :raises ReplyError: if they are none.
     """
     if not digits.isdigit() or len(digits) > _MAX_DIGITS:
-        raise ReplyError(f"this is no size: {digits[:40]!r}")
+        raise ReplyError(f"this is no number: {digits[:40]!r}")
     return int(digits)
+
+
+def publish_command(channel: bytes, message: bytes) -> bytes:
+    """The bytes of the command ``PUBLISH``."""
+    sizes = len(channel), channel, len(message), message
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % sizes
