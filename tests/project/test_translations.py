@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -116,13 +116,25 @@ def placeholders(text: str) -> Counter[str]:
 
 def test_no_text_of_ours_gets_the_words_of_djangos_apps(language: str, catalog: Catalog) -> None:
     """Which of two apps is heard depends on their order in INSTALLED_APPS."""
-    ours = {key_of(message.id)[0]: key_of(message.string)[0] for message in messages_of(catalog)}
-    for path in DJANGO.glob(f"contrib/*/locale/{language}/LC_MESSAGES/django.mo"):
-        with path.open("rb") as file:
-            for message in messages_of(read_mo(file)):
-                text, theirs = key_of(message.id)[0], key_of(message.string)[0]
-                if message.context is None and text in ours:
-                    assert ours[text] == theirs, text
+    ours = {
+        key_of(message.id)[0]: key_of(message.string)[0]
+        for message in messages_of(catalog)
+        if message.context is None
+    }
+    for source in DJANGO.glob("**/locale/en/LC_MESSAGES/django.po"):
+        # Each text that Django marks, also one that it does not translate: ours would be shown there.
+        theirs = {key_of(message.id)[0]: "" for message in plain_messages(source, read_po)}
+        path = source.parents[2] / language / "LC_MESSAGES" / "django.mo"
+        for message in plain_messages(path, read_mo):
+            theirs[key_of(message.id)[0]] = key_of(message.string)[0]
+        for text in ours.keys() & theirs.keys():
+            assert ours[text] == theirs[text], text
+
+
+def plain_messages(path: Path, read: Callable[..., Catalog]) -> list[Message]:
+    """Those of a catalog without a context."""
+    with path.open("rb") as file:
+        return [message for message in messages_of(read(file)) if message.context is None]
 
 
 def test_it_is_compiled_as_it_is(language: str, catalog: Catalog) -> None:
