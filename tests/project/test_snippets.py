@@ -330,6 +330,7 @@ class Stream:
     """In place of an answer of OpenAI."""
 
     closed = 0
+    length = 1_000_000
 
     async def __aenter__(self) -> Self:
         return self
@@ -338,7 +339,7 @@ class Stream:
         Stream.closed += 1
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
+        for _number in range(self.length):
             await asyncio.sleep(0.005)
             yield SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(content="word "))])
 
@@ -376,7 +377,7 @@ def drive_answer(page: Page) -> None:
         chunks = []
         async for chunk in response:
             chunks.append(chunk.decode())
-            if len(chunks) == 3:
+            if len(chunks) == 4:
                 await page["stop"](request, job)
         return chunks
 
@@ -396,6 +397,8 @@ def drive_answer(page: Page) -> None:
     assert job.answer == "word " * (len(chunks) - 1)
     assert Stream.closed == 2  # the stream, and the client
     clear_run_abort(job)
+    with mock.patch.object(Stream, "length", 2):
+        assert async_to_sync(stream)()[-1] == "event: done\ndata:\n\n"
     assert async_to_sync(converse)()[-1] == {"stopped": True}
 
     with mock.patch.object(request, "auser", mock.AsyncMock(return_value=AnonymousUser())):
