@@ -121,8 +121,8 @@ class TestPage:
         assert {row[0]: row[-1] for row in cells(page)[1:5]} == {
             "aborting": "still stopping",
             "finishing": "finishing, can no longer be aborted",
-            "lost after it": "lost, may still work not heard of for 1 min 50 s",
-            "lost": "lost, may still work not heard of for 1 min 50 s",
+            "lost after it": "lost, may still work; not heard of for 1 min 50 s",
+            "lost": "lost, may still work; not heard of for 1 min 50 s",
         }
         assert keys(page) == ["lost"]
 
