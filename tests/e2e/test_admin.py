@@ -129,3 +129,13 @@ def test_a_request_tells_its_story(tabs: Tabs, ada: plain.Browser, start_run: St
     clear.click()
     expect(page.locator(".messagelist")).to_contain_text(f"“{run_id}” can start again.")
     expect(story.get_by_text("Cleared").first).to_be_visible()
+
+
+def test_a_long_name_does_not_make_the_page_wider(tabs: Tabs, ada: plain.Browser) -> None:
+    run_id = "x" * 255
+    address = f"/runs/{run_id}/abort/"
+    ada.submit(ada.visit(address), address)
+    page = tabs.open(f"/admin/run_abort/abortrequest/?run_id={run_id}", user="admin")
+    page.get_by_role("link", name=re.compile("^x+…$")).first.click()
+    expect(page.get_by_role("region", name="Timeline")).to_be_visible()
+    check_looks(page, "admin-request-long", of="#content")
