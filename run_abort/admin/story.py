@@ -135,6 +135,11 @@ def _effect(request: AbortRequest, hold: Hold) -> Iterator[Fact]:
     names = {"process": block, "since": moment(hold.since)}
     if hold.received_at is not None:
         after = hold.received_at - aware(request.requested_at)
+        if hold.way == "start" and hold.state == "stopped":
+            text = _("%(process)s: %(duration)s after the request.")
+            lines = (text % {**names, "duration": duration(after)},)
+            yield Fact("received", hold.received_at, _("Did not start"), lines)
+            return
         way = dict(RunHold.Way.choices).get(hold.way, visible(hold.way))
         text = _("%(process)s: %(way)s, %(duration)s after the request.")
         if hold.request_id != str(request.pk) and after < timedelta():

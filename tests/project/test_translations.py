@@ -122,7 +122,7 @@ def test_no_text_of_ours_gets_the_words_of_djangos_apps(language: str, catalog: 
         if message.context is None
     }
     for source in DJANGO.glob("**/locale/en/LC_MESSAGES/django.po"):
-        # Each text that Django marks, also one that it does not translate: ours would be shown there.
+        # Each text that Django marks, also an untranslated one: ours would be shown there.
         theirs = {key_of(message.id)[0]: "" for message in plain_messages(source, read_po)}
         path = source.parents[2] / language / "LC_MESSAGES" / "django.mo"
         for message in plain_messages(path, read_mo):

@@ -350,6 +350,13 @@ class TestTimeline:
             "Finishing worker-2, process 17 can no longer be aborted and works to its end.",
         } < set(told)
 
+    def test_a_start_that_was_refused_has_not_stopped(self, story_page: Story) -> None:
+        row = request()
+        abort(row, process_row("worker-1"), way="start", received_at=AT + timedelta(seconds=2))
+        (told,) = [fact for fact in facts(story_page(row)) if "worker-1" in fact]
+        assert told.startswith("Did not start ")
+        assert told.endswith(" worker-1, process 17: 2.0 s after the request.")
+
     def test_what_a_later_version_has_written_is_shown_as_it_is(self, story_page: Story) -> None:
         """While that is rolled out."""
         row = request()
