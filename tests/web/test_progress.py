@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from run_abort import abortable_run
+from run_abort import RunAborted, abortable_run
 from run_abort._core.types import Hold
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import holds, recorder
@@ -92,6 +92,16 @@ class TestStates:
             pass
         idle = answer("idle", "No process is working on this run.")
         assert look(client, post(client)) == idle
+
+    def test_a_start_that_was_refused_is_no_process_that_stopped(
+        self, client: Client, runtime: Runtime
+    ) -> None:
+        request_id = post(client)
+        with pytest.raises(RunAborted), abortable_run("run-1"):
+            raise AssertionError("never entered")
+        assert runtime.recorder.flush(TIMEOUT)
+        assert RunHold.objects.get().way == "start"
+        assert look(client, request_id) == answer("idle", "No process is working on this run.")
 
     def test_a_process_is_counted_once_and_by_its_last_block(self, client: Client) -> None:
         one, two = process_row(), process_row()
