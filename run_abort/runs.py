@@ -101,7 +101,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
         if not found.is_done:  # the database may answer later
             found.when_done(partial(self._found_late, controller))
         elif found.result is not None:
-            self._abort(controller, found.result)
+            self._abort(controller, found.result, "reconcile" if controller.began else "start")
 
     def _found_late(self, controller: AbortController, found: Promise[Request | None]) -> None:
         if found.result is not None:
@@ -110,7 +110,7 @@ class abortable_run(Scope):  # noqa: N801  reads as a statement, as contextlib.s
             late = partial(self._abort, controller, found.result, "reconcile")
             spawn(late, name="run_abort-late")
 
-    def _abort(self, controller: AbortController, request: Request, way: Way = "start") -> None:
+    def _abort(self, controller: AbortController, request: Request, way: Way) -> None:
         self._process.registry.abort_controllers([controller], request, way)
 
     def abort_alone(self, reason: str) -> None:

@@ -210,14 +210,15 @@ class Scope:
             raise self._was_entered()
         try:
             controller = self._begin()
+            controller.began = True  # the work goes on, whatever was requested
             self._look(controller)
             while controller.aborted_by_cleared:
                 controller = self._begin_again(controller)
+                controller.began = True
                 self._look(controller)
         except BaseException:
             self._end()
             raise
-        controller.began = not controller.signal.aborted
         return controller.signal, lambda: self._end() is None
 
     def _was_entered(self) -> RuntimeError:

@@ -180,7 +180,7 @@ class TestDatabase:
         assert process.wait(20) == -signal.SIGTERM
         wait_until(lambda: [each.state for each in holds_of(outcome)] == ["stopped"])
         (hold,) = holds_of(outcome)
-        assert (hold.way, hold.pid) == ("start", child.process.pid)
+        assert (hold.way, hold.pid) == ("reconcile", child.process.pid)  # it did begin
         assert [step for step, _ in hold.escalations] == ["terminate"]
 
     def test_the_one_who_waits_is_told_when_it_is_gone(
