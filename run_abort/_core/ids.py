@@ -62,8 +62,9 @@ def _named(run_id: object) -> str:
     if meta is not None and hasattr(meta, "concrete_model"):
         key = run_id.pk  # type: ignore[attr-defined]
         parts = key if isinstance(key, tuple) else (key,)  # a composite one
-        # Until the database has made a key, by a db_default, it is an expression.
-        if any(part is None or hasattr(part, "resolve_expression") for part in parts):
+        # Until the database has made a key, by a db_default, it is an expression. A CharField
+        # without a key is empty.
+        if key == "" or any(part is None or hasattr(part, "resolve_expression") for part in parts):
             raise ValueError(f"save {run_id!r} first: without a primary key it names no run")
         with suppress(Exception):  # what the field cannot take, no row has
             key = _as_read(meta, key)
@@ -93,7 +94,7 @@ def clean_ids(run_id: object, groups: Iterable[object] = ()) -> tuple[str, ...]:
     :raises ValueError: as :func:`clean_id`.
     """
     first = clean_id(run_id)
-    if not groups:
+    if groups == () or groups is None:
         return (first,)
     if isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable):
         raise TypeError("groups must be a list or tuple of IDs; for a single one write (group,)")

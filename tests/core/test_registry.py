@@ -60,7 +60,7 @@ class TestIds:
         with pytest.raises(TypeError, match="run ID must be"):
             clean_id(given)
 
-    @pytest.mark.parametrize("key", [None, (None, None), (1, None)])
+    @pytest.mark.parametrize("key", [None, "", (None, None), (1, None)])
     def test_an_instance_without_its_whole_key(self, key: object) -> None:
         meta = SimpleNamespace(label_lower="shop.order")
         meta.concrete_model = SimpleNamespace(_meta=meta)
@@ -75,7 +75,7 @@ class TestIds:
     def test_groups_come_after_the_run_each_once(self) -> None:
         assert clean_ids("run", ["parent", "x", "run", "parent"]) == ("run", "parent", "x")
 
-    @pytest.mark.parametrize("groups", ["parent", b"parent", 7])
+    @pytest.mark.parametrize("groups", ["parent", b"parent", 7, "", 0, False])
     def test_groups_are_several(self, groups: object) -> None:
         with pytest.raises(TypeError, match="groups must be"):
             clean_ids("run", groups)  # type: ignore[arg-type]
