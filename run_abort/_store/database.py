@@ -106,7 +106,14 @@ def transaction_here() -> BaseDatabaseWrapper | None:
         return None
     if is_of_testcase(connection):
         return connection
-    return connection if connection.vendor == "sqlite" and _is_inside(connection) else None
+    return connection if connection.vendor == "sqlite" and is_inside(connection) else None
+
+
+def single_writer_here() -> weakref.ref[BaseDatabaseWrapper] | None:
+    """This thread's connection if a write of another one would break a transaction of it."""
+    if is_forbidden_here() or not is_sqlite():
+        return None
+    return weakref.ref(connections[alias()])
 
 
 def is_of_testcase(connection: BaseDatabaseWrapper) -> bool:
@@ -123,7 +130,8 @@ def _is_testcases(block: object) -> bool:
     return getattr(block, "_from_testcase", False)
 
 
-def _is_inside(connection: BaseDatabaseWrapper) -> bool:
+def is_inside(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the connection is inside a transaction. Any thread may ask."""
     raw = connection.connection  # read once: another thread may close the connection
     try:
         return raw is not None and bool(raw.in_transaction)
@@ -179,7 +187,7 @@ class Postponed:
         """Call what waited for transactions that are over. Any thread may call this."""
         for key, (reference, _) in list(self._waiting.items()):
             connection = reference()
-            if connection is None or not _is_inside(connection):
+            if connection is None or not is_inside(connection):
                 self._call(key)
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from run_abort._core.controller import AbortController
 from run_abort._core.ids import as_uuid
 
 from .clock import Now
-from .database import storable, tables
+from .database import is_inside, single_writer_here, storable, tables
 
 if TYPE_CHECKING:
     from run_abort._core.types import Request
@@ -37,6 +37,7 @@ class Entry:
         self.ids = ids
         self.label = storable(label, MAX_LABEL)
         self.steps: list[tuple[str, float]] = []
+        self._writer = single_writer_here()
         self.renew()
 
     def renew(self) -> None:
@@ -45,6 +46,12 @@ class Entry:
         self.is_written = self.may_be_written = False
         self.is_postponed = False
         self.failed_at = 0.0
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the thread that entered it is in a transaction that another writer breaks."""
+        writer = None if self._writer is None else self._writer()
+        return writer is not None and is_inside(writer)
 
 
 def row_of(entry: Entry, origin: str) -> RunHold:

@@ -118,8 +118,7 @@ class Holder:
         if options.HOLDS:
             self._postponed.add(here, partial(self._enter_later, entry))
         found: Promise[Request | None] = Promise()
-        read = partial(requests.known_for, ids=ids)
-        found.settle(first_for(entry, self._recorder.call(read)))
+        found.settle(first_for(entry, self._recorder.call(partial(requests.known_for, ids=ids))))
         return found
 
     def _entered(self, done: Promise[Request | None]) -> None:
@@ -239,8 +238,10 @@ class Holder:
         :return: whether all of its holds are written. If not, call this again soon.
         """
         self._postponed.check()
-        again = list(self._unwritten)
-        for entry in again:
+        is_due = self._unwritten or self._has_to_refresh()
+        if is_due and any(each.is_in_transaction for each in self._open.copy().values()):
+            return False
+        for entry in (again := list(self._unwritten)):
             self._write_again(entry)
         if not self._has_to_refresh():
             return not self._postponed and not again

@@ -19,7 +19,7 @@ from run_abort._store import database, holder
 from run_abort.models import AbortRequest, RunHold
 from tests.conftest import Configure
 from tests.rows import open_here
-from tests.support import TIMEOUT, wait_until
+from tests.support import TIMEOUT, in_threads, wait_until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("rows_alone")]
 
@@ -112,6 +112,19 @@ def test_blocks_in_transactions_of_sqlite(
         runtime.reconciler.hurry()
         wait_until(lambda: [hold.run_id for hold in open_here(runtime)] == ["import-2"])
         block.__exit__(None, None, None)
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_a_sign_of_life_breaks_no_transaction_of_sqlite(runtime: Runtime, journal: str) -> None:
+    """It waits for a transaction that a block has begun."""
+    with sqlite_modes(runtime, journal, "DEFERRED"), abortable_run("import-1"):
+        with transaction.atomic():
+            User.objects.count()
+            runtime.holder.forget_process()  # as after RECONCILE_INTERVAL
+            assert in_threads(runtime.holder.refresh) == [False]
+            User.objects.create(username="me")
+        assert in_threads(runtime.holder.refresh) == [True]
 
 
 @pytest.mark.only_on("sqlite")
