@@ -166,7 +166,7 @@ def _gives_way(exc: BaseException, signal: AbortSignal) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return exc.split((Exception, RunAborted))[1] is None
     if isinstance(exc, RunAborted):
-        return exc.run_id != signal.run_id
+        return exc.run_id != signal.run_id and not _is_of_block_around(exc, signal)
     return isinstance(exc, Exception)
 
 

@@ -135,6 +135,20 @@ class TestCatch:
             after.append("went on")
         assert not after
 
+    def test_without_it_that_of_a_block_around_is_not_taken_for_its_own(
+        self, core: Core, options: dict[str, Any]
+    ) -> None:
+        with pytest.raises(RunAborted, match="outer"), core.block("outer") as outer:
+            try:
+                with core.block("inner", **options):
+                    core.abort("outer")
+                    core.abort("inner")
+                    outer.raise_if_aborted()
+            except RunAborted as aborted:
+                if aborted.run_id != "inner":
+                    raise
+            pytest.fail("The job went on.")
+
     def test_that_of_a_block_within_is_a_consequence(
         self, core: Core, options: dict[str, Any]
     ) -> None:
