@@ -5,6 +5,10 @@ driver has sent a query, and no code reads its result. So before an exception is
 the thread is searched for functions of a database driver, or of Django's database backends. This
 costs nothing while there is nothing to send, and covers each use of each of these drivers.
 
+A lock that was just taken, before the ``try`` that releases it, would stay locked for all threads.
+So nothing is sent either while a function on top of the stack takes or releases a lock that nearly
+all threads of a process share: that of a log handler, of a queue, of an import.
+
 The thread must not go on between the search and the sending. Other threads run between two
 bytecodes, but not within one call of a function written in C. So both are one such call, made of
 lazy iterators. The exception then arrives at the place that was searched, or where the next
@@ -14,15 +18,17 @@ function begins, which has done nothing yet.
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib import _bootstrap
 from itertools import accumulate, chain, repeat
-from operator import attrgetter, call
-from types import FrameType
+from operator import attrgetter, call, not_
+from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 from run_abort._concurrency.workers import in_greenlets
@@ -33,6 +39,25 @@ _is_other: Final = re.compile(
     r"|psycopg|psycopg2|psycopg_pool|MySQLdb|pymysql|mysql|oracledb|mssql)(\.|$))"
 ).match
 _is_transition: Final = re.compile(r"django\.db\.(transaction|backends\..+\.base)$").match
+
+
+def _codes(owner: object, *names: str) -> Iterator[CodeType]:
+    """The code of these methods; of those that this Python has."""
+    for name in names:
+        code = getattr(getattr(owner, name, None), "__code__", None)
+        if code is not None:
+            yield code
+
+
+_imports: Final = vars(_bootstrap)
+_LOCKING: Final = frozenset(
+    chain(
+        _codes(logging.Handler, "acquire", "release", "handle"),
+        _codes(threading.Condition, "__enter__", "__exit__"),  # such as of a queue
+        _codes(_imports.get("_ModuleLock"), "acquire", "release"),
+        _codes(_imports.get("_ModuleLockManager"), "__enter__", "__exit__"),
+    )
+)
 
 
 @cache
@@ -93,6 +118,8 @@ def check_thread() -> None:
 def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> bool:
     """Raise ``exception`` in the thread ``ident``, unless a database statement runs there.
 
+    Nor if it takes or releases the lock of a log handler, a ``threading.Condition`` or an import.
+
     :param exception: must be kept alive until it arrives.
     :return: whether it was sent.
     """
@@ -101,9 +128,11 @@ def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> b
     frames = iter(partial(next, accumulate(chain(top, repeat("f_back")), getattr)), None)
     modules = map(dict.get, map(attrgetter("f_globals"), frames), repeat("__name__"))
     is_outside = partial(all, map(_is_other, map(str, modules)))
+    last = map(attrgetter("f_code"), filter(None, map(dict.get, map(call, look), repeat(ident))))
+    is_free = partial(all, map(not_, map(_LOCKING.__contains__, last)))
     send = partial(asynchronously(), ident, id(exception))
     with _undisturbed() as is_safe:
-        steps: list[Callable[[], Any]] = [is_outside, send]
+        steps: list[Callable[[], Any]] = [is_outside, is_free, send]
         return is_safe and all(map(call, steps))
 
 

@@ -29,6 +29,7 @@ INSIST: Final[tuple[Escalation, ...]] = ("cancel", "interrupt")
 
 MAX_GRACE: Final = 86_400.0  # seconds
 RETRY_DELAY: Final = 0.05  # seconds; doubled after each attempt that was not possible
+RETRY_SELDOM: Final = 0.5  # seconds, up to which it is doubled: a busy lock is free for moments
 ATTEMPT: Final = 0.1  # seconds that an attempt may take, at most
 STUCK: Final = 1.0  # seconds without a possible attempt, after which a warning is logged
 MAX_DELAY: Final = 60.0  # seconds; the delay between two attempts doubles up to this
@@ -115,7 +116,7 @@ class EscalationPlan:
             self._stuck = 0.0
             delay, self._delay = self._delay, min(2 * self._delay, max(self._delay, MAX_DELAY))
             return delay
-        was_stuck, delay = self._stuck, min(max(self._stuck, RETRY_DELAY), MAX_DELAY)
+        was_stuck, delay = self._stuck, min(max(self._stuck, RETRY_DELAY), RETRY_SELDOM)
         self._stuck += delay
         if was_stuck < STUCK <= self._stuck and self._on_stuck is not None:
             submit(self._on_stuck, name="run_abort-stuck")

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
+import logging
 import pickle
+import queue
 import signal as signals
 import sys
 import threading
@@ -11,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from operator import call
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -447,6 +452,57 @@ class TestStatements:
         finally:
             sys.setswitchinterval(interval)
         assert {each["depth"] for each in states} == {0}
+
+
+class TestLocks:
+    """Those that nearly all threads of a process share."""
+
+    def test_one_that_waits_for_the_lock_of_a_log_handler_leaves_it_free(self, core: Core) -> None:
+        handler = logging.StreamHandler(io.StringIO())
+        record = logging.makeLogRecord({})
+        self.check(core, handler.lock, lambda: handler.handle(record))
+
+    def test_one_that_waits_for_the_lock_of_a_queue_leaves_it_free(self, core: Core) -> None:
+        items: queue.Queue[int] = queue.Queue()
+        self.check(core, items.mutex, lambda: items.put(1))
+
+    def test_one_that_waits_for_an_import_lets_others_import(
+        self, core: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "slow_module.py").write_text("import time; time.sleep(0.6)")
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                while True:
+                    importlib.import_module("slow_module")
+
+        def use() -> None:
+            importlib.import_module("slow_module")
+
+        first = Worker(use)
+        wait_until(lambda: "slow_module" in sys.modules)
+        worker = Worker(work)
+        core.abort_when_held()
+        time.sleep(0.1)
+        assert Worker(use).join() is first.join() is None
+        assert isinstance(worker.join(), RunAborted)
+
+    @staticmethod
+    def check(core: Core, lock: Any, use: Callable[[], object]) -> None:
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                while True:
+                    use()
+
+        with lock:
+            worker = Worker(work)
+            core.abort_when_held()
+            time.sleep(0.3)  # several attempts
+        assert isinstance(worker.join(), RunAborted)
+        is_free = lock.acquire(timeout=1)
+        assert is_free
+        lock.release()
 
 
 class TestLoop:
