@@ -31,6 +31,7 @@ AGAIN: Final = 0.05  # seconds before the next attempt; doubled up to AGAIN_SELD
 AGAIN_SELDOM: Final = 1.0
 # Statements that end a savepoint. They are not cancelled.
 CONTROL: Final = ("RELEASE", "ROLLBACK")
+THREAD: Final = "run_abort-cancel"
 
 
 class Cancels(AbstractContextManager[None]):
@@ -67,7 +68,7 @@ class Cancels(AbstractContextManager[None]):
             self._is_over = False
             self._connection.execute_wrappers.append(self._execute)
             # On a thread also if the abort comes now: then a callback runs in this one.
-            cancel = partial(spawn, self._cancel_until_over, name="run_abort-cancel")
+            cancel = partial(spawn, self._cancel_until_over, name=THREAD)
             self._remove = self._signal.add_callback(cancel)
 
     @kept_exit
@@ -155,8 +156,11 @@ class Cancels(AbstractContextManager[None]):
     def _cancel_until_over(self) -> None:
         """Cancel again and again until the block ends; called on a thread of its own.
 
-        One attempt is not enough: a statement may pass its check and begin after the attempt.
+        One attempt is not enough: a statement may pass its check and begin after the attempt. But
+        where no thread can be started, the thread that aborts makes one, and does not wait: the
+        block may be its own.
         """
+        has_time = threading.current_thread().name == THREAD
         pause = AGAIN
         while self._begin():
             try:
@@ -173,6 +177,8 @@ class Cancels(AbstractContextManager[None]):
             with self._lock:
                 self._is_cancelling = False
                 self._lock.notify_all()
+                if not has_time:
+                    return
                 self._lock.wait_for(lambda: self._is_over, pause)
             pause = min(2 * pause, AGAIN_SELDOM)
 
@@ -202,7 +208,7 @@ def stop_instead(interruption: Interruption, signal: AbortSignal) -> bool:
     is_long = before is not None and before.marker is running.marker is not None
     cancel = _cancel_from_outside(running.connection) if is_long else None
     if cancel is not None:
-        spawn(partial(interruption.instead, cancel), name="run_abort-cancel")
+        spawn(partial(interruption.instead, cancel), name=THREAD)
         return True
     interruption.delayed_by = running
     refusal = _Refusal(interruption, signal)

@@ -16,6 +16,7 @@ from run_abort._runtime.runtime import current
 from run_abort.models import ListenerCursor
 from tests.blocks import Work
 from tests.conftest import Configure
+from tests.guards import no_thread
 from tests.jobs.models import Job
 from tests.support import TIMEOUT, wait_until
 
@@ -317,3 +318,25 @@ def test_an_interrupt_leaves_no_wrapper_behind(configure: Configure, no_garbage:
         thread.join(20)
         assert isinstance(thread.outcome, RunAborted)
     assert set(wrappers) == {0}
+
+
+def test_where_no_thread_can_be_started_the_abort_does_not_wait_for_the_block(
+    controller: AbortController,
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with controller.signal.cancels(connection):
+            entered.set()
+            go_on.wait(TIMEOUT / 2)
+            execute("SELECT 1")
+
+    thread = Work(work)
+    thread.start()
+    assert entered.wait(TIMEOUT)
+    with no_thread():
+        controller.abort()
+    assert thread.is_alive()
+    go_on.set()
+    thread.join(TIMEOUT)
+    assert isinstance(thread.outcome, RunAborted)  # by the next statement
