@@ -150,6 +150,11 @@ class Escalator:
                 self._schedule(plan, plan.grace)
                 plan.is_added = True
 
+    def resume(self) -> None:
+        """Start the thread if a plan waits for one, because none could be started before."""
+        if self._agenda:
+            self.service.ensure_started()
+
     def drop(self, plan: EscalationPlan) -> None:
         """Make no further attempt, because the block was left.
 

@@ -22,6 +22,7 @@ from django.apps import apps
 
 from run_abort import conf
 from run_abort._concurrency.clock import monotonic
+from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.service import Life, Service
 from run_abort._core.registry import Registry
 from run_abort._store.holder import Holder
@@ -47,6 +48,7 @@ class Reconciler:
 
     :param origin: returns the ID of this process on the wire.
     :param is_listening: whether pushes reach this process; decides the interval.
+    :ivar ticked: called in the thread each time, before it reads.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Reconciler:
         origin: Callable[[], str],
         is_listening: Callable[[], bool],
     ) -> None:
+        self.ticked: Hook[[]] = Hook()
         self._registry = registry
         self._push = push
         self._requests = requests
@@ -181,6 +184,7 @@ class Reconciler:
         if life.stopping:
             return True
         self._is_new_child = False
+        self.ticked()
         keeps_requests = conf.settings().REQUESTS
         is_tick = self._is_listening() and bool(len(self._registry))
         if keeps_requests and (self._has_to_look or is_tick):

@@ -112,6 +112,7 @@ class Runtime:
         self.holder.failed.add(self.reconciler.retry_soon)
         self.postponed.added.add(self.reconciler.hurry)  # it looks whether they are over
         self.postponed.committed.add(self.holder.let_finish)
+        self.reconciler.ticked.add(self.escalator.resume)
         self.dispatch.fell_behind.add(self.reconciler.service.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.service.wake)

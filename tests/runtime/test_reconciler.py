@@ -35,9 +35,10 @@ from run_abort._store.requests import Requests
 from run_abort._transport.signing import MAX_AGE
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
-from tests.blocks import connected, receive
+from tests.blocks import Work, connected, receive
 from tests.conftest import Configure, threads_of_ours
-from tests.support import NO_REDIS, Foreign, Proxy, unmigrated, wait_until
+from tests.guards import no_thread
+from tests.support import NO_REDIS, TIMEOUT, Foreign, Proxy, unmigrated, wait_until
 
 THREAD = "run_abort-reconciler"
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -602,3 +603,26 @@ class TestPushAgain:
     def test_without_redis_there_is_nothing_to_push(self, polling: None) -> None:
         abort_run("run-1")
         assert not is_running()
+
+
+def test_an_escalation_begins_once_threads_can_be_started_again(configure: Configure) -> None:
+    configure(REQUESTS=True, REDIS_URL=False, POLL_INTERVAL=0.05)
+    entered, give_up = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with abortable_run("run-1", insist="interrupt", grace=0):
+            entered.set()
+            while not give_up.wait(0.01):
+                pass
+
+    thread = Work(work)
+    thread.start()
+    assert entered.wait(TIMEOUT)
+    wait_until(is_running)
+    with no_thread():
+        abort_run("run-1")
+    thread.join(TIMEOUT / 2)
+    goes_on = thread.is_alive()
+    give_up.set()
+    thread.join(TIMEOUT / 2)
+    assert not goes_on
