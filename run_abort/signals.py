@@ -41,12 +41,12 @@ run_abort_requested = _Signal()
 #: ID, each time. Not sent without Redis. Also carries ``origin`` (``str``), the ID of the sending
 #: process; empty if it gave none.
 #:
-#: Sent on the listener's thread: a receiver delays the messages after it, and a warning says so
-#: when the receivers of one request have taken longer than a second. Let them do their work in
-#: another thread. The requests that the process has missed are sent after each confirmed
-#: subscription, on the reconciler's thread, so two receivers may run at the same time; there, a
-#: receiver delays the other missed requests and the next read of the database. Database connections
-#: of the receivers are closed afterwards, unless the settings keep them open.
+#: Sent on a thread that belongs to this signal and exists while there is something to send, so that
+#: a slow receiver delays only the receivers. The requests that the process has missed are sent
+#: after each confirmed subscription. Up to 10,000 requests wait for slow receivers; further ones
+#: are read again from the database later, those without a row are lost, and an error is logged. At
+#: exit the interpreter waits for it for up to a second. Its database connections are closed when it
+#: ends.
 run_abort_received = _Signal()
 
 #: A run was aborted in this process, by any requester. It has not *stopped* yet. Sent for each run

@@ -1,10 +1,10 @@
 """Handles a request that this process received.
 
-First the controllers are aborted, then the receivers of ``run_abort_received`` are called, both in
-the thread that received the request. Then the handlers of ``subscribe_to_run_aborts`` are called,
-each on a thread of its own. Receivers and handlers get each request once. Controllers may get it
-again, which has no effect. What the full queue of a handler refuses is read again from the
-database.
+First the controllers are aborted, in the thread that received the request. Then the receivers of
+``run_abort_received`` and the handlers of ``subscribe_to_run_aborts`` are called: the receivers on
+one thread, each handler on a thread of its own, so that slow ones delay nothing else. They get each
+request once. Controllers may get it again, which has no effect. What a full queue refuses is read
+again from the database.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from django.db import close_old_connections
-
 from run_abort import conf
-from run_abort._concurrency.clock import monotonic
-from run_abort._concurrency.hooks import Hook, call_logged, check_function, identity
+from run_abort._concurrency.hooks import Hook, check_function, identity
 from run_abort._concurrency.memory import Memory
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import SerialWorker, wait_idle
@@ -34,7 +31,6 @@ from run_abort.signals import run_abort_received, run_aborted, send_to_all
 
 logger = logging.getLogger("run_abort")
 
-SLOW: Final = 1.0  # seconds that the receivers of one request may take without a warning
 RECENT: Final = 64  # request IDs
 
 _UID: Final = "run_abort.dispatch"
@@ -45,15 +41,18 @@ Key = tuple[str, str]
 
 
 class _Lane:
-    """A handler, with its queue and the thread that calls it.
+    """A handler, or all receivers, with its queue and the thread that calls it.
 
-    :param seen: the requests that are not for this handler.
+    :param call: called with each request.
+    :param name: for messages to people.
+    :param seen: the requests that are not for this lane.
     :ivar gap: the IDs of the last requests before the first one that the full queue refused; None
         if it refused none.
     """
 
-    def __init__(self, on_abort: Callable[[str], object], seen: Memory) -> None:
-        self.worker = SerialWorker(on_abort, name="run_abort-handler")
+    def __init__(self, call: Callable[[Request], object], name: str, seen: Memory) -> None:
+        self.worker = SerialWorker(call, name="run_abort-handler")
+        self.name = name
         self.gap: tuple[str, ...] | None = None
         self.seen = seen
 
@@ -62,7 +61,7 @@ class _Lane:
         key = request.id, request.run_id
         if request.id and not self.seen.add(key):
             return True
-        if self.worker.put(request.run_id):
+        if self.worker.put(request):
             return True
         self.seen.discard(key)
         return False
@@ -71,25 +70,24 @@ class _Lane:
 class Dispatch:
     """Hands requests to the registry, to receivers and to handlers.
 
-    :ivar dispatched: called with each request once receivers have returned and handlers have it
-        in their queues, in the thread that received it. If two threads received it at once, in the
-        one that is done last.
-    :ivar fell_behind: called when the full queue of a handler has refused a request that can be
-        read again from the database.
+    :ivar dispatched: called with each request once receivers and handlers have it in their queues,
+        in the thread that received it. If two threads received it at once, in the one that is done
+        last.
+    :ivar fell_behind: called when a full queue has refused a request that can be read again from
+        the database.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.dispatched: Hook[[Request]] = Hook()
         self.fell_behind: Hook[[]] = Hook()
-        self._seen = Memory()
         self._recent: deque[str] = deque(maxlen=RECENT)
         # The threads in tell(), and what each passes on.
         self._receiving: dict[int, Key] = {}
         # By the identity of the handler. Each step is one call of C code, so it needs no lock.
         self._lanes: dict[Hashable, _Lane] = {}
+        self._receivers = _Lane(self._call_receivers, "receivers of run_abort_received", Memory())
         self._overflow = Throttle()
-        self._slow = Throttle()
         self._announcements = SerialWorker(_send_run_aborted, name="run_abort-run_aborted")
 
     def connect(self) -> None:
@@ -106,20 +104,20 @@ class Dispatch:
         :param keys: pairs of a request ID and its run ID.
         """
         for key in keys:
-            for seen in (self._seen, *(lane.seen for lane in self._handlers())):
-                seen.add(key)
+            for lane in self._all_lanes():
+                lane.seen.add(key)
 
     def recent(self) -> tuple[str, ...]:
         """The IDs of the last requests that were passed to receivers and handlers."""
         return tuple(self._recent)
 
     def gaps(self) -> list[tuple[str, ...]]:
-        """For each handler that refused requests and is idle now: :meth:`recent` before these.
+        """For each lane that refused requests and is idle now: :meth:`recent` before these.
 
         Each gap is returned once. The requests behind it can be passed to :meth:`tell` again.
         """
         found = []
-        for lane in self._handlers():
+        for lane in self._all_lanes():
             gap = lane.gap
             if gap is not None and lane.worker.wait_idle(0):
                 lane.gap = None
@@ -127,8 +125,8 @@ class Dispatch:
         return found
 
     def is_behind(self) -> bool:
-        """Whether the full queue of a handler has refused requests that it has yet to get."""
-        return any(lane.gap is not None for lane in self._handlers())
+        """Whether a full queue has refused requests that it has yet to get."""
+        return any(lane.gap is not None for lane in self._all_lanes())
 
     def has_audience(self) -> bool:
         """Whether there are receivers or handlers."""
@@ -159,15 +157,17 @@ class Dispatch:
             self._pass_on(request)
         finally:
             self._receiving.pop(thread, None)
-        # A push and a read may bring the same request at once, and receivers may take long.
+        # A push and a read may bring the same request at once.
         if not request.id or key not in tuple(self._receiving.values()):
             self.dispatched(request)
 
     def _pass_on(self, request: Request) -> None:
-        is_new = not request.id or self._seen.add((request.id, request.run_id))
-        if is_new and self._has_receivers():
-            call_logged(partial(self._call_receivers, request))
-        for lane in self._handlers():
+        receivers, *handlers = self._all_lanes()
+        if self._has_receivers():
+            handlers.insert(0, receivers)
+        elif request.id:  # not for those that are connected later
+            receivers.seen.add((request.id, request.run_id))
+        for lane in handlers:
             if not lane.offer(request):
                 self._refused(lane, request)
         if request.id:
@@ -195,25 +195,27 @@ class Dispatch:
         """
         check_function(on_abort, "on_abort")
         if (key := identity(on_abort)) not in self._lanes:
-            self._lanes.setdefault(key, _Lane(on_abort, self._seen.copy()))
+            handle = partial(_call_handler, on_abort)
+            lane = _Lane(handle, f"handler {on_abort!r}", self._receivers.seen.copy())
+            self._lanes.setdefault(key, lane)
 
     def wait_for_handlers(self, timeout: float) -> bool:
-        """Wait for the handlers and the receivers of ``run_aborted``, as ``workers.wait_idle``."""
-        workers = [lane.worker for lane in self._handlers()]
+        """Wait for the handlers and the receivers, as ``workers.wait_idle``."""
+        workers = [lane.worker for lane in self._all_lanes()]
         return wait_idle([*workers, self._announcements], timeout)
 
     def is_idle(self) -> bool:
-        """Whether no receiver and no handler is at work."""
+        """Whether no request is received, and no receiver and no handler is at work."""
         return not self._receiving and self.wait_for_handlers(0)
 
     def after_fork_in_child(self) -> None:
         """Forget the threads of the parent."""
         self._receiving = {}
-        for lane in self._handlers():
+        for lane in self._all_lanes():
             lane.gap = None
 
-    def _handlers(self) -> Iterable[_Lane]:
-        return self._lanes.copy().values()
+    def _all_lanes(self) -> list[_Lane]:
+        return [self._receivers, *self._lanes.copy().values()]
 
     def _has_receivers(self) -> bool:
         return len(run_abort_received.receivers) > 1  # the first is this object's
@@ -231,31 +233,18 @@ class Dispatch:
         self._registry.abort(Request(clean_id(run_id), key, why, who), "channel")
 
     def _call_receivers(self, request: Request) -> None:
-        began = monotonic()
-        close_old_connections()
-        try:
-            # Not to this object: it has aborted the controllers before. Receivers may take long,
-            # and by now the run may have been cleared and started again.
-            send_to_all(
-                run_abort_received,
-                database.model(),
-                but=self._on_signal,
-                run_id=request.run_id,
-                origin=request.origin,
-                abort_id=as_uuid(request.id),
-                reason=request.reason,
-                actor=request.actor,
-            )
-        finally:
-            close_old_connections()
-        seconds = monotonic() - began
-        if seconds > SLOW and self._slow.admit() is not None:
-            logger.warning(
-                "The receivers of run_abort_received took %.1f s for run %r, which delays other "
-                "requests: let them pass their work to another thread",
-                seconds,
-                request.run_id,
-            )
+        # Not this object: it has aborted the controllers before. Receivers may take long, and by
+        # now the run may have been cleared and started again.
+        send_to_all(
+            run_abort_received,
+            database.model(),
+            but=self._on_signal,
+            run_id=request.run_id,
+            origin=request.origin,
+            abort_id=as_uuid(request.id),
+            reason=request.reason,
+            actor=request.actor,
+        )
 
     def _refused(self, lane: _Lane, request: Request) -> None:
         can_read_again = bool(request.id) and conf.settings().REQUESTS
@@ -264,12 +253,16 @@ class Dispatch:
             self.fell_behind()
         if (before := self._overflow.admit()) is not None:
             logger.error(
-                "The handler %r is so far behind that it %s the abort of run %r and %d before",
-                lane.worker.handle,
+                "Too far behind, the %s %s the abort of run %r and %d before",
+                lane.name,
                 "gets later, from the database," if can_read_again else "missed",
                 request.run_id,
                 before,
             )
+
+
+def _call_handler(on_abort: Callable[[str], object], request: Request) -> None:
+    on_abort(request.run_id)
 
 
 def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -> None:

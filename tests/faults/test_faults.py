@@ -12,8 +12,6 @@ import pytest
 from example.redis_server import RedisServer
 from run_abort import RunAborted, abortable_run, subscribe_to_run_aborts
 from run_abort._runtime.runtime import current
-from run_abort.signals import run_abort_received
-from tests.blocks import connected
 from tests.conftest import Configure
 from tests.support import Foreign, wait_until
 
@@ -160,23 +158,22 @@ def test_something_that_is_not_redis(
 def test_a_subscriber_that_redis_throws_out_for_slowness(ear: Ear, own_redis: RedisServer) -> None:
     release = threading.Event()
 
-    def receiver(**kwargs: object) -> None:
-        release.wait(60)
-
+    # Called in the listener's thread.
+    let_go = current().dispatch.dispatched.add(lambda request: release.wait(60))
     with own_redis.client() as client:
         client.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
-        with connected(run_abort_received, receiver):
-            try:
-                ear.foreign.publish("slow")
-                with client.pipeline(transaction=False) as pipeline:
+        try:
+            ear.foreign.publish("slow")
+            with client.pipeline(transaction=False) as pipeline:
 
-                    def pour() -> bool:
-                        for _ in range(2000):
-                            pipeline.publish(ear.foreign.channel, b"x" * 1000)
-                        return pipeline.execute()[-1] == 0
+                def pour() -> bool:
+                    for _ in range(2000):
+                        pipeline.publish(ear.foreign.channel, b"x" * 1000)
+                    return pipeline.execute()[-1] == 0
 
-                    wait_until(pour)
-            finally:
-                release.set()
+                wait_until(pour)
+        finally:
+            let_go()
+            release.set()
     wait_until(lambda: current().listener.status().reconnects >= 1)
     ear.hears("after it")

@@ -145,11 +145,10 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
         with listen(settings=project, code=code) as process:
             process.wait_for("listening on")
             stranger.publish("run-1")
-            process.wait_for("began receiver")
+            process.wait_for_all("began receiver", "began handler")
             process.send(signal.SIGTERM)
             release.touch()
-            process.wait_for("finished receiver")
-            process.wait_for("finished handler")
+            process.wait_for_all("finished receiver", "finished handler")
             assert process.wait() == 0
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from django.contrib.auth.models import User
 from run_abort import AbortController, RunAborted
 from run_abort._concurrency.memory import REMEMBERED
 from run_abort._core.types import Request
-from run_abort._runtime import dispatch as dispatch_module
 from run_abort._runtime.dispatch import Dispatch
 from run_abort._runtime.runtime import Runtime, current
 from run_abort.models import AbortRequest
@@ -59,6 +57,7 @@ class TestReceive:
         with connected(run_abort_received, receiver), held("run-1") as run:
             dispatch.connect()  # after a receiver of the project
             receive(dispatch, heard_of("run-1", "", "because", "ann"))
+            assert dispatch.wait_for_handlers(20)
         assert seen == [True]
         assert (run.signal.reason, run.signal.actor) == ("because", "ann")
 
@@ -72,6 +71,7 @@ class TestReceive:
         with connected(run_abort_received, receiver):
             receive(dispatch, heard_of("r", str(abort_id), "because", "ann"))
             receive(dispatch, heard_of("r", "no UUID"))
+            assert dispatch.wait_for_handlers(20)
         assert seen[0].pop("signal") is run_abort_received
         assert seen[0] == {
             "sender": AbortRequest,
@@ -110,6 +110,7 @@ class TestReceive:
         with connected(run_abort_received, receiver):
             dispatch.connect()  # after the receiver, so that it is called after it
             receive(dispatch, heard_of("run-1", str(uuid.uuid4())))
+            assert dispatch.wait_for_handlers(20)
         (controller,) = later
         assert not controller.signal.aborted
         current().registry.leave(controller, ["run-1"])
@@ -121,6 +122,7 @@ class TestReceive:
 
         with connected(run_abort_received, receiver), held("run-2") as other:
             receive(dispatch, heard_of("run-1", str(uuid.uuid4())))
+            assert dispatch.wait_for_handlers(20)
         assert other.signal.aborted
 
     def test_one_abort_is_heard_once_but_reaches_who_came_since(self, dispatch: Dispatch) -> None:
@@ -136,28 +138,32 @@ class TestReceive:
             receive(dispatch, message)
             with held("run-1") as late:
                 receive(dispatch, message)
-        assert dispatch.wait_for_handlers(20)
+            assert dispatch.wait_for_handlers(20)
         assert late.signal.aborted
         assert received == handled == ["run-1"]
 
-    def test_a_request_that_comes_twice_at_once_is_dispatched_when_its_receivers_are_done(
-        self, dispatch: Dispatch
+    def test_a_request_that_comes_twice_at_once_is_dispatched_once_it_is_queued(
+        self, dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else a listener that is killed meanwhile has stored that it had handled it."""
         message = heard_of("run-1", str(uuid.uuid4()))
         told: list[str] = []
         dispatched: list[list[str]] = []
         dispatch.dispatched.add(lambda request: dispatched.append(told.copy()))
+        dispatch.add_handler(lambda run_id: None)
+        (lane,) = dispatch._lanes.values()
+        put = lane.worker.put
 
-        def receiver(run_id: str, **kwargs: Any) -> None:
+        def slowly(request: Request) -> bool:
             again = threading.Thread(target=dispatch.tell, args=[message])
             again.start()
             again.join()
-            told.append(run_id)
+            told.append(request.run_id)
+            return put(request)
 
-        with connected(run_abort_received, receiver):
-            dispatch.tell(message)
-            dispatch.tell(message)
+        monkeypatch.setattr(lane.worker, "put", slowly)
+        dispatch.tell(message)
+        dispatch.tell(message)
         assert dispatched == [["run-1"], ["run-1"]]
 
     def test_an_id_that_was_heard_for_another_run_keeps_no_request_back(
@@ -182,13 +188,13 @@ class TestReceive:
         with connected(run_abort_received, receiver):
             for _ in range(3):
                 receive(dispatch, heard_of("run-1"))
-        assert dispatch.wait_for_handlers(20)
+            assert dispatch.wait_for_handlers(20)
         assert received == handled == ["run-1"] * 3
 
     def test_remembers_no_more_ids_than_it_has_to(self, dispatch: Dispatch) -> None:
         for number in range(REMEMBERED + 10):
             receive(dispatch, heard_of("r", str(number)))
-        assert len(dispatch._seen._keys) == REMEMBERED
+        assert len(dispatch._receivers.seen._keys) == REMEMBERED
 
     @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt()])
     def test_a_receiver_that_raises_keeps_nobody_from_hearing(
@@ -202,7 +208,7 @@ class TestReceive:
 
         with connected(run_abort_received, receiver), held("run-1") as run:
             receive(dispatch, heard_of("run-1"))
-        assert dispatch.wait_for_handlers(20)
+            assert dispatch.wait_for_handlers(20)
         assert run.signal.aborted
         assert handled == ["run-1"]
         assert type(error).__name__ in caplog.text or "oops" in caplog.text
@@ -228,22 +234,40 @@ class TestReceive:
                     assert dispatch.wait_for_handlers(20)
         assert heard == ["run-1", "run-1"]
 
-    def test_receivers_that_took_long_cost_one_warning(
-        self, dispatch: Dispatch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def receiver(**kwargs: Any) -> None:
-            time.sleep(0.001)
+    def test_a_slow_receiver_delays_neither_aborts_nor_handlers(self, dispatch: Dispatch) -> None:
+        release = threading.Event()
+        received: list[str] = []
+        handled: list[str] = []
+        dispatch.add_handler(handled.append)
 
-        with connected(run_abort_received, receiver):
-            monkeypatch.setattr(dispatch_module, "SLOW", TIMEOUT)
-            receive(dispatch, heard_of("in time"))
-            monkeypatch.setattr(dispatch_module, "SLOW", 0.0)
-            for run_id in ("run-1", "run-2"):
+        def receiver(*, run_id: str, **kwargs: Any) -> None:
+            release.wait(TIMEOUT)
+            received.append(run_id)
+
+        with connected(run_abort_received, receiver), held("second") as run:
+            for run_id in ("first", "second"):
                 receive(dispatch, heard_of(run_id))
-        (record,) = caplog.records  # the second one is held back
-        assert record.levelname == "WARNING"
-        assert "The receivers of run_abort_received took" in record.getMessage()
-        assert "for run 'run-1'" in record.getMessage()
+            assert run.signal.aborted
+            wait_until(lambda: handled == ["first", "second"])
+            assert not received
+            release.set()
+            assert dispatch.wait_for_handlers(20)
+        assert received == ["first", "second"]
+
+    def test_one_that_is_connected_later_does_not_get_what_came_before(
+        self, dispatch: Dispatch
+    ) -> None:
+        received: list[str] = []
+
+        def receiver(*, run_id: str, **kwargs: Any) -> None:
+            received.append(run_id)
+
+        message = heard_of("run-1", str(uuid.uuid4()))
+        receive(dispatch, message)
+        with connected(run_abort_received, receiver):
+            receive(dispatch, message)
+            assert dispatch.wait_for_handlers(20)
+        assert not received
 
 
 class TestHandlers:
