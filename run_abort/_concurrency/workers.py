@@ -152,6 +152,7 @@ class SerialWorker(Generic[T]):
         # a signal handler may abort while its own thread is inside put().
         self._lock = threading.RLock()
         self._waiting: deque[T] = deque()
+        self._put = self._handled = 0
         self._running: object = None  # of the thread that takes the items, if there is one
         self._idle = Latch()
         self._idle.set()
@@ -165,6 +166,7 @@ class SerialWorker(Generic[T]):
             if len(self._waiting) >= self._limit:
                 return False
             self._waiting.append(item)
+            self._put += 1
             if self._running is not None:
                 return True
             drain = partial(self._drain, running := object())
@@ -187,6 +189,11 @@ class SerialWorker(Generic[T]):
         """Wait, at most ``timeout`` seconds, until no item is left; return whether that is so."""
         return self._idle.wait(timeout)
 
+    def mark(self) -> Callable[[], bool]:
+        """Returns a function that tells whether all that was put by now has been handled."""
+        put = self._put
+        return lambda: self._handled >= put
+
     def _drain(self, running: object) -> None:
         while True:
             with self._lock:
@@ -201,6 +208,7 @@ class SerialWorker(Generic[T]):
                     self._idle.clear()
                 item = self._waiting.popleft()
             call_logged(partial(self.handle, item))
+            self._handled += 1  # by one thread at a time
 
 
 def wait_idle(workers: Iterable[SerialWorker[Any]], timeout: float) -> bool:

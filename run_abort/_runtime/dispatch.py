@@ -204,6 +204,11 @@ class Dispatch:
         workers = [lane.worker for lane in self._all_lanes()]
         return wait_idle([*workers, self._announcements], timeout)
 
+    def mark(self) -> Callable[[], bool]:
+        """Returns a function that tells whether all that is queued now has been handled."""
+        marks = [self._announcements.mark(), *(lane.worker.mark() for lane in self._all_lanes())]
+        return lambda: all(is_handled() for is_handled in marks)
+
     def is_idle(self) -> bool:
         """Whether no request is received, and no receiver and no handler is at work."""
         return not self._receiving and self.wait_for_handlers(0)

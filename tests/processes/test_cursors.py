@@ -62,6 +62,16 @@ sys.argv = ["manage.py", "listen_run_aborts", *sys.argv[1:]]
 execute_from_command_line(sys.argv)
 """
 
+    # The cursor is looked at each second at least.
+    BUSY = """
+def busy(run_id):
+    time.sleep(0.3)
+    say("busy with", run_id)
+
+subscribe_to_run_aborts(handle)
+subscribe_to_run_aborts(busy)
+"""
+
     def listen(self, project: dict[str, Any], *args: str) -> Child:
         return Child("-c", self.HANDLER, *args, settings=project)
 
@@ -149,6 +159,21 @@ execute_from_command_line(sys.argv)
             process.wait_for("handled run-39")
             again = self.stop(process)
         assert sorted({*first, *again}) == sorted(names)
+
+    def test_a_handler_that_is_never_idle_does_not_keep_the_cursor_where_it_was(
+        self, project: dict[str, Any]
+    ) -> None:
+        code = self.HANDLER.replace("subscribe_to_run_aborts(handle)", self.BUSY)
+        with Child("-c", code, "--name=one", settings=project) as process:
+            process.wait_for("listening on")
+            for order in range(40):
+                abort_run(f"run-{order}")
+            process.wait_for("busy with run-12")
+            process.send(signal.SIGKILL)
+            process.wait()
+        with self.listen(project, "--name=one") as process:
+            process.wait_for("handled run-39")
+            assert "run-0" not in self.stop(process)
 
     def test_a_database_that_is_away_at_the_start_loses_nothing(
         self, project: dict[str, Any]

@@ -181,6 +181,8 @@ class Place:
         self.cursor = Cursor(current().recorder, name)
         self._anew_at = monotonic() if from_now else None
         self._is_taken = False
+        # Whether what was collected is handled by now; None if nothing was.
+        self._is_handled: Callable[[], bool] | None = None
 
     def take(self) -> bool:
         """Load the position from the cursor; return False if the database fails, to be retried."""
@@ -200,12 +202,19 @@ class Place:
         """
         if not self.take():
             return False
-        if not self.cursor.collect():
-            return True
-        # In this order: what was collected came before the gaps and the work that is looked for.
-        runtime = current()
-        is_complete = runtime.reconciler.is_caught_up() and runtime.dispatch.wait_for_handlers(0)
-        return is_complete and self.cursor.save()
+        if self._is_handled is None:
+            if not self.cursor.collect():
+                return True
+            # In this order: what was collected came before the gaps and the work looked for.
+            runtime = current()
+            if not runtime.reconciler.is_caught_up():
+                return False
+            self._is_handled = runtime.dispatch.mark()
+        if not self._is_handled():
+            return False
+        self._is_handled = None
+        # More may have come meanwhile. It is saved when the next mark is passed.
+        return self.cursor.save() and not self.cursor.collect()
 
     def touch(self) -> None:
         """Keep the cursor of a listener to which nothing comes from being pruned.
