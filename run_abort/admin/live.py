@@ -96,6 +96,7 @@ class RunningNowAdmin(ReadOnlyAdmin):
             "is_live": True,
             "search": searched,
             "ages": AGES.items(),
+            "summary": "" if found is None else _summary(shown, is_all=not searched.query),
             "is_known": found is not None,
             "are_kept": conf.settings().HOLDS,
             "subscribers": current().push.subscribers(),
@@ -151,6 +152,8 @@ class RunningNowAdmin(ReadOnlyAdmin):
             (outcome,), is_known = ask(batch)
             text = _("Asked to end its processes by force: %(reason)s")
             text %= {"reason": visible(reason) or "-"}
+            if outcome.asked:
+                self.message_user(request, text, messages.INFO)
             return self._asked(request, outcome, text, is_known=is_known)
         link_to = run_links(self.admin_site, request)
         return confirm(
@@ -215,7 +218,6 @@ class RunningNowAdmin(ReadOnlyAdmin):
             "unnamed_blocks": len(found.holds) - len(shown.holds),
             "unnamed_processes": max(len(processes) - MAX_PROCESSES, 0),
             "is_cut": found.is_cut,
-            "summary": _summary(len(found.by_run()), len(processes)),
         }
 
 
@@ -290,10 +292,11 @@ def _items(count: int) -> str:
     return ngettext("run", "runs", count)
 
 
-def _summary(found: int, busy: int) -> str:
-    if not found:
-        return _("No known runs.")
-    runs = ngettext("%(count)d run", "%(count)d runs", found) % {"count": found}
+def _summary(found: Overview, *, is_all: bool) -> str:
+    number, busy = len(found.by_run()), len(found.by_process())
+    if not number:
+        return _("No known runs.") if is_all else _("No run matches.")
+    runs = ngettext("%(count)d run", "%(count)d runs", number) % {"count": number}
     text = ngettext("%(runs)s on %(count)d process.", "%(runs)s on %(count)d processes.", busy)
     return text % {"runs": runs, "count": busy}
 

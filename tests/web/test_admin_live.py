@@ -170,6 +170,7 @@ class TestPage:
         with unmigrated("run_abort_runhold"):
             page = text(viewer.get(url()))
         assert "The database does not answer" in page
+        assert "No known runs." not in page
 
     def test_what_others_say_is_escaped(self, aborter: Client) -> None:
         process = process_row(NASTY, kind=NASTY)
@@ -227,6 +228,7 @@ class TestSearch:
         }
         pages = {query: text(aborter.get(f"{url()}?{query}")) for query in expected}
         assert {query: keys(page) for query, page in pages.items()} == expected
+        assert "No run matches." in pages["age=3600&q=import"]
         del pages["age=x"]  # which is no search
         for page in pages.values():
             assert f'data-fragment="{url()}?fragment=1&amp;q=' in page
@@ -361,7 +363,8 @@ class TestForce:
         response = forcer.post(force_url(), confirmed(question, reason="stuck"))
         assert response["Location"] == url()
         assert messages(response) == [
-            ("warning", "1 run was asked to abort and is still stopping, on 1 process: “run-1”.")
+            ("info", "Asked to end its processes by force: stuck"),
+            ("warning", "1 run was asked to abort and is still stopping, on 1 process: “run-1”."),
         ]
         row = AbortRequest.objects.get()
         assert (row.run_id, row.reason, row.cause) == ("run-1", "stuck", "force")
