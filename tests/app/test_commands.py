@@ -256,8 +256,8 @@ class TestPruneRunAborts:
     @pytest.mark.parametrize(
         ("args", "told"),
         [
-            (["--older-than", "1"], "after 0 request(s) were deleted"),
-            (["--older-than", "1", "--dry-run"], "after 0 request(s) were deleted"),
+            (["--older-than", "1"], "Deleted until then: 0 request(s). Run this again to go on."),
+            (["--older-than", "1", "--dry-run"], "The database failed: "),
             (["--ended", "web-1:17"], "The database failed"),
         ],
     )

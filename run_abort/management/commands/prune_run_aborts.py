@@ -112,10 +112,10 @@ class Command(BaseCommand):
                 retention.prune_cursors(older_than)
             old = retention.count(older_than)
         except (Error, ImproperlyConfigured) as error:
-            raise CommandError(
-                f"The database failed after {deleted} request(s) were deleted: {visible(error)}"
-                f"{ADVICE}. Then run this again: it continues where it stopped."
-            ) from error
+            problem = f"The database failed: {visible(error)}{ADVICE}."
+            if not dry_run:
+                problem += f" Deleted until then: {deleted} request(s). Run this again to go on."
+            raise CommandError(problem) from error
         if verbosity:
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
             line = f"Older than {older_than:g} day(s): {done} {old.standing} that still stand"
