@@ -64,13 +64,13 @@ def clean_insist(insist: object) -> tuple[Escalation, ...]:
         insist = (insist,)
     if not isinstance(insist, Iterable):
         raise TypeError(f"insist must be a string or strings, not {type(insist).__name__}")
-    escalations = tuple(dict.fromkeys(insist))
+    escalations = tuple(insist)
     for each in escalations:
         if not isinstance(each, str):
             raise TypeError(f"insist must be a string or strings, not {type(each).__name__}")
         if each not in INSIST:
             raise ValueError(f"insist must be of {' and '.join(map(repr, INSIST))}, not {each!r}")
-    return escalations
+    return tuple(dict.fromkeys(escalations))
 
 
 class EscalationPlan:

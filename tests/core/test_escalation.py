@@ -172,3 +172,9 @@ class TestCancellation:
             return Cancellation()
 
         assert asyncio.run(main()).send() is False
+
+
+@pytest.mark.parametrize("insist", [7, [7], [["interrupt"]]])
+def test_escalations_are_named_by_texts(insist: object) -> None:
+    with pytest.raises(TypeError, match="insist must be a string or strings"):
+        escalation.clean_insist(insist)
