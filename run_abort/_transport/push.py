@@ -110,12 +110,13 @@ class Push:
 
     def _log_failure(self, requests: Sequence[Request], level: int, error: Exception) -> None:
         run_id, count = requests[0].run_id, len(requests)
+        why = visible(error) or type(error).__name__
         if count == 1:
             text = "The abort of run %r was not published: %s"
-            logger.log(level, text, run_id, visible(error))
+            logger.log(level, text, run_id, why)
         else:
             text = "The aborts of %d runs, %r among them, were not published: %s"
-            logger.log(level, text, count, run_id, visible(error))
+            logger.log(level, text, count, run_id, why)
 
     def notify(self, request_ids: Sequence[str]) -> None:
         """Tell the processes that watch these requests that their rows have changed.
