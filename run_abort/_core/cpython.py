@@ -53,6 +53,7 @@ _imports: Final = vars(_bootstrap)
 _LOCKING: Final = frozenset(
     chain(
         _codes(logging.Handler, "acquire", "release", "handle"),
+        _codes(logging, "_acquireLock", "_releaseLock"),  # up to Python 3.12
         _codes(threading.Condition, "__enter__", "__exit__"),  # such as of a queue
         _codes(_imports.get("_ModuleLock"), "acquire", "release"),
         _codes(_imports.get("_ModuleLockManager"), "__enter__", "__exit__"),
