@@ -110,7 +110,8 @@ class Hook(Generic[P]):
         return partial(self._functions.pop, function, None)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        call_each(self._calls_with(*args, **kwargs))
+        if self._functions:
+            call_each(self._calls_with(*args, **kwargs))
 
     def _calls_with(self, *args: P.args, **kwargs: P.kwargs) -> list[Callable[[], object]]:
         # No generator: what a signal handler raises as it is closed would be lost.

@@ -162,14 +162,12 @@ class Dispatch:
             self.dispatched(request)
 
     def _pass_on(self, request: Request) -> None:
-        receivers, *handlers = self._all_lanes()
         if self._has_receivers():
-            handlers.insert(0, receivers)
+            self._offer(self._receivers, request)
         elif request.id:  # not for those that are connected later
-            receivers.seen.add((request.id, request.run_id))
-        for lane in handlers:
-            if not lane.offer(request):
-                self._refused(lane, request)
+            self._receivers.seen.add((request.id, request.run_id))
+        for lane in self._lanes.copy().values():
+            self._offer(lane, request)
         if request.id:
             self._recent.append(request.id)
 
@@ -251,7 +249,9 @@ class Dispatch:
             actor=request.actor,
         )
 
-    def _refused(self, lane: _Lane, request: Request) -> None:
+    def _offer(self, lane: _Lane, request: Request) -> None:
+        if lane.offer(request):
+            return
         can_read_again = bool(request.id) and conf.settings().REQUESTS
         if can_read_again and lane.gap is None:
             lane.gap = self.recent()
