@@ -98,22 +98,26 @@ def transaction_here() -> BaseDatabaseWrapper | None:
     another connection must not write: the caller's next statement would fail with "database is
     locked".
     """
-    if is_forbidden_here():
-        return None
-    try:
-        connection = connections[alias()]
-    except Exception:  # the recorder reports it
-        return None
-    if is_of_testcase(connection):
+    connection = _connection_here()
+    if connection is None or is_of_testcase(connection):
         return connection
     return connection if connection.vendor == "sqlite" and is_inside(connection) else None
 
 
 def single_writer_here() -> weakref.ref[BaseDatabaseWrapper] | None:
     """This thread's connection if a write of another one would break a transaction of it."""
-    if is_forbidden_here() or not is_sqlite():
+    connection = _connection_here()
+    if connection is None or connection.vendor != "sqlite":
         return None
-    return weakref.ref(connections[alias()])
+    return weakref.ref(connection)
+
+
+def _connection_here() -> BaseDatabaseWrapper | None:
+    """This thread's connection; None if there is none, or if it must not be used here."""
+    try:
+        return None if is_forbidden_here() else connections[alias()]
+    except Exception:  # the recorder reports it
+        return None
 
 
 def is_of_testcase(connection: BaseDatabaseWrapper) -> bool:

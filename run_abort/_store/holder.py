@@ -238,12 +238,12 @@ class Holder:
         :return: whether all of its holds are written. If not, call this again soon.
         """
         self._postponed.check()
-        is_due = self._unwritten or self._has_to_refresh()
-        if is_due and any(each.is_in_transaction for each in self._open.copy().values()):
+        again, is_due = list(self._unwritten), self._has_to_refresh()
+        if (again or is_due) and any(each.is_in_transaction for each in self._open.copy().values()):
             return False
-        for entry in (again := list(self._unwritten)):
+        for entry in again:
             self._write_again(entry)
-        if not self._has_to_refresh():
+        if not is_due:
             return not self._postponed and not again
         done = self._recorder.put(self._refresh, None)
         return self._recorder.wait(done) is not None and not again
