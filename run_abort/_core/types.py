@@ -166,3 +166,8 @@ class Hold:
     left_at: datetime | None = None
     escalations: tuple[tuple[str, float], ...] = ()
     groups: tuple[str, ...] = ()
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it was aborted before its body began, so that no process has worked in it."""
+        return self.way == "start" and self.state == "stopped"

@@ -135,7 +135,7 @@ def _effect(request: AbortRequest, hold: Hold) -> Iterator[Fact]:
     names = {"process": block, "since": moment(hold.since)}
     if hold.received_at is not None:
         after = hold.received_at - aware(request.requested_at)
-        if hold.way == "start" and hold.state == "stopped":
+        if hold.was_refused:
             text = _("%(process)s: %(duration)s after the request.")
             lines = (text % {**names, "duration": duration(after)},)
             yield Fact("received", hold.received_at, _("Did not start"), lines)

@@ -137,8 +137,7 @@ def progress_answer(asked: holds.Asked | None, found: _Found | None) -> Answer:
 
 
 def _report(found: _Found) -> dict[str, Any]:
-    # A start that was refused is no block that was left: no process has worked on the run there.
-    worked = (each for each in found.holds if (each.way, each.state) != ("start", "stopped"))
+    worked = (each for each in found.holds if not each.was_refused)
     blocks = sorted(worked, key=lambda hold: ORDER.index(hold.state), reverse=True)
     states = Counter({hold.origin: hold.state for hold in blocks}.values())
     state = _state(states)
