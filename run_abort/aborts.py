@@ -22,13 +22,14 @@ from ._core.escalation import clean_seconds
 from ._core.ids import RunID, clean_id, new_request_id
 from ._core.interrupts import Shield
 from ._core.types import DISCONNECT, Hold, Request
+from ._runtime.dispatch import send as send_signal
 from ._runtime.outcome import Lookout, can_look
 from ._runtime.runtime import current
 from ._store import database
 from ._store.holds import Asked
 from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH
 from .exceptions import visible
-from .signals import run_abort_requested, send_to_all
+from .signals import run_abort_requested
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -249,15 +250,7 @@ def send(batch: Batch, local: list[int]) -> list[AbortOutcome]:
     outcomes = batch.elsewhere(local)
     for request, outcome in zip(batch.requests, outcomes, strict=True):
         try:
-            send_to_all(
-                run_abort_requested,
-                database.model(),
-                run_id=request.run_id,
-                reason=request.reason,
-                actor=request.actor,
-                abort_id=outcome.request_id,
-                outcome=outcome,
-            )
+            send_signal(run_abort_requested, request, outcome=outcome)
         except Exception as error:  # a test may have taken the app out of INSTALLED_APPS
             level = logging.DEBUG if isinstance(error, LookupError) else logging.ERROR
             logger.log(level, "The signal run_abort_requested could not be sent", exc_info=error)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
+from django.dispatch import Signal
+
 from run_abort import conf
 from run_abort._concurrency.hooks import Hook, check_function, identity
 from run_abort._concurrency.memory import Memory
@@ -238,16 +240,7 @@ class Dispatch:
     def _call_receivers(self, request: Request) -> None:
         # Not this object: it has aborted the controllers before. Receivers may take long, and by
         # now the run may have been cleared and started again.
-        send_to_all(
-            run_abort_received,
-            database.model(),
-            but=self._on_signal,
-            run_id=request.run_id,
-            origin=request.origin,
-            abort_id=as_uuid(request.id),
-            reason=request.reason,
-            actor=request.actor,
-        )
+        send(run_abort_received, request, but=self._on_signal, origin=request.origin)
 
     def _offer(self, lane: _Lane, request: Request) -> None:
         if lane.offer(request):
@@ -266,6 +259,23 @@ class Dispatch:
             )
 
 
+def send(signal: Signal, request: Request, *, but: object = None, **more: object) -> None:
+    """Send a Django signal to every receiver, with what all our signals say about a request.
+
+    :param but: a receiver to which it is not sent.
+    """
+    send_to_all(
+        signal,
+        database.model(),
+        but=but,
+        run_id=request.run_id,
+        abort_id=as_uuid(request.id),
+        reason=request.reason,
+        actor=request.actor,
+        **more,
+    )
+
+
 def _call_handler(on_abort: Callable[[str], object], request: Request) -> None:
     on_abort(request.run_id)
 
@@ -278,13 +288,5 @@ def _send_run_aborted(flipped: tuple[Sequence[AbortController], Request, Way]) -
     # A push, or the reconciler, may have come before a block itself has read.
     begun = {controller.signal.run_id for controller in controllers if controller.began}
     for run_id, number in counted.items():
-        send_to_all(
-            run_aborted,
-            database.model(),
-            run_id=run_id,
-            reason=request.reason,
-            actor=request.actor,
-            abort_id=as_uuid(request.id),
-            controllers=number,
-            way=way if run_id in begun else "start",
-        )
+        how = way if run_id in begun else "start"
+        send(run_aborted, request._replace(run_id=run_id), controllers=number, way=how)
