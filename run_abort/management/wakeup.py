@@ -17,6 +17,7 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # Event numbers that are not signal numbers.
 SUBSCRIBED: Final = 0
 HEARD: Final = 255
+CUT_OFF: Final = 254
 
 
 class Wakeup:
@@ -36,7 +37,7 @@ class Wakeup:
             self._outside.send(bytes([event]))
 
     def wait(self, timeout: float | None = None, *, ignore: int | None = None) -> int | None:
-        """Wait for an event; return a signal number, ``SUBSCRIBED`` or ``HEARD``.
+        """Wait for an event; return its number: of a signal, or one of those above.
 
         :param timeout: seconds; None waits for ever.
         :param ignore: an event that does not end the wait.
@@ -50,7 +51,7 @@ class Wakeup:
                 event = self._inside.recv(1)[0]
             except TimeoutError:
                 return None
-            if event in {SUBSCRIBED, HEARD, *STOP_SIGNALS} and event != ignore:
+            if event in {SUBSCRIBED, HEARD, CUT_OFF, *STOP_SIGNALS} and event != ignore:
                 return event
 
     def notify_on_stop_signals(self) -> Callable[[], None]:

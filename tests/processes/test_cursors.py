@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,30 @@ subscribe_to_run_aborts(busy)
             process.wait_for("handled run-39")
             again = self.stop(process)
         assert sorted({*first, *again}) == sorted(names)
+
+    def test_what_it_could_not_print_is_received_again(
+        self, project: dict[str, Any], tmp_path: Path
+    ) -> None:
+        shipper = tmp_path / "shipper"
+        os.mkfifo(shipper)
+        reader = os.open(shipper, os.O_RDONLY | os.O_NONBLOCK)
+        program = ("sh", "-c", f'exec "$0" "$@" > {shipper}', sys.executable, "-W", "error")
+
+        def has_said_so() -> bool:
+            with suppress(BlockingIOError):
+                return b"listening on" in os.read(reader, 4096)
+            return False
+
+        args = ("-m", "django", "listen_run_aborts", "--name=one")
+        with Child(*args, settings=project, program=program) as process:
+            wait_until(has_said_so)
+            os.close(reader)
+            abort_run("run-1")
+            assert process.wait() == 1, str(process)
+        told = ["CommandError: Nothing reads the standard output any more."]
+        assert process.output == told, str(process)
+        with self.listen(project, "--name=one") as process:
+            assert 'run_id="run-1"' in process.wait_for("received")
 
     def test_a_handler_that_is_never_idle_does_not_keep_the_cursor_where_it_was(
         self, project: dict[str, Any]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -30,17 +27,14 @@ from run_abort.management.environment import (
     log_to,
     require_endpoint,
 )
+from run_abort.management.lines import Lines
 from run_abort.management.pidfiles.files import PidFile, check_directory
 from run_abort.management.pidfiles.programs import Programs
-from run_abort.management.wakeup import HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
+from run_abort.management.wakeup import CUT_OFF, HEARD, STOP_SIGNALS, SUBSCRIBED, Wakeup
 from run_abort.signals import run_abort_received
 
 MAX_TIMEOUT: Final = 86_400.0  # seconds
 TOUCH_EVERY: Final = 86_400.0  # seconds
-TEXT_FIELDS: Final = ("run_id", "reason", "actor", "origin", "pid", "file", "directory")
-JSON_FIELDS: Final = ("channel", "run_id", "abort_id", *TEXT_FIELDS[1:])
-
-Show = Callable[..., None]  # prints a line: show(event, **facts)
 
 
 class Command(BaseCommand):
@@ -115,69 +109,64 @@ class Command(BaseCommand):
         if require_redis or not over_database:
             require_endpoint()
         log_to(self.stderr, verbosity)
-        # Without a standard output, which ``>&-`` closes, no lines can be read.
-        show = self._printer(line_format, silent=not verbosity or sys.stdout is None)
-
-        def on_ended(file: PidFile, is_gone: bool) -> None:
-            event = "ended" if is_gone else "not ended"
-            show(event, run_id=file.run_id, pid=file.pid, file=file.path.name)
-
-        programs = None
-        if directory is not None:
-            programs = Programs(directory, grace=grace, on_ended=on_ended)
         follows = keeps_requests and not over_database
-        place = Place(name, from_now=from_now) if follows else None
-        with closing(Wakeup()) as wakeup, _hearing(show, wakeup, place, programs):
-            if place is not None:
-                place.take()
-            try:
-                listener = current().listener
-                if not over_database and not listener.start():
-                    raise CommandError(NO_THREAD)
-                if listener.status().state == "listening":  # subscribed earlier: no callback
-                    wakeup.notify(SUBSCRIBED)
-                with programs or nullcontext():
-                    if over_database:
-                        show("watching", directory=str(directory))
-                    self._serve(wakeup, show, place, timeout if require_redis else None)
-            finally:
-                _stop(place)
+        # Without a standard output, which ``>&-`` closes, no lines can be read.
+        stream = self.stdout if verbosity and sys.stdout is not None else None
+        with closing(Wakeup()) as wakeup:
+            lines = Lines(stream, line_format, on_cut_off=partial(wakeup.notify, CUT_OFF))
+            programs = None
+            if directory is not None:
+                programs = Programs(directory, grace=grace, on_ended=partial(_show_ended, lines))
+            place = Place(name, lines, from_now=from_now) if follows else None
+            with _hearing(lines, wakeup, place, programs):
+                try:
+                    _start(wakeup, place, listens=not over_database)
+                    with programs or nullcontext():
+                        if over_database:
+                            lines.show("watching", directory=str(directory))
+                        _serve(wakeup, lines, place, timeout if require_redis else None)
+                finally:
+                    _stop(place)
+            if lines.is_cut_off:
+                lines.drop()
+                raise CommandError("Nothing reads the standard output any more.")
 
-    def _serve(
-        self, wakeup: Wakeup, show: Show, place: Place | None, timeout: float | None
-    ) -> None:
-        # Missed requests may arrive from the database before the subscription.
-        event = wakeup.wait(timeout, ignore=HEARD)
-        if event is None:
-            reason = current().listener.status().last_error or "no answer"
-            raise CommandError(f"Not subscribed within {timeout:g} s: {reason}")
-        if event == SUBSCRIBED:
-            show("listening", channel=conf.settings().CHANNEL, origin=current().origin())
-        while event not in STOP_SIGNALS:
-            # keep() fails while handlers run and while the database fails, so retry.
-            is_behind = place is not None and not place.keep()
-            event = wakeup.wait(1 if is_behind else TOUCH_EVERY)
-            if event is None and place is not None and not is_behind:
-                place.touch()
 
-    def _printer(self, line_format: str, *, silent: bool) -> Show:
-        line = _json_line if line_format == "json" else _text_line
-        lock = threading.Lock()  # guards stdout, so that lines of two threads do not mix
+def _start(wakeup: Wakeup, place: Place | None, *, listens: bool) -> None:
+    if place is not None:
+        place.take()
+    listener = current().listener
+    if listens and not listener.start():
+        raise CommandError(NO_THREAD)
+    if listener.status().state == "listening":  # subscribed earlier: no callback
+        wakeup.notify(SUBSCRIBED)
 
-        def show(event: str, **facts: Any) -> None:
-            if silent:
-                return
-            with lock:
-                self.stdout.write(line(event, facts))
-                self.stdout.flush()
 
-        return show
+def _serve(wakeup: Wakeup, lines: Lines, place: Place | None, timeout: float | None) -> None:
+    """Return at a stop signal, or when nothing reads the lines any more."""
+    # Missed requests may arrive from the database before the subscription.
+    event = wakeup.wait(timeout, ignore=HEARD)
+    if event is None:
+        reason = current().listener.status().last_error or "no answer"
+        raise CommandError(f"Not subscribed within {timeout:g} s: {reason}")
+    if event == SUBSCRIBED:
+        lines.show("listening", channel=conf.settings().CHANNEL, origin=current().origin())
+    while event not in STOP_SIGNALS and not lines.is_cut_off:
+        # keep() fails while handlers run and while the database fails, so retry.
+        is_behind = place is not None and not place.keep()
+        event = wakeup.wait(1 if is_behind else TOUCH_EVERY)
+        if event is None and place is not None and not is_behind:
+            place.touch()
 
 
 class Place:
-    """The position of this listener: loaded once from its cursor, then saved there."""
+    """The position of this listener: loaded once from its cursor, then saved there.
 
-    def __init__(self, name: str, *, from_now: bool) -> None:
+    It is not saved once nothing reads the lines: what these were about is shown after a restart.
+    """
+
+    def __init__(self, name: str, lines: Lines, *, from_now: bool) -> None:
+        self._lines = lines
         self.cursor = Cursor(current().recorder, name)
         self._anew_at = monotonic() if from_now else None
         self._is_taken = False
@@ -210,7 +199,7 @@ class Place:
             if not runtime.reconciler.is_caught_up():
                 return False
             self._is_handled = runtime.dispatch.mark()
-        if not self._is_handled():
+        if not self._is_handled() or self._lines.is_cut_off:
             return False
         self._is_handled = None
         # More may have come meanwhile. It is saved when the next mark is passed.
@@ -227,14 +216,14 @@ class Place:
 
     def leave(self) -> None:
         """Save the cursor. Called when all handlers have returned and no request is received."""
-        if self._is_taken:
+        if self._is_taken and not self._lines.is_cut_off:
             self.cursor.collect()
             self.cursor.save(moves=current().reconciler.is_caught_up())
 
 
 @contextmanager
 def _hearing(
-    show: Show, wakeup: Wakeup, place: Place | None, programs: Programs | None
+    lines: Lines, wakeup: Wakeup, place: Place | None, programs: Programs | None
 ) -> Iterator[None]:
     """Print each received abort; wake the command on events of the listener and stop signals."""
 
@@ -246,7 +235,7 @@ def _hearing(
             wakeup.notify(HEARD)
 
     runtime = current()
-    on_received = partial(show, "received")
+    on_received = partial(lines.show, "received")
     with ExitStack() as stack:
         run_abort_received.connect(on_received, weak=False)
         stack.callback(run_abort_received.disconnect, on_received)
@@ -267,20 +256,9 @@ def _stop(place: Place | None) -> None:
         place.leave()
 
 
-def _text_line(event: str, facts: dict[str, Any]) -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    if event == "listening":
-        return f"{now} listening on {facts['channel']} as {facts['origin']}"
-    # JSON escapes control characters, which must not reach the terminal from untrusted text.
-    fields = " ".join(f"{key}={json.dumps(facts[key])}" for key in TEXT_FIELDS if key in facts)
-    return f"{now} {event} {fields}"
-
-
-def _json_line(event: str, facts: dict[str, Any]) -> str:
-    names = {"run_id": "runId", "abort_id": "abortId"}
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-    line |= {names.get(key, key): facts[key] for key in JSON_FIELDS if key in facts}
-    return json.dumps(line, default=str)  # the abort ID may be a UUID
+def _show_ended(lines: Lines, file: PidFile, is_gone: bool) -> None:
+    event = "ended" if is_gone else "not ended"
+    lines.show(event, run_id=file.run_id, pid=file.pid, file=file.path.name)
 
 
 def _process_directory() -> Path:
