@@ -188,6 +188,13 @@ class TestClearRunAbort:
         assert AbortRequest.objects.get().cleared_at is None
 
 
+def test_with_verbosity_0_the_exit_code_alone_tells(recording: None) -> None:
+    assert call("abort_run", "run-1", "--wait=1", verbosity=0) == ""
+    assert AbortRequest.objects.get().cleared_at is None
+    assert call("clear_run_abort", "run-1", verbosity=0) == ""
+    assert AbortRequest.objects.get().cleared_at is not None
+
+
 def test_what_the_output_cannot_encode_is_escaped(recording: None) -> None:
     hold_row("run-1", process_row("büro", 17, silent=2 * LEASE))
     for arguments, line in (

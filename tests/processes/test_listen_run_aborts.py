@@ -245,3 +245,12 @@ subscribe_to_run_aborts(lambda run_id: wait("handler"))
             process.send(signal.SIGTERM)
             assert process.wait() == 0
             assert process.output == []
+
+    def test_on_a_full_disk_it_goes_on_and_logs_what_it_could_not_write(
+        self, project: dict[str, Any], stranger: Foreign
+    ) -> None:
+        full = ("sh", "-c", 'exec "$0" "$@" > /dev/full', sys.executable, "-W", "error")
+        with listen(settings=project, program=full) as process:
+            process.wait_for("A line could not be written")
+            wait_until(lambda: stranger.publish("run-1") == 1)
+            assert "No space left" in process.wait_for("A line could not be written")

@@ -45,6 +45,7 @@ class Command(BaseCommand):
         reason: str,
         actor: str,
         wait: float | None,
+        verbosity: int,
         **options: Any,
     ) -> None:
         try:
@@ -54,7 +55,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt as error:
             problem = "Interrupted. What was asked already stands; clear_run_abort takes it back."
             raise CommandError(problem, returncode=130) from error
-        for outcome in outcomes:
+        for outcome in outcomes if verbosity else ():
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
             self.stdout.write(style(printable(str(outcome), self.stdout)))
             for line in _findings(outcome, is_known=is_known) if wait else ():

@@ -29,7 +29,7 @@ class Command(BaseCommand):
         add_run_ids(parser)
         add_actor(parser, does="clears")
 
-    def handle(self, *, run_ids: list[str], actor: str, **options: Any) -> None:
+    def handle(self, *, run_ids: list[str], actor: str, verbosity: int, **options: Any) -> None:
         if not conf.settings().REQUESTS:
             raise CommandError(
                 "There is nothing to clear: RUN_ABORT['REQUESTS'] is False, so no requests are "
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         _, name = who(actor)
         clear = partial(current().requests.clear, by=name)
         counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
-        for run_id, count in counts.items():
+        for run_id, count in counts.items() if verbosity else ():
             style = self.style.ERROR if count is None else self.style.SUCCESS
             line = printable(f"{visible(run_id)}: {_fact(count)}", self.stdout)
             self.stdout.write(style(line))
