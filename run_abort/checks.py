@@ -108,8 +108,8 @@ def _check_users() -> Iterator[CheckMessage]:
 
 
 def _check_schemas() -> Iterator[CheckMessage]:
-    tenant_apps = getattr(django_settings, "TENANT_APPS", ())  # of django-tenants
-    if any(app.partition(".")[0] == "run_abort" for app in tenant_apps):
+    tenant_apps = getattr(django_settings, "TENANT_APPS", None)  # of django-tenants
+    if any(app.partition(".")[0] == "run_abort" for app in tenant_apps or ()):
         yield CheckWarning(
             "TENANT_APPS lists run_abort, whose rows are in the public schema: the tables in the "
             "schemas of the tenants stay empty, and so do the pages about them in the admin.",

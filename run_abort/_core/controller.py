@@ -236,6 +236,7 @@ class AbortSignal(Programs):
             MariaDB or SQLite. Only the calling thread may use it.
         :raises RunAborted: if the run was aborted, before or during the block, with the database's
             error as the ``__cause__`` if there was one.
+        :raises TypeError: at once, if that is no connection of Django's.
         :raises ValueError: at once, if the database is of another kind.
         """
         return Cancels(self, connection)

@@ -37,14 +37,14 @@ THREAD: Final = "run_abort-cancel"
 class Cancels(AbstractContextManager[None]):
     """A block in which an abort cancels statements; see ``AbortSignal.cancels``.
 
+    :raises TypeError: if ``connection`` is not one of Django's.
     :raises ValueError: if this app cannot cancel statements on this kind of database.
     """
 
     def __init__(self, signal: AbortSignal, connection: Any) -> None:
         self._signal = signal
-        # The connection of the calling thread: django.db.connection is a proxy for one per thread.
-        self._connection = connection = connection.close_if_unusable_or_obsolete.__self__
-        self._prepare = _preparation(connection)
+        self._connection = _of_this_thread(connection)
+        self._prepare = _preparation(self._connection)
         # Cancels the running statement; None outside of the block.
         self._cancel: Callable[[], object] | None = None
         # The exception that is being handled as the block begins.
@@ -250,6 +250,17 @@ def _cancel_from_outside(connection: Any) -> Callable[[], object] | None:
     if vendor not in ("postgresql", "sqlite") or connection.connection is None:
         return None
     return _preparation(connection)(connection)
+
+
+def _of_this_thread(connection: Any) -> Any:
+    """The connection of the calling thread: ``django.db.connection`` is a proxy for one of each."""
+    close = getattr(connection, "close_if_unusable_or_obsolete", None)
+    if close is None:
+        raise TypeError(
+            "connection must be one of Django's, such as django.db.connection, "
+            f"not {type(connection).__name__}"
+        )
+    return close.__self__
 
 
 Prepare = Callable[[Any], Callable[[], object]]

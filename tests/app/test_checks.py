@@ -175,10 +175,11 @@ def test_the_rule_is_a_function(configure: Configure, rule: object, expected: li
         (["jobs", "run_abort"], ["run_abort.W010"]),
         (["run_abort.apps.RunAbortConfig"], ["run_abort.W010"]),
         (["jobs", "run_aborts"], []),
+        (None, []),
     ],
 )
 def test_the_rows_are_in_no_tenants_schema(
-    configure: Configure, settings: Any, apps_of_tenants: list[str], expected: list[str]
+    configure: Configure, settings: Any, apps_of_tenants: list[str] | None, expected: list[str]
 ) -> None:
     configure(REDIS_URL=False, REQUESTS=True)
     settings.TENANT_APPS = apps_of_tenants  # of django-tenants

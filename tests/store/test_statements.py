@@ -270,6 +270,12 @@ def test_other_databases_are_refused(
         controller.signal.cancels(connection)
 
 
+def test_what_is_no_connection_of_djangos_is_refused(controller: AbortController) -> None:
+    for other in (None, "default", connection.cursor(), connections):
+        with pytest.raises(TypeError, match="such as django.db.connection, not"):
+            controller.signal.cancels(other)
+
+
 def test_a_canceller_that_fails_is_logged_and_tried_again(
     controller: AbortController, abort_soon: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
