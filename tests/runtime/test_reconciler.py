@@ -292,7 +292,7 @@ class TestMissed:
         request("after")
         row = request("last")
         wait_until(lambda: foreign.publish_signed("last", id=str(row.pk)) == 1)
-        wait_until(lambda: "last" in heard)
+        wait_until(lambda: "last" in heard and "last" in self.received)
         wait_until(lambda: not is_running())
         assert [run_id for run_id in heard if run_id != "after"] == [*expected, "last"]
         assert [run_id for run_id in self.received if run_id != "after"] == [*expected, "last"]

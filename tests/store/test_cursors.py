@@ -16,6 +16,7 @@ from run_abort._store import cursors, database
 from run_abort._store.clock import before_repeated_hour
 from run_abort._store.cursors import Cursor, Key
 from run_abort.management.commands.listen_run_aborts import Place
+from run_abort.management.lines import Lines
 from run_abort.models import AbortRequest, ListenerCursor
 from tests.conftest import Configure
 from tests.rows import another_writer_of_sqlite
@@ -171,7 +172,8 @@ class TestCursor:
     ) -> None:
         """It has yet to get what is requested meanwhile."""
         monkeypatch.setattr(current().listener, "is_listening", lambda: is_listening)
-        place = Place("one", from_now=False)
+        lines = Lines(None, "text", on_cut_off=lambda: None)
+        place = Place("one", lines, from_now=False)
         assert place.take()
         place.touch()
         assert place.cursor.collect() is is_listening
