@@ -48,9 +48,11 @@ execute_from_command_line(sys.argv)
 import datetime, django, os, pathlib, sys, time
 django.setup()
 from run_abort._runtime import catch_up
+from run_abort._runtime.runtime import current
 from run_abort.signals import run_abort_received
 from tests.workers import say
 catch_up.MARGIN = datetime.timedelta(0)
+current().dispatch.dispatched.add(lambda request: say("queued", request.run_id))
 
 def slow(run_id, **kwargs):
     while run_id == "run-3" and not pathlib.Path(os.environ["RELEASE"]).exists():
@@ -148,7 +150,7 @@ subscribe_to_run_aborts(busy)
             process.wait_for("listening on")
             for name in names:
                 assert abort_run(name).published
-            process.wait_for("handled run-2")
+            process.wait_for_all("handled run-2", "queued run-39")
             process.send(number)
             release.touch()
             process.wait()

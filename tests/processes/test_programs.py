@@ -180,7 +180,8 @@ class TestDatabase:
         assert process.wait(20) == -signal.SIGTERM
         wait_until(lambda: [each.state for each in holds_of(outcome)] == ["stopped"])
         (hold,) = holds_of(outcome)
-        assert (hold.way, hold.pid) == ("reconcile", child.process.pid)  # it did begin
+        assert hold.way in {"reconcile", "channel"}  # by the second push, if that is late
+        assert hold.pid == child.process.pid
         assert [step for step, _ in hold.escalations] == ["terminate"]
 
     def test_the_one_who_waits_is_told_when_it_is_gone(

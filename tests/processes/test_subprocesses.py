@@ -5,6 +5,7 @@ import errno
 import os
 import signal as signals
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -515,12 +516,20 @@ class TestAttach:
     ) -> None:
         """Meanwhile an event loop would stand still, and a queue's time limit would be lost."""
         controller.abort()
-        stubborn = "trap '' TERM; echo; exec sleep 600"
-        with subprocess.Popen(["sh", "-c", stubborn], stdout=subprocess.PIPE) as process:
+        stubborn = """
+import signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+print("began", flush=True)
+while True:
+    time.sleep(60)
+"""
+        program = [sys.executable, "-c", stubborn]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            assert process.stdout.readline()
+            assert process.stdout.readline() == "began\n"
             detach = controller.signal.attach(process, grace=TIMEOUT)
             assert process.poll() is None
+            assert process.stdout.readline() == "asked\n"
             process.kill()
             assert detach() is False
 
