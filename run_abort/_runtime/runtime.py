@@ -173,7 +173,7 @@ class Runtime:
             self.disconnects.service.stop(),
         ]
         self.settle()
-        ended.append(self.recorder.service.stop())
+        ended.append(self.recorder.stop())
         self.push.close()
         return all(ended)
 
@@ -190,7 +190,7 @@ class Runtime:
         if setting in {"RUN_ABORT", "DATABASES"}:
             self.reconciler.service.stop()
             self.recorder.flush(EXIT_TIMEOUT)
-            self.recorder.service.stop()
+            self.recorder.stop()
             self.holder.forget_process()
         if setting in {"RUN_ABORT", "CACHES", "DATABASES"} and len(self.registry):
             with suppress(ImproperlyConfigured):  # the next change may be valid
@@ -208,7 +208,7 @@ class Runtime:
             self.reconciler.service.stop()
             self.listener.stop()
         self.settle()
-        self.recorder.finish(EXIT_TIMEOUT)
+        self.recorder.stop(EXIT_TIMEOUT, is_over=True)
 
     def settle(self) -> None:
         """Wait for the workers: call this before a process ends without Python's exit.

@@ -27,7 +27,7 @@ from django.db import connections, transaction
 
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.promise import Promise
-from run_abort._concurrency.service import Life, Service
+from run_abort._concurrency.service import JOIN_TIMEOUT, Life, Service
 from run_abort._concurrency.throttle import Throttle
 from run_abort._concurrency.workers import outside_of_event_loop, submit
 from run_abort._core.effects import call_in_loop, resolve
@@ -104,7 +104,7 @@ _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
 class Recorder:
     """The recorder of a process. Any thread, and any signal handler, may put jobs.
 
-    :ivar service: the thread. Stopped, it ends once its batch is done; the next job starts another.
+    :ivar service: the thread. It ends once its batch is done; the next job starts another.
     """
 
     def __init__(self) -> None:
@@ -209,9 +209,7 @@ class Recorder:
         return promise.result
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all jobs that were put before are done.
-
-        Raises nothing but what a signal handler raises.
+        """Wait until all jobs that were put before are done. Raises no more than :meth:`wait`.
 
         :param timeout: seconds to wait at most.
         :return: False if the time was up, or in the recorder's thread.
@@ -225,14 +223,19 @@ class Recorder:
 
     # Start and stop.
 
-    def finish(self, timeout: float) -> None:
-        """At the interpreter's exit: stop the thread. Later jobs are done by the thread that puts
-        them, because the interpreter would not wait for another one, nor for its connection.
+    def stop(self, timeout: float = JOIN_TIMEOUT, *, is_over: bool = False) -> bool:
+        """Stop the thread, which ends once its batch is done, and do what still waits.
 
         :param timeout: seconds to wait for its end at most.
+        :param is_over: whether the interpreter exits. It would wait neither for another thread nor
+            for its connection, so later jobs are done by the thread that puts them.
+        :return: whether it has ended.
         """
-        self._is_over = True
-        self.service.stop(timeout)
+        self._is_over = is_over
+        has_ended = self.service.stop(timeout)
+        if has_ended and not self._jobs.empty():
+            self._work_here()
+        return has_ended
 
     def after_fork_in_child(self) -> None:
         """Forget the jobs of the parent."""
@@ -288,7 +291,8 @@ class Recorder:
         until = monotonic() + REST
         while len(batch) < MAX_WAITING:
             rest = until - monotonic()
-            may_wait = rest > 0 and not life.stopping and all(map(_is_lazy, batch))
+            is_lazy = all(job and job.operation.is_lazy for job in batch)
+            may_wait = rest > 0 and not life.stopping and is_lazy
             try:
                 batch.append(self._jobs.get(may_wait, rest if may_wait else None))
             except Empty:
@@ -394,7 +398,3 @@ def _in_order(jobs: Iterable[_Job | None]) -> list[_Job]:
 def _grouped(jobs: list[_Job]) -> list[list[_Job]]:
     """The jobs of each operation; ``jobs`` are in order."""
     return [list(some) for _, some in groupby(jobs, key=attrgetter("operation"))]
-
-
-def _is_lazy(job: _Job | None) -> bool:
-    return job is not None and job.operation.is_lazy

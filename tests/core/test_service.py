@@ -342,10 +342,11 @@ class TestFork:
         assert service.stop()
 
     def test_forced_two_forks_at_once_both_wait_for_its_end(self) -> None:
-        ending, released = threading.Event(), threading.Event()
+        began, ending, released = (threading.Event() for _ in range(3))
         alive_at_fork: list[int] = []
 
         def run(life: Life) -> None:
+            began.set()
             while not life.stopping:
                 life.pause(TIMEOUT)
             ending.set()
@@ -357,6 +358,7 @@ class TestFork:
 
         service = Service(NAME, run)
         service.start()
+        assert began.wait(TIMEOUT)
         forking = [threading.Thread(target=fork) for _ in range(2)]
         forking[0].start()
         assert ending.wait(TIMEOUT)

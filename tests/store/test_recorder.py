@@ -331,6 +331,17 @@ def test_the_thread_ends_when_nothing_is_left(
     assert rows.call(lambda alias: 2) == 2
 
 
+def test_what_waits_when_it_is_stopped_is_done_all_the_same(rows: Recorder) -> None:
+    is_free = block(rows)
+    waiting = rows.put(recorder._CALL, lambda alias: 7)
+    stopping = threading.Thread(target=rows.stop)
+    stopping.start()
+    wait_until(lambda: not rows.service.is_running)
+    is_free.set()
+    stopping.join(TIMEOUT)
+    assert waiting.result == 7
+
+
 def test_lazy_jobs_rest_and_neither_others_nor_a_flush_do(
     rows: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

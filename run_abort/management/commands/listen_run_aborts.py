@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from django.core.management.base import BaseCommand, CommandError
 
@@ -95,7 +95,7 @@ class Command(BaseCommand):
         verbosity: int,
         name: str,
         from_now: bool,
-        line_format: str,
+        line_format: Literal["text", "json"],
         require_redis: bool,
         timeout: float,
         processes: bool,
