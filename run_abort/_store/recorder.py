@@ -104,7 +104,7 @@ _LAST: Final[Operation[None, None]] = Operation(9, lambda alias, items: items)
 class Recorder:
     """The recorder of a process. Any thread, and any signal handler, may put jobs.
 
-    :ivar service: the thread. It ends once its batch is done; the next job starts another.
+    :ivar service: the thread. Stopped, it ends once its batch is done; the next job starts another.
     """
 
     def __init__(self) -> None:

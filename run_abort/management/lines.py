@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,9 +26,9 @@ class Lines:
     """Prints a line for each event.
 
     :param stream: None prints nothing.
-    :param on_cut_off: called each time that nobody reads the lines any more, as when the program
-        behind a pipe has ended. It must not block.
-    :ivar is_cut_off: whether that has happened.
+    :param on_cut_off: called when nothing reads the lines any more, as when the program behind a
+        pipe has ended. It must not block.
+    :ivar is_cut_off: whether that has happened. Later lines are dropped.
     """
 
     def __init__(
@@ -56,14 +55,16 @@ class Lines:
                 self._stream.flush()
         except BrokenPipeError:
             self.is_cut_off = True
+            _drop_rest(self._stream)
             self._on_cut_off()
         except OSError as error:  # such as of a full disk, which must not keep aborts from working
             logger.error("A line could not be written: %s", error)
 
-    def drop(self) -> None:
-        """Forget what nobody has read: the interpreter would fail to write it at its exit."""
-        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+def _drop_rest(stream: OutputWrapper) -> None:
+    """Let the stream drop what it still has: the interpreter would fail to write it at its exit."""
+    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _text_line(event: str, facts: Mapping[str, Any]) -> str:

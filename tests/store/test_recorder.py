@@ -210,8 +210,8 @@ def test_callers_wait_for_a_bounded_time(
     monkeypatch.setattr(database, "timeout", lambda: 0.1)
     monkeypatch.setattr(recorder, "STUCK", 10 * TIMEOUT)  # the thread is not replaced
     is_free = block(rows)
-    for _ in range(2):
-        assert rows.call(lambda alias: "here") is None
+    assert rows.call(lambda alias: is_free.wait(TIMEOUT)) is None
+    assert rows.call(lambda alias: "here") is None
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "no answer within 0.1 s" in warnings[0].getMessage()

@@ -128,7 +128,6 @@ class Command(BaseCommand):
                 finally:
                     _stop(place)
             if lines.is_cut_off:
-                lines.drop()
                 raise CommandError("Nothing reads the standard output any more.")
 
 
