@@ -6,18 +6,21 @@ the thread is searched for functions of a database driver, or of Django's databa
 costs nothing while there is nothing to send, and covers each use of each of these drivers.
 
 A lock that was just taken, before the ``try`` that releases it, would stay locked for all threads.
-So nothing is sent either while a function on top of the stack takes or releases a lock that nearly
-all threads of a process share: that of a log handler, of a queue, of an import.
+So nothing is sent either while the function on top of the stack takes a lock that nearly all
+threads of a process share, that of a log handler, of a queue, of an import, or gives back anything.
 
 The thread must not go on between the search and the sending. Other threads run between two
 bytecodes, but not within one call of a function written in C. So both are one such call, made of
-lazy iterators. The exception then arrives at the place that was searched, or where the next
-function begins, which has done nothing yet.
+lazy iterators. The exception then arrives at the place that was searched, or, most often from
+CPython 3.13 on, where the next function begins, which has done nothing yet. If that function gives
+back something, such as the ``__exit__`` of a queue's lock, it is called all the same, and the
+exception is raised after it.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import re
 import sys
@@ -27,6 +30,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib import _bootstrap
 from itertools import accumulate, chain, repeat
+from opcode import opmap
 from operator import attrgetter, call, not_
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
@@ -49,16 +53,18 @@ def _codes(owner: object, *names: str) -> Iterator[CodeType]:
             yield code
 
 
-_imports: Final = vars(_bootstrap)
-_LOCKING: Final = frozenset(
+# By their code: elsewhere, functions of these names may wait for long, and have to be interrupted.
+_TAKING: Final = frozenset(
     chain(
-        _codes(logging.Handler, "acquire", "release", "handle"),
+        _codes(logging.Handler, "acquire", "handle"),
         _codes(logging, "_acquireLock", "_releaseLock"),  # up to Python 3.12
-        _codes(threading.Condition, "__enter__", "__exit__"),  # such as of a queue
-        _codes(_imports.get("_ModuleLock"), "acquire", "release"),
-        _codes(_imports.get("_ModuleLockManager"), "__enter__", "__exit__"),
+        _codes(threading.Condition, "__enter__", "_release_save"),  # such as of a queue
+        _codes(threading.Semaphore, "acquire"),
     )
 )
+_IMPORTING: Final = _bootstrap.__name__
+# The last one takes a condition's lock again after a wait, before the __exit__ that releases it.
+_GIVING_BACK: Final = frozenset({"__exit__", "release", "_acquire_restore"})
 
 
 @cache
@@ -119,7 +125,8 @@ def check_thread() -> None:
 def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> bool:
     """Raise ``exception`` in the thread ``ident``, unless a database statement runs there.
 
-    Nor if it takes or releases the lock of a log handler, a ``threading.Condition`` or an import.
+    Nor if it takes the lock of a log handler, a ``threading.Condition`` or an import, or gives back
+    anything.
 
     :param exception: must be kept alive until it arrives.
     :return: whether it was sent.
@@ -129,12 +136,48 @@ def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> b
     frames = iter(partial(next, accumulate(chain(top, repeat("f_back")), getattr)), None)
     modules = map(dict.get, map(attrgetter("f_globals"), frames), repeat("__name__"))
     is_outside = partial(all, map(_is_other, map(str, modules)))
-    last = map(attrgetter("f_code"), filter(None, map(dict.get, map(call, look), repeat(ident))))
-    is_free = partial(all, map(not_, map(_LOCKING.__contains__, last)))
+
+    def last(attribute: str) -> Iterator[Any]:
+        frame = filter(None, map(dict.get, map(call, look), repeat(ident)))
+        return map(attrgetter(attribute), frame)
+
+    importing = map(_IMPORTING.__eq__, map(dict.get, last("f_globals"), repeat("__name__")))
+    taking = map(_TAKING.__contains__, last("f_code"))
+    giving_back = map(_GIVING_BACK.__contains__, last("f_code.co_name"))
+    is_free = partial(all, map(not_, chain(importing, taking, giving_back)))
     send = partial(asynchronously(), ident, id(exception))
     with _undisturbed() as is_safe:
         steps: list[Callable[[], Any]] = [is_outside, is_free, send]
         return is_safe and all(map(call, steps))
+
+
+def finish(frame: FrameType) -> None:
+    """Call the function that an exception would prevent if it gives back something.
+
+    What it raises is raised.
+
+    :param frame: where the exception has arrived, in this thread. Up to CPython 3.11 it is made too
+        late for that; but there it seldom arrives at another place than the one that was searched.
+    """
+    code = frame.f_code
+    if code.co_name not in _GIVING_BACK or not code.co_argcount or not _has_only_begun(frame):
+        return
+    names, rest, named, values = inspect.getargvalues(frame)
+    given = [values[name] for name in names[: code.co_argcount]]
+    given += values[rest] if rest else ()
+    keywords = {name: values[name] for name in names[code.co_argcount :]}
+    keywords |= values[named] if named else {}
+    for each in type(given[0]).__mro__:
+        function: Any = vars(each).get(code.co_name)
+        if getattr(function, "__code__", None) is code:
+            function(*given, **keywords)
+            return
+
+
+def _has_only_begun(frame: FrameType) -> bool:
+    """Whether it is at the instruction by which each function begins, once its cells are made."""
+    instruction, argument = frame.f_code.co_code[frame.f_lasti :][:2]
+    return instruction == opmap["RESUME"] and argument & 3 == 0  # else after a yield or an await
 
 
 class Statement(NamedTuple):

@@ -29,7 +29,8 @@ The solution has four parts:
    CPython deletes this object. If ``__exit__`` was not executed, the object's guard leaves the
    block then. Nothing is sent to a block whose object is gone.
 
-4. **Not amid a database statement.** ``cpython`` sends nothing to a thread that runs one.
+4. **Not amid a database statement, nor instead of an** ``__exit__``. ``cpython`` sends nothing to a
+   thread that runs a statement, and calls the ``__exit__`` that an interrupt would prevent.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from typing import Any, Final
 from run_abort._concurrency.clock import monotonic
 from run_abort.exceptions import RunAborted
 
-from .cpython import Statement, check_thread, raise_outside_of_statements, take_back
-from .transactions import end_interrupted_exit, end_transactions, open_transactions
+from .cpython import Statement, check_thread, finish, raise_outside_of_statements, take_back
+from .transactions import end_transactions, open_transactions
 
 logger = logging.getLogger("run_abort")
 
@@ -233,7 +234,6 @@ class Interruption:
             self._obey()
         if self._target.sent is self:  # last, because from then on the next one may be sent
             self._target.sent = None
-        end_interrupted_exit()
         return self._exception()
 
     def _obey(self) -> None:
@@ -260,6 +260,7 @@ def _arriving(interruption: Interruption) -> type[RunAborted]:
     class Arriving(RunAborted):
         def __init__(self) -> None:
             super().__init__(*interruption.arrive().args)
+            finish(sys._getframe(1))
 
         def __reduce__(self) -> tuple[Any, ...]:
             reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]

@@ -424,34 +424,124 @@ class TestShield:
         assert isinstance(Worker(work).join(), RunAborted)
 
 
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as they can, so an interrupt is sent at any of their steps."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def interrupt_at_any_moment(core: Core, work: Callable[[], object]) -> None:
+    """Interrupt a thread that is in the midst of ``work``, which it repeats."""
+
+    def repeat() -> None:
+        with core.block("run-1", grace=3600, insist="interrupt"):
+            while True:
+                work()
+
+    worker = Worker(repeat)
+    core.abort_when_held()
+    (interruption,) = interrupts.open_interruptions
+    while not interruption.send():
+        pass
+    assert isinstance(worker.join(), RunAborted)
+
+
+@pytest.mark.usefixtures("switching")
 class TestStatements:
     def test_none_arrives_within_one(self, core: Core) -> None:
         """Interrupted at any moment of a loop that nearly always is in a database driver."""
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        states: list[dict[str, Any]] = []
+        for _ in range(50):
+            driver = {"__name__": "psycopg.tests", "depth": 0}
+            exec(DRIVER, driver)
 
-        def work() -> None:
-            with core.block("run-1", grace=3600, insist="interrupt"):
-                while True:
-                    driver["execute"]()
-                    for _ in range(200):
-                        pass
-
-        try:
-            for _ in range(50):
-                driver = {"__name__": "psycopg.tests", "depth": 0}
-                exec(DRIVER, driver)
-                worker = Worker(work)
-                core.abort_when_held()
-                (interruption,) = interrupts.open_interruptions
-                while not interruption.send():
+            def work(execute: Callable[[], None] = driver["execute"]) -> None:
+                execute()
+                for _ in range(200):
                     pass
-                assert isinstance(worker.join(), RunAborted)
-                states.append(driver)
+
+            interrupt_at_any_moment(core, work)
+            assert driver["depth"] == 0
+
+
+Uses = tuple[Callable[[], object], Callable[[], bool]]
+
+
+def puts() -> Uses:
+    items: queue.Queue[int] = queue.Queue()
+    return partial(items.put, 1), lambda: not items.mutex.locked()
+
+
+def gets() -> Uses:
+    items: queue.Queue[int] = queue.Queue()
+    items.queue.extend(range(100_000))
+    return items.get, lambda: not items.mutex.locked()
+
+
+def waits() -> Uses:
+    lock = threading.Lock()
+    condition = threading.Condition(lock)
+
+    def use() -> None:
+        with condition:
+            condition.wait(0)
+
+    return use, lambda: not lock.locked()
+
+
+def takes_turns() -> Uses:
+    turns = threading.Semaphore()
+
+    def use() -> None:
+        with turns:
+            sum(range(20))
+
+    return use, lambda: turns.acquire(blocking=False)
+
+
+class Counted:
+    count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *args: object) -> None:
+        self.count -= 1
+
+    def release(self, by: int, /, *more: int, sure: bool, **named: int) -> None:
+        self.count -= by if sure and more and named else 0
+
+
+class Taken(Counted):
+    """Of the project's own. Its ``__exit__`` does not begin with the first instruction."""
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+
+
+def enters() -> Uses:
+    taken = Taken()
+
+    def use() -> None:
+        with taken:
+            sum(range(20))
+
+    return use, lambda: taken.count == 0
+
+
+def releases() -> Uses:
+    taken = Taken()
+
+    def use() -> None:
+        taken.count += 1
+        try:
+            sum(range(20))
         finally:
-            sys.setswitchinterval(interval)
-        assert {each["depth"] for each in states} == {0}
+            taken.release(1, 2, sure=True, name=3)
+
+    return use, lambda: taken.count == 0
 
 
 class TestLocks:
@@ -487,6 +577,16 @@ class TestLocks:
         time.sleep(0.1)
         assert Worker(use).join() is first.join() is None
         assert isinstance(worker.join(), RunAborted)
+
+    @pytest.mark.usefixtures("switching")
+    @pytest.mark.parametrize("uses", [puts, gets, waits, takes_turns, enters, releases])
+    def test_one_that_uses_them_leaves_them_free(
+        self, core: Core, uses: Callable[[], Uses]
+    ) -> None:
+        for _ in range(100):
+            use, is_free = uses()
+            interrupt_at_any_moment(core, use)
+            assert is_free()
 
     @staticmethod
     def check(core: Core, lock: Any, use: Callable[[], object]) -> None:
