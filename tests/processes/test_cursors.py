@@ -172,10 +172,14 @@ subscribe_to_run_aborts(busy)
         reader = os.open(shipper, os.O_RDONLY | os.O_NONBLOCK)
         program = ("sh", "-c", f'exec "$0" "$@" > {shipper}', sys.executable, "-W", "error")
 
+        said = b""
+
         def has_said_so() -> bool:
+            """The command, and the log of its thread, which would fail to write it, too."""
+            nonlocal said
             with suppress(BlockingIOError):
-                return b"listening on" in os.read(reader, 4096)
-            return False
+                said += os.read(reader, 4096)
+            return b" listening on" in said and b"Listening for aborts on" in said
 
         args = ("-m", "django", "listen_run_aborts", "--name=one")
         with Child(*args, settings=project, program=program) as process:
