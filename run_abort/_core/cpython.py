@@ -7,14 +7,14 @@ costs nothing while there is nothing to send, and covers each use of each of the
 
 A lock that was just taken, before the ``try`` that releases it, would stay locked for all threads.
 So nothing is sent either while the function on top of the stack takes a lock that nearly all
-threads of a process share, that of a log handler, of a queue, of an import, or gives back anything.
+threads of a process share: that of a log handler, of a queue, of an import. Nor, unless it takes
+long, while that function gives back something, as an ``__exit__`` does.
 
 The thread must not go on between the search and the sending. Other threads run between two
 bytecodes, but not within one call of a function written in C. So both are one such call, made of
 lazy iterators. The exception then arrives at the place that was searched, or, most often from
-CPython 3.13 on, where the next function begins, which has done nothing yet. If that function gives
-back something, such as the ``__exit__`` of a queue's lock, it is called all the same, and the
-exception is raised after it.
+CPython 3.13 on, where the next function begins, which has done nothing yet. If that is one that
+gives back something, it is called all the same, and the exception is raised after it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _codes(owner: object, *names: str) -> Iterator[CodeType]:
             yield code
 
 
-# By their code: elsewhere, functions of these names may wait for long, and have to be interrupted.
+# By their code: others of these names may wait for long, and have to be interrupted.
 _TAKING: Final = frozenset(
     chain(
         _codes(logging.Handler, "acquire", "handle"),
@@ -64,7 +64,7 @@ _TAKING: Final = frozenset(
 )
 _IMPORTING: Final = _bootstrap.__name__
 # The last one takes a condition's lock again after a wait, before the __exit__ that releases it.
-_GIVING_BACK: Final = frozenset({"__exit__", "release", "_acquire_restore"})
+_GIVING_BACK: Final = frozenset({"__exit__", "close", "release", "_acquire_restore"})
 
 
 @cache
@@ -122,13 +122,15 @@ def check_thread() -> None:
         raise RuntimeError("gevent and eventlet: a greenlet cannot be interrupted, only a thread")
 
 
-def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> bool:
+def raise_outside_of_statements(
+    ident: int, exception: type[BaseException], *, spares_exits: bool
+) -> bool:
     """Raise ``exception`` in the thread ``ident``, unless a database statement runs there.
 
-    Nor if it takes the lock of a log handler, a ``threading.Condition`` or an import, or gives back
-    anything.
+    Nor if it takes the lock of a log handler, a ``threading.Condition`` or an import.
 
     :param exception: must be kept alive until it arrives.
+    :param spares_exits: whether it is not sent either if the thread gives back anything.
     :return: whether it was sent.
     """
     look: list[Callable[[], Any]] = [sys._current_frames]
@@ -141,9 +143,11 @@ def raise_outside_of_statements(ident: int, exception: type[BaseException]) -> b
         frame = filter(None, map(dict.get, map(call, look), repeat(ident)))
         return map(attrgetter(attribute), frame)
 
-    importing = map(_IMPORTING.__eq__, map(dict.get, last("f_globals"), repeat("__name__")))
+    top_modules = map(dict.get, last("f_globals"), repeat("__name__"))
+    importing = map(_IMPORTING.__eq__, map(str, top_modules))
     taking = map(_TAKING.__contains__, last("f_code"))
-    giving_back = map(_GIVING_BACK.__contains__, last("f_code.co_name"))
+    spared = _GIVING_BACK if spares_exits else frozenset()
+    giving_back = map(spared.__contains__, last("f_code.co_name"))
     is_free = partial(all, map(not_, chain(importing, taking, giving_back)))
     send = partial(asynchronously(), ident, id(exception))
     with _undisturbed() as is_safe:

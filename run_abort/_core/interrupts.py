@@ -138,6 +138,7 @@ class Interruption:
         self._cleanup_time = cleanup_time(grace)
         self.delayed_by: Statement | None = None
         self._raised: type[RunAborted] | None = None
+        self._tried_since = 0.0
         self._transactions = open_transactions()
         self.is_open = False
 
@@ -169,13 +170,20 @@ class Interruption:
             target.sent = self  # set before sending: the interrupt may arrive at once
             was_sent = False
             try:
-                was_sent = raise_outside_of_statements(self.ident, self.raised())
+                was_sent = raise_outside_of_statements(
+                    self.ident, self.raised(), spares_exits=self._spares_exits()
+                )
             finally:
                 if not was_sent:
                     target.sent = None
             return was_sent
         finally:
             target.lock.release()
+
+    def _spares_exits(self) -> bool:
+        """False once it has been tried for so long that an ``__exit__`` must be hanging."""
+        self._tried_since = self._tried_since or monotonic()
+        return monotonic() < self._tried_since + CLEANUP_TIME
 
     @property
     def ident(self) -> int:
@@ -230,6 +238,7 @@ class Interruption:
 
     def arrive(self) -> RunAborted:
         """Note that the interrupt has arrived, in the thread of the block; return the exception."""
+        self._tried_since = 0.0
         if self.is_open:  # CPython may make the exception after the block: then nothing obeys it
             self._obey()
         if self._target.sent is self:  # last, because from then on the next one may be sent

@@ -510,6 +510,9 @@ class Counted:
     def __exit__(self, *args: object) -> None:
         self.count -= 1
 
+    def close(self) -> None:
+        self.count -= 1
+
     def release(self, by: int, /, *more: int, sure: bool, **named: int) -> None:
         self.count -= by if sure and more and named else 0
 
@@ -527,6 +530,19 @@ def enters() -> Uses:
     def use() -> None:
         with taken:
             sum(range(20))
+
+    return use, lambda: taken.count == 0
+
+
+def closes() -> Uses:
+    taken = Taken()
+
+    def use() -> None:
+        taken.count += 1
+        try:
+            sum(range(20))
+        finally:
+            taken.close()
 
     return use, lambda: taken.count == 0
 
@@ -579,7 +595,7 @@ class TestLocks:
         assert isinstance(worker.join(), RunAborted)
 
     @pytest.mark.usefixtures("switching")
-    @pytest.mark.parametrize("uses", [puts, gets, waits, takes_turns, enters, releases])
+    @pytest.mark.parametrize("uses", [puts, gets, waits, takes_turns, enters, closes, releases])
     def test_one_that_uses_them_leaves_them_free(
         self, core: Core, uses: Callable[[], Uses]
     ) -> None:
@@ -587,6 +603,20 @@ class TestLocks:
             use, is_free = uses()
             interrupt_at_any_moment(core, use)
             assert is_free()
+
+    @pytest.mark.usefixtures("quick_cleanups")
+    @pytest.mark.parametrize("name", ["__exit__", "close", "release"])
+    def test_what_gives_back_and_does_not_come_to_an_end_is_interrupted(
+        self, core: Core, name: str
+    ) -> None:
+        namespace: dict[str, Any] = {"sleep": time.sleep}
+        exec(f"def {name}():\n    while True:\n        sleep(0.001)", namespace)
+        assert isinstance(abort(core, partial(self.block, core, namespace[name])), RunAborted)
+
+    @staticmethod
+    def block(core: Core, work: Callable[[], object]) -> None:
+        with core.block("run-1", grace=0, insist="interrupt"):
+            work()
 
     @staticmethod
     def check(core: Core, lock: Any, use: Callable[[], object]) -> None:
@@ -868,7 +898,7 @@ def test_forced_none_is_sent_to_a_block_whose_leaving_one_has_just_hit(
         wait_until(lambda: not self.is_open or sys._current_frames()[thread].f_code is waits)
         return True
 
-    def send(ident: int, exception: type[RunAborted]) -> bool:
+    def send(ident: int, exception: type[RunAborted], **options: bool) -> bool:
         sent_to_open.append(interruption.is_open)
         return True
 
@@ -897,7 +927,7 @@ def test_forced_one_that_was_sent_as_entering_failed_is_taken_back(
             assert self._interruption.send()
             super().abandon(**options)
 
-    monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args: True)
+    monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args, **options: True)
     monkeypatch.setattr(
         interrupts, "take_back", lambda: taken_back.append(threading.current_thread())
     )
@@ -920,7 +950,7 @@ def test_forced_none_is_sent_while_one_is_raised_by_the_thread_itself(
                 sent.append(self.send())
             return super().raised()
 
-    monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args: True)
+    monkeypatch.setattr(interrupts, "raise_outside_of_statements", lambda *args, **options: True)
     interruption = Raised(lambda: RunAborted("run-1"))
     interruption.open()
     try:
