@@ -181,7 +181,7 @@ class Interruption:
             target.lock.release()
 
     def _spares_exits(self) -> bool:
-        """False once it has been tried for so long that an ``__exit__`` must be hanging."""
+        """False once it has been tried for so long that an ``__exit__`` may be hanging."""
         self._tried_since = self._tried_since or monotonic()
         return monotonic() < self._tried_since + CLEANUP_TIME
 
