@@ -534,30 +534,25 @@ def enters() -> Uses:
     return use, lambda: taken.count == 0
 
 
-def closes() -> Uses:
-    taken = Taken()
-
+def takes_and_gives_back(taken: Taken, give_back: Callable[[], None]) -> Uses:
     def use() -> None:
         taken.count += 1
         try:
             sum(range(20))
         finally:
-            taken.close()
+            give_back()
 
     return use, lambda: taken.count == 0
+
+
+def closes() -> Uses:
+    taken = Taken()
+    return takes_and_gives_back(taken, taken.close)
 
 
 def releases() -> Uses:
     taken = Taken()
-
-    def use() -> None:
-        taken.count += 1
-        try:
-            sum(range(20))
-        finally:
-            taken.release(1, 2, sure=True, name=3)
-
-    return use, lambda: taken.count == 0
+    return takes_and_gives_back(taken, partial(taken.release, 1, 2, sure=True, name=3))
 
 
 class TestLocks:
@@ -611,12 +606,12 @@ class TestLocks:
     ) -> None:
         namespace: dict[str, Any] = {"sleep": time.sleep}
         exec(f"def {name}():\n    while True:\n        sleep(0.001)", namespace)
-        assert isinstance(abort(core, partial(self.block, core, namespace[name])), RunAborted)
 
-    @staticmethod
-    def block(core: Core, work: Callable[[], object]) -> None:
-        with core.block("run-1", grace=0, insist="interrupt"):
-            work()
+        def work() -> None:
+            with core.block("run-1", grace=0, insist="interrupt"):
+                namespace[name]()
+
+        assert isinstance(abort(core, work), RunAborted)
 
     @staticmethod
     def check(core: Core, lock: Any, use: Callable[[], object]) -> None:
