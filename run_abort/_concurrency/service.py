@@ -10,7 +10,7 @@ from typing import Final
 
 from .hooks import call_logged
 from .latch import Latch
-from .workers import is_ending
+from .workers import is_ending, thread_ends
 
 logger = logging.getLogger("run_abort")
 
@@ -194,6 +194,7 @@ class Service:
             life.pause(rest)
         while not life.stopping and not call_logged(partial(self._run, life)):
             life.pause(RETRY_DELAY)
+        thread_ends()  # a log handler of the project may have used the database
 
     def _end(self, life: Life | None, timeout: float | None) -> bool:
         if life is None or life.thread is None:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 JOIN_TIMEOUT: Final = 1.0  # seconds
 
-# Called at the end of every thread of this module, in that thread. ``_store`` closes its database
+# Called at the end of every thread of this package, in that thread. ``_store`` closes its database
 # connections there; this package does not import Django.
 thread_ends: Final[Hook[[]]] = Hook()
 

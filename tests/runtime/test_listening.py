@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import socket
 import sys
@@ -64,6 +65,32 @@ class TestLife:
         assert current().listener.ensure_started()
         wait_until(is_listening)
         assert foreign.publish("run-1") == 0
+
+    def test_the_database_connection_that_a_log_handler_opens_there_is_closed(
+        self,
+        configure: Configure,
+        transactional_db: None,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from django.contrib.auth.models import User
+        from django.db import connections
+
+        seen: list[Any] = []
+
+        def emit(record: logging.LogRecord) -> bool:
+            if record.threadName == "run_abort-listener":
+                User.objects.count()
+                seen.append(connections["default"])
+            return True
+
+        caplog.set_level(logging.INFO, "run_abort")
+        monkeypatch.setattr(logging.getLogger("run_abort"), "filters", [emit])
+        assert current().listener.ensure_started()
+        wait_until(lambda: seen)
+        assert seen[0].connection is not None
+        current().listener.stop()
+        assert seen[0].connection is None
 
     @pytest.mark.django_db(transaction=True)
     def test_a_block_that_is_open_survives_a_change_of_the_settings(
