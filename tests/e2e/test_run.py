@@ -446,6 +446,22 @@ def test_a_server_that_does_not_answer_is_asked_again(tabs: Tabs, start_run: Sta
     expect(status(page)).to_have_text(STOPPED)
 
 
+def test_a_server_whose_database_does_not_answer_is_asked_again(
+    tabs: Tabs, start_run: StartRun
+) -> None:
+    page = tabs.open(path_of(start_run(1)))
+    wait_until_it_moves(page, 1)
+    tabs.watch_over(page).provokes("^response: 503 ", "^console: .*status of 503")
+    says = "The database does not answer."
+    answer = {"status": 503, "json": {"ok": False, "error": says}}
+    page.route(re.compile(r"/progress/"), lambda route: route.fulfill(**answer))
+    opener(page).click()
+    question(page).click()
+    expect(status(page)).to_have_text(says)
+    page.unroute_all()
+    expect(status(page)).to_have_text(STOPPED)
+
+
 class TestLoggedOutMeanwhile:
     def leave(self, page: Page) -> None:
         """Log out in another window."""

@@ -145,7 +145,7 @@
       } else if (status >= 400 && status < 500 && status !== 429) {
         break; // no access to the progress view, or the request was pruned
       } else {
-        show(box, box.dataset.state, box.dataset.lost);
+        show(box, box.dataset.state, data.error || box.dataset.lost);
       }
       if (performance.now() > until) break;
     }
