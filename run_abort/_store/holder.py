@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q
@@ -84,6 +84,7 @@ class Holder:
         self._open: dict[AbortSignal, Entry] = {}
         # The blocks whose row could not be changed, to be tried again.
         self._unwritten: dict[Entry, None] = {}
+        self._strays: set[Any] = set()  # rows without a block, at the last refresh
         self.forget_process()
 
     def forget_process(self) -> None:
@@ -306,12 +307,11 @@ class Holder:
 
     def _see(self, alias: str) -> None:
         """Write until when this process counts as alive."""
-        until = Now(conf.settings().lease)
+        origin, until = self._origin(), Now(conf.settings().lease)
         processes = tables().RunProcess.objects.using(alias)
-        is_known = self._seen_at is not None
-        if not is_known or not processes.filter(pk=self._origin()).update(seen_until=until):
+        if self._seen_at is None or not processes.filter(pk=origin).update(seen_until=until):
             row = processes.model(
-                origin=self._origin(),
+                origin=origin,
                 host=database.host(),
                 pid=os.getpid(),
                 kind=database.storable(self._kind(), MAX_LABEL),
@@ -335,15 +335,15 @@ class Holder:
             rows = set(mine.values_list("pk", flat=True))
             entries = {entry.id: entry for entry in self._to_write()}
             # Blocks that were left, as far as a thread that was stuck, or an outage, kept that from
-            # being written.
-            for late in requests.chunks(list(rows - entries.keys()), alias):
+            # being written. For one that was left just now, that waits behind this.
+            strays = rows - entries.keys()
+            for late in requests.chunks(list(strays & self._strays), alias):
                 ended = mine.filter(pk__in=late)
                 unaborted = ended.exclude(state="aborting")
                 delete_holds(alias, list(unaborted.values_list("pk", flat=True)))
                 ended.update(state="stopped", left_at=Now())
-        self._checked_at = monotonic()
-        missing = [entry for key, entry in entries.items() if key not in rows]
-        if missing:
+        self._checked_at, self._strays = monotonic(), strays
+        if missing := [entry for key, entry in entries.items() if key not in rows]:
             self._insert(alias, missing)
         return [True] * len(items)
 

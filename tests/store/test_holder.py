@@ -217,12 +217,42 @@ def test_a_hold_that_was_written_too_late_is_removed_or_ended(
     with abortable_run("import-1"):
         late = RunHold.objects.create(run_id="import-0", process_id=runtime.origin(), state=state)
         RunHoldGroup.objects.create(hold=late, run_id="tenant-1")
-        runtime.holder._seen_at = runtime.holder._checked_at = -1e9
-        assert runtime.holder.refresh()
+        for _ in range(2):
+            runtime.holder._seen_at = runtime.holder._checked_at = -1e9
+            assert runtime.holder.refresh()
         assert [hold.run_id for hold in open_here(runtime)] == ["import-1"]
         ended = RunHold.objects.exclude(left_at=None)
         assert list(ended.values_list("state", flat=True)) == expected
     assert RunHoldGroup.objects.count() == len(expected)
+
+
+def test_forced_one_that_is_left_during_a_refresh_keeps_its_hold(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else others, who look at that moment, would not count it among those that have stopped."""
+    is_refreshing, is_left = threading.Event(), threading.Event()
+    see, delete, deleted = runtime.holder._see, holder.delete_holds, []
+
+    def held_up(alias: str) -> None:
+        is_refreshing.set()
+        assert is_left.wait(TIMEOUT)
+        see(alias)
+
+    def noted(alias: str, keys: Sequence[uuid.UUID]) -> int:
+        deleted.extend(keys)
+        return delete(alias, keys)
+
+    with pytest.raises(RunAborted), abortable_run("import-1"):
+        monkeypatch.setattr(runtime.holder, "_see", held_up)
+        monkeypatch.setattr(holder, "delete_holds", noted)
+        runtime.holder.forget_process()  # so that the process is seen again
+        runtime.recorder.put(runtime.holder._refresh, None)
+        assert is_refreshing.wait(TIMEOUT)
+        runtime.registry.abort(Request("import-1", str(uuid.uuid4())))
+    is_left.set()
+    assert runtime.recorder.flush(TIMEOUT)
+    assert RunHold.objects.get().state == "stopped"
+    assert deleted == []
 
 
 def test_a_hold_that_is_written_twice_has_its_groups_once(runtime: Runtime) -> None:
