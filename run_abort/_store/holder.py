@@ -335,7 +335,7 @@ class Holder:
             rows = set(mine.values_list("pk", flat=True))
             entries = {entry.id: entry for entry in self._to_write()}
             # Blocks that were left, as far as a thread that was stuck, or an outage, kept that from
-            # being written. For one that was left just now, that waits behind this.
+            # being written. Found twice, because the end of one just left is written after this.
             strays = rows - entries.keys()
             for late in requests.chunks(list(strays & self._strays), alias):
                 ended = mine.filter(pk__in=late)
