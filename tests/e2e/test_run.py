@@ -451,12 +451,17 @@ def test_a_server_whose_database_does_not_answer_is_asked_again(
 ) -> None:
     page = tabs.open(path_of(start_run(1)))
     wait_until_it_moves(page, 1)
-    tabs.watch_over(page).provokes("^response: 503 ", "^console: .*status of 503")
+    for code in (502, 503):
+        tabs.watch_over(page).provokes(f"^response: {code} ", f"^console: .*status of {code}")
+    progress = re.compile(r"/progress/")
+    of_a_proxy = {"status": 502, "content_type": "application/json", "body": "null"}
     says = "The database does not answer."
-    answer = {"status": 503, "json": {"ok": False, "error": says}}
-    page.route(re.compile(r"/progress/"), lambda route: route.fulfill(**answer))
+    of_ours = {"status": 503, "json": {"ok": False, "error": says}}
+    page.route(progress, lambda route: route.fulfill(**of_a_proxy))
     opener(page).click()
     question(page).click()
+    expect(status(page)).to_have_text("The server does not answer; retrying.")
+    page.route(progress, lambda route: route.fulfill(**of_ours))
     expect(status(page)).to_have_text(says)
     page.unroute_all()
     expect(status(page)).to_have_text(STOPPED)

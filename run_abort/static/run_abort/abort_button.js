@@ -174,7 +174,8 @@
       });
       if (response.type === "opaqueredirect") return { status: 401, data: {} };
       const isJson = /^application\/json\b/.test(response.headers.get("Content-Type"));
-      return { status: response.status, data: isJson ? await response.json() : {} };
+      const data = isJson ? await response.json() : null; // a proxy may say "null", too
+      return { status: response.status, data: data ?? {} };
     } catch {
       return { status: 0, data: {} };
     }
