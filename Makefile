@@ -10,7 +10,7 @@
 # make pictures
 #              those of the docs, as the pages look now; needs Chromium
 # make chaos   processes and faults at random, and a count of the aborts that are lost;
-#              SECONDS=600 SEED=7 DATABASE=postgresql REDIS=cluster
+#              SECONDS=600 SEED=7 DATABASE=postgresql (or mysql) REDIS=cluster
 # make bench   the benchmarks
 # make lint    style and types
 # make docs    the site, in build/docs
@@ -69,7 +69,7 @@ e2e: $(VENV)/.installed-e2e
 pictures: $(VENV)/.installed-e2e
 	@RENEW_PICTURES=1 $(RUN) -m pytest -q -p no:randomly tests/e2e/test_pictures.py
 
-chaos: $(VENV)/.installed-test
+chaos: $(VENV)/.installed-test $(patsubst mysql,$(VENV)/.installed-mysql,$(filter mysql,$(DATABASE)))
 	@$(RUN) -m tests.faults.chaos --seconds $(SECONDS) --database $(DATABASE) --redis $(REDIS) \
 		$(if $(SEED),--seed $(SEED))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from typing import Any, Self
 
 import MySQLdb  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -26,10 +25,15 @@ class MariadbServer(PrivateServer):
     def __init__(self) -> None:
         super().__init__("mariadb", user="mysql")
         self._socket = str(self.directory / "socket")
+        # What the machine's own configuration says is not for this one.
+        self._places = [
+            "--no-defaults",
+            f"--datadir={self.directory / 'data'}",
+            f"--tmpdir={self.directory}",
+        ]
 
     @property
     def database(self) -> dict[str, Any]:
-        """What Django's ``DATABASES`` needs to reach it."""
         return {
             "ENGINE": "django.db.backends.mysql",
             "NAME": "run_abort",
@@ -37,30 +41,29 @@ class MariadbServer(PrivateServer):
             "HOST": self._socket,
         }
 
+    def connect(self) -> Any:
+        return MySQLdb.connect(unix_socket=self._socket, user="root", autocommit=True)
+
     def start(self) -> Self:
-        # What the machine's own configuration says is not for this one.
-        places = [
-            "--no-defaults",
-            f"--datadir={self.directory / 'data'}",
-            f"--tmpdir={self.directory}",
-        ]
         self._run(
             find_program("mariadb-install-db"),
-            *places,
+            *self._places,
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         )
+        return self.start_again()
+
+    def start_again(self) -> Self:
         return self._serve(
             find_program("mariadbd"),
-            *places,
+            *self._places,
             f"--socket={self._socket}",
             f"--pid-file={self.directory / 'pid'}",
             "--skip-networking",
             "--character-set-server=utf8mb4",
             "--innodb-flush-method=nosync",
-            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-flush-log-at-trx-commit=2",
             "--innodb-buffer-pool-size=32M",
             "--skip-innodb-use-native-aio",
-            connect=partial(MySQLdb.connect, unix_socket=self._socket, user="root"),
             refusal=MySQLdb.OperationalError,
         )

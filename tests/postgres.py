@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,13 +38,17 @@ class PostgresServer(PrivateServer):
 
     @property
     def database(self) -> dict[str, Any]:
-        """What Django's ``DATABASES`` needs to reach it."""
         return {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": "postgres",
             "USER": "tests",
             "HOST": str(self.directory),
         }
+
+    def connect(self) -> Any:
+        return psycopg.connect(
+            host=str(self.directory), user="tests", dbname="postgres", autocommit=True
+        )
 
     def start(self) -> Self:
         data = str(self.directory / "data")
@@ -56,7 +59,6 @@ class PostgresServer(PrivateServer):
         return self.start_again()
 
     def crash(self) -> None:
-        """Kill all of its processes, as when the machine loses its power."""
         assert self._process is not None
         children = [each.pid for each in procfs.processes() if each.parent == self._process.pid]
         self._process.send_signal(signal.SIGSTOP)  # it must not say goodbye to its clients
@@ -66,13 +68,9 @@ class PostgresServer(PrivateServer):
         self._process.wait()
 
     def start_again(self) -> Self:
-        """Start it, with what it has stored."""
         data = str(self.directory / "data")
         place = ["-D", data, "-k", str(self.directory), "-c", "listen_addresses="]
         return self._serve(
             *(str(self._binaries / "postgres"), *place, "-c", "fsync=off"),
-            connect=partial(
-                psycopg.connect, host=str(self.directory), user="tests", dbname="postgres"
-            ),
             refusal=psycopg.OperationalError,
         )

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,14 +32,33 @@ class PrivateServer:
         if os.getuid() == 0:
             shutil.chown(self.directory, self._user.pw_uid)
 
+    @property
+    def database(self) -> dict[str, Any]:
+        """What Django's ``DATABASES`` needs to reach it."""
+        raise NotImplementedError
+
     def start(self) -> Self:
         """Start the server and wait until it answers."""
+        raise NotImplementedError
+
+    def connect(self) -> Any:
+        """A connection of the administrator, in autocommit."""
+        raise NotImplementedError
+
+    def crash(self) -> None:
+        """Kill all of its processes, as when the machine loses its power."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def start_again(self) -> Self:
+        """Start it, with what it has stored."""
         raise NotImplementedError
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, **self._as_user())
 
-    def _serve(self, *command: str, connect: Callable[[], Any], refusal: type[Exception]) -> Self:
+    def _serve(self, *command: str, refusal: type[Exception]) -> Self:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -52,7 +70,7 @@ class PrivateServer:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                connect().close()
+                self.connect().close()
                 return self
             except refusal:
                 if time.monotonic() > deadline:

@@ -273,4 +273,4 @@ def test_no_abort_is_lost() -> None:
     assert counts["heard"] > 200
     kinds = {window.kind for window in history.windows} - {STALLED}
     assert counts["stopped"] > 5
-    assert len(kinds) == (16 if options.database == "postgresql" else 13)
+    assert len(kinds) == (13 if options.database == "sqlite" else 17)

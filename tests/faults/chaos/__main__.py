@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", help="what happens; default: something new")
-    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--database", choices=["sqlite", "postgresql", "mysql"], default="sqlite")
     parser.add_argument("--redis", choices=["single", "cluster"], default="single")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave journals and logs there")
     given = parser.parse_args()

@@ -11,22 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import psycopg
-
 from tests.postgres import PostgresServer
+from tests.private_server import PrivateServer
 from tests.support import ROOT
 
 TABLE: Final = "run_abort_abortrequest"
 HOLDS: Final = "run_abort_runhold"
+HIDDEN: Final = "chaos_hidden"  # the name of TABLE meanwhile
 ROLE: Final = "fleet"
 MIGRATE_TIMEOUT: Final = 60.0  # seconds
 PATIENCE: Final = 20.0  # seconds that a fault waits for the fleet's own locks
 
 Pause = Callable[[float], object]
 Outage = Callable[[Pause, float], None]
-
-_SHOW: Final = f"ALTER TABLE chaos_hidden RENAME TO {TABLE}"
-_HIDE: Final = f"ALTER TABLE {TABLE} RENAME TO chaos_hidden"
 
 
 class Database(Protocol):
@@ -69,21 +66,34 @@ class Sqlite:
 
     def _hide(self, pause: Pause, seconds: float) -> None:
         with self._connect() as connection:
-            connection.execute(_HIDE)
+            connection.execute(f"ALTER TABLE {TABLE} RENAME TO {HIDDEN}")
             try:
                 pause(seconds)
             finally:
-                connection.execute(_SHOW)
+                connection.execute(f"ALTER TABLE {HIDDEN} RENAME TO {TABLE}")
 
 
-class Postgres:
-    """A server; the fleet has a role of its own on it."""
+class _Server:
+    """A server; the fleet has a role of its own on it.
 
-    def __init__(self, server: PostgresServer) -> None:
+    :ivar setup: the statements that make the role.
+    :ivar drop: ends the connections of the role.
+    :ivar refuse: lets the role make no connection; ``allow`` takes that back.
+    :ivar lock: the statements that keep all others from a table, until the connection is closed.
+    :ivar rename: gives a table another name.
+    """
+
+    setup: tuple[str, ...]
+    drop: str
+    refuse: str
+    allow: str
+    lock: tuple[str, ...]
+    rename: str
+
+    def __init__(self, server: PrivateServer) -> None:
         self._server = server
-        self._where = server.database
-        self.settings = {**self._where, "USER": ROLE}
-        self._ask(f"CREATE ROLE {ROLE} LOGIN SUPERUSER")
+        self.settings = {**server.database, "USER": ROLE}
+        self._ask(*self.setup)
         self.outages: dict[str, Outage] = {
             "database drops its clients": self._drop,
             "database refuses logins": self._refuse,
@@ -94,33 +104,27 @@ class Postgres:
         }
 
     def _ask(self, *statements: str) -> None:
-        where = self._where
-        with psycopg.connect(
-            host=where["HOST"], user=where["USER"], dbname=where["NAME"], autocommit=True
-        ) as connection:
+        with closing(self._server.connect()) as connection:
             for statement in statements:
-                connection.execute(statement.encode())
+                connection.cursor().execute(statement)
 
     def _drop(self, pause: Pause, seconds: float) -> None:
-        query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
         for _ in range(3):
-            self._ask(query)
+            self._ask(self.drop)
             pause(seconds / 3)
 
     def _refuse(self, pause: Pause, seconds: float) -> None:
-        self._ask(f"ALTER ROLE {ROLE} NOLOGIN")
+        self._ask(self.refuse)
         try:
             self._drop(pause, seconds)
         finally:
-            self._ask(f"ALTER ROLE {ROLE} LOGIN")
+            self._ask(self.allow)
 
     def _lock(self, table: str, pause: Pause, seconds: float) -> None:
         """A stranger keeps a lock, and each recorder waits for it."""
-        where = self._where
-        with psycopg.connect(
-            host=where["HOST"], user=where["USER"], dbname=where["NAME"]
-        ) as connection:
-            connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+        with closing(self._server.connect()) as connection:
+            for statement in self.lock:
+                connection.cursor().execute(statement.format(table))
             pause(seconds)
 
     def _crash(self, pause: Pause, seconds: float) -> None:
@@ -129,21 +133,49 @@ class Postgres:
         self._server.start_again()
 
     def _hide(self, pause: Pause, seconds: float) -> None:
-        self._ask(_HIDE)
+        self._ask(self.rename.format(TABLE, HIDDEN))
         try:
             pause(seconds)
         finally:
-            self._ask(_SHOW)
+            self._ask(self.rename.format(HIDDEN, TABLE))
+
+
+class Postgres(_Server):
+    setup = (f"CREATE ROLE {ROLE} LOGIN SUPERUSER",)
+    drop = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
+    refuse = f"ALTER ROLE {ROLE} NOLOGIN"
+    allow = f"ALTER ROLE {ROLE} LOGIN"
+    lock = ("BEGIN", "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
+    rename = "ALTER TABLE {} RENAME TO {}"
+
+
+class Mariadb(_Server):
+    setup = (
+        "CREATE DATABASE run_abort",
+        f"CREATE USER {ROLE}@localhost",
+        f"GRANT ALL ON run_abort.* TO {ROLE}@localhost",
+    )
+    drop = f"KILL USER {ROLE}"
+    refuse = f"ALTER USER {ROLE}@localhost ACCOUNT LOCK"
+    allow = f"ALTER USER {ROLE}@localhost ACCOUNT UNLOCK"
+    lock = ("LOCK TABLES run_abort.{} WRITE",)
+    rename = "RENAME TABLE run_abort.{} TO run_abort.{}"
 
 
 @contextmanager
 def database(name: str, directory: Path) -> Iterator[Database]:
-    """A database without tables; ``name`` is ``"sqlite"`` or ``"postgresql"``."""
+    """A database without tables; ``name`` is ``"sqlite"``, ``"postgresql"`` or ``"mysql"``."""
     if name == "sqlite":
         yield Sqlite(directory)
         return
-    with PostgresServer() as server:
-        yield Postgres(server)
+    if name == "postgresql":
+        with PostgresServer() as postgres:
+            yield Postgres(postgres)
+        return
+    from tests.mariadb import MariadbServer  # needs mysqlclient
+
+    with MariadbServer() as mariadb:
+        yield Mariadb(mariadb)
 
 
 def migrate(environment: dict[str, str]) -> None:

@@ -34,7 +34,7 @@ LOGGING: Final = {
 class Options(NamedTuple):
     """What is to be proved.
 
-    :ivar database: ``"sqlite"`` or ``"postgresql"``.
+    :ivar database: ``"sqlite"``, ``"postgresql"`` or ``"mysql"``.
     :ivar redis: ``"single"`` or ``"cluster"``.
     :ivar keep: where to leave the journals and logs; None leaves nothing.
     """
