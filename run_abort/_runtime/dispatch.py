@@ -29,6 +29,8 @@ from run_abort._core.ids import RunID, as_uuid, clean_id
 from run_abort._core.registry import Registry
 from run_abort._core.types import Request, Way
 from run_abort._store import database
+from run_abort._transport.codec import decode
+from run_abort._transport.trust import Trust
 from run_abort.signals import run_abort_received, run_aborted, send_to_all
 
 logger = logging.getLogger("run_abort")
@@ -72,6 +74,7 @@ class _Lane:
 class Dispatch:
     """Hands requests to the registry, to receivers and to handlers.
 
+    :param trust: decides which messages are obeyed.
     :ivar dispatched: called with each request once receivers and handlers have it in their queues,
         in the thread that received it. If two threads received it at once, in the one that is done
         last.
@@ -79,8 +82,9 @@ class Dispatch:
         the database.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, trust: Trust) -> None:
         self._registry = registry
+        self._trust = trust
         self.dispatched: Hook[[Request]] = Hook()
         self.fell_behind: Hook[[]] = Hook()
         self._recent: deque[str] = deque(maxlen=RECENT)
@@ -133,6 +137,20 @@ class Dispatch:
     def has_audience(self) -> bool:
         """Whether there are receivers or handlers."""
         return bool(self._lanes) or self._has_receivers()
+
+    def receive(self, data: bytes, origin: str) -> bool | Callable[[], object]:
+        """Handle a message. Called in the listener's thread.
+
+        :param origin: the ID of this process, whose own messages are dropped.
+        :return: False if the message is malformed; what is left to do, or True.
+        """
+        message = decode(data)
+        if message is None:
+            return False
+        if message.request.origin == origin:
+            return True
+        request = self._trust.judge(message)
+        return request is None or self.hear(request) or True
 
     def hear(self, request: Request) -> Callable[[], None] | None:
         """Abort what a request that another process made aborts here, and leave the rest for later.

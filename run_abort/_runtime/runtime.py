@@ -11,7 +11,6 @@ import atexit
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -35,7 +34,6 @@ from run_abort._store.database import Postponed
 from run_abort._store.holder import Holder
 from run_abort._store.recorder import Recorder
 from run_abort._store.requests import Requests
-from run_abort._transport.codec import decode
 from run_abort._transport.listener import Listener
 from run_abort._transport.push import Push
 from run_abort._transport.trust import Trust
@@ -70,8 +68,8 @@ class Runtime:
         self.disconnects = Disconnects()
         self.facts = Facts(self.origin)
         self.events = Events(self.registry, self.facts)
-        self.dispatch = Dispatch(self.registry)
         self.trust = Trust()
+        self.dispatch = Dispatch(self.registry, self.trust)
         self.push = Push(self.origin, self.trust)
         self.recorder = Recorder()
         self.postponed = Postponed()
@@ -79,7 +77,7 @@ class Runtime:
         self.holder = Holder(
             self.recorder, self.postponed, origin=self.origin, kind=kind_of_process
         )
-        self.listener = Listener(self.push, origin=self.origin, handle=self._hear)
+        self.listener = Listener(self.push, origin=self.origin, handle=self.dispatch.receive)
         self.reconciler = Reconciler(
             self.registry,
             self.dispatch,
@@ -113,6 +111,7 @@ class Runtime:
         self.postponed.added.add(self.reconciler.hurry)  # it looks whether they are over
         self.postponed.committed.add(self.holder.let_finish)
         self.reconciler.ticked.add(self.escalator.resume)
+        self.trust.doubted.add(self.reconciler.look)
         self.dispatch.fell_behind.add(self.reconciler.service.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.service.wake)
@@ -121,22 +120,6 @@ class Runtime:
         """The ID of this process on the wire: ``inst_`` and 32 hex digits, new after each fork."""
         forks.catch_up()
         return self._origin
-
-    def _hear(self, data: bytes, origin: str) -> bool | Callable[[], object]:
-        """Handle a message. Called in the listener's thread.
-
-        :return: False if it is malformed; what is left to do, or True.
-        """
-        message = decode(data)
-        if message is None:
-            return False
-        if message.request.origin == origin:
-            return True
-        request = self.trust.judge(message)
-        if request is None:
-            self.reconciler.look()
-            return True
-        return self.dispatch.hear(request) or True
 
     # Blocks that were left.
 

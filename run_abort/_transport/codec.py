@@ -8,13 +8,10 @@ keys. What a message says beyond ``runId`` counts only if it is signed.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, Final, NamedTuple, NoReturn
 
-from run_abort._core.ids import as_uuid, clean_id
+from run_abort._core.ids import clean_id
 from run_abort._core.types import Request
-
-from .signing import Signature
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_REASON_LENGTH: Final = 1000  # characters
@@ -32,14 +29,26 @@ def _refuse(constant: str) -> NoReturn:
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _scan: Final = json.JSONDecoder(parse_constant=_refuse).raw_decode
 _tuple: Final[Any] = tuple.__new__
-_is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+
+
+class Signature(NamedTuple):
+    """What a signed message says of its signature.
+
+    :ivar at: when it was signed, in milliseconds since the epoch, by the clock of the signer.
+    :ivar value: the HMAC in lower-case hex digits; empty if it was not sent.
+    :ivar key: the fingerprint of its key; empty if the signer did not send it.
+    """
+
+    at: int
+    value: str
+    key: str = ""
 
 
 class Message(NamedTuple):
     """A message that was received.
 
-    :ivar request: as it was sent, because the signature is about that; see :func:`cleaned`. It has
-        no ``user_pk``, which is not sent. It counts as requested when it was signed.
+    :ivar request: as it was sent, because the signature is about that. It has no ``user_pk``, which
+        is not sent. It counts as requested when it was signed.
     :ivar signature: not verified yet. None if there is none: then the request has only its run ID
         and its origin.
     """
@@ -109,24 +118,6 @@ def decode(data: bytes) -> Message | None:
         cause=_text(fields.get("cause")),
     )
     return Message(request, Signature(at, value.lower(), key))
-
-
-def cleaned(request: Request) -> Request:
-    """The request of a message whose signature fits, as this app would have made it.
-
-    An ``id`` that is no UUID counts as missing, and a long text is cut.
-    """
-    request_id, reason, actor, cause = request.id, request.reason, request.actor, request.cause
-    is_short = len(reason) <= MAX_REASON_LENGTH and len(actor) <= MAX_ACTOR_LENGTH
-    if _is_uuid(request_id) and is_short and len(cause) <= MAX_CAUSE_LENGTH:
-        return request  # quick, and true of most
-    found = as_uuid(request_id)
-    return request._replace(
-        id="" if found is None else str(found),
-        reason=reason[:MAX_REASON_LENGTH],
-        actor=actor[:MAX_ACTOR_LENGTH],
-        cause=cause[:MAX_CAUSE_LENGTH],
-    )
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

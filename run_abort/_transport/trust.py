@@ -1,25 +1,68 @@
-"""Signs the messages of this process, and decides which authority those of others have."""
+"""Signs the messages of this process, and decides which authority those of others have.
+
+A signature is the HMAC-SHA256 of the fields of a message.
+"""
 
 from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
+from collections.abc import Iterable
 from functools import cache
+from hashlib import sha256
+from typing import Final
 
 from django.conf import settings as django_settings
 from django.utils.encoding import force_bytes
 
 from run_abort import conf
+from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.memory import Memory
 from run_abort._concurrency.throttle import Throttle
+from run_abort._core.ids import as_uuid
 from run_abort._core.types import Request
 from run_abort.exceptions import visible
 
-from .codec import Message, cleaned
-from .signing import MAX_AGE, Key, Signature, sign, verify
+from .codec import (
+    MAX_ACTOR_LENGTH,
+    MAX_CAUSE_LENGTH,
+    MAX_REASON_LENGTH,
+    Message,
+    Signature,
+)
 
 logger = logging.getLogger("run_abort")
+
+BLOCK: Final = 64  # bytes of SHA-256's block
+_INNER: Final = bytes(each ^ 0x36 for each in range(256))
+_OUTER: Final = bytes(each ^ 0x5C for each in range(256))
+_is_uuid: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+MAX_AGE: Final = 60.0  # seconds; a message that is older, or newer by as much, has no authority
+
+
+class Key:
+    """A key with its fingerprint.
+
+    :param secret: the key.
+    :ivar fingerprint: a short name, which may be shown: 8 hex digits.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        # The two hashes of an HMAC, begun with the key. OpenSSL looks an algorithm up by its name
+        # for each hmac.digest, which takes longer than the rest in a process that has slept.
+        block = (sha256(secret).digest() if len(secret) > BLOCK else secret).ljust(BLOCK, b"\0")
+        self._inner = sha256(block.translate(_INNER))
+        self._outer = sha256(block.translate(_OUTER))
+        self.fingerprint = self.hmac(b"fingerprint")[:8]
+
+    def hmac(self, data: bytes) -> str:
+        """HMAC-SHA256 of the data, in lower-case hex digits."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.hexdigest()
 
 
 class Trust:
@@ -31,9 +74,12 @@ class Trust:
     :ivar unsigned: number of messages without a signature.
     :ivar refused: number of messages without authority: their signature does not fit, is stale or
         was received before, or they have none and ``UNSIGNED`` is ``"refuse"``.
+    :ivar doubted: called when a message has no authority, in the listener's thread: the rows may
+        have what it is about.
     """
 
     def __init__(self) -> None:
+        self.doubted: Hook[[]] = Hook()
         self.unsigned = 0
         self.refused = 0
         self._heard = Memory()  # the last valid signatures
@@ -56,14 +102,12 @@ class Trust:
         return None
 
     def judge(self, message: Message) -> Request | None:
-        """The request to obey; None if the message has no authority. Called by the listener.
-
-        The rows may have what a message without authority is about.
-        """
+        """The request to obey; None if the message has no authority. Called by the listener."""
         request, signature = message
         problem = self._problem(request, signature)
         if not problem:
             return request if signature is None else cleaned(request)
+        self.doubted()
         self._refuse(request, problem)
         return None
 
@@ -100,6 +144,62 @@ class Trust:
                 others,
                 problem,
             )
+
+
+def canonical(channel: str, request: Request, at: int) -> bytes:
+    """The bytes that are signed: each field in UTF-8, behind its number of bytes and a colon.
+
+    :raises UnicodeEncodeError: if a field contains a lone surrogate.
+    """
+    run_id, key, reason, actor, origin, _user, _at, cause = request
+    when = str(at)
+    text = (
+        f"{len(channel)}:{channel}{len(run_id)}:{run_id}{len(origin)}:{origin}{len(key)}:{key}"
+        f"{len(reason)}:{reason}{len(actor)}:{actor}{len(cause)}:{cause}{len(when)}:{when}"
+    )
+    if text.isascii():  # a character is a byte
+        return text.encode()
+    fields = (channel, run_id, origin, key, reason, actor, cause, when)
+    return b"".join([b"%d:%b" % (len(each), each) for each in map(str.encode, fields)])
+
+
+def sign(key: Key, channel: str, request: Request, at: int) -> Signature:
+    """Sign a request that is published on a channel.
+
+    :param at: now, in milliseconds since the epoch.
+    :raises UnicodeEncodeError: as :func:`canonical`.
+    """
+    return Signature(at, key.hmac(canonical(channel, request, at)), key.fingerprint)
+
+
+def verify(keys: Iterable[Key], channel: str, request: Request, signature: Signature) -> bool:
+    """Whether the signature was made with one of the keys, for this request and this channel."""
+    try:
+        data = canonical(channel, request, signature.at)
+    except UnicodeEncodeError:
+        return False
+    for key in keys:  # noqa: SIM110  a generator takes a call more for each message
+        if hmac.compare_digest(key.hmac(data), signature.value):
+            return True
+    return False
+
+
+def cleaned(request: Request) -> Request:
+    """The request of a message whose signature fits, as this app would have made it.
+
+    An ``id`` that is no UUID counts as missing, and a long text is cut.
+    """
+    request_id, reason, actor, cause = request.id, request.reason, request.actor, request.cause
+    is_short = len(reason) <= MAX_REASON_LENGTH and len(actor) <= MAX_ACTOR_LENGTH
+    if _is_uuid(request_id) and is_short and len(cause) <= MAX_CAUSE_LENGTH:
+        return request  # quick, and true of most
+    found = as_uuid(request_id)
+    return request._replace(
+        id="" if found is None else str(found),
+        reason=reason[:MAX_REASON_LENGTH],
+        actor=actor[:MAX_ACTOR_LENGTH],
+        cause=cause[:MAX_CAUSE_LENGTH],
+    )
 
 
 def _now() -> int:

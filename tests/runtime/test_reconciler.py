@@ -32,7 +32,7 @@ from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
 from run_abort._store import requests
 from run_abort._store.requests import Requests
-from run_abort._transport.signing import MAX_AGE
+from run_abort._transport.trust import MAX_AGE
 from run_abort.models import AbortRequest
 from run_abort.signals import run_abort_received
 from tests.blocks import Work, connected, receive

@@ -10,10 +10,9 @@ from django.test import override_settings
 from django.utils.functional import lazystr
 
 from run_abort._core.types import Request
-from run_abort._transport import signing, trust
+from run_abort._transport import trust
 from run_abort._transport.codec import decode, encode
-from run_abort._transport.signing import MAX_AGE, Key
-from run_abort._transport.trust import Trust
+from run_abort._transport.trust import MAX_AGE, Key, Trust
 from tests.conftest import Configure
 from tests.support import ROOT
 
@@ -61,7 +60,7 @@ def test_each_field_is_behind_its_number_of_bytes(text: str) -> None:
     fields = ["channel", "run-1", "inst_x", "", text, "", "", "7"]
     expected = b"".join(b"%d:%s" % (len(each.encode()), each.encode()) for each in fields)
     request = Request("run-1", reason=text, origin="inst_x")
-    assert signing.canonical("channel", request, 7) == expected
+    assert trust.canonical("channel", request, 7) == expected
 
 
 def test_keys_that_were_derived_while_the_settings_changed_are_not_kept(
@@ -231,6 +230,6 @@ def test_the_vectors_of_the_reference() -> None:
         request, signature = message
         assert signature is not None
         key = Key(vector["key"].encode())
-        data = signing.canonical(vector["channel"], request, signature.at)
+        data = trust.canonical(vector["channel"], request, signature.at)
         assert data == vector["bytes"].encode()
-        assert signing.sign(key, vector["channel"], request, signature.at) == signature
+        assert trust.sign(key, vector["channel"], request, signature.at) == signature
