@@ -476,8 +476,12 @@ def puts() -> Uses:
 
 def gets() -> Uses:
     items: queue.Queue[int] = queue.Queue()
-    items.queue.extend(range(100_000))
-    return items.get, lambda: not items.mutex.locked()
+
+    def use() -> None:
+        items.queue.append(1)  # not by put(): here only get() takes the lock
+        items.get()
+
+    return use, lambda: not items.mutex.locked()
 
 
 def waits() -> Uses:
