@@ -40,9 +40,9 @@ time.sleep(600)
 # A leader that goes at once, and leaves a grandchild that takes no notice of SIGTERM.
 QUICK_LEADER = """
 import os, subprocess, sys, time
-code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-child = subprocess.Popen([sys.executable, "-c", code])
-time.sleep(0.5)
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
 print(os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
