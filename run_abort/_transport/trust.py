@@ -25,13 +25,7 @@ from run_abort._core.ids import as_uuid
 from run_abort._core.types import Request
 from run_abort.exceptions import visible
 
-from .codec import (
-    MAX_ACTOR_LENGTH,
-    MAX_CAUSE_LENGTH,
-    MAX_REASON_LENGTH,
-    Message,
-    Signature,
-)
+from .codec import MAX_ACTOR_LENGTH, MAX_CAUSE_LENGTH, MAX_REASON_LENGTH, Message, Signature
 
 logger = logging.getLogger("run_abort")
 

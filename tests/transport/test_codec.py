@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from run_abort._core.ids import clean_id, new_origin
 from run_abort._core.types import Request
-from run_abort._transport.codec import (
-    MAX_MESSAGE_BYTES,
-    Message,
-    Signature,
-    decode,
-    encode,
-)
+from run_abort._transport.codec import MAX_MESSAGE_BYTES, Message, Signature, decode, encode
 from run_abort._transport.trust import cleaned
 
 ORIGIN = "inst_0123456789abcdef0123456789abcdef"

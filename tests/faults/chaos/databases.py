@@ -18,6 +18,7 @@ from tests.support import ROOT
 TABLE: Final = "run_abort_abortrequest"
 HOLDS: Final = "run_abort_runhold"
 HIDDEN: Final = "chaos_hidden"  # the name of TABLE meanwhile
+RENAME: Final = "ALTER TABLE {} RENAME TO {}"  # of SQLite and PostgreSQL
 ROLE: Final = "fleet"
 MIGRATE_TIMEOUT: Final = 60.0  # seconds
 PATIENCE: Final = 20.0  # seconds that a fault waits for the fleet's own locks
@@ -27,7 +28,7 @@ Outage = Callable[[Pause, float], None]
 
 
 class Database(Protocol):
-    """What the fleet keeps its intents in.
+    """What the fleet keeps its rows in.
 
     :ivar settings: what Django needs to reach it.
     :ivar outages: by name, what breaks it for so many seconds.
@@ -66,11 +67,11 @@ class Sqlite:
 
     def _hide(self, pause: Pause, seconds: float) -> None:
         with self._connect() as connection:
-            connection.execute(f"ALTER TABLE {TABLE} RENAME TO {HIDDEN}")
+            connection.execute(RENAME.format(TABLE, HIDDEN))
             try:
                 pause(seconds)
             finally:
-                connection.execute(f"ALTER TABLE {HIDDEN} RENAME TO {TABLE}")
+                connection.execute(RENAME.format(HIDDEN, TABLE))
 
 
 class _Server:
@@ -146,7 +147,7 @@ class Postgres(_Server):
     refuse = f"ALTER ROLE {ROLE} NOLOGIN"
     allow = f"ALTER ROLE {ROLE} LOGIN"
     lock = ("BEGIN", "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
-    rename = "ALTER TABLE {} RENAME TO {}"
+    rename = RENAME
 
 
 class Mariadb(_Server):
