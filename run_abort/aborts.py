@@ -112,8 +112,9 @@ def abort_run(
 
     Inside a transaction it acts at once, too: the record is committed by a connection of its own,
     and a rollback changes nothing about the abort. On SQLite, which has one writer, the record is
-    part of the transaction, and is written again within ``POLL_INTERVAL`` after a rollback. If the
-    abort has to depend on the commit, use :func:`abort_run_on_commit`.
+    part of the transaction, is made before the request is published, and is written again within
+    ``POLL_INTERVAL`` after a rollback. If the abort has to depend on the commit, use
+    :func:`abort_run_on_commit`.
 
     Checks no permission; :func:`run_abort.views.may` does. Blocks for at most ``DATABASE_TIMEOUT``
     and twice ``PUBLISH_TIMEOUT``; with ``wait`` for these seconds more, and for one more
@@ -167,7 +168,9 @@ def abort_run_on_commit(
 ) -> None:
     """Call :func:`abort_run` after the caller's transaction is committed; not after a rollback.
 
-    Outside of a transaction it acts at once. Receivers of ``run_abort_requested`` get the outcome.
+    So it also comes after a :func:`clear_run_abort` in the transaction, and stops a new start of
+    the run. Outside of a transaction it acts at once. Receivers of ``run_abort_requested`` get the
+    outcome.
 
     :param run_id: and ``reason``, ``actor``, as for :func:`abort_run`.
     :param using: the alias of the transaction's database; None for the default one.
@@ -336,15 +339,21 @@ class Batch(NamedTuple):
         :param local: blocks that each has aborted here.
         """
         runtime = current()
-        published = runtime.push.publish(self.requests)
-        published_at, accepted = datetime.now(UTC), monotonic()
-        if any(published):
-            # The threads that were just aborted need the interpreter and the processor first.
-            time.sleep(REST)
         # Not for the hang-up of a client: a page that is loaded again is a new start.
         ids = [request.run_id for request in self.requests if request.stands]
         look = partial(runtime.registry.holders, ids)
-        held = runtime.requests.record(self.requests, look, made=self.made)
+        record = partial(runtime.requests.record, self.requests, look, made=self.made)
+        # Processes that obey the push write their holds. On SQLite, a transaction that has read
+        # cannot write any more once another connection has written.
+        is_row_first = database.transaction_here() is not None
+        held = record() if is_row_first else None
+        published = runtime.push.publish(self.requests)
+        published_at, accepted = datetime.now(UTC), monotonic()
+        if not is_row_first:
+            if any(published):
+                # The threads that were just aborted need the interpreter and the processor first.
+                time.sleep(REST)
+            held = record()
         recorded = held is not None
         if held is not None:
             # Blocks of this process that were entered before the commit; later ones read the row.

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
@@ -203,6 +203,33 @@ def test_what_is_written_late_breaks_no_transaction_of_sqlite(
         for number in range(5):
             call(f"import-{number}")
             read_and_write(f"user-{number}")
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_forced_a_process_that_obeys_the_push_breaks_no_transaction_of_sqlite(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, journal: str
+) -> None:
+    """It writes its hold as soon as it has heard the push."""
+
+    def obeyed(requests: Sequence[Request], *, quiet: bool = False) -> list[int | None]:
+        with suppress(sqlite3.OperationalError):  # it cannot while the caller writes
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("INSERT INTO auth_group (name) VALUES ('a hold')")
+            other.commit()
+        return [1 for _ in requests]
+
+    monkeypatch.setattr(runtime.push, "publish", obeyed)
+    file = connection.settings_dict["NAME"]
+    with (
+        sqlite_modes(runtime, journal, "DEFERRED"),
+        closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other,
+    ):
+        with transaction.atomic():
+            User.objects.count()
+            assert abort_run("import-1").recorded
+            User.objects.create(username="me")
+    assert AbortRequest.objects.exists()
 
 
 @pytest.mark.only_on("sqlite")
