@@ -241,7 +241,7 @@ class Runtime:
                 self.registry.after_fork_in_child,
                 self.events.after_fork_in_child,
                 self.recorder.after_fork_in_child,
-                self.postponed.clear,
+                self.postponed.after_fork_in_child,
                 self._inherit,
                 self.dispatch.after_fork_in_child,
                 self.push.after_fork_in_child,

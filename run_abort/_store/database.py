@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -160,6 +161,9 @@ class Postponed:
         )
         # The thread that removes an entry calls it.
         self._waiting: dict[object, tuple[weakref.ref[Any], Callable[[], object]]] = {}
+        # Guards these calls: who has asked finds all of them done. They only put jobs. Reentrant,
+        # because a signal handler may ask, too.
+        self._lock = threading.RLock()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -188,17 +192,20 @@ class Postponed:
 
     def check(self) -> None:
         """Call what waited for transactions that are over. Any thread may call this."""
-        for key, (reference, _) in list(self._waiting.items()):
-            connection = reference()
-            if connection is None or not is_inside(connection):
-                self._call(key)
+        with self._lock:
+            for key, (reference, _) in list(self._waiting.items()):
+                connection = reference()
+                if connection is None or not is_inside(connection):
+                    self._call(key)
 
-    def clear(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Forget all of it."""
+        self._lock = threading.RLock()
         self._waiting.clear()
 
     def _commit(self, connection: BaseDatabaseWrapper, key: object) -> None:
-        self._call(key)
+        with self._lock:
+            self._call(key)
         if self._newest.get(connection) is key:
             self.committed()
 

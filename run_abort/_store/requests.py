@@ -91,7 +91,7 @@ class Requests:
         :param by: who did that, as text.
         :return: the number of changed rows; None if the database failed.
         """
-        if self._postponed and database.transaction_here() is None:
+        if database.is_sqlite() and database.transaction_here() is None:
             # What was rolled back would be written again after this, and stand.
             self._postponed.check()
             self._recorder.flush(database.timeout())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -50,6 +51,28 @@ def test_clearing_after_a_rollback_clears_what_was_aborted_before_it(seldom: Non
     assert clear_run_abort("import-1") == 1
     with abortable_run("import-1"):
         pass
+
+
+@pytest.mark.only_on("sqlite")
+def test_forced_clearing_while_another_thread_writes_again_what_was_rolled_back(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_writing, is_cleared = threading.Event(), threading.Event()
+    write = runtime.recorder.call_soon
+
+    def held_up(function: Callable[[str], object], *, more: float = 0.0) -> None:
+        is_writing.set()
+        is_cleared.wait(0.2)
+        write(function, more=more)
+
+    monkeypatch.setattr(runtime.recorder, "call_soon", held_up)
+    with suppress(KeyError), transaction.atomic():
+        abort_run("import-1")
+        raise KeyError
+    runtime.reconciler.hurry()
+    assert is_writing.wait(TIMEOUT)
+    assert clear_run_abort("import-1") == 1
+    is_cleared.set()
 
 
 def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
