@@ -18,6 +18,7 @@ from typing import Final
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started, setting_changed
 
+from run_abort import conf
 from run_abort._concurrency import forks, workers
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_each
@@ -115,6 +116,11 @@ class Runtime:
         self.dispatch.fell_behind.add(self.reconciler.service.ensure_started)
         self.listener.subscribed.add(self.reconciler.subscribed)
         self.listener.lost.add(self.reconciler.service.wake)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether an abort can reach this process only, as while the tests of a project run."""
+        return not conf.settings().REQUESTS and not self.push.is_configured()
 
     def origin(self) -> str:
         """The ID of this process on the wire: ``inst_`` and 32 hex digits, new after each fork."""

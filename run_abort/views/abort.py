@@ -25,6 +25,7 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
+from run_abort._runtime.runtime import current
 from run_abort._transport.codec import MAX_REASON_LENGTH
 from run_abort.exceptions import visible
 
@@ -185,6 +186,11 @@ def _message(requested: Requested) -> tuple[int, str]:
     """Level and text of the message about the outcome; the run is to be filled in."""
     (outcome,) = requested.outcomes
     if not outcome.asked:
+        if current().is_local:
+            return messages.ERROR, _(
+                "Run “%(run)s” was not asked to abort: it is not open in this process, and the "
+                "app uses neither the database nor Redis here, as while tests run."
+            )
         return messages.ERROR, _(
             "Run “%(run)s” was not asked to abort, as far as is known: neither the database nor "
             "Redis has accepted the request in time."

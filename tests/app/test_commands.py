@@ -126,10 +126,19 @@ class TestAbortRun:
         assert raised.value.returncode == 2
         assert not AbortRequest.objects.exists()
 
-    def test_if_nobody_could_be_asked_it_fails(self, configure: Configure) -> None:
-        configure(REDIS_URL=None)
+    @pytest.mark.parametrize(
+        ("redis_url", "why"),
+        [
+            (NO_REDIS, "Not asked, as far as is known: neither the database nor Redis has"),
+            (False, "Not asked: the app uses neither the database nor Redis here"),
+        ],
+    )
+    def test_if_nobody_could_be_asked_it_fails(
+        self, configure: Configure, redis_url: object, why: str
+    ) -> None:
+        configure(REDIS_URL=redis_url)
         out = io.StringIO()
-        with pytest.raises(CommandError, match="Not asked, as far as is known: neither") as raised:
+        with pytest.raises(CommandError, match=why) as raised:
             call_command("abort_run", "run-1", stdout=out, no_color=True)
         assert raised.value.returncode == 1
         assert out.getvalue() == "run-1: NOT asked to abort, as far as is known\n"

@@ -164,6 +164,13 @@ class TestPost:
         assert response.json()["ok"] is False
         assert "was not asked to abort" in response.json()["error"]
 
+    def test_without_database_and_redis_it_says_that_too(
+        self, client: Client, configure: Configure
+    ) -> None:
+        configure(REDIS_URL=False)
+        ((level, told),) = messages(client.post(url()))
+        assert (level, "as while tests run" in told) == ("error", True)
+
     def test_if_only_this_process_was_asked_it_says_so(
         self, client: Client, configure: Configure
     ) -> None:

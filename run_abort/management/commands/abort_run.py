@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from run_abort import conf
 from run_abort._core.types import Hold
+from run_abort._runtime.runtime import current
 from run_abort.aborts import MAX_WAIT, AbortOutcome, Batch, ask
 from run_abort.management.arguments import add_actor, add_run_ids, seconds
 from run_abort.management.environment import CHECKS, printable
@@ -61,6 +62,9 @@ class Command(BaseCommand):
             for line in _findings(outcome, is_known=is_known) if wait else ():
                 self.stdout.write(f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
+            if current().is_local:
+                problem = "the app uses neither the database nor Redis here, as while tests run"
+                raise CommandError(f"Not asked: {problem} (see run_abort.testing).")
             problem = "neither the database nor Redis has accepted the request in time"
             raise CommandError(f"Not asked, as far as is known: {problem}.")
         if stopping := sum(bool(_stopping(outcome)) for outcome in outcomes):
