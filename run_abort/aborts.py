@@ -330,8 +330,11 @@ class Batch(NamedTuple):
         return cls(some, seconds, monotonic())
 
     def here(self) -> list[int]:
-        registry = current().registry
-        return [registry.abort(request) for request in self.requests]
+        runtime = current()
+        held = runtime.registry.holders(request.run_id for request in self.requests)
+        for controllers in held.values():
+            runtime.holder.hold_back(controllers)
+        return [runtime.registry.abort(request) for request in self.requests]
 
     def elsewhere(self, local: list[int]) -> list[AbortOutcome]:
         """Make the requests known to the other processes.

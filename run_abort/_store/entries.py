@@ -29,6 +29,7 @@ class Entry:
     :ivar is_written: whether its row is known to be in the database.
     :ivar may_be_written: whether it may be, although that is not known.
     :ivar is_postponed: whether the row is written when a transaction of the caller is over.
+    :ivar is_held_back: whether its changes are.
     :ivar failed_at: when its row could not be changed, as ``entered``; 0 before.
     """
 
@@ -44,7 +45,7 @@ class Entry:
         self.id = uuid.uuid4()
         self.entered = monotonic()
         self.is_written = self.may_be_written = False
-        self.is_postponed = False
+        self.is_postponed = self.is_held_back = False
         self.failed_at = 0.0
 
     @property

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import connections, transaction
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
 from run_abort import conf
@@ -21,8 +20,8 @@ from . import database, requests
 from .clock import Now
 from .connection import is_suspect, limited, link_of
 from .database import tables
-from .entries import MAX_LABEL, MAX_STEPS, Entry, first_for, group_rows_of, row_of
-from .holds import delete_holds, still_there
+from .entries import MAX_STEPS, Entry, first_for, group_rows_of, row_of
+from .holds import delete_holds, still_there, write_changes, write_process
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 MOMENT: Final = 0.05
 MAX_UNWRITTEN: Final = 10_000  # blocks
 RETRY_FOR: Final = 600.0  # seconds in which what could not be written of a block is tried again
-
-_CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
 
 
 class Holder:
@@ -158,6 +155,27 @@ class Holder:
         if database.is_sqlite() and database.transaction_here() is None:
             self._recorder.flush(MOMENT)
 
+    def hold_back(self, controllers: Iterable[AbortController]) -> None:
+        """Write changes of these blocks when a transaction of this thread on SQLite is over.
+
+        Call this before they are aborted. One of another thread may end before the transaction has
+        written, and a write about that would keep it from writing.
+        """
+        if (here := database.transaction_here()) is not None:
+            for entry in filter(None, (self._open.get(each.signal) for each in controllers)):
+                self._hold_back(entry, here)
+
+    def _hold_back(self, entry: Entry, here: BaseDatabaseWrapper) -> None:
+        if not entry.is_held_back:
+            entry.is_held_back = True  # first, as another thread may find the transaction over
+            if not self._postponed.add(here, partial(self._change_late, entry)):
+                entry.is_held_back = False
+
+    def _change_late(self, entry: Entry) -> None:
+        entry.is_held_back = False
+        if not self._has_ended(entry):
+            self._changed(entry)
+
     def note(self, event: Event) -> None:
         """Write soon what has happened to blocks. Raises nothing; see :meth:`let_finish`."""
         if isinstance(event, Aborted):
@@ -185,8 +203,10 @@ class Holder:
             self._changed(entry)
 
     def _changed(self, entry: Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
-        if entry is not None and not entry.is_postponed:
-            self._postponed.call(here, partial(self._put, self._change, entry))
+        if entry is not None and here is not None:
+            self._hold_back(entry, here)
+        elif entry is not None and not entry.is_postponed and not entry.is_held_back:
+            self._put(self._change, entry)
 
     def _changed_here(self, entry: Entry | None) -> None:
         """:meth:`_changed` in the thread of the block, which goes on at once."""
@@ -203,9 +223,8 @@ class Holder:
             return
         if not entry.may_be_written:  # without a row nothing is wrong in the database
             return
-        now = monotonic()
-        entry.failed_at = entry.failed_at or now
-        if now - entry.failed_at < RETRY_FOR and len(self._unwritten) < MAX_UNWRITTEN:
+        entry.failed_at = entry.failed_at or monotonic()
+        if monotonic() - entry.failed_at < RETRY_FOR and len(self._unwritten) < MAX_UNWRITTEN:
             self._unwritten[entry] = None
             self.failed()
 
@@ -307,18 +326,7 @@ class Holder:
 
     def _see(self, alias: str) -> None:
         """Write until when this process counts as alive."""
-        origin, until = self._origin(), Now(conf.settings().lease)
-        processes = tables().RunProcess.objects.using(alias)
-        if self._seen_at is None or not processes.filter(pk=origin).update(seen_until=until):
-            row = processes.model(
-                origin=origin,
-                host=database.host(),
-                pid=os.getpid(),
-                kind=database.storable(self._kind(), MAX_LABEL),
-                started_at=Now(),
-                seen_until=until,
-            )
-            processes.bulk_create([row], ignore_conflicts=True)
+        write_process(alias, self._origin(), self._kind, is_new=self._seen_at is None)
         transaction.on_commit(self._was_seen, using=alias)
 
     def _was_seen(self) -> None:
@@ -355,14 +363,7 @@ class Holder:
         new = [entry for entry in some if not entry.is_written or entry.id in gone]
         if new:  # with their groups, and the process
             self._insert(alias, new)
-        names_keys = connections[alias].features.supports_update_conflicts_with_target
-        with limited(alias, writes=True, is_durable=False):
-            _holds(alias).bulk_create(
-                [row_of(entry, self._origin()) for entry in some],
-                update_conflicts=True,
-                update_fields=_CHANGES,
-                unique_fields=["id"] if names_keys else None,
-            )
+        write_changes(alias, [row_of(entry, self._origin()) for entry in some])
         self._delete_late(some)
         about = [entry.controller.signal.aborted_by for entry in some]
         self.written({each.request.id for each in about if each is not None and each.request.id})
@@ -374,12 +375,10 @@ class Holder:
             self._put(self._leave, entry)
 
     def _delete(self, alias: str, entries: list[Entry]) -> list[None]:
-        groups = tables().RunHoldGroup.objects.using(alias)
+        have_groups = any(len(entry.ids) > 1 for entry in entries)
         with limited(alias, writes=True, is_durable=False):
             for some in requests.chunks([entry.id for entry in entries], alias):
-                if any(len(entry.ids) > 1 for entry in entries):
-                    groups.filter(hold_id__in=some)._raw_delete(alias)
-                _holds(alias).filter(pk__in=some)._raw_delete(alias)
+                delete_holds(alias, some, have_groups=have_groups)
         return [None] * len(entries)
 
     def _delete_process(self, alias: str, items: list[None]) -> list[None]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from uuid import UUID
 
+from django.db import connections
 from django.db.models import F, Q
 
 from run_abort import conf
 from run_abort._core.types import Hold, HoldState
 
+from . import database
 from .clock import Now, aware, present
 from .connection import limited
 from .database import tables
+from .entries import MAX_LABEL
 from .requests import chunks
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from run_abort.models import AbortRequest, RunHold
 
 MAX_ROWS: Final = 10_000
+_CHANGES: Final = ("request", "way", "received_at", "left_at", "escalations", "state")
 
 
 class Asked(NamedTuple):
@@ -74,13 +79,47 @@ def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:
     return found
 
 
-def delete_holds(alias: str, keys: Sequence[UUID]) -> int:
+def write_process(alias: str, origin: str, kind: Callable[[], str], *, is_new: bool) -> None:
+    """Write until when this process counts as alive.
+
+    :param kind: returns the kind of this process, for people.
+    :param is_new: whether it has no row yet.
+    """
+    until = Now(conf.settings().lease)
+    processes = tables().RunProcess.objects.using(alias)
+    if is_new or not processes.filter(pk=origin).update(seen_until=until):
+        row = processes.model(
+            origin=origin,
+            host=database.host(),
+            pid=os.getpid(),
+            kind=database.storable(kind(), MAX_LABEL),
+            started_at=Now(),
+            seen_until=until,
+        )
+        processes.bulk_create([row], ignore_conflicts=True)
+
+
+def write_changes(alias: str, rows: Sequence[RunHold]) -> None:
+    """Write what has happened to these holds; a hold without a row is written whole."""
+    names_keys = connections[alias].features.supports_update_conflicts_with_target
+    with limited(alias, writes=True, is_durable=False):
+        tables().RunHold.objects.using(alias).bulk_create(
+            rows,
+            update_conflicts=True,
+            update_fields=_CHANGES,
+            unique_fields=["id"] if names_keys else None,
+        )
+
+
+def delete_holds(alias: str, keys: Sequence[UUID], *, have_groups: bool = True) -> int:
     """Delete these holds with their groups; return how many there were.
 
     :param keys: as many as fit into one query. For a subquery instead, MariaDB would lock the
         groups of all holds.
+    :param have_groups: whether some may have groups.
     """
-    tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=keys)._raw_delete(alias)
+    if have_groups:
+        tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=keys)._raw_delete(alias)
     holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
     return holds.filter(pk__in=keys)._raw_delete(alias)
 

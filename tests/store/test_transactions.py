@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
-from run_abort._core.types import Request
+from run_abort._core.types import Aborted, Event, Request
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder
 from run_abort.models import AbortRequest, RunHold
@@ -253,6 +253,37 @@ def test_forced_a_process_that_obeys_the_push_breaks_no_transaction_of_sqlite(
             assert abort_run("import-1").recorded
             User.objects.create(username="me")
     assert AbortRequest.objects.exists()
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_forced_a_block_of_another_thread_that_ends_first_breaks_no_transaction_of_sqlite(
+    runtime: Runtime, journal: str
+) -> None:
+    """It is aborted before anything is written."""
+
+    def work() -> None:
+        with abortable_run("import-1", catch=True) as signal:
+            is_open.set()
+            signal.wait(TIMEOUT)
+        connection.close()
+
+    def let_it_end(event: Event) -> None:
+        if isinstance(event, Aborted):
+            thread.join(TIMEOUT)
+            assert runtime.recorder.flush(TIMEOUT)
+
+    is_open, thread = threading.Event(), threading.Thread(target=work)
+    with sqlite_modes(runtime, journal, "DEFERRED"):
+        thread.start()
+        assert is_open.wait(TIMEOUT)
+        remove = runtime.registry.events.add(let_it_end)
+        with transaction.atomic():
+            User.objects.count()
+            assert abort_run("import-1").recorded
+            User.objects.create(username="me")
+        remove()
+        wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == ["stopped"])
 
 
 @pytest.mark.only_on("sqlite")
