@@ -332,8 +332,7 @@ class Batch(NamedTuple):
     def here(self) -> list[int]:
         runtime = current()
         held = runtime.registry.holders(request.run_id for request in self.requests)
-        for controllers in held.values():
-            runtime.holder.hold_back(controllers)
+        runtime.holder.hold_back([each for some in held.values() for each in some])
         return [runtime.registry.abort(request) for request in self.requests]
 
     def elsewhere(self, local: list[int]) -> list[AbortOutcome]:

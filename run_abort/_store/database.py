@@ -175,13 +175,10 @@ class Postponed:
         else:
             self.add(connection, fn)
 
-    def add(self, connection: BaseDatabaseWrapper, fn: Callable[[], object]) -> bool:
-        """Call ``fn`` once: after the commit, or in :meth:`check`.
-
-        :return: False if it will not be called, as after a ``TestCase``.
-        """
+    def add(self, connection: BaseDatabaseWrapper, fn: Callable[[], object]) -> None:
+        """Call ``fn`` once: after the commit, or in :meth:`check`. Not after a ``TestCase``."""
         if is_of_testcase(connection):
-            return False
+            return
         key = object()
         self._waiting[key] = weakref.ref(connection), fn
         self._newest[connection] = key
@@ -192,7 +189,6 @@ class Postponed:
 
             transaction.on_commit(commit, using=connection.alias, robust=True)
         self.added()
-        return True
 
     def check(self) -> None:
         """Call what waited for transactions that are over. Any thread may call this."""

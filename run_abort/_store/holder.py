@@ -21,14 +21,11 @@ from .clock import Now
 from .connection import is_suspect, limited, link_of
 from .database import tables
 from .entries import MAX_STEPS, Entry, first_for, group_rows_of, row_of
-from .holds import delete_holds, still_there, write_changes, write_process
+from .holds import all_holds, delete_holds, still_there, write_changes, write_process
 from .recorder import Operation, Recorder
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import QuerySet
-
-    from run_abort.models import RunHold
 
 # Seconds that a caller waits on SQLite, which has one writer: the caller may write next.
 MOMENT: Final = 0.05
@@ -155,26 +152,29 @@ class Holder:
         if database.is_sqlite() and database.transaction_here() is None:
             self._recorder.flush(MOMENT)
 
-    def hold_back(self, controllers: Iterable[AbortController]) -> None:
+    def hold_back(self, controllers: Sequence[AbortController]) -> None:
         """Write changes of these blocks when a transaction of this thread on SQLite is over.
 
         Call this before they are aborted. One of another thread may end before the transaction has
         written, and a write about that would keep it from writing.
         """
-        if (here := database.transaction_here()) is not None:
-            for entry in filter(None, (self._open.get(each.signal) for each in controllers)):
-                self._hold_back(entry, here)
+        if controllers and (here := database.transaction_here()) is not None:
+            entries = filter(None, (self._open.get(each.signal) for each in controllers))
+            self._hold_back(list(entries), here)
 
-    def _hold_back(self, entry: Entry, here: BaseDatabaseWrapper) -> None:
-        if not entry.is_held_back:
-            entry.is_held_back = True  # first, as another thread may find the transaction over
-            if not self._postponed.add(here, partial(self._change_late, entry)):
-                entry.is_held_back = False
+    def _hold_back(self, entries: Sequence[Entry], here: BaseDatabaseWrapper) -> None:
+        if database.is_of_testcase(here):
+            return  # which rolls all of it back
+        some = [entry for entry in entries if not entry.is_held_back]
+        for entry in some:
+            entry.is_held_back = True
+        self._postponed.add(here, partial(self._change_late, some))
 
-    def _change_late(self, entry: Entry) -> None:
-        entry.is_held_back = False
-        if not self._has_ended(entry):
-            self._changed(entry)
+    def _change_late(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            entry.is_held_back = False
+            if not self._has_ended(entry):
+                self._changed(entry)
 
     def note(self, event: Event) -> None:
         """Write soon what has happened to blocks. Raises nothing; see :meth:`let_finish`."""
@@ -204,7 +204,7 @@ class Holder:
 
     def _changed(self, entry: Entry | None, here: BaseDatabaseWrapper | None = None) -> None:
         if entry is not None and here is not None:
-            self._hold_back(entry, here)
+            self._hold_back([entry], here)
         elif entry is not None and not entry.is_postponed and not entry.is_held_back:
             self._put(self._change, entry)
 
@@ -314,7 +314,7 @@ class Holder:
             if _is_due(self._seen_at):
                 self._see(alias)
             rows = [row_of(entry, self._origin()) for entry in entries]
-            _holds(alias).bulk_create(rows, ignore_conflicts=True)
+            all_holds(alias).bulk_create(rows, ignore_conflicts=True)
             if groups := [row for entry in entries for row in group_rows_of(entry)]:
                 tables().RunHoldGroup.objects.using(alias).bulk_create(groups)
             for entry in entries:
@@ -334,7 +334,7 @@ class Holder:
         self._checked_at = self._checked_at or self._seen_at  # the first hold comes after this
 
     def _write_process(self, alias: str, items: list[None]) -> list[bool]:
-        holds = _holds(alias)
+        holds = all_holds(alias)
         with limited(alias, writes=True, is_durable=False):
             # Not more often: on SQLite it would break a transaction of this process that has read.
             if _is_due(self._seen_at):
@@ -382,7 +382,7 @@ class Holder:
         return [None] * len(entries)
 
     def _delete_process(self, alias: str, items: list[None]) -> list[None]:
-        mine = Q(pk=self._origin()) & ~Exists(_holds(alias).filter(process_id=OuterRef("pk")))
+        mine = Q(pk=self._origin()) & ~Exists(all_holds(alias).filter(process_id=OuterRef("pk")))
         with limited(alias, writes=True, is_durable=False):
             tables().RunProcess.objects.using(alias).filter(mine)._raw_delete(alias)
         self._seen_at = None
@@ -392,8 +392,3 @@ class Holder:
 def _is_due(done_at: float | None) -> bool:
     age = conf.settings().RECONCILE_INTERVAL * 0.9
     return done_at is None or monotonic() - done_at > age
-
-
-def _holds(alias: str) -> QuerySet[RunHold]:
-    holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
-    return holds

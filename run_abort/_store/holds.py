@@ -69,11 +69,17 @@ def of_requests(alias: str, asked: Sequence[Asked]) -> list[list[Hold]]:
     return [found[each] for each in asked]
 
 
+def all_holds(alias: str) -> QuerySet[RunHold]:
+    """The rows of all holds."""
+    rows: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
+    return rows
+
+
 def still_there(alias: str, keys: Collection[UUID]) -> set[UUID]:
     """Those of these holds that have a row."""
     found: set[UUID] = set()
     for some in chunks(list(keys), alias):
-        rows = tables().RunHold.objects.using(alias).filter(pk__in=some)
+        rows = all_holds(alias).filter(pk__in=some)
         with limited(alias, writes=False):
             found.update(rows.values_list("pk", flat=True))
     return found
@@ -103,7 +109,7 @@ def write_changes(alias: str, rows: Sequence[RunHold]) -> None:
     """Write what has happened to these holds; a hold without a row is written whole."""
     names_keys = connections[alias].features.supports_update_conflicts_with_target
     with limited(alias, writes=True, is_durable=False):
-        tables().RunHold.objects.using(alias).bulk_create(
+        all_holds(alias).bulk_create(
             rows,
             update_conflicts=True,
             update_fields=_CHANGES,
@@ -120,8 +126,7 @@ def delete_holds(alias: str, keys: Sequence[UUID], *, have_groups: bool = True) 
     """
     if have_groups:
         tables().RunHoldGroup.objects.using(alias).filter(hold_id__in=keys)._raw_delete(alias)
-    holds: QuerySet[RunHold] = tables().RunHold.objects.using(alias)
-    return holds.filter(pk__in=keys)._raw_delete(alias)
+    return all_holds(alias).filter(pk__in=keys)._raw_delete(alias)
 
 
 class Overview(NamedTuple):
@@ -183,7 +188,7 @@ def overview(
 
 def _rows(alias: str) -> Any:
     """All holds, with their processes and the database's time."""
-    return tables().RunHold.objects.using(alias).select_related("process").annotate(now=Now())
+    return all_holds(alias).select_related("process").annotate(now=Now())
 
 
 def _rows_for(alias: str, asked: Sequence[Asked], since: datetime | None) -> Any:
