@@ -345,9 +345,7 @@ class Batch(NamedTuple):
         ids = [request.run_id for request in self.requests if request.stands]
         look = partial(runtime.registry.holders, ids)
         record = partial(runtime.requests.record, self.requests, look, made=self.made)
-        # Processes that obey the push write their holds. On SQLite, a transaction that has read
-        # cannot write any more once another connection has written.
-        is_row_first = database.transaction_here() is not None
+        is_row_first = runtime.requests.come_first()
         held = record() if is_row_first else None
         published = runtime.push.publish(self.requests)
         published_at, accepted = datetime.now(UTC), monotonic()

@@ -46,6 +46,16 @@ class Requests:
     def __init__(self, recorder: Recorder, postponed: database.Postponed) -> None:
         self._recorder = recorder
         self._postponed = postponed
+        self._vendor = ""  # of the database, once one was recorded
+
+    def come_first(self) -> bool:
+        """Whether the requests of this thread have to be recorded before they are pushed.
+
+        Processes that obey the push write their holds. On SQLite, a transaction that has read
+        cannot write any more once another connection has written.
+        """
+        # To look for the transaction takes long enough to be seen in the latency of the push.
+        return self._vendor in {"", "sqlite"} and database.transaction_here() is not None
 
     def record(
         self, some: Sequence[Request], look: Callable[[], T], *, made: float | None = None
@@ -63,6 +73,7 @@ class Requests:
         since = monotonic() if made is None else made
 
         def write(alias: str) -> T:
+            self._vendor = connections[alias].vendor
             _insert(alias, some, since)
             return look()
 
