@@ -99,25 +99,26 @@ def transaction_here() -> BaseDatabaseWrapper | None:
     another connection must not write: the caller's next statement would fail with "database is
     locked".
     """
-    if is_forbidden_here():
-        return None
-    with suppress(Exception):  # the recorder reports it
-        # The router is asked last, because the push of an abort waits for this.
-        for connection in connections.all(initialized_only=True):
-            is_within = connection.vendor == "sqlite" and is_inside(connection)
-            if (is_within or is_of_testcase(connection)) and connection.alias == alias():
-                return connection
-    return None
+    connection = _connection_here()
+    if connection is None or is_of_testcase(connection):
+        return connection
+    return connection if connection.vendor == "sqlite" and is_inside(connection) else None
 
 
 def single_writer_here() -> weakref.ref[BaseDatabaseWrapper] | None:
     """This thread's connection if a write of another one would break a transaction of it."""
-    if is_forbidden_here():
+    connection = _connection_here()
+    if connection is None or connection.vendor != "sqlite":
         return None
-    with suppress(Exception):  # the recorder reports it
-        connection = connections[alias()]
-        return weakref.ref(connection) if connection.vendor == "sqlite" else None
-    return None
+    return weakref.ref(connection)
+
+
+def _connection_here() -> BaseDatabaseWrapper | None:
+    """This thread's connection; None if there is none, or if it must not be used here."""
+    try:
+        return None if is_forbidden_here() else connections[alias()]
+    except Exception:  # the recorder reports it
+        return None
 
 
 def is_of_testcase(connection: BaseDatabaseWrapper) -> bool:
