@@ -168,7 +168,8 @@ class Holder:
         some = [entry for entry in entries if not entry.is_held_back]
         for entry in some:
             entry.is_held_back = True
-        self._postponed.add(here, partial(self._change_late, some))
+        if some:
+            self._postponed.add(here, partial(self._change_late, some))
 
     def _change_late(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
