@@ -363,11 +363,12 @@ class Batch(NamedTuple):
                 for request in self.requests
             ]
             local = [first + second for first, second in zip(local, late, strict=True)]
-            # For processes that have subscribed since. The others know it by its ID.
-            again = runtime.push.publish(self.requests, quiet=True)
-            if None in published:
-                published_at, accepted = datetime.now(UTC), monotonic()
-            published = [b if a is None else a for a, b in zip(published, again, strict=True)]
+            if not is_row_first:
+                # For processes that have subscribed since. The others know it by its ID.
+                again = runtime.push.publish(self.requests, quiet=True)
+                if None in published:
+                    published_at, accepted = datetime.now(UTC), monotonic()
+                published = [b if a is None else a for a, b in zip(published, again, strict=True)]
             if not runtime.requests.mark_published(self.requests, published, at=accepted):
                 runtime.reconciler.push_later()
         runtime.queues.notify(self.requests)
