@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ._core.controller import AbortController, AbortSignal
     from ._core.current import current_signal
-    from ._core.types import Hold
+    from ._core.types import AbortOutcome, Hold
     from ._runtime.health import health
     from ._runtime.verbs import publish_run_abort, subscribe_to_run_aborts
-    from .aborts import (
-        AbortOutcome,
-        aabort_run,
-        abort_run,
-        abort_run_on_commit,
-        abort_runs,
-        clear_run_abort,
-    )
+    from .aborts import aabort_run, abort_run, abort_run_on_commit, abort_runs, clear_run_abort
     from .exceptions import RunAborted
     from .runs import abortable_run
 
@@ -51,7 +44,7 @@ __path__.append(f"{__path__[0]}/_moved")
 
 _HOMES: Final = {
     "AbortController": "_core.controller",
-    "AbortOutcome": "aborts",
+    "AbortOutcome": "_core.types",
     "AbortSignal": "_core.controller",
     "Hold": "_core.types",
     "RunAborted": "exceptions",

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,14 +21,13 @@ from ._concurrency.workers import shielded, submit
 from ._core.escalation import clean_seconds
 from ._core.ids import RunID, clean_id, new_request_id
 from ._core.interrupts import Shield
-from ._core.types import DISCONNECT, Hold, Request
+from ._core.types import DISCONNECT, AbortOutcome, Request
 from ._runtime.dispatch import send as send_signal
 from ._runtime.outcome import Lookout, can_look
 from ._runtime.runtime import current
 from ._store import database
 from ._store.holds import Asked
 from ._transport.codec import MAX_ACTOR_LENGTH, MAX_REASON_LENGTH
-from .exceptions import visible
 from .signals import run_abort_requested
 
 if TYPE_CHECKING:
@@ -48,50 +47,6 @@ logger = logging.getLogger("run_abort")
 MAX_AWAITED: Final = 1_000  # runs
 MAX_WAIT: Final = 3600.0  # seconds
 REST: Final = 0.001  # seconds between the push and the row
-
-
-@dataclass(frozen=True, slots=True)
-class AbortOutcome:
-    """The result of ``abort_run``: where the request was sent, and with ``wait`` what it did.
-
-    Its ``str`` is one line for people.
-
-    :ivar run_id: the requested ID.
-    :ivar request_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
-    :ivar local: number of blocks aborted in this process.
-    :ivar recorded: whether the request is in the database, which aborts blocks entered later. False
-        if that has not said so within ``DATABASE_TIMEOUT``; it may be there all the same.
-    :ivar published: whether the server accepted the push.
-    :ivar holds: with ``wait``: the blocks that the request aborted or has to abort, in all
-        processes, as their rows said at the end of the wait.
-    :ivar stopped: with ``wait``: whether there was such a block, and all of them were left. A block
-        of another process whose row could not be written is not counted.
-    """
-
-    run_id: str
-    request_id: uuid.UUID
-    local: int
-    recorded: bool
-    published: bool
-    holds: tuple[Hold, ...] = ()
-    stopped: bool = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether the request aborted a block here, or was recorded or published."""
-        return bool(self.local or self.recorded or self.published)
-
-    def __str__(self) -> str:
-        """One line for people, such as ``import-17: asked to abort, recorded, published``."""
-        text = "NOT asked to abort, as far as is known"
-        if self.asked:
-            recorded = "recorded" if self.recorded else "NOT recorded"
-            published = "published" if self.published else "NOT published"
-            text = f"asked to abort, {recorded}, {published}"
-        if self.holds:
-            stopped = sum(hold.state == "stopped" for hold in self.holds)
-            text += f"; {stopped} of {len(self.holds)} block(s) stopped"
-        return f"{visible(self.run_id)}: {text}"
 
 
 def abort_run(

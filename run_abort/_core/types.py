@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from run_abort.exceptions import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -171,3 +173,47 @@ class Hold:
     def was_refused(self) -> bool:
         """Whether it was aborted before its body began, so that no process has worked in it."""
         return self.way == "start" and self.state == "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class AbortOutcome:
+    """The result of ``abort_run``: where the request was sent, and with ``wait`` what it did.
+
+    Its ``str`` is one line for people.
+
+    :ivar run_id: the requested ID.
+    :ivar request_id: the ID of the request, and the primary key of its ``AbortRequest`` row.
+    :ivar local: number of blocks aborted in this process.
+    :ivar recorded: whether the request is in the database, which aborts blocks entered later. False
+        if that has not said so within ``DATABASE_TIMEOUT``; it may be there all the same.
+    :ivar published: whether the server accepted the push.
+    :ivar holds: with ``wait``: the blocks that the request aborted or has to abort, in all
+        processes, as their rows said at the end of the wait.
+    :ivar stopped: with ``wait``: whether there was such a block, and all of them were left. A block
+        of another process whose row could not be written is not counted.
+    """
+
+    run_id: str
+    request_id: uuid.UUID
+    local: int
+    recorded: bool
+    published: bool
+    holds: tuple[Hold, ...] = ()
+    stopped: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the request aborted a block here, or was recorded or published."""
+        return bool(self.local or self.recorded or self.published)
+
+    def __str__(self) -> str:
+        """One line for people, such as ``import-17: asked to abort, recorded, published``."""
+        text = "NOT asked to abort, as far as is known"
+        if self.asked:
+            recorded = "recorded" if self.recorded else "NOT recorded"
+            published = "published" if self.published else "NOT published"
+            text = f"asked to abort, {recorded}, {published}"
+        if self.holds:
+            stopped = sum(hold.state == "stopped" for hold in self.holds)
+            text += f"; {stopped} of {len(self.holds)} block(s) stopped"
+        return f"{visible(self.run_id)}: {text}"
