@@ -17,6 +17,7 @@ from django.db import transaction
 
 from . import conf
 from ._concurrency.clock import monotonic
+from ._concurrency.hooks import call_logged
 from ._concurrency.workers import shielded, submit
 from ._core.escalation import clean_seconds
 from ._core.ids import RunID, clean_id, new_request_id
@@ -299,7 +300,13 @@ class Batch(NamedTuple):
         # Not for the hang-up of a client: a page that is loaded again is a new start.
         ids = [request.run_id for request in self.requests if request.stands]
         look = partial(runtime.registry.holders, ids)
-        record = partial(runtime.requests.record, self.requests, look, made=self.made)
+        record = partial(
+            runtime.requests.record,
+            self.requests,
+            look,
+            made=self.made,
+            afterwards=self._afterwards,
+        )
         is_row_first = runtime.requests.come_first()
         held = record() if is_row_first else None
         published = runtime.push.publish(self.requests)
@@ -340,6 +347,23 @@ class Batch(NamedTuple):
             )
             for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
+
+    def _afterwards(self) -> None:
+        late = partial(call_logged, self._reach_late)
+        submit(late, name="run_abort-abort", daemon=False)
+
+    def _reach_late(self) -> None:
+        """Abort the blocks that were entered while the caller's transaction hid the requests."""
+        time.sleep(REST)  # in the same millisecond the push would have the same signature
+        runtime = current()
+        runtime.recorder.flush(database.timeout())  # after a rollback they are written again
+        ids = [request.run_id for request in self.requests]
+        held = runtime.registry.holders(ids)
+        found = {request.id for request in runtime.requests.standing_for(ids) or ()}
+        standing = [request for request in self.requests if request.id in found]
+        for request in standing:
+            runtime.registry.abort_controllers(held.get(request.run_id, ()), request, "local")
+        runtime.push.publish(standing, quiet=True)
 
 
 def who(actor: Any) -> tuple[Any, str]:

@@ -162,8 +162,8 @@ class Postponed:
         )
         # The thread that removes an entry calls it.
         self._waiting: dict[object, tuple[weakref.ref[Any], Callable[[], object]]] = {}
-        # Guards these calls: who has asked finds all of them done. They only put jobs. Reentrant,
-        # because a signal handler may ask, too.
+        # Guards these calls: who has asked finds all of them done. They put jobs and start threads.
+        # Reentrant, because a signal handler may ask, too.
         self._lock = threading.RLock()
 
     def __bool__(self) -> bool:

@@ -58,7 +58,12 @@ class Requests:
         return self._vendor in {"", "sqlite"} and database.transaction_here() is not None
 
     def record(
-        self, some: Sequence[Request], look: Callable[[], T], *, made: float | None = None
+        self,
+        some: Sequence[Request],
+        look: Callable[[], T],
+        *,
+        made: float | None = None,
+        afterwards: Callable[[], object] = lambda: None,
     ) -> T | None:
         """Commit the requests as rows, all or none, whatever transaction the caller is in.
 
@@ -67,6 +72,8 @@ class Requests:
         :param some: requests of this process, each with an ID.
         :param look: called right after the commit, in the recorder's thread.
         :param made: when they were made, in seconds of ``monotonic()``; now if None.
+        :param afterwards: called once such a transaction is over. It must not block. Once the
+            recorder is flushed, they can be read.
         :return: the result of ``look``; None if the rows were not written, or too late.
         """
 
@@ -77,7 +84,9 @@ class Requests:
             _insert(alias, some, since)
             return look()
 
-        return self._write(write, again=True, more=_more(some))
+        more = _more(some)
+        again = partial(self._recorder.call_soon, write, more=more)
+        return self._write(write, after=(again, afterwards), more=more)
 
     def mark_published(
         self, some: Sequence[Request], published: Sequence[int | None], *, at: float | None = None
@@ -109,18 +118,23 @@ class Requests:
         return self._write(partial(_clear, run_id=run_id, by=by))
 
     def _write(
-        self, write: Callable[[str], T], *, again: bool = False, more: float = 0.0
+        self,
+        write: Callable[[str], T],
+        *,
+        after: Sequence[Callable[[], object]] = (),
+        more: float = 0.0,
     ) -> T | None:
         """The result of ``write``; None if it failed. On SQLite it joins a transaction.
 
-        :param again: whether to call it again after such a transaction.
+        :param after: what to do once such a transaction is over.
         :param more: seconds to wait for it, beyond the usual ones.
         """
         try:
             if not conf.settings().REQUESTS:
                 return None
-            if again and (here := database.transaction_here()) is not None:
-                self._postponed.add(here, partial(self._recorder.call_soon, write, more=more))
+            if after and (here := database.transaction_here()) is not None:
+                for each in after:
+                    self._postponed.add(here, each)
         except Exception as error:
             self._recorder.outage.report(error, writes=True)
             return None

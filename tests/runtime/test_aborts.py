@@ -413,16 +413,6 @@ class TestInASignalHandler:
         assert len(heard) > steps > 10
 
 
-@pytest.mark.only_on("sqlite")
-def test_in_a_transaction_of_sqlite_it_is_pushed_once(with_all: None, foreign: Foreign) -> None:
-    """A second push of the same millisecond has the same signature, so it would be refused."""
-    with foreign.subscribed() as hear:
-        with transaction.atomic():
-            assert abort_run("run-1").published
-        foreign.publish("the end")
-        assert [json.loads(hear())["runId"] for _ in range(2)] == ["run-1", "the end"]
-
-
 class TestBesideBusyAsyncCode:
     """Where other work keeps the one thread busy that Django's async code shares."""
 

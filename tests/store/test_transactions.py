@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import sqlite3
 import threading
 import time
@@ -21,7 +22,7 @@ from run_abort._store import database, holder
 from run_abort.models import AbortRequest, RunHold
 from tests.conftest import Configure
 from tests.rows import open_here
-from tests.support import TIMEOUT, in_threads, wait_until
+from tests.support import TIMEOUT, Foreign, in_threads, wait_until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("rows_alone")]
 
@@ -73,6 +74,65 @@ def test_forced_clearing_while_another_thread_writes_again_what_was_rolled_back(
     assert is_writing.wait(TIMEOUT)
     assert clear_run_abort("import-1") == 1
     is_cleared.set()
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("end", ["commit", "rollback", "clear"])
+def test_what_is_pushed_from_a_transaction_of_sqlite_is_pushed_again_after_it(
+    runtime: Runtime, configure: Configure, foreign: Foreign, end: str
+) -> None:
+    """Until then no process can read the request that enters a block after the push.
+
+    Not before: in the same millisecond it has the same signature, so it would be refused.
+    """
+    configure(REQUESTS=True, LISTEN=False)
+    with foreign.subscribed() as hear:
+        with transaction.atomic():
+            assert abort_run("import-1").published
+            if end == "clear":
+                assert clear_run_abort("import-1") == 1
+            foreign.publish("the commit")
+            transaction.set_rollback(end == "rollback")
+        runtime.postponed.check()  # notices the rollback
+        wait_until(
+            lambda: not any(each.name == "run_abort-abort" for each in threading.enumerate())
+        )
+        foreign.publish("the end")
+        heard = [json.loads(hear())]
+        while heard[-1]["runId"] != "the end":
+            heard.append(json.loads(hear()))
+    first, _, *again = heard[:-1]
+    assert [each["runId"] for each in heard[:2]] == ["import-1", "the commit"]
+    if end == "clear":
+        assert not again
+    else:
+        (second,) = again
+        assert second["id"] == first["id"]
+        assert second["at"] > first["at"]
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_block_that_could_not_read_the_request_is_aborted_after_the_commit(
+    runtime: Runtime, configure: Configure
+) -> None:
+    """In another thread of the process, which does not obey its own push."""
+
+    def work() -> None:
+        with abortable_run("import-1", catch=True) as signal:
+            is_open.set()
+            aborted.append(signal.wait(TIMEOUT))
+        connection.close()
+
+    configure(REQUESTS=True, HOLDS=False, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=2 * TIMEOUT)
+    is_open, thread = threading.Event(), threading.Thread(target=work)
+    aborted: list[bool] = []
+    with sqlite_modes(runtime, "WAL", "DEFERRED"):
+        with transaction.atomic():
+            assert abort_run("import-1").recorded
+            thread.start()
+            assert is_open.wait(TIMEOUT)
+        thread.join(2 * TIMEOUT)
+    assert aborted == [True]
 
 
 def test_a_block_in_a_transaction_is_known_at_once(runtime: Runtime) -> None:
