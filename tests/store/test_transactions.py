@@ -20,7 +20,7 @@ from run_abort._core.types import Aborted, Event, Request
 from run_abort._runtime.runtime import Runtime
 from run_abort._store import database, holder
 from run_abort.models import AbortRequest, RunHold
-from tests.conftest import Configure
+from tests.conftest import Configure, threads_of_ours
 from tests.rows import open_here
 from tests.support import TIMEOUT, Foreign, in_threads, wait_until
 
@@ -94,9 +94,7 @@ def test_what_is_pushed_from_a_transaction_of_sqlite_is_pushed_again_after_it(
             foreign.publish("the commit")
             transaction.set_rollback(end == "rollback")
         runtime.postponed.check()  # notices the rollback
-        wait_until(
-            lambda: not any(each.name == "run_abort-abort" for each in threading.enumerate())
-        )
+        wait_until(lambda: "run_abort-abort" not in threads_of_ours())
         foreign.publish("the end")
         heard = [json.loads(hear())]
         while heard[-1]["runId"] != "the end":
@@ -157,6 +155,7 @@ def sqlite_modes(runtime: Runtime, journal: str, transactions: str) -> Iterator[
         yield
     finally:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+        wait_until(lambda: "run_abort-abort" not in threads_of_ours())
         assert runtime.recorder.flush(TIMEOUT)
         assert runtime.recorder.service.stop()
         with connection.cursor() as cursor:
