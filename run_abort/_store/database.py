@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import django
 from django.apps import apps
@@ -19,6 +19,7 @@ from django.db import connections, router, transaction
 from django.db.utils import ProgrammingError
 
 from run_abort import conf
+from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import Hook, call_logged
 from run_abort._concurrency.workers import in_event_loop, thread_ends
 from run_abort.exceptions import visible
@@ -160,8 +161,8 @@ class Postponed:
         self._newest: weakref.WeakKeyDictionary[BaseDatabaseWrapper, object] = (
             weakref.WeakKeyDictionary()
         )
-        # The thread that removes an entry calls it.
-        self._waiting: dict[object, tuple[weakref.ref[Any], Callable[[], object]]] = {}
+        # Whether it can be done, and what. The thread that removes an entry calls it.
+        self._waiting: dict[object, tuple[Callable[[], bool], Callable[[], object]]] = {}
         # Guards these calls: who has asked finds all of them done. They put jobs and start threads.
         # Reentrant, because a signal handler may ask, too.
         self._lock = threading.RLock()
@@ -181,7 +182,7 @@ class Postponed:
         if is_of_testcase(connection):
             return
         key = object()
-        self._waiting[key] = weakref.ref(connection), fn
+        self._waiting[key] = partial(_is_over, weakref.ref(connection)), fn
         self._newest[connection] = key
         if connection.in_atomic_block:
 
@@ -191,12 +192,17 @@ class Postponed:
             transaction.on_commit(commit, using=connection.alias, robust=True)
         self.added()
 
+    def retry(self, fn: Callable[[], object]) -> None:
+        """Call ``fn`` once in :meth:`check`, after ``POLL_INTERVAL``, because it has failed."""
+        due = monotonic() + conf.settings().POLL_INTERVAL
+        self._waiting[object()] = (lambda: monotonic() >= due), fn
+        self.added()
+
     def check(self) -> None:
         """Call what waited for transactions that are over. Any thread may call this."""
         with self._lock:
-            for key, (reference, _) in list(self._waiting.items()):
-                connection = reference()
-                if connection is None or not is_inside(connection):
+            for key, (is_due, _) in list(self._waiting.items()):
+                if is_due():
                     self._call(key)
 
     def after_fork_in_child(self) -> None:
@@ -214,6 +220,11 @@ class Postponed:
         entry = self._waiting.pop(key, None)
         if entry is not None:
             entry[1]()
+
+
+def _is_over(reference: weakref.ref[BaseDatabaseWrapper]) -> bool:
+    connection = reference()
+    return connection is None or not is_inside(connection)
 
 
 class Outage:

@@ -32,6 +32,8 @@ MAX_PARAMETERS: Final = 10_000  # of one query, where the database sets no limit
 BATCH: Final = 1_000  # rows of one statement
 MANY: Final = 5_000  # rows
 MORE: Final = 2.0  # seconds that writing may take longer for every MANY rows
+# Seconds after a request was made in which it is written again after a rollback, if that fails.
+AGAIN_FOR: Final = 600.0
 # Seconds after a request was cleared in which its push may still arrive: links may be frozen.
 LATE: Final = 600.0
 
@@ -84,8 +86,16 @@ class Requests:
             _insert(alias, some, since)
             return look()
 
+        def write_again(alias: str) -> None:
+            try:
+                write(alias)
+            except Exception:
+                if monotonic() - since < AGAIN_FOR:
+                    self._postponed.retry(again)
+                raise
+
         more = _more(some)
-        again = partial(self._recorder.call_soon, write, more=more)
+        again = partial(self._recorder.call_soon, write_again, more=more)
         return self._write(write, after=(again, afterwards), more=more)
 
     def mark_published(

@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from run_abort import RunAborted, abort_run, abortable_run, clear_run_abort
 from run_abort._core.types import Aborted, Event, Request
 from run_abort._runtime.runtime import Runtime
-from run_abort._store import database, holder
+from run_abort._store import database, holder, requests
 from run_abort.models import AbortRequest, RunHold
 from tests.conftest import Configure, threads_of_ours
 from tests.rows import open_here
@@ -43,6 +44,45 @@ def test_aborting_in_a_savepoint_that_is_rolled_back_is_kept() -> None:
         assert abort_run("import-1").recorded
         raise KeyError
     wait_until(AbortRequest.objects.exists)
+
+
+@pytest.mark.only_on("sqlite")
+def test_forced_what_cannot_be_written_again_after_a_rollback_is_tried_until_it_can(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may write for longer than this one waits, for which it was the next."""
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=0.05)
+    insert, tries = requests._insert, []
+
+    def locked(*args: Any) -> None:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OperationalError("database is locked")
+        insert(*args)
+
+    with suppress(KeyError), transaction.atomic():
+        assert abort_run("import-1").recorded
+        monkeypatch.setattr(requests, "_insert", locked)
+        raise KeyError
+    wait_until(AbortRequest.objects.exists)
+    assert tries[2] - tries[0] > 0.1
+
+
+@pytest.mark.only_on("sqlite")
+def test_forced_what_cannot_be_written_for_long_is_given_up(
+    runtime: Runtime, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(REQUESTS=True, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=0.05)
+    monkeypatch.setattr(requests, "AGAIN_FOR", 0.0)
+
+    def fails(*args: Any) -> None:
+        raise OperationalError("no such table")
+
+    with transaction.atomic():
+        assert abort_run("import-1").recorded
+        monkeypatch.setattr(requests, "_insert", fails)
+    assert runtime.recorder.flush(TIMEOUT)
+    assert not runtime.postponed
 
 
 def test_clearing_after_a_rollback_clears_what_was_aborted_before_it(seldom: None) -> None:
