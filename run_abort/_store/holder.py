@@ -110,8 +110,11 @@ class Holder:
             entered.when_done(self._entered)
             return entered
         entry.is_postponed = True
+        # The transaction may be older than a request. Both wake the reconciler, which looks, too.
         if options.HOLDS:
             self._postponed.add(here, partial(self._enter_later, entry))
+        elif not database.is_of_testcase(here):
+            self._postponed.added()
         found: Promise[Request | None] = Promise()
         found.settle(first_for(entry, self._recorder.call(partial(requests.known_for, ids=ids))))
         return found

@@ -85,6 +85,22 @@ def test_forced_what_cannot_be_written_for_long_is_given_up(
     assert not runtime.postponed
 
 
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_block_whose_transaction_is_older_than_the_request_is_aborted(
+    runtime: Runtime, configure: Configure, *, holds: bool
+) -> None:
+    """It does not see the request."""
+    never = 2 * TIMEOUT
+    configure(REQUESTS=True, HOLDS=holds, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=never)
+    with sqlite_modes(runtime, "WAL", "DEFERRED"), transaction.atomic():
+        User.objects.count()
+        (outcome,) = in_threads(lambda: abort_run("import-1"))
+        assert outcome.recorded
+        with abortable_run("import-1", catch=True) as signal:
+            assert signal.wait(TIMEOUT)
+
+
 def test_clearing_after_a_rollback_clears_what_was_aborted_before_it(seldom: None) -> None:
     with suppress(KeyError), transaction.atomic():
         abort_run("import-1")
