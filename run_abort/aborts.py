@@ -17,8 +17,7 @@ from django.db import transaction
 
 from . import conf
 from ._concurrency.clock import monotonic
-from ._concurrency.hooks import call_logged
-from ._concurrency.workers import shielded, submit
+from ._concurrency.workers import shielded, spawn, submit
 from ._core.escalation import clean_seconds
 from ._core.ids import RunID, clean_id, new_request_id
 from ._core.interrupts import Shield
@@ -305,7 +304,7 @@ class Batch(NamedTuple):
             self.requests,
             look,
             made=self.made,
-            afterwards=self._afterwards,
+            afterwards=partial(spawn, self._reach_late, name="run_abort-abort", joined=True),
         )
         is_row_first = runtime.requests.come_first()
         held = record() if is_row_first else None
@@ -347,10 +346,6 @@ class Batch(NamedTuple):
             )
             for request, here, listeners in zip(self.requests, local, published, strict=True)
         ]
-
-    def _afterwards(self) -> None:
-        late = partial(call_logged, self._reach_late)
-        submit(late, name="run_abort-abort", daemon=False)
 
     def _reach_late(self) -> None:
         """Abort the blocks that were entered while the caller's transaction hid the requests."""

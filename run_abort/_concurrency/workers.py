@@ -38,13 +38,15 @@ thread_ends: Final[Hook[[]]] = Hook()
 _helpers: Final[dict[threading.Thread, None]] = {}
 
 
-def spawn(fn: Callable[[], object], *, name: str) -> None:
+def spawn(fn: Callable[[], object], *, name: str, joined: bool = False) -> None:
     """Call ``fn`` on a thread of its own. The interpreter waits for it at exit.
 
     An exception of ``fn`` is logged. If no thread can be started (thread limit, late stage of the
     interpreter's exit), ``fn`` is called at once in the calling thread.
+
+    :param joined: as for :func:`submit`.
     """
-    submit(partial(call_logged, fn), name=name, daemon=False, joined=False)
+    submit(partial(call_logged, fn), name=name, daemon=False, joined=joined)
 
 
 def _start(body: Callable[[], object], *, name: str, daemon: bool, joined: bool) -> bool:

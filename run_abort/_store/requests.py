@@ -88,7 +88,7 @@ class Requests:
 
         def write_again(alias: str) -> None:
             try:
-                write(alias)
+                _insert(alias, some, since)
             except Exception:
                 if monotonic() - since < AGAIN_FOR:
                     self._postponed.retry(again)
