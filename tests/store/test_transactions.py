@@ -166,21 +166,21 @@ def test_what_is_pushed_from_a_transaction_of_sqlite_is_pushed_again_after_it(
         assert second["at"] > first["at"]
 
 
+def wait_for_abort(is_open: threading.Event, aborted: list[bool]) -> None:
+    with abortable_run("import-1", catch=True) as signal:
+        is_open.set()
+        aborted.append(signal.wait(TIMEOUT))
+    connection.close()
+
+
 @pytest.mark.only_on("sqlite")
 def test_a_block_that_could_not_read_the_request_is_aborted_after_the_commit(
     runtime: Runtime, configure: Configure
 ) -> None:
     """In another thread of the process, which does not obey its own push."""
-
-    def work() -> None:
-        with abortable_run("import-1", catch=True) as signal:
-            is_open.set()
-            aborted.append(signal.wait(TIMEOUT))
-        connection.close()
-
     configure(REQUESTS=True, HOLDS=False, REDIS_URL=False, LISTEN=False, POLL_INTERVAL=2 * TIMEOUT)
-    is_open, thread = threading.Event(), threading.Thread(target=work)
-    aborted: list[bool] = []
+    is_open, aborted = threading.Event(), list[bool]()
+    thread = threading.Thread(target=wait_for_abort, args=(is_open, aborted))
     with sqlite_modes(runtime, "WAL", "DEFERRED"):
         with transaction.atomic():
             assert abort_run("import-1").recorded
@@ -378,18 +378,13 @@ def test_forced_a_block_of_another_thread_that_ends_first_breaks_no_transaction_
 ) -> None:
     """It is aborted before anything is written."""
 
-    def work() -> None:
-        with abortable_run("import-1", catch=True) as signal:
-            is_open.set()
-            signal.wait(TIMEOUT)
-        connection.close()
-
     def let_it_end(event: Event) -> None:
         if isinstance(event, Aborted):
             thread.join(TIMEOUT)
             assert runtime.recorder.flush(TIMEOUT)
 
-    is_open, thread = threading.Event(), threading.Thread(target=work)
+    is_open, aborted = threading.Event(), list[bool]()
+    thread = threading.Thread(target=wait_for_abort, args=(is_open, aborted))
     with sqlite_modes(runtime, journal, "DEFERRED"):
         thread.start()
         assert is_open.wait(TIMEOUT)
@@ -400,6 +395,7 @@ def test_forced_a_block_of_another_thread_that_ends_first_breaks_no_transaction_
             User.objects.create(username="me")
         remove()
         wait_until(lambda: list(RunHold.objects.values_list("state", flat=True)) == ["stopped"])
+    assert aborted == [True]
 
 
 @pytest.mark.only_on("sqlite")
