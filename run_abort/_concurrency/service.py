@@ -10,7 +10,7 @@ from typing import Final
 
 from .hooks import call_logged
 from .latch import Latch
-from .workers import is_ending, thread_ends
+from .workers import is_ending, start, thread_ends
 
 logger = logging.getLogger("run_abort")
 
@@ -120,7 +120,7 @@ class Service:
                     target=self._body, args=(life, rest), name=self._name, daemon=True
                 )
                 self._life = self._latest = life
-                life.thread.start()
+                start(life.thread)
             except RuntimeError as error:  # thread limit, interpreter exit, or subinterpreter
                 self._life = self._latest = None
                 level = logging.DEBUG if is_ending() else logging.WARNING

@@ -49,6 +49,16 @@ def spawn(fn: Callable[[], object], *, name: str, joined: bool = False) -> None:
     submit(partial(call_logged, fn), name=name, daemon=False, joined=joined)
 
 
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    :raises RuntimeError: if none can be started: thread limit, or the interpreter's exit.
+    """
+    if sys.is_finalizing():  # CPython 3.11 would wait for its first step, for ever
+        raise RuntimeError("the interpreter exits")
+    thread.start()
+
+
 def _start(body: Callable[[], object], *, name: str, daemon: bool, joined: bool) -> bool:
     """Call ``body`` on a thread of its own.
 
@@ -58,7 +68,7 @@ def _start(body: Callable[[], object], *, name: str, daemon: bool, joined: bool)
     """
     try:
         thread = threading.Thread(target=body, name=name, daemon=daemon)
-        thread.start()
+        start(thread)
     except RuntimeError:
         level = logging.DEBUG if is_ending() else logging.WARNING
         line = "No thread can be started: %s runs in its caller's"

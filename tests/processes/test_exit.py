@@ -107,14 +107,17 @@ def work():
 
 working = work()
 next(working)
+if "aborted" in sys.argv:
+    abort_run("run-1")
 """
 
 
-def test_a_generator_that_is_open_to_the_end_makes_no_noise(
-    start: Start, shared: dict[str, Any]
+@pytest.mark.parametrize("how", ["going on", "aborted"])
+def test_a_generator_that_is_open_to_the_end_ends_without_noise(
+    start: Start, shared: dict[str, Any], how: str
 ) -> None:
-    """Its block is left when Python cannot import modules any more."""
-    child = start("-c", OPEN_GENERATOR)
+    """Its block is left when Python cannot import modules, or start threads, any more."""
+    child = start("-c", OPEN_GENERATOR, how)
     assert child.wait() == 0
     assert "Exception ignored" not in str(child)
-    assert RunHold.objects.get().state == "running"
+    assert RunHold.objects.get().state == ("aborting" if how == "aborted" else "running")
