@@ -114,8 +114,11 @@ class kept_exit:  # noqa: N801  a decorator
         if block is None:
             return self._function
         # The cheap checks first: they are all that an ordinary block pays for.
-        is_ordinary = not block.insists and (not open_interruptions or not is_interruptible())
-        if is_ordinary or (_STACKS and sys._getframe(1).f_globals.get("__name__") in _STACKS):
+        if not block.insists and (not open_interruptions or not is_interruptible()):
+            return MethodType(self._function, block)
+        # A debugger may look, too: it must not take the place of the statement, whose guard lives.
+        is_looked_at = block.held is not None and not block.held.over
+        if is_looked_at or (_STACKS and sys._getframe(1).f_globals.get("__name__") in _STACKS):
             return MethodType(self._function, block)
         exit = _Exit(self._function, block)  # noqa: A001
         exit.guard = _Guard(block)

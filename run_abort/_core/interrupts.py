@@ -267,9 +267,10 @@ class Interruption:
 
 def _arriving(interruption: Interruption) -> type[RunAborted]:
     class Arriving(RunAborted):
-        def __init__(self) -> None:
-            super().__init__(*interruption.arrive().args)
-            finish(sys._getframe(1))
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*(args or interruption.arrive().args))
+            if not args:  # CPython raises it; it is not a copy
+                finish(sys._getframe(1))
 
         def __reduce__(self) -> tuple[Any, ...]:
             reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]

@@ -303,6 +303,8 @@ class Scope:
                 self._unguarded = _here.unguarded
                 self._around = tuple(self._unguarded)  # those that were open before this block
                 self._is_kept = True
+                if self.held is not None and self.held.over:
+                    self.held = None  # of somebody who has only looked at __exit__ before
                 if self.held is None:
                     self._unguarded.append(self)
                 if self.insists:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import io
 import logging
 import pickle
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -112,10 +113,13 @@ class TestThread:
         worker = Worker(partial(spin, core, grace=0.1))
         began = time.monotonic()
         core.abort_when_held()
-        error = pickle.loads(pickle.dumps(worker.join()))
+        raised = worker.join()
         assert time.monotonic() - began >= 0.1
+        assert raised is not None
+        error = pickle.loads(pickle.dumps(raised))
         assert type(error) is RunAborted
-        assert (error.run_id, error.reason, error.actor) == ("run-1", "because", "ann")
+        for each in error, type(raised)(*raised.args):
+            assert (each.run_id, each.reason, each.actor) == ("run-1", "because", "ann")
         assert list(core.registry.holders()) == []
         assert core.happened() == ["Aborted", "Escalated", "Left"]
         assert core.escalations() == ["interrupt"]
@@ -815,6 +819,42 @@ class TestNested:
 
         assert abort(core, work) is None
         assert outcome == ["run-1"]
+
+
+@contextmanager
+def within_a_stack(block: Block) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(block)
+        yield
+
+
+class TestLook:
+    """``__exit__`` is looked up by others than the ``with`` statement, such as a debugger."""
+
+    @pytest.mark.parametrize("enter", [None, within_a_stack])
+    def test_before_the_block_it_changes_nothing(self, core: Core, enter: Any) -> None:
+        def work() -> None:
+            block = core.block("run-1", grace=0, insist="interrupt")
+            inspect.getmembers(block)
+            with block if enter is None else enter(block):
+                while True:
+                    pass
+
+        assert isinstance(abort(core, work), RunAborted)
+        assert core.escalations() == ["interrupt"]
+
+    def test_within_the_block_it_does_not_leave_it(self, core: Core) -> None:
+        def work() -> None:
+            with (block := core.block("run-1", grace=0, insist="interrupt")):
+                inspect.getmembers(block)
+                with pytest.raises(RuntimeError, match="was entered before"), block:
+                    pass
+                assert core.holders() == 1
+                while True:
+                    pass
+
+        assert isinstance(abort(core, work), RunAborted)
+        assert core.escalations() == ["interrupt"]
 
 
 class TestMadeBefore:
