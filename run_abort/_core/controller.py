@@ -218,7 +218,8 @@ class AbortSignal(Programs):
                 ...
 
         An interrupt by ``insist="interrupt"`` is postponed to the end of the block. Flag and
-        callbacks are not postponed. Cheap in threads that cannot be interrupted.
+        callbacks are not postponed. Cheap in threads that cannot be interrupted. It does not cover
+        a block that is opened within it while no block around it may be interrupted.
         """
         return Shield()
 
