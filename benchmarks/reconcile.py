@@ -46,10 +46,10 @@ def measure(pipe: Connection, database: Database, requests: int, rounds: int) ->
 
     from run_abort._runtime.runtime import current
 
-    standing_for = current().requests.standing_for
+    pending_for = current().requests.pending_for
 
     held = [f"held-{number}" for number in range(HELD)]
-    pipe.send(percentile([timed(lambda: standing_for(held)) for _ in range(rounds)], 50))
+    pipe.send(percentile([timed(lambda: pending_for(held)) for _ in range(rounds)], 50))
 
 
 def fill(requests: int) -> None:

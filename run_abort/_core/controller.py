@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, ClassVar, Final, NoReturn
 
 from run_abort._concurrency.clock import monotonic
@@ -283,6 +284,7 @@ class AbortController:
     __slots__ = (
         "__weakref__",
         "began",
+        "entered",
         "is_open",
         "left_at",
         "outer",
@@ -296,8 +298,9 @@ class AbortController:
         name = "" if run_id == "" else clean_id(run_id)
         # Quick for the usual grace: each block has a controller.
         self.signal = self.signal_class(name, grace if grace is GRACE else clean_grace(grace))
-        # Of its block; ``current`` writes whether it is open.
-        self.left_at: float | None = None  # in seconds of ``monotonic()``
+        # Of its block; ``current`` writes whether it is open, ``_store`` when it was entered.
+        self.entered = inf  # in seconds of ``monotonic()``
+        self.left_at: float | None = None  # likewise
         self.began = False  # whether the body runs or has run
         self.is_open = False
         self.outer: AbortController | None = None

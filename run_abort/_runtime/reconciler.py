@@ -26,7 +26,7 @@ from run_abort._concurrency.hooks import Hook
 from run_abort._concurrency.service import Life, Service
 from run_abort._core.registry import Registry
 from run_abort._store.holder import Holder
-from run_abort._store.requests import Requests
+from run_abort._store.requests import Pending, Requests
 from run_abort._transport.push import Push
 
 from .catch_up import CatchUp
@@ -201,10 +201,15 @@ class Reconciler:
         # A block that is entered after this reads for itself. By the time of the answer a request
         # may have been cleared, and such a block may be a new start of the run.
         held = self._registry.holders()
-        found = self._requests.standing_for(list(held)) if held else []
-        for request in found or ():
+        found = self._requests.pending_for(list(held)) if held else Pending([], [])
+        if found is None:
+            return False
+        for request in found.standing:
             self._registry.abort_controllers(held[request.run_id], request, "reconcile")
-        return found is not None
+        for request, made in found.disconnects:
+            older = [each for each in held[request.run_id] if each.entered < made]
+            self._registry.abort_controllers(older, request, "reconcile")
+        return True
 
     def _push_again(self) -> bool:
         until = self._push_until

@@ -40,6 +40,7 @@ class Entry:
         self.steps: list[tuple[str, float]] = []
         self._writer = single_writer_here()
         self.renew()
+        controller.entered = self.entered
 
     def renew(self) -> None:
         self.id = uuid.uuid4()

@@ -18,7 +18,7 @@ from run_abort._core.ids import as_uuid
 from run_abort._core.types import DISCONNECT, Request
 
 from . import database
-from .clock import Now, aware, stored
+from .clock import Now, aware, present, stored
 from .connection import limited
 
 if TYPE_CHECKING:
@@ -155,6 +155,13 @@ class Requests:
         known = self._recorder.call(partial(known_for, ids=ids))
         return None if known is None else known.standing
 
+    def pending_for(self, ids: Sequence[str]) -> Pending | None:
+        """The requests that blocks of this process answer to; None if the database failed.
+
+        :param ids: which the blocks answer to.
+        """
+        return self._recorder.call(partial(_pending_for, ids=ids))
+
     def since(
         self, since: Callable[[str], datetime], *, but_by: str, limit: int
     ) -> list[Request] | None:
@@ -215,6 +222,30 @@ def known_for(alias: str, ids: Iterable[str]) -> Known:
                 if row[1] in known:  # compared again, because some databases ignore case
                     (standing if cleared_at is None else cleared).append(_request(row))
     return Known(sorted(standing, key=attrgetter("requested_at")), cleared)
+
+
+class Pending(NamedTuple):
+    """The requests for open blocks.
+
+    :ivar standing: as in :class:`Known`.
+    :ivar disconnects: those that abort a run as it ran when a client hung up, lately, with the
+        time, in seconds of ``monotonic()``: no block that was entered after it.
+    """
+
+    standing: list[Request]
+    disconnects: list[tuple[Request, float]]
+
+
+def _pending_for(alias: str, ids: Iterable[str]) -> Pending:
+    known = known_for(alias, ids)
+    disconnects = [each for each in known.cleared if each.cause == DISCONNECT]
+    if not disconnects:
+        return Pending(known.standing, [])
+    here = monotonic()  # read first: the times then come out too early, which spares blocks
+    now = aware(present(alias))
+    ages = [now - each.requested_at for each in disconnects if each.requested_at is not None]
+    made = [here - age.total_seconds() for age in ages]
+    return Pending(known.standing, list(zip(disconnects, made, strict=True)))
 
 
 def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:

@@ -26,7 +26,7 @@ from run_abort import (
 )
 from run_abort._concurrency.hooks import identity
 from run_abort._concurrency.service import Life
-from run_abort._core.types import Request
+from run_abort._core.types import DISCONNECT, Request
 from run_abort._runtime import catch_up
 from run_abort._runtime import reconciler as reconciler_module
 from run_abort._runtime.runtime import Runtime, current, install
@@ -64,13 +64,13 @@ class Looks:
 
     def __init__(self, requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ids: list[Sequence[str]] = []
-        standing_for = requests.standing_for
+        pending_for = requests.pending_for
 
         def counting(ids: Sequence[str]) -> Any:
             self.ids.append(ids)
-            return standing_for(ids)
+            return pending_for(ids)
 
-        monkeypatch.setattr(requests, "standing_for", counting)
+        monkeypatch.setattr(requests, "pending_for", counting)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +97,39 @@ class TestWithoutRedis:
                 for s, reason in ((2, "second"), (1, "first"))
             )
             signal.wait(20)
+
+
+class TestDisconnect:
+    """The client of another process has hung up, with ``abort_on_disconnect="run"``."""
+
+    def test_it_ends_the_run_as_it_ran_then_and_no_later_start(
+        self, polling: None, looks: Looks
+    ) -> None:
+        with ExitStack() as blocks:
+            ran = blocks.enter_context(abortable_run("run-1", catch=True))
+            time.sleep(0.2)  # longer than it takes to ask for the time of the database
+            hung_up = timezone.now()
+            late = blocks.enter_context(abortable_run("run-1"))  # the page was loaded again
+            request(cause=DISCONNECT, requested_at=hung_up, cleared_at=timezone.now())
+            assert ran.wait(TIMEOUT)
+            later = blocks.enter_context(abortable_run("run-1"))
+            seen = len(looks)
+            wait_until(lambda: len(looks) > seen + 2)
+            assert not late.aborted
+            assert not later.aborted
+
+    def test_it_spares_blocks_where_the_clock_was_set_back_meanwhile(
+        self, polling: None, looks: Looks
+    ) -> None:
+        request(
+            cause=DISCONNECT,
+            requested_at=timezone.now() + timedelta(minutes=1),
+            cleared_at=timezone.now() + timedelta(minutes=1),
+        )
+        with abortable_run("run-1") as signal:
+            seen = len(looks)
+            wait_until(lambda: len(looks) > seen + 2)
+            assert not signal.aborted
 
 
 class TestPace:
