@@ -14,6 +14,7 @@ there.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,7 +25,7 @@ import django.db.models.sql.compiler  # noqa: F401  else each job's own process 
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.hooks import call_logged
 from run_abort._core.controller import GRACE, AbortSignal
-from run_abort._core.ids import RunID, clean_id, clean_ids
+from run_abort._core.ids import RunID, clean_ids
 from run_abort._core.types import Escalation, Request
 from run_abort._runtime.runtime import current
 from run_abort.exceptions import RunAborted, TaskAborted, visible
@@ -50,6 +51,7 @@ META: Final = "run_abort"  # the key in job.meta
 TOLD: Final = "run_abort_told"  # field of a job: the request of which cancel_aborted told its hook
 # Field of a job: the start of the attempt that called signal.finish(), as RQ writes it.
 FINISHING: Final = "run_abort_finishing"
+IDS: Final = "run_abort_ids"  # field of a job: the IDs of its last attempt that the project chose
 
 # States of a job that has begun, or never begins.
 BEGUN: Final = ("started", "finished", "failed", "stopped", "canceled")
@@ -71,11 +73,17 @@ class AbortableJob(Job):
     _aborted_since: float | None = None  # in the worker; on the monotonic clock
 
     def get_run_id(self) -> RunID:
-        """The run ID of an execution; by default the job's ID. Meant to be overridden."""
+        """The run ID of an execution; by default the job's ID. Meant to be overridden.
+
+        Called once for each execution, in the process and thread of the job.
+        """
         return str(self.id)
 
     def get_run_groups(self) -> Iterable[RunID]:
-        """Further IDs that abort the execution; by default that of its ``rq.group.Group``."""
+        """Further IDs that abort the execution; by default that of its ``rq.group.Group``.
+
+        Called as :meth:`get_run_id`.
+        """
         return [self.group_id] if self.group_id else []
 
     def on_abort_before_start(self, error: TaskAborted) -> None:
@@ -92,15 +100,19 @@ class AbortableJob(Job):
         """
         self._knows_end = True
         function = self.func  # import it first: its module may set up Django
+        ids = clean_ids(self.get_run_id(), self.get_run_groups())
+        if self._chooses_ids():
+            self.connection.hset(self.key, IDS, json.dumps(ids))
+        run_id, *groups = ids
         block = task_block(
-            self.get_run_id(),
-            self.get_run_groups(),
+            run_id,
+            groups,
             at_once=self.worker_name == "sync",  # RQ's name for no worker
             label=self.func_name or "",
             grace=getattr(function, "abort_grace", self.abort_grace),
             insist=getattr(function, "abort_insist", self.abort_insist),
         )
-        forget_finishing = current().registry.finishing.add(self._note_finishing)
+        forget_finishing = current().registry.finishing.add(partial(self._note_finishing, run_id))
         try:
             with block:
                 if self.meta.pop(META, None) is not None:  # aborted earlier, then requeued
@@ -127,8 +139,8 @@ class AbortableJob(Job):
         """Whether the job was canceled while the worker, which had taken it, prepared its start."""
         return self.connection.hget(self.key, TOLD) == request_id.encode()
 
-    def _note_finishing(self, signal: AbortSignal) -> None:
-        if signal.run_id == clean_id(self.get_run_id()):
+    def _note_finishing(self, run_id: str, signal: AbortSignal) -> None:
+        if signal.run_id == run_id:
             # Not self.started_at, which RQ sets again without writing it.
             started_at = self.connection.hget(self.key, "started_at")
             self.connection.hset(self.key, FINISHING, started_at or b"")
@@ -150,8 +162,22 @@ class AbortableJob(Job):
         self._note_abort(TaskAborted(request.run_id, request.reason, request.actor))
         return True
 
+    @classmethod
+    def _chooses_ids(cls) -> bool:
+        """Whether code of the project does."""
+        own = cls.get_run_id, cls.get_run_groups
+        return own != (AbortableJob.get_run_id, AbortableJob.get_run_groups)
+
     def _standing(self) -> Request | None:
-        ids = clean_ids(self.get_run_id(), self.get_run_groups())
+        """In the worker: the request that aborts the last attempt."""
+        # Code of the project might raise here, which ends the worker, or connect to the database:
+        # RQ would fork the next jobs with that connection.
+        if not self._chooses_ids():
+            ids = clean_ids(self.get_run_id(), self.get_run_groups())
+        elif noted := self.connection.hget(self.key, IDS):
+            ids = tuple(json.loads(noted))
+        else:
+            return None  # its process ended before it had chosen any
         return next(iter(current().requests.standing_for(ids) or ()), None)
 
     def _find_end(self) -> JobStatus | None:

@@ -329,11 +329,16 @@ class RqDriver(Driver):
         self.queue = Queue(connection=connection)
 
     def start(
-        self, kind: str = "", *, concurrency: int = 1, options: tuple[str, ...] = ()
+        self,
+        kind: str = "",
+        *,
+        concurrency: int = 1,
+        job_class: str = "TestsJob",
+        options: tuple[str, ...] = (),
     ) -> Child:
         child = self.place.start(
             *("-W", "ignore", program("rq"), "worker", "--url", self.place.broker.url),
-            *("--worker-class", kind or self.kind, "--job-class", self.label + "TestsJob"),
+            *("--worker-class", kind or self.kind, "--job-class", self.label + job_class),
             *options,
         )
         child.wait_for("Listening on default")
@@ -359,11 +364,11 @@ class RqDriver(Driver):
         retry = {"look": Retry(3), "fail": Retry(1)}.get(name)
         return self.queue.enqueue(self.label + name, argument, **{"retry": retry, **options})
 
-    def assert_aborted(self, sent: Job, *, has_begun: bool = True) -> None:
+    def assert_aborted(self, sent: Job, *, has_begun: bool = True, run_id: str = "") -> None:
         status = "stopped" if has_begun else "canceled"
         # Not job.get_status(): RQ's server may just have lost all.
         wait_until(lambda: sent.connection.hget(sent.key, "status") == status.encode())
-        known = {"run_id": sent.id, "reason": "because", "actor": "ann"}
+        known = {"run_id": run_id or sent.id, "reason": "because", "actor": "ann"}
         assert sent.get_meta()["run_abort"] == known
         registries = (self.queue.failed_job_registry, self.queue.canceled_job_registry)
         listed = [sent.id in registry.get_job_ids(cleanup=False) for registry in registries]

@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import django
+from django.db import connection
 from rq import get_current_job
 
 from run_abort._runtime.runtime import current
@@ -16,6 +17,8 @@ from tests.queues import work
 from tests.queues.work import begin, clean_up, done, fail, look, say, swallow  # noqa: F401
 
 django.setup()
+
+from tests.jobs.models import Job  # noqa: E402
 
 compute = abort_options(grace=0.2, insist="interrupt")(work.compute)
 block = abort_options(grace=0, insist="interrupt")(work.block)
@@ -33,6 +36,14 @@ class TestsWorker(AbortableWorker):
     abort_kill_after = 1.0
 
 
+class NamedJob(AbortableJob):
+    """Named by a row, which it reads from the database."""
+
+    def get_run_id(self) -> Job:
+        say("names", self.args[0], "connected" if connection.connection else "first")
+        return Job.objects.get(pk=self.args[0])
+
+
 async def look_async(name: str) -> None:
     """Wait for the signal, in an event loop."""
     begin(name)
@@ -47,6 +58,12 @@ def stick(name: str) -> None:
     """
     begin(name)
     current().recorder.call(lambda alias: sum(repeat(0)))
+
+
+def delete_and_stick(name: str) -> None:
+    """The same, when the row that names the job is gone."""
+    Job.objects.filter(pk=name).delete()
+    stick(name)
 
 
 def finish(name: str) -> str:

@@ -278,6 +278,24 @@ def test_a_worker_that_kills_spares_what_has_passed_the_point_of_no_return(
     driver.end(worker)
 
 
+def test_a_worker_that_kills_leaves_the_names_of_its_runs_to_their_own_processes(
+    driver: RqDriver,
+) -> None:
+    """Its own would pass its connection to the database on to the next job."""
+    rows = [jobs.Job.objects.create(name=name) for name in ("one", "two")]
+    options = ("--job-monitoring-interval", "1")
+    worker = driver.start(driver.label + "TestsWorker", job_class="NamedJob", options=options)
+    job = driver.send("delete_and_stick", str(rows[0].pk))
+    worker.wait_for(f"began {rows[0].pk}")
+    run_id = f"jobs.job:{rows[0].pk}"
+    abort(run_id)
+    driver.assert_aborted(job, run_id=run_id)
+    assert driver.result(driver.send("done", str(rows[1].pk))) == str(rows[1].pk)
+    named = [line for line in worker.output if line.startswith("names")]
+    assert named == [f"names {row.pk} first" for row in rows]
+    driver.end(worker)
+
+
 class TestUnwell:
     def test_when_the_process_of_an_aborted_job_is_killed(
         self, driver: RqDriver, worker: Child
@@ -420,6 +438,26 @@ class TestOverdue:
         abort_run(run_id)
         assert not finishes._is_overdue(0)
         assert returns._is_overdue(0)
+
+    def test_is_one_that_was_aborted_by_what_its_last_attempt_has_chosen(
+        self, driver: RqDriver
+    ) -> None:
+        class Named(AbortableJob):
+            def get_run_id(self) -> str:
+                return names.pop(0)
+
+        names = ["one", "two"]
+        job = Named.create(work.return_at_once, connection=driver.queue.connection)
+        job.save()
+        abort_run("one")
+        assert not job._is_overdue(0)  # its process may have ended before it chose
+        clear_run_abort("one")
+        for _ in range(2):
+            job.perform()
+        abort_run("one")
+        assert not job._is_overdue(0)
+        abort_run("two")
+        assert job._is_overdue(0)
 
 
 class TestInProcess:
