@@ -103,13 +103,20 @@ class AbortableResult(_Result):
         :raises celery.exceptions.TimeoutError: if there is no result within ``timeout`` seconds.
         """
         deadline = None if timeout is None else monotonic() + timeout
+        follows = propagate and options.get("follow_parents", True) and not self.ignored
+        waiting = options | {"callback": None}
         while True:
+            if follows:
+                self._maybe_reraise_parent_error()
             left = LOOK if deadline is None else min(LOOK, deadline - monotonic())
             try:
-                return super().get(timeout=max(left, 0.01), propagate=propagate, **options)
+                # A task or a callback may raise the same error: not here.
+                super().get(timeout=max(left, 0.01), propagate=False, **waiting)
             except NotReadyError:
                 if deadline is not None and monotonic() >= deadline:
                     raise
+            else:
+                return super().get(timeout=timeout, propagate=propagate, **options)
 
     wait = get
 

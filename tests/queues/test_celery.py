@@ -17,6 +17,7 @@ from celery.app.trace import build_tracer
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import GroupResult
 from django.db import transaction
 from redis import Redis
 
@@ -255,6 +256,40 @@ class TestResult:
         with pytest.raises(CeleryTimeoutError):
             result.get(timeout=1.2)
         assert 1.2 <= time.monotonic() - started < TIMEOUT
+
+    @pytest.mark.parametrize("where", ["itself", "after", "around", "after around"])
+    def test_a_task_that_failed_as_waiting_does_is_no_reason_to_wait(self, where: str) -> None:
+        task = self.kept()
+        failed = task.AsyncResult("failed")
+        failed.backend.mark_as_failure(failed.id, CeleryTimeoutError("its own"))
+        around = GroupResult("group", [failed])
+        result = {
+            "itself": failed,
+            "after": task.AsyncResult("next", parent=failed),
+            "around": around,
+            "after around": task.AsyncResult("next", parent=around),
+        }[where]
+        started = time.monotonic()
+        with pytest.raises(CeleryTimeoutError, match="its own"):
+            result.get(timeout=5)
+        assert time.monotonic() - started < 5
+
+    def test_what_the_caller_wants_called_is_called_once(self) -> None:
+        def give_up(task_id: str, value: str) -> None:
+            called.append((task_id, value))
+            raise CeleryTimeoutError("of the caller")
+
+        called: list[tuple[str, str]] = []
+        result = self.kept().AsyncResult("done")
+        result.backend.mark_as_done(result.id, "one")
+        with pytest.raises(CeleryTimeoutError, match="of the caller"):
+            result.get(timeout=5, callback=give_up)
+        assert called == [("done", "one")]
+
+    def kept(self) -> Any:
+        """A task whose results are kept."""
+        app = Celery(broker="memory://", backend="cache+memory://", set_as_current=False)
+        return app.task(shared=False, base=AbortableTask, name="kept")(elsewhere)
 
 
 @pytest.mark.usefixtures("project")
