@@ -18,6 +18,8 @@ import sys
 import time
 import unittest
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from textwrap import indent
 from types import SimpleNamespace
 from typing import Any, Self
 from unittest import mock
@@ -42,7 +44,7 @@ from huey.exceptions import TaskException
 from ninja.security import HttpBearer
 from rest_framework.authentication import SessionAuthentication, TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
-from rq import SimpleWorker
+from rq import Queue, SimpleWorker
 
 import tests.jobs.models
 from example.redis_server import RedisServer
@@ -55,7 +57,8 @@ from run_abort.views import may
 from tests.blocks import Work, connected
 from tests.conftest import Configure
 from tests.jobs.models import Job, Team
-from tests.project.pages import Page, is_held, wait_until_held
+from tests.processes.conftest import program, run_in
+from tests.project.pages import BLOCK, FILE, Page, is_held, wait_until_held
 from tests.support import ROOT, TIMEOUT, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -181,7 +184,7 @@ def drive_celery(page: Page) -> None:
 
 @drives("rq")
 def drive_rq(page: Page) -> None:
-    page.run(4)
+    page.run(5)
     queue = page["queue"]
     worker = SimpleWorker([queue], connection=queue.connection, job_class=page["Job"])
 
@@ -197,6 +200,42 @@ def drive_rq(page: Page) -> None:
     assert page["job"].get_meta()["run_abort"]["reason"] == "wrong file"
     queue.connection.close()
     page.rest()
+
+
+@pytest.mark.parametrize("kind", ["Worker", "SpawnWorker"])
+def test_the_worker_of_rq_starts_in_a_process_of_its_own(
+    kind: str, tmp_path: Path, own_redis: RedisServer
+) -> None:
+    """Elsewhere in these tests, Django is set up before the first block."""
+    text = (ROOT / "docs/howto/rq.md").read_text()
+    text = text.replace("redis://localhost:6379", own_redis.url)
+    blocks = BLOCK.findall(text)
+    files = {f"{named[1]}.py": each for each in blocks if (named := FILE.match(each))}
+    (ready,) = (each for each in blocks if "cancel_aborted(queue)" in each)
+    files["jobs/apps.py"] = (
+        "from django.apps import AppConfig\n\nclass JobsConfig(AppConfig):\n    name = 'jobs'\n\n"
+        f"    def ready(self):\n{indent(ready, ' ' * 8)}"
+    )
+    files["mysite/settings.py"] += (
+        "INSTALLED_APPS = ['django.contrib.auth', 'django.contrib.contenttypes']\n"
+        "INSTALLED_APPS += ['run_abort', 'jobs']\n"
+        f"RUN_ABORT = {{'REDIS_URL': '{own_redis.url}', 'REQUESTS': False, 'HOLDS': False}}\n"
+    )
+    for name, source in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    (job_class,) = re.findall(r"^\$ .* rq worker --job-class (\S+)$", text, re.MULTILINE)
+    with own_redis.client() as connection:
+        # It can be imported once Django is set up.
+        job = Queue(connection=connection).enqueue("django.contrib.contenttypes.models.ContentType")
+        options = ("--burst", "--url", own_redis.url, "--worker-class", f"rq.worker.{kind}")
+        for command in (
+            ("-m", "django", "check"),
+            (program("rq"), "worker", "--job-class", job_class, *options),
+        ):
+            done = run_in(tmp_path, *command, DJANGO_SETTINGS_MODULE="mysite.settings")
+            assert done.returncode == 0, done.stderr
+        assert job.get_status() == "finished", done.stderr
 
 
 @drives("dramatiq")
