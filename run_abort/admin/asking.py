@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import django
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import BadRequest
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -28,6 +32,7 @@ LeveledText = tuple[int, SafeString]  # level and text of a message
 Fact = tuple[int, str, Sequence[AbortOutcome], Sequence[HoldState]]
 
 MAX_NAMED: Final = 5  # runs
+RESERVE: Final = 10_000  # bytes of a request, for the reason and the CSRF token
 
 STOPPING: Final[Sequence[HoldState]] = ("running", "aborting", "finishing")
 
@@ -57,7 +62,7 @@ def confirm(
     yes: str,
     back: str,
     form: AbortForm | None = None,
-    echoed: Iterable[tuple[str, str]] = (),
+    echoed: Iterable[tuple[str, str]] | None = (),
     max_display: int = 100,
     templates: Sequence[str] = ("run_abort/admin/abort_confirmation.html",),
 ) -> HttpResponse:
@@ -69,9 +74,12 @@ def confirm(
     :param yes: text of the button.
     :param back: URL of the "No" link.
     :param form: further fields.
-    :param echoed: hidden fields that make the submitted form act on the same runs.
+    :param echoed: hidden fields that make the submitted form act on the same runs; None if they
+        would be too many for one request. Then there is no button, either.
     """
     asked = sum(not why_not for _run, why_not in runs)
+    if echoed is None:
+        asked, nothing = 0, _("Too many are selected to be confirmed at once. Select fewer.")
     context = {
         **context_of(model_admin, request, title),
         "form": form,
@@ -104,18 +112,41 @@ def confirm_abort(
     return confirm(model_admin, request, text=text, nothing=nothing, yes=yes, **options)
 
 
-def echoed(request: HttpRequest, rows: QuerySet[Any], action: str) -> list[tuple[str, str]]:
-    """Hidden fields that make the confirmation page submit the same action on the same rows."""
+def shown(request: HttpRequest, rows: QuerySet[Any]) -> Iterable[Any]:
+    """Leave out the rows that the confirmation page has not shown, if this is its form.
+
+    :raises BadRequest: if the form does not name what was shown.
+    """
+    if "post" not in request.POST or request.POST.get("select_across") != "1":
+        return rows
+    try:
+        keys = json.loads(request.POST.get("shown", ""))
+        if not isinstance(keys, list):
+            raise TypeError("not a list")
+        known = frozenset(keys)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRequest("The form does not name the rows that it has shown") from error
+    return [row for row in rows if str(row.pk) in known]
+
+
+def echoed(request: HttpRequest, rows: Iterable[Any], action: str) -> list[tuple[str, str]] | None:
+    """Hidden fields that make the confirmation page submit the same action on the same rows.
+
+    :return: None if Django would refuse a request with that many.
+    """
     # Since Django 6.1 the field has a prefix on a change form. A model can have an "action", too.
     naming = [name for name, values in request.POST.lists() if action in values]
     field = next((name for name in naming if name.endswith("-action")), "action")
     fields = [(field, action), ("post", "yes")]
+    selected = [str(row.pk) for row in rows]
     if request.POST.get("select_across") == "1":
         # One field per row could exceed Django's limit, DATA_UPLOAD_MAX_NUMBER_FIELDS.
+        keys = json.dumps(selected, separators=(",", ":"))
+        limit: Any = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        if limit is not None and len(urlencode({"shown": keys})) + RESERVE > limit:
+            return None
+        fields += [("select_across", "1"), ("shown", keys)]
         selected = request.POST.getlist(ACTION_CHECKBOX_NAME)[:1]
-        fields.append(("select_across", "1"))
-    else:
-        selected = [str(pk) for pk in rows.values_list("pk", flat=True)]
     return fields + [(ACTION_CHECKBOX_NAME, pk) for pk in selected]
 
 

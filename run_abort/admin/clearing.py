@@ -21,7 +21,7 @@ from run_abort.models import AbortRequest
 from run_abort.views.links import filled
 from run_abort.views.permissions import may_of_row, may_some
 
-from .asking import confirm, echoed, names
+from .asking import confirm, echoed, names, shown
 from .linking import object_url, run_links
 
 ACTION: Final = "clear_selected_requests"
@@ -55,7 +55,7 @@ class ClearRunsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         self, request: HttpRequest, queryset: QuerySet[AbortRequest]
     ) -> HttpResponse | None:
         """Ask for confirmation first, then clear and return None, which shows the list again."""
-        rows = {row.run_id: row for row in queryset}
+        rows = {row.run_id: row for row in shown(request, queryset)}
         if "post" in request.POST:
             self._clear(request, rows)
             return None

@@ -25,7 +25,7 @@ from run_abort.views.links import link
 from run_abort.views.permissions import is_true, may, may_some
 from run_abort.views.requesting import request_aborts
 
-from .asking import confirm_abort, echoed, log_text, tell
+from .asking import confirm_abort, echoed, log_text, shown, tell
 from .linking import object_url, row_url
 
 MAX_AWAITED: Final = 100  # runs
@@ -115,12 +115,13 @@ class AbortRunsMixin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Ask for confirmation first, then abort and return None, which shows the list again."""
         if not self.has_abort_some_permission(request):
             raise PermissionDenied
+        rows = shown(request, queryset)
         form = AbortForm(request.POST if "post" in request.POST else None)
         if form.is_valid():
-            self._abort(request, queryset, form.cleaned_data["reason"])
+            self._abort(request, rows, form.cleaned_data["reason"])
             return None
-        fields = echoed(request, queryset, "abort_selected_runs")
-        return self._ask(request, queryset, form, echoed=fields)
+        fields = echoed(request, rows, "abort_selected_runs")
+        return self._ask(request, rows, form, echoed=fields)
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_abort"
@@ -168,7 +169,7 @@ class AbortRunsMixin(admin.ModelAdmin):  # type: ignore[type-arg]
         form: AbortForm,
         *,
         back: str = "",
-        echoed: Iterable[tuple[str, str]] = (),
+        echoed: Iterable[tuple[str, str]] | None = (),
     ) -> HttpResponse:
         runs = [(visible(obj), str(WHY_NOT[self._judge(request, obj)[1]])) for obj in objs]
         app, name = f"admin/{self.opts.app_label}", "abort_confirmation.html"

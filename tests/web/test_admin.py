@@ -6,6 +6,7 @@ from datetime import timedelta
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import django
 import pytest
@@ -213,15 +214,46 @@ class TestAction:
         viewer.post(LIST, confirmed(page))
         assert len(aborted()) == 12
 
-    def test_across_all_pages_it_names_none_of_them_in_the_form(
+    def test_across_all_pages_it_aborts_what_was_shown(
         self, viewer: Client, jobs: list[Job], over: Job
     ) -> None:
         page = viewer.post(LIST, ACTION | select(jobs[0]) | {"select_across": 1})
         fields = confirmed(page)
         assert fields["select_across"] == ["1"]
-        assert len(fields["_selected_action"]) == 1
-        viewer.post(LIST, fields)
+        # One field per row could exceed Django's limit.
+        assert len(fields["_selected_action"]) == len(fields["shown"]) == 1
+        Job.objects.create(name="began while the page was open")
+        page = viewer.post(LIST, fields | {"reason": "x" * 1001})
+        assert "began while" not in text(page)
+        viewer.post(LIST, confirmed(page))
         assert aborted() == {f"job-{job.pk}" for job in jobs}
+
+    @pytest.mark.parametrize("shown", [None, "", "x", "7", '{"1": 1}', "[[1]]", "[" * 100_000])
+    def test_across_all_pages_it_aborts_nothing_without_their_names(
+        self, viewer: Client, jobs: list[Job], shown: str | None
+    ) -> None:
+        fields = confirmed(viewer.post(LIST, ACTION | select(jobs[0]) | {"select_across": 1}))
+        fields.pop("shown", None)
+        response = viewer.post(LIST, fields if shown is None else fields | {"shown": shown})
+        assert response.status_code == 400
+        assert aborted() == set()
+
+    def test_across_all_pages_more_than_one_request_can_name(
+        self, viewer: Client, jobs: list[Job], settings: Any
+    ) -> None:
+        sent = ACTION | select(jobs[0]) | {"select_across": 1}
+        longest = {"reason": "\N{CJK UNIFIED IDEOGRAPH-5E74}" * 1000}  # as a browser counts
+        fields = confirmed(viewer.post(LIST, sent)) | longest | {"csrfmiddlewaretoken": "x" * 64}
+        settings.DATA_UPLOAD_MAX_MEMORY_SIZE = len(urlencode(fields, doseq=True)) - 1
+        page = viewer.post(LIST, sent)
+        assert "Too many are selected" in text(page)
+        assert "<button" not in text(page).partition('run-abort-confirmation"')[2]
+        assert aborted() == set()
+        for limit in (1_000_000, None):
+            settings.DATA_UPLOAD_MAX_MEMORY_SIZE = limit
+            fields = confirmed(viewer.post(LIST, sent))
+            assert viewer.post(LIST, fields | longest).status_code == 302
+            assert aborted() == {f"job-{job.pk}" for job in jobs}
 
     def test_a_list_whose_rows_have_a_field_called_action(
         self, viewer: Client, jobs: list[Job]

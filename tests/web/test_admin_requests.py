@@ -4,6 +4,7 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -499,6 +500,26 @@ class TestClear:
             ("error", "Skipped, not permitted: “not yours”."),
         ]
         assert [row.run_id for row in AbortRequest.objects.filter(cleared_at=None)] == ["not yours"]
+
+    def test_the_action_across_all_pages_clears_what_was_shown(
+        self, clearer: Client, configure: Configure
+    ) -> None:
+        configure(REQUESTS=True, LISTEN=False)
+        abort_run("shown")
+        row = AbortRequest.objects.get()
+        chosen = {
+            "action": "clear_selected_requests",
+            "index": 0,
+            "select_across": 1,
+            "_selected_action": str(row.pk),
+        }
+        question = text(clearer.post(LIST, chosen))
+        (keys,) = re.findall(r'<input type="hidden" name="shown" value="([^"]+)"', question)
+        abort_run("later")
+        clearer.post(LIST, chosen | {"post": "yes", "shown": unescape(keys)})
+        assert [row.run_id for row in AbortRequest.objects.filter(cleared_at=None)] == ["later"]
+        assert clearer.post(LIST, chosen | {"post": "yes"}).status_code == 400
+        assert [row.run_id for row in AbortRequest.objects.filter(cleared_at=None)] == ["later"]
 
     def test_needs_the_permission(self, client: Client) -> None:
         row = request()
