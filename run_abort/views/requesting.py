@@ -36,8 +36,8 @@ def request_aborts(
 ) -> Requested:
     """``abort_runs`` for a user. The blocks of this process are aborted before any I/O.
 
-    If the user has requested the abort of a run within the last five seconds, and that was not
-    cleared, this is the same request: it makes neither a row nor a push. With ``REQUESTS`` False
+    If the user has requested the abort of a run within the last five seconds, and that still
+    stands, this is the same request: it makes neither a row nor a push. With ``REQUESTS`` False
     each one is a new request. So may be those that arrive at the same moment.
 
     :param wait: as for ``awaited``.
@@ -67,7 +67,7 @@ def _recent(ids: Sequence[str], user: Any) -> dict[str, AbortOutcome]:
 
 
 def _read(alias: str, ids: Sequence[str], by: dict[str, Any]) -> dict[str, AbortOutcome]:
-    since = Now(-REPEAT)
+    since = Now(-min(REPEAT, conf.settings().REQUEST_TTL))
     known = set(ids)
     found: dict[str, AbortOutcome] = {}
     with limited(alias, writes=False):

@@ -491,6 +491,16 @@ class TestClicks:
         AbortRequest.objects.update(requested_at=past)
         assert not self.ids(client) & second
 
+    def test_a_new_request_is_made_when_the_one_before_no_longer_stands(
+        self, client: Client, configure: Configure
+    ) -> None:
+        configure(REQUESTS=True, REQUEST_TTL=REPEAT - 1)
+        first = self.ids(client)
+        assert self.ids(client) == first
+        past = timezone.now() - timedelta(seconds=REPEAT - 0.9)
+        AbortRequest.objects.update(requested_at=past)
+        assert not self.ids(client) & first
+
     @pytest.mark.parametrize("accept", [JSON, HTML])
     def test_a_project_may_refuse_more(
         self, client: Client, accept: str, monkeypatch: pytest.MonkeyPatch
