@@ -23,7 +23,7 @@ from run_abort._concurrency.service import Life, Service
 from run_abort._concurrency.throttle import Throttle
 from run_abort._core.interrupts import Shield
 
-from .kind import kind_of_process
+from .kind import program
 
 logger = logging.getLogger("run_abort")
 
@@ -56,7 +56,7 @@ def check_server(on_disconnect: OnDisconnect) -> None:
     """
     if on_disconnect != "run":
         return
-    server = kind_of_process()
+    server = program()
     if not _IS_POSSIBLE or server in _WITHOUT:
         raise ImproperlyConfigured(
             "abort_on_disconnect='run' has no effect on a sync view with "

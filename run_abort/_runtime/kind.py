@@ -18,12 +18,17 @@ def kind_of_process() -> str:
 
     The name of a child of ``multiprocessing`` is added: ``"script.py (SpawnProcess-1)"``.
     """
-    argv = getattr(sys, "argv", None) or [""]
-    kind = program_of(argv[0])
+    kind = program()
     if kind in MANAGERS:
-        kind = " ".join([kind, *argv[1:2]])
+        kind = " ".join([kind, *sys.argv[1:2]])
     child = _name_of_child()
     return f"{kind} ({child})" if child else kind
+
+
+def program() -> str:
+    """Return the name of the program of this process, also in a child of ``multiprocessing``."""
+    argv = getattr(sys, "argv", None) or [""]
+    return program_of(argv[0])
 
 
 def program_of(path: str) -> str:

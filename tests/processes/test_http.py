@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,19 @@ COMMANDS = {
     "uvicorn": ("uvicorn", "--port={port}", "tests.asgi:application"),
 }
 UWSGI = ("--master", "--need-app", "--die-on-term", "--module=tests.wsgi", "--threads=2")
+
+# Each line is one write: two workers share the output.
+TIED_SITE = """
+import sys
+from django.core.exceptions import ImproperlyConfigured
+from run_abort.http import abortable_view
+from tests.asgi import application
+try:
+    abortable_view(str, abort_on_disconnect="run")(lambda request: None)
+    sys.stdout.write("tied: accepted\\n")
+except ImproperlyConfigured as error:
+    sys.stdout.write(f"tied: {error}\\n")
+"""
 
 
 class Server:
@@ -194,3 +208,13 @@ def test_the_client_of_a_long_view_disconnects(start: Start, kind: str, path: st
         else:
             assert_not_aborted(signal, server)
     server.assert_well()
+
+
+def test_a_worker_of_a_server_that_cannot_tell_of_it_says_so(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tied_site.py").write_text(TIED_SITE)
+    directory = f"--app-dir={tmp_path}"
+    port = f"--port={free_port()}"
+    options = ("-m", "uvicorn", "--workers=2", port, directory, "tied_site:application")
+    server = start(*options, program=(sys.executable,))
+    for _worker in range(2):
+        assert "with uvicorn, which does not tell" in server.wait_for("tied: ")
