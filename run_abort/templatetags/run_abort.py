@@ -12,6 +12,7 @@ from django.http import Http404, HttpRequest
 from django.middleware.csrf import get_token
 from django.template import Context
 from django.urls import NoReverseMatch, get_script_prefix, resolve, reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from run_abort._core.ids import clean_id
@@ -86,12 +87,27 @@ def abort_button_media(context: Context) -> dict[str, Any]:
 
     Under a content security policy with nonces they have the nonce of the request.
     """
+    nonce = _nonce(context)
+    return {"csp_nonce": nonce} if nonce else {}
+
+
+@register.simple_tag(takes_context=True)
+def nonce_attribute(context: Context) -> str:
+    """The nonce of the request as an attribute; for the templates of this app."""
+    nonce = _nonce(context)
+    return format_html(' nonce="{}"', nonce) if nonce else ""
+
+
+def _nonce(context: Context) -> str:
+    """The nonce of the request; empty if there is none.
+
+    Only for what has the nonce then: Django adds a nonce to the policy once it is made a text.
+    """
     nonce = context.get("csp_nonce")
     request = _request(context)
     for name in ("_csp_nonce", "csp_nonce"):  # of Django 6 and of django-csp
         nonce = nonce if nonce is not None else getattr(request, name, None)
-    # As text, because Django adds a nonce to the policy once it was used.
-    return {} if nonce is None else {"csp_nonce": str(nonce)}
+    return "" if nonce is None else str(nonce)
 
 
 def _request(context: Context) -> Any:
