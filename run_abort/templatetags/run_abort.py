@@ -147,8 +147,8 @@ def _may(request: HttpRequest, url: str) -> bool:
     if view_class is None or not issubclass(view_class, GuardedView):
         raise ImproperlyConfigured(f"{path} is not served by a subclass of AbortView")
     view = view_class(**match.func.view_initkwargs)  # type: ignore[attr-defined]
-    view.setup(request, *match.args, **match.kwargs)
     try:
+        view.setup(request, *match.args, **match.kwargs)
         return bool(view.is_permitted())
     except (Http404, PermissionDenied):
         return False

@@ -55,6 +55,11 @@ class OnlySeven:
 
     kwargs: dict[str, Any]
 
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().setup(request, *args, **kwargs)  # type: ignore[misc]
+        if kwargs["pk"] == 405:
+            raise Http404
+
     def get_run_id(self) -> str:
         return f"job-{self.kwargs['pk']}"
 
@@ -160,7 +165,9 @@ class TestWhoSeesIt:
             assert comment.startswith(f"<!-- run_abort: no button, because {why}")
             assert comment.index("-->") == len(comment) - 3
 
-    @pytest.mark.parametrize(("pk", "shown"), [(7, True), (8, False), (403, False), (404, False)])
+    @pytest.mark.parametrize(
+        ("pk", "shown"), [(7, True), *((pk, False) for pk in (8, 403, 404, 405))]
+    )
     def test_a_project_that_decides_by_run_decides_here_too(self, pk: int, shown: bool) -> None:
         source = "{% abort_button pk view='abort-job' progress='job-progress' %}"
         button = render(source, request_of(AnonymousUser()), pk=str(pk))
