@@ -19,6 +19,7 @@ from django.template.backends.jinja2 import Jinja2
 from django.test import Client, RequestFactory, override_settings
 from django.urls import NoReverseMatch, clear_script_prefix, include, path, set_script_prefix
 from django.utils.safestring import mark_safe
+from django.views.decorators.csrf import ensure_csrf_cookie
 
 from run_abort.models import AbortRequest
 from run_abort.views.abort import AbortView
@@ -100,6 +101,7 @@ urlpatterns = [
     path("jobs/<int:pk>/abort/", JobAbortView.as_view(), name="abort-job"),
     path("jobs/<int:pk>/progress/", JobProgressView.as_view(), name="job-progress"),
     path("page/<path:run_id>/", page, name="page"),
+    path("with-cookie/<path:run_id>/", ensure_csrf_cookie(page)),
 ]
 
 
@@ -268,6 +270,20 @@ class TestForm:
         response = client.post(action, fields | {"reason": "because"})
         assert response["Location"] == "/page/run-1/"
         assert AbortRequest.objects.get().reason == "because"
+
+    @pytest.mark.parametrize(("shown_at", "status"), [("page", 403), ("with-cookie", 302)])
+    def test_without_the_csrf_middleware_the_view_of_its_page_sets_the_cookie(
+        self, ann: User, configure: Configure, settings: Any, shown_at: str, status: int
+    ) -> None:
+        configure(REQUESTS=True)
+        settings.MIDDLEWARE = [each for each in settings.MIDDLEWARE if "Csrf" not in each]
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(ann)
+        shown = Parsed(client.get(f"/{shown_at}/run-1/").content.decode())
+        token = {"csrfmiddlewaretoken": shown.field("csrfmiddlewaretoken")}
+        response = client.post(str(shown.all("form")[0]["action"]), token)
+        assert response.status_code == status
+        assert AbortRequest.objects.exists() is (status == 302)
 
     def test_it_leads_back_to_its_page(self, ann: User) -> None:
         button = render("{% abort_button 'run-1' %}", request_of(ann, "/runs/?page=2&x=<"))
