@@ -1,11 +1,15 @@
-"""Helpers of the commands: check for a configured Redis, set up logging, and escape texts."""
+"""Helpers of the commands: check for a configured Redis, set up logging, and print lines."""
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
-from django.core.management.base import CommandError
+from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 
 from run_abort import conf
 from run_abort._runtime.runtime import current
@@ -70,3 +74,27 @@ def printable(text: str, stream: Any) -> str:
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def write_line(command: BaseCommand, text: str, style: Callable[[str], str] = str) -> None:
+    """Print a line. If it cannot be written, only the line is lost.
+
+    The exit code says what the command has done, not whether anybody could read it.
+    """
+    stream = command.stdout
+    try:
+        stream.write(style(printable(text, stream)))
+        stream.flush()
+    except AttributeError:  # there is no standard output, as after ``>&-``
+        return
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            logger.error("A line could not be written: %s", error)
+        if command._called_from_command_line:  # type: ignore[attr-defined]
+            drop_rest(stream)
+
+
+def drop_rest(stream: OutputWrapper) -> None:
+    """Let the stream drop what it still has: the interpreter would fail to write it at its exit."""
+    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

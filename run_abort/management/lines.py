@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from django.core.management.base import OutputWrapper
 
-from run_abort.management.environment import printable
+from run_abort.management.environment import drop_rest, printable
 
 logger = logging.getLogger("run_abort")
 
@@ -55,16 +52,10 @@ class Lines:
                 self._stream.flush()
         except BrokenPipeError:
             self.is_cut_off = True
-            _drop_rest(self._stream)
+            drop_rest(self._stream)
             self._on_cut_off()
         except OSError as error:  # such as of a full disk, which must not keep aborts from working
             logger.error("A line could not be written: %s", error)
-
-
-def _drop_rest(stream: OutputWrapper) -> None:
-    """Let the stream drop what it still has: the interpreter would fail to write it at its exit."""
-    with suppress(OSError), Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _text_line(event: str, facts: Mapping[str, Any]) -> str:

@@ -8,12 +8,26 @@ from typing import Any
 import pytest
 
 from run_abort.models import RunHold, RunProcess
-from tests.rows import hold_row, process_row
+from tests.rows import LEASE, hold_row, process_row
 from tests.support import NO_REDIS, Child, shared_rows
 
+# Runs Python with a standard output that nothing reads.
+UNREAD = """
+import os, sys
+outside, inside = os.pipe()
+os.dup2(inside, 1)
+os.close(outside)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+OUTPUTS = {
+    "full": ("sh", "-c", 'exec "$0" "$@" > /dev/full', sys.executable),
+    "closed": ("sh", "-c", 'exec "$0" "$@" >&-', sys.executable),
+    "unread": (sys.executable, "-c", UNREAD),
+}
 
-def manage(*arguments: str, settings: dict[str, Any]) -> Child:
-    return Child("manage.py", *arguments, settings=settings, program=(sys.executable,))
+
+def manage(*arguments: str, **options: Any) -> Child:
+    return Child("manage.py", *arguments, **{"program": (sys.executable,), **options})
 
 
 def test_the_status_says_why_redis_gives_no_number_if_it_is_asked_to(
@@ -49,3 +63,29 @@ def test_what_is_pruned_is_committed_although_autocommit_is_off(
         assert process.wait() == 0
     assert not RunHold.objects.exists()
     assert not RunProcess.objects.exists()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("abort_run", "run-1", "run-2"),
+        ("clear_run_abort", "run-1", "run-2"),
+        ("prune_run_aborts", "--older-than=9", "--verbosity=2"),
+        ("prune_run_aborts", "--ended=web-1:17"),
+        ("run_abort_status",),
+        ("run_abort_status", "--json"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_work_although_no_line_can_be_written(
+    project: dict[str, Any], shared: dict[str, Any], command: tuple[str, ...], output: str
+) -> None:
+    del project["LOGGING"]  # which has a handler on the standard output
+    hold_row("run-1", process_row("web-1", 17, silent=2 * LEASE))
+    buffered = {"PYTHONUNBUFFERED": ""}  # the interpreter writes at its exit
+    with manage(
+        *command, settings=project, program=OUTPUTS[output], environment=buffered
+    ) as process:
+        assert process.wait() == 0
+        assert "Traceback" not in str(process)
+        assert ("No space left" in str(process)) is (output == "full")

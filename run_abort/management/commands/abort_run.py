@@ -15,7 +15,7 @@ from run_abort._core.types import Hold
 from run_abort._runtime.runtime import current
 from run_abort.aborts import MAX_WAIT, AbortOutcome, Batch, ask
 from run_abort.management.arguments import add_actor, add_run_ids, seconds
-from run_abort.management.environment import CHECKS, printable
+from run_abort.management.environment import CHECKS, write_line
 
 
 class Command(BaseCommand):
@@ -58,9 +58,9 @@ class Command(BaseCommand):
             raise CommandError(problem, returncode=130) from error
         for outcome in outcomes if verbosity else ():
             style = self.style.SUCCESS if outcome.asked else self.style.ERROR
-            self.stdout.write(style(printable(str(outcome), self.stdout)))
+            write_line(self, str(outcome), style)
             for line in _findings(outcome, is_known=is_known) if wait else ():
-                self.stdout.write(f"    {line}")
+                write_line(self, f"    {line}")
         if not any(outcome.asked for outcome in outcomes):
             if current().is_local:
                 problem = "the app uses neither the database nor Redis here, as while tests run"

@@ -13,7 +13,7 @@ from run_abort._runtime.runtime import current
 from run_abort.aborts import who
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_actor, add_run_ids
-from run_abort.management.environment import CHECKS, printable
+from run_abort.management.environment import CHECKS, write_line
 
 
 class Command(BaseCommand):
@@ -40,8 +40,7 @@ class Command(BaseCommand):
         counts = {run_id: clear(run_id) for run_id in dict.fromkeys(run_ids)}
         for run_id, count in counts.items() if verbosity else ():
             style = self.style.ERROR if count is None else self.style.SUCCESS
-            line = printable(f"{visible(run_id)}: {_fact(count)}", self.stdout)
-            self.stdout.write(style(line))
+            write_line(self, f"{visible(run_id)}: {_fact(count)}", style)
         if None in counts.values():
             raise CommandError(
                 "The database failed; the log says why. Run this again when the database works and "

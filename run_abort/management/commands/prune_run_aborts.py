@@ -15,7 +15,7 @@ from run_abort._store import database, retention
 from run_abort._store.database import ADVICE
 from run_abort.exceptions import visible
 from run_abort.management.arguments import count, positive_number
-from run_abort.management.environment import CHECKS, printable
+from run_abort.management.environment import CHECKS, write_line
 
 MAX_DIGITS: Final = 18  # of a process ID; every database that Django supports can compare as many
 
@@ -91,7 +91,7 @@ class Command(BaseCommand):
             raise CommandError(f"The database failed: {visible(error)}{ADVICE}.") from error
         if verbosity:
             line = f"Process {pid} on {visible(host)}: deleted {deleted} block(s)"
-            self.stdout.write(self.style.SUCCESS(printable(line, self.stdout)))
+            write_line(self, line, self.style.SUCCESS)
 
     def _prune(
         self, older_than: float, *, batch_size: int, dry_run: bool, verbosity: int, **options: Any
@@ -102,8 +102,7 @@ class Command(BaseCommand):
             nonlocal deleted
             deleted += number
             if verbosity > 1:
-                self.stdout.write(f"{deleted} deleted so far")
-                self.stdout.flush()
+                write_line(self, f"{deleted} deleted so far")
 
         try:
             if not dry_run:
@@ -119,7 +118,7 @@ class Command(BaseCommand):
         if verbosity:
             done = f"would delete {old.prunable}, keep" if dry_run else f"deleted {deleted}, kept"
             line = f"Older than {older_than:g} day(s): {done} {old.standing} that still stand"
-            self.stdout.write(self.style.SUCCESS(line))
+            write_line(self, line, self.style.SUCCESS)
 
 
 def _process(text: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from run_abort._store import database
 from run_abort._store.holds import Overview, overview
 from run_abort.exceptions import visible
 from run_abort.management.arguments import add_run_ids, count
-from run_abort.management.environment import CHECKS, log_to, printable
+from run_abort.management.environment import CHECKS, log_to, write_line
 
 HEADINGS: Final = ("HOST", "PID", "PROCESS", "BLOCKS")
 INDENT: Final = "    "
@@ -76,12 +76,11 @@ class Command(BaseCommand):
             raise CommandError("The database failed; the log says why.")
         subscribers = current().push.subscribers()
         if verbosity and as_json:
-            self.stdout.write(json.dumps(_facts(found, subscribers)))
+            write_line(self, json.dumps(_facts(found, subscribers)))
         elif verbosity:
             standing = current().requests.standing_for(list(run_ids)) if run_ids else None
             lines = (*_table(found), *_refusals(standing or ()), *_sentences(found, subscribers))
-            text = "\n".join(lines)
-            self.stdout.write(printable(text, self.stdout))
+            write_line(self, "\n".join(lines))
 
         unmet = []
         if min_listening and subscribers is None:
