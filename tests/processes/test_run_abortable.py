@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
 
+from run_abort import abort_run
 from run_abort._core.controller import GRACE
+from run_abort._runtime.runtime import Runtime
 from tests.processes.conftest import Start, pid_in, python
-from tests.support import Foreign, is_there
+from tests.support import TIMEOUT, Foreign, in_threads, is_there, wait_until
 
 COMMAND = ("-m", "django", "run_abortable")
 # Runs Python while a signal is ignored.
@@ -46,6 +51,47 @@ class TestExitCode:
         child = start(*COMMAND, "run-1", "--label", "x", "--", "echo", "--label", "--", "y")
         child.wait_for("--label -- y")
         assert child.wait() == 0
+
+
+@pytest.mark.usefixtures("configure")
+class TestFromCode:
+    def run(self, *command: str) -> None:
+        call_command("run_abortable", "run-1", "--", *command)
+
+    def test_it_returns(self, tmp_path: Path) -> None:
+        self.run("touch", str(tmp_path / "made"))
+        assert (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize(
+        ("command", "code"),
+        [
+            (python("raise SystemExit(7)"), 7),
+            (["sh", "-c", "kill -KILL $$"], 128 + 9),
+            (["/no/such/program"], 127),
+        ],
+    )
+    def test_a_program_that_fails_is_an_error(self, command: list[str], code: int) -> None:
+        with pytest.raises(CommandError) as raised:
+            self.run(*command)
+        assert raised.value.returncode == code
+        assert str(raised.value).startswith(f"{command[0]}: ")
+
+    def test_so_is_an_abort(self, runtime: Runtime) -> None:
+        def abort() -> None:
+            wait_until(runtime.registry.holders)
+            abort_run("run-1", reason="because", actor="ann")
+
+        aborter = threading.Thread(target=abort)
+        aborter.start()
+        with pytest.raises(CommandError, match="was aborted by ann: because") as raised:
+            self.run("sleep", "600")
+        assert raised.value.returncode == 130
+        aborter.join(TIMEOUT)
+
+    def test_in_a_thread_it_starts_nothing_and_says_what_to_do(self, tmp_path: Path) -> None:
+        with pytest.raises(CommandError, match=r"needs the main thread.*signal\.run"):
+            in_threads(lambda: self.run("touch", str(tmp_path / "made")))
+        assert not (tmp_path / "made").exists()
 
 
 class TestAbort:

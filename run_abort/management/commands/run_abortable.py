@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +65,11 @@ class Command(BaseCommand):
         grace: float,
         **options: Any,
     ) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise CommandError(
+                "This needs the main thread, because it passes signals on to the program. In "
+                "another thread use signal.run() in a block of abortable_run."
+            )
         label = Path(command[0]).name if label is None else label
         try:
             block = abortable_run(run_id, groups=groups, label=label, grace=grace)
@@ -72,8 +78,10 @@ class Command(BaseCommand):
                 code = exit_code_of(process)
                 detach()
         except RunAborted as aborted:
-            self.stderr.write(str(aborted))
-            sys.exit(ABORTED)
+            if self._called_from_command_line:  # type: ignore[attr-defined]
+                self.stderr.write(str(aborted))
+                sys.exit(ABORTED)
+            raise CommandError(str(aborted), returncode=ABORTED) from aborted
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -82,4 +90,7 @@ class Command(BaseCommand):
                 f"{command[0]}: {error.strerror}",
                 returncode=NOT_FOUND if is_missing else NOT_EXECUTABLE,
             ) from error
-        sys.exit(code)
+        if self._called_from_command_line:  # type: ignore[attr-defined]
+            sys.exit(code)
+        if code:
+            raise CommandError(f"{command[0]}: exit code {code}", returncode=code)
