@@ -23,6 +23,7 @@ from run_abort.checks import check_deployment, check_settings, check_urls
 from tests.conftest import Configure
 from tests.support import wait_until
 
+DJANGOS = "django.core.cache.backends.redis.RedisCache"
 REDIS = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
 SHARDS = {"CLIENT_CLASS": "django_redis.client.ShardClient"}  # which is not one Redis
@@ -259,11 +260,28 @@ class OurMiddleware(AuthenticationMiddleware):
     """A project's own."""
 
 
-@pytest.mark.parametrize(("url", "wrong"), [("h:99999", "port"), ("h?db=zero", "options")])
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [("h:99999", "port"), ("h?db=zero", "options"), ("h?password=a&b=c", "options")],
+)
 def test_what_may_be_wrong_in_a_url_is_named(settings: Any, url: str, wrong: str) -> None:
     settings.RUN_ABORT = {"REDIS_URL": f"redis://{url}"}
     (message,) = check_settings()
     assert f"valid {wrong}" in message.msg
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        {"BACKEND": DJANGOS, "OPTIONS": {"ssl_cert_req": "none"}},
+        REDIS | {"OPTIONS": {"CONNECTION_POOL_KWARGS": {"ssl_cert_req": "none"}}},
+    ],
+)
+def test_an_option_that_is_not_of_a_url_is_named(settings: Any, cache: dict[str, Any]) -> None:
+    settings.CACHES = {"default": cache | {"LOCATION": "redis://localhost?db=1"}}
+    settings.RUN_ABORT = {}
+    (message,) = check_settings()
+    assert "'ssl_cert_req'" in message.msg
 
 
 def test_the_environment_names_one_too(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +293,6 @@ def test_the_environment_names_one_too(settings: Any, monkeypatch: pytest.Monkey
     assert ids() == ["E007"]
 
 
-DJANGOS = "django.core.cache.backends.redis.RedisCache"
 PASSWORD = "hunter2{}s3cret"
 
 
@@ -286,6 +303,7 @@ PASSWORD = "hunter2{}s3cret"
         ({"REDIS_URL": "redis://:{}@localhost"}, LOCMEM, None),
         ({"REDIS_URL": "redis://:12?{}=34@localhost"}, LOCMEM, None),
         ({"REDIS_URL": "unix://user:12?{}=34@/run/redis.sock"}, LOCMEM, None),
+        ({"REDIS_URL": "redis://localhost?password=12&{}=34"}, LOCMEM, None),
         ({"REDIS_URL": "http://:{}@localhost"}, LOCMEM, None),
         ({"REDIS_URL": ("redis://:{}@localhost",)}, LOCMEM, None),
         ({"REDIS_URL": {"password": "{}"}}, LOCMEM, None),
@@ -295,8 +313,11 @@ PASSWORD = "hunter2{}s3cret"
         ({}, LOCMEM, "redis://:{}@localhost"),
         ({}, LOCMEM, "redis://user:{}@localhost"),
         ({}, LOCMEM, "redis://12:{}@localhost"),
+        ({}, LOCMEM, "redis://localhost?password=12&{}=34"),
         ({}, REDIS | {"LOCATION": "redis://:{}@localhost"}, None),
         ({}, REDIS | {"LOCATION": ["redis://:{}@localhost"], "BACKEND": DJANGOS}, None),
+        ({}, REDIS | {"LOCATION": "redis://localhost?password=12&{}=34"}, None),
+        ({}, {"LOCATION": "redis://localhost?password=12&{}=34", "BACKEND": DJANGOS}, None),
     ],
 )
 def test_no_password_is_shown_however_it_is_written(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
@@ -78,14 +79,15 @@ def find() -> Found:
     if _is_forbidden(options):
         return Found(None, options)
     if options.REDIS_URL:
-        transport = _transport("RUN_ABORT['REDIS_URL']", _url_pool, options.REDIS_URL)
-        return Found(transport, options)
-    transport = _transport(f"CACHES[{options.CACHE_ALIAS!r}]", _alias_pool, options.CACHE_ALIAS)
+        url = options.REDIS_URL
+        return Found(_transport("RUN_ABORT['REDIS_URL']", _url_pool, url, [url]), options)
+    alias = options.CACHE_ALIAS
+    transport = _transport(f"CACHES[{alias!r}]", _alias_pool, alias, _locations(alias))
     if transport is not None:
         return Found(transport, options)
-    url = _environment_url(options)
-    found = _transport("the environment's REDIS_URL", _url_pool, url) if url else None
-    return Found(found, options, by_settings=options.REDIS_URL is not None, url=url)
+    given = _environment_url(options)
+    found = _transport("the environment's REDIS_URL", _url_pool, given, [given]) if given else None
+    return Found(found, options, by_settings=options.REDIS_URL is not None, url=given)
 
 
 def _is_forbidden(options: conf.Settings) -> bool:
@@ -93,12 +95,13 @@ def _is_forbidden(options: conf.Settings) -> bool:
 
 
 def _transport(
-    source: str, pool_of: Callable[[str], ConnectionPool | None], name: str
+    source: str, pool_of: Callable[[str], ConnectionPool | None], name: str, urls: Sequence[str]
 ) -> RedisTransport | None:
+    wrong = f"{source} is not {conf.URL_RULE}"
     try:
         pool = pool_of(name)
     except ValueError:  # its text may contain a part of the password
-        raise ImproperlyConfigured(f"{source} is not {conf.URL_RULE}") from None
+        raise ImproperlyConfigured(wrong) from None
     except ModuleNotFoundError as error:
         missing = f"{source} names a Redis, but the package {error.name} is not installed"
         raise ImproperlyConfigured(missing) from error
@@ -107,8 +110,20 @@ def _transport(
     from .connections import RedisTransport, new_connection
 
     timeout = conf.settings().PUBLISH_TIMEOUT
-    new_connection(pool, timeout=timeout)  # raises if redis-py does not know one of the options
+    try:
+        new_connection(pool, timeout=timeout)
+    except TypeError as error:  # redis-py does not know one of the options, which it names
+        if not _names_option_of(urls, str(error)):
+            raise
+        # After an unescaped & in a password, the rest of it is such a name.
+        raise ImproperlyConfigured(wrong) from None
     return RedisTransport(source, pool, timeout=timeout)
+
+
+def _names_option_of(urls: Sequence[str], text: str) -> bool:
+    if not all(map(conf.is_plain_url, urls)):
+        return True  # it may
+    return any(name in text for url in urls for name in parse_qs(urlsplit(url).query))
 
 
 def _environment_url(options: conf.Settings) -> str | None:
@@ -135,15 +150,20 @@ def _checked(url: str) -> str:
     return url
 
 
+def _locations(alias: str) -> list[str]:
+    """The URLs of the alias; of a cache that is not Redis, this may be a path."""
+    location = django_settings.CACHES.get(alias, {}).get("LOCATION", "")
+    is_list = isinstance(location, (list, tuple))
+    return list(map(str, location)) if is_list else str(location).split(",")
+
+
 def _alias_pool(alias: str) -> ConnectionPool | None:
     """A pool with all options of the alias; None if the alias is not Redis-backed."""
     configured = django_settings.CACHES.get(alias)
     if configured is None:
         return None
     cache: Any = caches[alias]
-    location = configured.get("LOCATION", "")  # of a cache that is not Redis, also a path
-    is_list = isinstance(location, (list, tuple))
-    urls = list(map(str, location)) if is_list else str(location).split(",")
+    urls = _locations(alias)
     if urls and _is_of_valkey(urls[0]):  # of django-valkey, whose pools are not redis-py's
         options = configured.get("OPTIONS", {})
         given = {key: options[key.upper()] for key in _CREDENTIALS if options.get(key.upper())}
