@@ -61,6 +61,8 @@ class Programs:
         :return: a function that detaches the process. It returns True if the process was detached.
             If the process is being ended, it waits until all of its processes have exited, and
             returns False. It also returns False if the process had exited before.
+        :raises TypeError: if ``process`` is of another kind, such as a process ID or a
+            ``multiprocessing.Process``.
         """
         attachment = attach(self, process, _grace(self, grace))
         return (lambda: False) if attachment is None else attachment.detach

@@ -105,7 +105,15 @@ class Attachment:
 
 
 def attach(signal: Signal, process: Process, grace: float) -> Attachment | None:
-    """End ``process`` and its descendants on an abort; None if it has exited."""
+    """End ``process`` and its descendants on an abort; None if it has exited.
+
+    :raises TypeError: if it is another kind of process, such as multiprocessing's.
+    """
+    if not (hasattr(process, "pid") and hasattr(process, "returncode")):
+        raise TypeError(
+            "process must be a subprocess.Popen or an asyncio.subprocess.Process, "
+            f"not {type(process)!r}"
+        )
     family = family_of(process.pid)
     # Checked afterwards: a process that was reaped before may have passed its ID on.
     if family is None or process.returncode is not None:

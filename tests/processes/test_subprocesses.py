@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import multiprocessing
 import os
 import signal as signals
 import subprocess
@@ -469,6 +470,17 @@ class TestAttach:
                 assert at_each_step(fail, attempt) > 1
             finally:
                 process.kill()
+
+    @pytest.mark.parametrize(
+        "process",
+        [7, multiprocessing.Process(), subprocess.CompletedProcess([], 0), None],
+    )
+    def test_another_kind_of_process_is_refused(
+        self, controller: AbortController, process: Any
+    ) -> None:
+        controller.abort()
+        with pytest.raises(TypeError, match=rf"subprocess\.Popen.*not {type(process)!r}"):
+            controller.signal.attach(process)
 
     def test_one_that_has_ended_is_nobody_any_more(self, controller: AbortController) -> None:
         with subprocess.Popen(["true"]) as process:
