@@ -243,9 +243,12 @@ def _pending_for(alias: str, ids: Iterable[str]) -> Pending:
         return Pending(known.standing, [])
     here = monotonic()  # read first: the times then come out too early, which spares blocks
     now = aware(present(alias))
-    ages = [now - each.requested_at for each in disconnects if each.requested_at is not None]
-    made = [here - age.total_seconds() for age in ages]
-    return Pending(known.standing, list(zip(disconnects, made, strict=True)))
+    made = [
+        (each, here - (now - at).total_seconds())
+        for each in disconnects
+        if (at := each.requested_at) is not None
+    ]
+    return Pending(known.standing, made)
 
 
 def times(alias: str, request_ids: Sequence[str]) -> dict[str, datetime]:
