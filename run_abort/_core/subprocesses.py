@@ -13,7 +13,7 @@ from functools import partial
 from typing import IO, Any, Final, Protocol
 
 from run_abort._concurrency.clock import monotonic
-from run_abort._concurrency.workers import spawn, submit
+from run_abort._concurrency.workers import spawn, start, submit
 from run_abort.exceptions import RunAborted
 
 from .escalation import Cancellation
@@ -247,7 +247,7 @@ def _feed(process: subprocess.Popen[Any], data: Any) -> None:
         with suppress(BrokenPipeError), pipe:
             getattr(pipe, "buffer", pipe).write(data)
 
-    threading.Thread(target=write, name="run_abort-process-input", daemon=True).start()
+    start(threading.Thread(target=write, name="run_abort-process-input", daemon=True))
 
 
 def _as_read(pipe: IO[Any] | None, output: bytes | None, *, is_whole: bool) -> Any:
