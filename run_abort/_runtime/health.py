@@ -18,14 +18,15 @@ class Health:
 
     :ivar ok: whether this process receives requests as fast as the settings allow. True if it
         listens. Also true if it reads requests from the database, and no Redis is configured or
-        ``LISTEN`` is False. False if neither is used, or if the settings are invalid.
+        ``LISTEN`` is False. False if neither is used, if what it works on could not be looked up in
+        the database then, or if the settings are invalid.
     :ivar state: of the listener: ``"starting"`` (not yet connected), ``"listening"`` (the server
         has confirmed the subscription), ``"reconnecting"`` (not, or no longer, confirmed),
         ``"stopped"`` (or its thread could not be started) or ``"off"`` (not started in this
         process, or no Redis is configured).
     :ivar since: when the listener entered that state, in UTC.
     :ivar reconnects: number of times a lost subscription was re-established.
-    :ivar last_error: why the connection is lost or refused, or why the settings are invalid; empty
+    :ivar last_error: why ``ok`` is False, such as why the connection is lost or refused; empty
         while it listens. It may contain host names: do not publish it.
     :ivar origin: the ID of this process on the wire.
     :ivar redis: whether a usable Redis is configured. It need not be reachable.
@@ -71,6 +72,8 @@ def health() -> Health:
     else:
         if now.state in {"off", "stopped"}:
             ok = database and not (redis and options.LISTEN is not False)
+            if ok and not runtime.reconciler.has_read:
+                ok, last_error = False, "DatabaseError: requests could not be read: see the log"
     return Health(
         ok=ok,
         state=now.state,

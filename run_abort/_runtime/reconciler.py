@@ -49,6 +49,7 @@ class Reconciler:
     :param origin: returns the ID of this process on the wire.
     :param is_listening: whether pushes reach this process; decides the interval.
     :ivar ticked: called in the thread each time, before it reads.
+    :ivar has_read: whether the requests about the held runs could be read the last time.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Reconciler:
         # Until when requests may have to be published again; 0 if there are none.
         self._push_until = 0.0
         self._failed = False
+        self.has_read = True
         self._is_new_child = False  # its holds are not written yet
         self._has_to_look = False
         self._may_look_at = 0.0  # in seconds of monotonic()
@@ -192,7 +194,8 @@ class Reconciler:
         self._has_to_look = False  # what comes from now on is for the next time
         self._failed = not self._holder.refresh()
         if keeps_requests:
-            self._failed |= not self._abort_held()
+            self.has_read = self._abort_held()
+            self._failed |= not self.has_read
             self._failed |= not self._catch_up.run(life)
             self._failed |= not self._push_again()
         return not self.is_needed() and self.service.retire(life, self.is_needed)

@@ -12,7 +12,7 @@ from django.urls import resolve, reverse
 from run_abort import abortable_run, health
 from run_abort._runtime.runtime import current
 from tests.conftest import Configure
-from tests.support import Child, Proxy, wait_until
+from tests.support import Child, Proxy, unmigrated, wait_until
 
 URL = "/health/"
 
@@ -66,6 +66,16 @@ class TestHealth:
         configure(REDIS_URL=None, REQUESTS=True)
         current().listener.start()
         wait_until(lambda: state() == (True, "off"))
+
+    @pytest.mark.usefixtures("transactional_db")
+    def test_of_one_that_cannot_read_the_database_it_depends_on(self, configure: Configure) -> None:
+        configure(REDIS_URL=None, REQUESTS=True, POLL_INTERVAL=0.05)
+        with abortable_run("run-1"):
+            with unmigrated():
+                wait_until(lambda: state() == (False, "off"))
+                assert health().last_error.startswith("DatabaseError: ")
+            wait_until(lambda: state() == (True, "off"))
+        assert health().last_error == ""
 
     def test_of_invalid_settings(self, settings: Any) -> None:
         settings.RUN_ABORT = {"CHANEL": "x"}
