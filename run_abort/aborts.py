@@ -81,8 +81,8 @@ def abort_run(
     :param actor: the requester: a user of the project, or any text, which is cut after 255
         characters.
     :param wait: seconds to wait at most until every block that works on the run was left, up to
-        3600; 0 looks once. Returns at once if there is none. It waits in vain for a block around
-        the call, and for one that needs a row which the caller's transaction has locked. Inside
+        3600; 0 looks once. Returns at once if there is none. A block around the call cannot end
+        meanwhile, nor can one that needs a row which the caller's transaction has locked. Inside
         a transaction on SQLite, and with ``HOLDS`` False, it does not wait.
     :raises TypeError: if the ID is anything else, such as a bare primary key, or ``wait`` no
         number.

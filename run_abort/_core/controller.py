@@ -300,7 +300,7 @@ class AbortController:
         self.signal = self.signal_class(name, grace if grace is GRACE else clean_grace(grace))
         # Of its block; ``current`` writes whether it is open, ``_store`` when it was entered.
         self.entered = inf  # in seconds of ``monotonic()``
-        self.left_at: float | None = None  # likewise
+        self.left_at: float | None = None  # by the same clock
         self.began = False  # whether the body runs or has run
         self.is_open = False
         self.outer: AbortController | None = None

@@ -158,7 +158,7 @@ class Escalator:
     def drop(self, plan: EscalationPlan) -> None:
         """Make no further attempt, because the block was left.
 
-        Waits until the last one was told, which may have arrived before.
+        Waits for an attempt under way, which may have been sent already, at most for ``ATTEMPT``.
         """
         with self._lock:
             plan.is_over = True

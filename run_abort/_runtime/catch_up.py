@@ -85,7 +85,7 @@ class CatchUp:
         """Continue from where another process ended.
 
         :param since: aware, by the database's clock; requests made before were handled.
-        :param began: likewise; requests made before are not for this process.
+        :param began: aware, by the same clock; requests made before are not for this process.
         """
         self._began = began
         self._gaps.append(since)

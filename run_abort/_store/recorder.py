@@ -58,7 +58,7 @@ class Operation(NamedTuple, Generic[Item, Result]):
         a reconnect again, so repeating it must do no harm.
     :ivar is_lazy: whether no caller waits for it.
     :ivar writes: whether it writes. A server that refuses this may go on to answer queries.
-    :ivar outage: told of failures; the recorder's own if None.
+    :ivar outage: receives the failures; the recorder's own if None.
     """
 
     order: int

@@ -76,7 +76,7 @@ class Transport(Protocol):
         """
 
     def count(self, channel: str) -> int:
-        """The number of subscribers of the channel, within a bounded time; a hint, likewise.
+        """The number of subscribers of the channel, within a bounded time. It is a hint, too.
 
         :raises Exception: if the server did not answer.
         """

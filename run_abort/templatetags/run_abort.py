@@ -50,8 +50,8 @@ def abort_button(
     :param view: URL name of the abort view, if the project has its own; that view is asked for the
         permission. Its only argument is the run ID or, if no URL matches that, the primary key of
         the instance.
-    :param progress: URL name of its progress view, likewise; if empty, the button shows only that
-        the run was asked to abort.
+    :param progress: URL name of its progress view, with the same argument; if empty, the button
+        shows only that the run was asked to abort.
     :raises TypeError: and ``ValueError``, as ``abort_run``: a bare primary key names no run.
     :raises django.urls.NoReverseMatch: if there is no URL of that name.
     :raises ImproperlyConfigured: if the URL name does not belong to an abort view.

@@ -19,7 +19,7 @@ REPEAT: Final = 5.0  # seconds
 
 
 class Requested(NamedTuple):
-    """What became of the requests of a user.
+    """The outcomes of a user's requests.
 
     :ivar outcomes: one for each distinct run, in the order in which they were given.
     :ivar made: the IDs of the runs for which a request was made, and not found.
