@@ -656,6 +656,20 @@ class TestAliasTraps:
         assert publish(push)
         wait_until(lambda: node.listener.status().messages == 1)
 
+    def test_an_error_does_not_list_the_options_of_the_sentinels(
+        self, push: Push, settings: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # redis-py 6.4 and 7.0 write the password, too.
+        options = {"password": "secret", "socket_timeout": 0.5}
+        ports = [free_port(), free_port()]
+        settings.CACHES = {"default": of_sentinels(*ports, SENTINEL_KWARGS=options)}
+        settings.RUN_ABORT = {"REQUESTS": False}
+        assert not publish(push)
+        assert "No master found for 'primary': " in caplog.text
+        assert "ConnectionError" in caplog.text
+        assert "secret" not in caplog.text
+        assert "password" not in caplog.text
+
 
 class TestAccessRules:
     """Those of docs/security.md."""

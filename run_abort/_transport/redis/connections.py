@@ -28,6 +28,7 @@ from redis.retry import Retry
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 
+from .endpoint import connect
 from .resp import MessageReader, ReplyError, number, publish_command
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
@@ -117,7 +118,7 @@ class Subscription:
         self._reader = MessageReader(len(channels[0].encode()), limit=limit, channels=len(channels))
 
     def open(self) -> None:
-        self._connection.connect()
+        connect(self._connection)
         self._connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
         deadline = monotonic() + CONNECT_TIMEOUT
         while self._reader.confirmed < len(self._channels):
@@ -224,8 +225,7 @@ class RedisTransport:
         return self._over_new(lambda new: self._send(new, commands, deadline), deadline)
 
     def count(self, channel: str) -> int:
-        deadline = monotonic() + self._timeout
-        return self._over_new(partial(_count, channel=channel), deadline)
+        return self._over_new(partial(_count, channel=channel), monotonic() + self._timeout)
 
     def subscribe(self, *channels: str, heartbeat: float, limit: int) -> Subscription:
         return Subscription(
@@ -263,7 +263,7 @@ class RedisTransport:
 
     def _connect(self, new: Connection, use: Callable[[Connection], T], token: list[None]) -> T:
         try:
-            new.connect()
+            connect(new)
             return use(new)
         except _FAILED:
             raise

@@ -24,7 +24,7 @@ from run_abort import conf
 if TYPE_CHECKING:
     from redis import ConnectionPool
 
-    from .connections import RedisTransport
+    from .connections import Connection, RedisTransport
 
 _CREDENTIALS: Final = ("username", "password")
 
@@ -213,3 +213,19 @@ def _asking_in_time(factory: Any) -> Any:
     limits = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     kwargs = {**limits, "retry": Retry(NoBackoff(), 0), **given}
     return type(factory)({**options, "SENTINEL_KWARGS": kwargs})
+
+
+def connect(connection: Connection) -> None:
+    """Connect, through Sentinels if the project has them.
+
+    :raises Exception: if that is not possible now. Its text contains no password.
+    """
+    from redis.sentinel import MasterNotFoundError
+
+    try:
+        connection.connect()
+    except MasterNotFoundError as error:
+        # redis-py lists the options of each Sentinel in it, in some versions with the passwords.
+        text, _, asked = str(error).partition(" : ")
+        _, has_error, last = asked.rpartition(")> - ")
+        raise MasterNotFoundError(f"{text}: {last}" if has_error else text) from None
