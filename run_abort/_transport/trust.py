@@ -99,10 +99,15 @@ class Trust:
         """The request to obey; None if the message has no authority. Called by the listener."""
         request, signature = message
         problem = self._problem(request, signature)
-        if not problem:
-            return request if signature is None else cleaned(request)
-        self.doubted()
-        self._refuse(request, problem)
+        if problem:
+            self.doubted()
+            self._refuse(request, problem)
+        elif signature is None:
+            return request
+        elif self._heard.add(signature.value):
+            return cleaned(request)
+        else:  # obeyed before: its sender repeats what a slow server does not confirm in time
+            self.refused += 1
         return None
 
     def _problem(self, request: Request, signature: Signature | None) -> str:
@@ -126,7 +131,7 @@ class Trust:
             return (
                 f"its signature does not fit: its key is {theirs}, the one of this process {ours}"
             )
-        return "" if self._heard.add(signature.value) else "it was received before"
+        return ""
 
     def _refuse(self, request: Request, problem: str) -> None:
         self.refused += 1

@@ -153,6 +153,16 @@ class TestAuthority:
             assert judged(fields | {"sig": sig}, by) is None
         assert by.refused == 3
 
+    def test_one_that_its_sender_repeats_is_no_reason_to_worry(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        by, fields, doubts = Trust(), published(), list[None]()
+        by.doubted.add(lambda: doubts.append(None))
+        assert judged(fields, by) is not None
+        assert judged(fields, by) is None
+        assert not doubts
+        assert not caplog.records
+
     def test_unsigned(self, configure: Configure) -> None:
         fields = {"runId": "run-1", "origin": "inst_x"}
         assert judged(fields) is None
