@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from .clock import monotonic
 from .hooks import call_logged
 from .latch import Latch
 from .workers import is_ending, start, thread_ends
@@ -37,6 +38,17 @@ class Life:
         """Wait until the thread is woken, at most ``seconds`` seconds."""
         self._wake.wait(seconds)
         self._wake.clear()
+
+    def pause_until(self, end: float) -> bool:
+        """:meth:`pause` until ``end``, in seconds of ``monotonic()``, or until woken.
+
+        :return: False, without a pause, if it is over or the thread has to end.
+        """
+        rest = end - monotonic()
+        if self.stopping or rest <= 0:
+            return False
+        self.pause(rest)
+        return True
 
     def wake(self) -> None:
         """End the current pause, or else the next one. Any thread may call this."""

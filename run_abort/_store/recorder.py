@@ -115,7 +115,7 @@ class Recorder:
 
     def _reset(self) -> None:
         # A SimpleQueue, because a signal handler may interrupt put() and put another job.
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._is_over = False
         self._busy: _Busy | None = None
         self._replaced = 0  # threads since one has finished a batch
@@ -143,6 +143,7 @@ class Recorder:
         self._replace_if_stuck()
         if self._is_over or not self.service.ensure_started():
             self._work_here()
+        self.service.wake()
         return promise
 
     def call(
@@ -269,46 +270,43 @@ class Recorder:
     # The thread.
 
     def _run(self, life: Life) -> None:
-        life.on_stop = lambda: self._jobs.put(None)
         try:
             while not life.stopping:
-                batch = self._take(life)
-                if batch is None:
-                    if self.service.retire(life, lambda: not self._jobs.empty()):
-                        return
-                elif batch:
+                if batch := self._take(life):
                     self._do(batch)
+                elif self.service.retire(life, lambda: not self._jobs.empty()):
+                    return
         finally:
             with suppress(Exception):  # the app may not be installed any more
                 connection.close_own(database.alias())
 
-    def _take(self, life: Life) -> list[_Job] | None:
-        """The jobs that wait, at least one; None if none has come for long."""
-        try:
-            batch = [self._jobs.get(timeout=LINGER)]
-        except Empty:
-            return None
+    def _take(self, life: Life) -> list[_Job]:
+        """The jobs that wait; none if none has come for long."""
+        until = monotonic() + LINGER
+        while not (batch := self._waiting()) and life.pause_until(until):
+            pass
         until = monotonic() + REST
-        while len(batch) < MAX_WAITING:
-            rest = until - monotonic()
-            is_lazy = all(job and job.operation.is_lazy for job in batch)
-            may_wait = rest > 0 and not life.stopping and is_lazy
-            try:
-                batch.append(self._jobs.get(may_wait, rest if may_wait else None))
-            except Empty:
-                break
+        while batch and all(job.operation.is_lazy for job in batch) and life.pause_until(until):
+            batch += self._waiting()
         jobs = _in_order(batch)
         # A job for which a caller waits may come meanwhile, and is done before the rest.
         for job in jobs[MAX_BATCH:]:
             self._jobs.put(job)
         return jobs[:MAX_BATCH]
 
-    def _work_here(self) -> None:
-        """Do the jobs that wait in this thread."""
-        jobs: list[_Job | None] = []
-        with suppress(Empty):  # another thread may take some of them meanwhile
+    def _waiting(self) -> list[_Job]:
+        """Take the jobs that wait now, but for those that another thread takes meanwhile."""
+        # Not with a time-out: CPython up to 3.12 then waits for ever if the time is up just as
+        # another thread takes the job for which this one was woken.
+        jobs: list[_Job] = []
+        with suppress(Empty):
             for _ in range(self._jobs.qsize()):
                 jobs.append(self._jobs.get(False))  # noqa: PERF401  what was taken must not be lost
+        return jobs
+
+    def _work_here(self) -> None:
+        """Do the jobs that wait in this thread."""
+        jobs = self._waiting()
         try:
             alias = database.alias()
         except ImportError:  # a finaliser leaves a block when nothing can be imported any more
@@ -389,9 +387,9 @@ def _execute(operation: Operation[Any, Any], alias: str, items: list[Any]) -> Se
         raise
 
 
-def _in_order(jobs: Iterable[_Job | None]) -> list[_Job]:
+def _in_order(jobs: Iterable[_Job]) -> list[_Job]:
     """The jobs that are to be done, in the order of their operations."""
-    some = [job for job in jobs if job is not None and not job.promise.is_done]
+    some = [job for job in jobs if not job.promise.is_done]
     return sorted(some, key=attrgetter("operation.order"))  # stable
 
 

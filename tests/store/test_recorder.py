@@ -331,6 +331,26 @@ def test_the_thread_ends_when_nothing_is_left(
     assert rows.call(lambda alias: 2) == 2
 
 
+def test_the_thread_ends_although_another_takes_its_work_at_the_last_moment(
+    rows: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced: CPython up to 3.12 forgets the time-out of ``SimpleQueue.get`` there."""
+    monkeypatch.setattr(recorder, "LINGER", 0.5)
+    assert rows.call(lambda alias: 1) == 1
+    time.sleep(0.2)  # it waits now
+    previous = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        rows.put(recorder._LAST, None)
+        rows._jobs.get(False)
+        busy_until = time.monotonic() + 0.6
+        while time.monotonic() < busy_until:
+            pass
+    finally:
+        sys.setswitchinterval(previous)
+    wait_until(lambda: not recorders())
+
+
 def test_what_waits_when_it_is_stopped_is_done_all_the_same(rows: Recorder) -> None:
     is_free = block(rows)
     waiting = rows.put(recorder._CALL, lambda alias: 7)
