@@ -271,9 +271,38 @@ class TestPublish:
                 publish(push)
             transport = push.transport()
             assert isinstance(transport, RedisTransport)
-            wait_until(lambda: transport._tokens.qsize() == MAX_CONNECTING)
+            wait_until(lambda: len(transport._tokens) == MAX_CONNECTING)
 
         assert at_each_step(fail, attempt) > 50
+
+    def test_one_that_waits_for_a_place_waits_no_longer_than_the_time_out(
+        self, push: Push, configure: Configure
+    ) -> None:
+        """Forced: another takes the place that became free just as the time of this one is up."""
+        configure(PUBLISH_TIMEOUT=0.5)
+        transport = push.transport()
+        assert isinstance(transport, RedisTransport)
+        places: list[list[None]] = [[] for _ in range(MAX_CONNECTING)]
+        for place in places:
+            transport._take(place, time.monotonic())
+        published: list[bool] = []
+        waiting = threading.Thread(target=lambda: published.append(publish(push)))
+        waiting.start()
+        time.sleep(0.2)  # it waits now
+        previous = sys.getswitchinterval()
+        sys.setswitchinterval(60)
+        try:
+            transport._give_back(places[0])
+            transport._take(places[0], time.monotonic())
+            busy_until = time.monotonic() + 0.6
+            while time.monotonic() < busy_until:
+                pass
+        finally:
+            sys.setswitchinterval(previous)
+        waiting.join(TIMEOUT)
+        for place in places:
+            transport._give_back(place)
+        assert published == [False]
 
     def test_nothing(
         self, push: Push, configure: Configure, caplog: pytest.LogCaptureFixture

@@ -10,11 +10,10 @@ import os
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
-from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
 from redis import ConnectionPool
@@ -28,7 +27,7 @@ from redis.retry import Retry
 from run_abort._concurrency.clock import monotonic
 from run_abort._concurrency.workers import submit
 
-from .endpoint import connect
+from .endpoint import connect, is_local
 from .resp import MessageReader, ReplyError, number, publish_command
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, of a subscription: for TCP, and again for each reply
@@ -36,6 +35,7 @@ PONG_TIMEOUT: Final = 5.0  # seconds to wait for bytes after a PING
 READ_SIZE: Final = 65_536  # bytes
 PIPELINE: Final = 500  # commands that are sent before their replies are read
 MAX_CONNECTING: Final = 8  # publishers that may wait for a new connection at once
+BUSY: Final = 0.005  # seconds until another publisher looks whether it may
 
 T = TypeVar("T")
 
@@ -207,11 +207,9 @@ class RedisTransport:
         # At most one, idle. The thread that pops it owns it.
         self._kept: list[Connection] = []
         self._was_used = False
-        # A token for each connection that may be made. Not a semaphore, which has a lock inside:
-        # a signal handler may publish while its own thread does.
-        self._tokens: SimpleQueue[None] = SimpleQueue()
-        for _ in range(MAX_CONNECTING):
-            self._tokens.put(None)
+        # A token for each connection that may be made. Not a semaphore, which has a lock inside: a
+        # signal handler may publish while its own thread does. Nor a SimpleQueue: see ``Recorder``.
+        self._tokens: list[None] = [None] * MAX_CONNECTING
 
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> list[int]:
         deadline = monotonic() + self._timeout
@@ -234,7 +232,7 @@ class RedisTransport:
 
     def lacks(self) -> list[str]:
         options = self.pool.connection_kwargs
-        if "path" in options or _is_local(options.get("host", "localhost")):
+        if "path" in options or is_local(options.get("host", "localhost")):
             return []
         lacks = []
         if not any(map(options.get, ("password", "credential_provider", "ssl_certfile"))):
@@ -245,21 +243,29 @@ class RedisTransport:
 
     def _over_new(self, use: Callable[[Connection], T], deadline: float) -> T:
         """The result of ``use(connection)``, in a helper thread, with a new connection."""
-        connection = new_connection(self.pool, timeout=_remaining(deadline))
+        new = new_connection(self.pool, timeout=_remaining(deadline))
         token: list[None] = []
         try:
             try:
-                # One call of C code: a signal handler that raises in between would lose the token.
-                token.extend(map(self._tokens.get, [True], [_remaining(deadline)]))
-                connect = partial(self._connect, connection, use, token)
-                sent = submit(connect, name="run_abort-publish")
+                self._take(token, deadline)
+                sent = submit(partial(self._connect, new, use, token), name="run_abort-publish")
             except BaseException:  # of a signal handler: the thread may or may not have started
                 self._give_back(token)
                 raise
             return sent.result(_remaining(deadline))
-        except (TimeoutError, Empty) as error:
-            _interrupt(connection)  # the thread may wait for the end of a reply
+        except TimeoutError as error:
+            _interrupt(new)  # the thread may wait for the end of a reply
             raise TimeoutError(f"no answer within {self._timeout:g} s") from error
+
+    def _take(self, token: list[None], deadline: float) -> None:
+        while not token:
+            try:
+                # One call of C code: a signal handler that raises in between would lose the token.
+                token.extend(map(list.pop, [self._tokens]))
+            except IndexError:
+                if monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(BUSY)
 
     def _connect(self, new: Connection, use: Callable[[Connection], T], token: list[None]) -> T:
         try:
@@ -274,7 +280,7 @@ class RedisTransport:
 
     def _give_back(self, token: list[None]) -> None:
         with suppress(IndexError):  # another thread has
-            self._tokens.put(token.pop())
+            self._tokens.append(token.pop())
 
     def _send(self, connection: Connection, commands: list[bytes], deadline: float) -> list[int]:
         listeners: list[int] = []
@@ -306,12 +312,6 @@ class RedisTransport:
         while self._kept:
             with suppress(IndexError):
                 self._kept.pop().disconnect()
-
-
-def _is_local(host: str) -> bool:
-    with suppress(ValueError):  # a name
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _count(connection: Connection, channel: str) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -213,6 +214,13 @@ def _asking_in_time(factory: Any) -> Any:
     limits = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     kwargs = {**limits, "retry": Retry(NoBackoff(), 0), **given}
     return type(factory)({**options, "SENTINEL_KWARGS": kwargs})
+
+
+def is_local(host: str) -> bool:
+    """Whether the host, a name or an address, is this machine by its loopback interface."""
+    with suppress(ValueError):  # a name
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def connect(connection: Connection) -> None:
