@@ -217,10 +217,11 @@ def _secrets() -> list[bytes]:
         return [each.encode() for each in ([given] if isinstance(given, str) else given)]
     try:
         names = [django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS]
-        secrets = list(map(force_bytes, names))
+        # A fallback that is not set, "" or None, is no key: everybody knows it.
+        secrets = [force_bytes(each) for each in names if each]
     except Exception as error:  # SECRET_KEY may be missing, or be read late from somewhere
         logger.warning(
             "Messages are neither signed nor trusted: this process has no key: %s", visible(error)
         )
         return []
-    return [hmac.digest(each, b"run_abort.SIGNING_KEY", "sha256") for each in secrets if each]
+    return [hmac.digest(each, b"run_abort.SIGNING_KEY", "sha256") for each in secrets]

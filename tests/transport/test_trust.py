@@ -202,6 +202,14 @@ class TestKeys:
         with override_settings(SECRET_KEY=NEW):
             assert published()["key"] != Key(NEW.encode()).fingerprint
 
+    @pytest.mark.parametrize("missing", ["", None])
+    def test_a_fallback_that_is_not_set_is_none(self, missing: str | None) -> None:
+        with override_settings(SECRET_KEY=str(missing)):
+            by_anybody = published()
+        with override_settings(SECRET_KEY=lazystr(NEW), SECRET_KEY_FALLBACKS=[missing]):
+            assert judged(published()) == REQUEST
+            assert judged(by_anybody) is None
+
     def test_a_process_without_one_neither_signs_nor_trusts_and_says_so_once(
         self, configure: Configure, caplog: pytest.LogCaptureFixture
     ) -> None:
