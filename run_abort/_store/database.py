@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("run_abort")
 
 MAX_HOST: Final = 255  # characters
-ADVICE: Final = ". If the tables are missing, run 'manage.py migrate run_abort'"
+ADVICE: Final = (
+    ". If the tables are missing, run 'manage.py migrate run_abort', with --database if a router "
+    "names another one than 'default'"
+)
 
 thread_ends.add(connections.close_all)
 

@@ -306,6 +306,7 @@ class TestUnwell:
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "run_abort_abortrequest" in caplog.text
         assert "run 'manage.py migrate run_abort'" in caplog.text
+        assert "--database" in caplog.text
 
     @pytest.mark.django_db(transaction=True)
     def test_to_clear_no_request_is_no_sign_that_rows_can_be_written(
