@@ -570,3 +570,6 @@ class TestOneClass:
         with core.block("outer", insist="interrupt"), (inner := core.block(insist=insist)):
             assert type(inner) is Block
         assert repr(inner) == "Block('run-1')"
+
+    def test_a_type_checker_knows_it_by_its_base(self) -> None:
+        assert contextlib.AbstractContextManager in Block.__mro__
